@@ -1,0 +1,1 @@
+"""Experiments: one readable file each, on the machinery of base, sweep and report."""
