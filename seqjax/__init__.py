@@ -1,0 +1,38 @@
+"""Recurrent sequence models in JAX: cells as pure functions, and every way to obtain their gradient.
+
+    cell = seqjax.cells.lstm(64)
+    params = cell.init(jax.random.key(0), 14)
+    carry, ys = seqjax.unroll(cell, params, None, xs)     # xs [T, B, 14], ys [T, B, 64]
+
+`seqjax.nnx` holds the same cells as Flax NNX modules. It is imported on first use, so that the cells need JAX alone.
+"""
+
+import importlib
+
+from seqjax import cells, diagnostics, gradients, initializers, solve, wrappers
+from seqjax.core import Cell, Const, Gated, from_step
+from seqjax.unroll import bidirectional, generate, mask_from_lengths, unroll
+
+__all__ = [
+    "Cell",
+    "Const",
+    "Gated",
+    "bidirectional",
+    "cells",
+    "diagnostics",
+    "from_step",
+    "generate",
+    "gradients",
+    "initializers",
+    "mask_from_lengths",
+    "solve",
+    "unroll",
+    "wrappers",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name == "nnx":
+        return importlib.import_module("seqjax.nnx")
+    raise AttributeError(f"module 'seqjax' has no attribute {name!r}")

@@ -1,0 +1,284 @@
+"""Cells whose transition is one or two matrix products of the carry between elementwise gates.
+
+Each docstring shows one step as the code of a slow loop: x [B, D], carry [B, H], weights as in the params;
+`split(u, n)` cuts the last axis into n equal parts. The tests run that code.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+
+from seqjax.core import Array, Cell, Const, Gated, carry_dtype, dense, gated_transition, like
+from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
+
+
+class LSTMCarry(NamedTuple):
+    """Carry of the LSTM cells: output h and cell state c, each [B, H]."""
+
+    h: Array
+    c: Array
+
+
+def _check_size(name: str, hidden: int) -> None:
+    if not isinstance(hidden, int) or hidden < 1:
+        raise ValueError(f"{name} takes a positive number of units, got {hidden!r}")
+
+
+def _initial(hidden: int, gates: tuple[str, ...], w_x, w_h, b, dtype) -> Callable:
+    """The init of a cell with weights w_x [D, G*H], w_h [H, G*H] and b [G*H]."""
+
+    def init(key, in_features):
+        k_x, k_h, k_b = jax.random.split(key, 3)
+        return {
+            "w_x": per_gate(w_x, k_x, in_features, len(gates), hidden, dtype),
+            "w_h": per_gate(w_h, k_h, hidden, len(gates), hidden, dtype),
+            "b": b(k_b, gates, hidden, dtype),
+        }
+
+    return init
+
+
+def _zeros(params, batch_shape) -> Array:
+    w_h = params["w_h"]
+    return jnp.zeros((*batch_shape, w_h.shape[0]), carry_dtype(w_h.dtype))
+
+
+def _zeros_lstm(params, batch_shape) -> LSTMCarry:
+    return LSTMCarry(_zeros(params, batch_shape), _zeros(params, batch_shape))
+
+
+def _project(params, x):
+    return dense(x, params["w_x"], params["b"])
+
+
+def _one_product(gates: Callable) -> Gated:
+    """The hint of a cell whose only matrix product is that of its output h."""
+    return Gated(
+        weights=lambda params: (params["w_h"],),
+        stages=(lambda carry, z, us: jax.tree.leaves(carry)[0],),
+        gates=lambda carry, z, us: gates(carry, z, us[0]),
+    )
+
+
+def rnn(
+    hidden: int,
+    activation: Callable[[Array], Array] = jnp.tanh,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    w_h: Initializer = orthogonal(),
+    b: BiasInitializer = gate_bias(),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """Simple recurrent network (Elman 1990)::
+
+        h = activation(x @ w_x + h @ w_h + b)
+        y = h
+
+    Args:
+      hidden: number of units H.
+      activation: any elementwise function.
+      w_x: initializer of the input weights [D, H].
+      w_h: initializer of the recurrent weights [H, H].
+      b: bias initializer, of the one gate "candidate".
+      dtype: of the params.
+
+    Returns:
+      A cell with the carry h [B, H]. Elman's separate output map f(W h + b) is `wrappers.with_head(rnn(H), O, f)`.
+    """
+    _check_size("rnn", hidden)
+    hint = _one_product(lambda h, z, u: activation(z + u))
+    return Cell(
+        init=_initial(hidden, ("candidate",), w_x, w_h, b, dtype),
+        initial_carry=_zeros,
+        project=_project,
+        transition=gated_transition(hint),
+        readout=lambda params, h, z: h,
+        gated=hint,
+    )
+
+
+def lstm(
+    hidden: int,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    w_h: Initializer = orthogonal(),
+    b: BiasInitializer = gate_bias(forget=1.0),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """Long short-term memory (Hochreiter & Schmidhuber 1997) with forget gate (Gers, Schmidhuber & Cummins 2000)::
+
+        i, f, g, o = split(x @ w_x + h @ w_h + b, 4)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h = sigmoid(o) * tanh(c)
+        y = h
+
+    Args:
+      hidden: number of units H.
+      w_x: initializer of the input weights [D, H] of each gate.
+      w_h: initializer of the recurrent weights [H, H] of each gate.
+      b: bias initializer, of the gates "input", "forget", "candidate" and "output".
+      dtype: of the params.
+
+    Returns:
+      A cell with the carry `LSTMCarry(h, c)`.
+    """
+    _check_size("lstm", hidden)
+
+    def gates(carry, z, u):
+        i, f, g, o = jnp.split(z + u, 4, axis=-1)
+        c = sigmoid(f) * carry.c + sigmoid(i) * jnp.tanh(g)
+        return LSTMCarry(sigmoid(o) * jnp.tanh(c), c)
+
+    hint = _one_product(gates)
+    return Cell(
+        init=_initial(hidden, ("input", "forget", "candidate", "output"), w_x, w_h, b, dtype),
+        initial_carry=_zeros_lstm,
+        project=_project,
+        transition=gated_transition(hint),
+        readout=lambda params, carry, z: carry.h,
+        gated=hint,
+    )
+
+
+def peephole_lstm(
+    hidden: int,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    w_h: Initializer = orthogonal(),
+    b: BiasInitializer = gate_bias(forget=1.0),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """LSTM whose gates see the cell state (Gers & Schmidhuber 2000, "Recurrent nets that time and count")::
+
+        i, f, g, o = split(x @ w_x + h @ w_h + b, 4)
+        p_i, p_f, p_o = p
+        c_before = c
+        c = sigmoid(f + p_f * c_before) * c_before + sigmoid(i + p_i * c_before) * tanh(g)
+        h = sigmoid(o + p_o * c) * tanh(c)
+        y = h
+
+    Input and forget gate see the state before the step, the output gate the state after it. The peepholes p [3, H] are
+    elementwise and start at 0. Arguments and carry as in `lstm`.
+    """
+    _check_size("peephole_lstm", hidden)
+    initial = _initial(hidden, ("input", "forget", "candidate", "output"), w_x, w_h, b, dtype)
+
+    def project(params, x):
+        return _project(params, x), Const(params["p"])
+
+    def gates(carry, z, u):
+        z, p = z
+        i, f, g, o = jnp.split(z + u, 4, axis=-1)
+        p_i, p_f, p_o = (like(row.astype(u.dtype), g) for row in p.value)
+        c = sigmoid(f + p_f * carry.c) * carry.c + sigmoid(i + p_i * carry.c) * jnp.tanh(g)
+        return LSTMCarry(sigmoid(o + p_o * c) * jnp.tanh(c), c)
+
+    hint = _one_product(gates)
+    return Cell(
+        init=lambda key, in_features: {**initial(key, in_features), "p": jnp.zeros((3, hidden), dtype)},
+        initial_carry=_zeros_lstm,
+        project=project,
+        transition=gated_transition(hint),
+        readout=lambda params, carry, z: carry.h,
+        gated=hint,
+    )
+
+
+def gru(
+    hidden: int,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    w_h: Initializer = orthogonal(),
+    b: BiasInitializer = gate_bias(),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """Gated recurrent unit, reset after the product: the form of cuDNN, PyTorch and Keras::
+
+        x_r, x_z, x_n = split(x @ w_x + b, 3)
+        h_r, h_z, h_n = split(h @ w_h, 3)
+        r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+        n = tanh(x_n + r * (h_n + b_n))
+        h = z * h + (1 - z) * n
+        y = h
+
+    Cho et al. 2014 (arXiv 1406.1078). The bias b_n [H] inside the reset starts at 0; z near 1 keeps the carry.
+
+    Args:
+      hidden: number of units H.
+      w_x: initializer of the input weights [D, H] of each gate.
+      w_h: initializer of the recurrent weights [H, H] of each gate.
+      b: bias initializer, of the gates "reset", "update" and "candidate".
+      dtype: of the params.
+
+    Returns:
+      A cell with the carry h [B, H].
+    """
+    _check_size("gru", hidden)
+    initial = _initial(hidden, ("reset", "update", "candidate"), w_x, w_h, b, dtype)
+
+    def project(params, x):
+        return _project(params, x), Const(params["b_n"])
+
+    def gates(h, z, u):
+        z, b_n = z
+        x_r, x_z, x_n = jnp.split(z, 3, axis=-1)
+        h_r, h_z, h_n = jnp.split(u, 3, axis=-1)
+        r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+        n = jnp.tanh(x_n + r * (h_n + like(b_n.value.astype(h_n.dtype), h_n)))
+        return z * h + (1 - z) * n
+
+    hint = _one_product(gates)
+    return Cell(
+        init=lambda key, in_features: {**initial(key, in_features), "b_n": jnp.zeros((hidden,), dtype)},
+        initial_carry=_zeros,
+        project=project,
+        transition=gated_transition(hint),
+        readout=lambda params, h, z: h,
+        gated=hint,
+    )
+
+
+def gru_reset_before(
+    hidden: int,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    w_h: Initializer = orthogonal(),
+    b: BiasInitializer = gate_bias(),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """Gated recurrent unit as published, reset before the product (Cho et al. 2014, arXiv 1406.1078)::
+
+        x_r, x_z, x_n = split(x @ w_x + b, 3)
+        w_r, w_z, w_n = split(w_h, 3)
+        r, z = sigmoid(x_r + h @ w_r), sigmoid(x_z + h @ w_z)
+        n = tanh(x_n + (r * h) @ w_n)
+        h = z * h + (1 - z) * n
+        y = h
+
+    Arguments and carry as in `gru`. The second product waits for the first, so a step is slower than that of `gru`.
+    """
+    _check_size("gru_reset_before", hidden)
+
+    def weights(params):
+        return params["w_h"][:, : 2 * hidden], params["w_h"][:, 2 * hidden :]
+
+    def reset_carry(h, z, us):
+        return sigmoid(z[..., :hidden] + us[0][..., :hidden]) * h
+
+    def gates(h, z, us):
+        _, x_z, x_n = jnp.split(z, 3, axis=-1)
+        z = sigmoid(x_z + us[0][..., hidden:])
+        return z * h + (1 - z) * jnp.tanh(x_n + us[1])
+
+    hint = Gated(weights, (lambda h, z, us: h, reset_carry), gates)
+    return Cell(
+        init=_initial(hidden, ("reset", "update", "candidate"), w_x, w_h, b, dtype),
+        initial_carry=_zeros,
+        project=_project,
+        transition=gated_transition(hint),
+        readout=lambda params, h, z: h,
+        gated=hint,
+    )

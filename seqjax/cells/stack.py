@@ -1,0 +1,51 @@
+"""Cells on top of each other."""
+
+import jax
+
+from seqjax.core import Cell, out_features
+
+
+def stack(*cells: Cell) -> Cell:
+    """Layers: each cell reads the output of the one before.
+
+    Params and carry are tuples with one entry a layer. The `layers` hint lets `unroll` run each layer over all of time
+    before the next, on its own fast path.
+    """
+    if not cells:
+        raise ValueError("stack needs at least one cell")
+
+    def init(key, in_features):
+        params = []
+        for cell, k in zip(cells, jax.random.split(key, len(cells)), strict=True):
+            p = cell.init(k, in_features)
+            params.append(p)
+            if len(params) < len(cells):
+                in_features = out_features(cell, p, in_features)
+        return tuple(params)
+
+    def project(params, x):
+        return cells[0].project(params[0], x)
+
+    def transition(params, carry, z):
+        carries = []
+        for i, cell in enumerate(cells):
+            if i > 0:
+                z = cell.project(params[i], cells[i - 1].readout(params[i - 1], carries[-1], z))
+            carries.append(cell.transition(params[i], carry[i], z))
+        return tuple(carries)
+
+    def readout(params, carry, z):
+        for i in range(1, len(cells)):
+            z = cells[i].project(params[i], cells[i - 1].readout(params[i - 1], carry[i - 1], z))
+        return cells[-1].readout(params[-1], carry[-1], z)
+
+    return Cell(
+        init=init,
+        initial_carry=lambda params, batch_shape: tuple(
+            cell.initial_carry(p, batch_shape) for cell, p in zip(cells, params, strict=True)
+        ),
+        project=project,
+        transition=transition,
+        readout=readout,
+        layers=cells,
+    )

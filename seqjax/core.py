@@ -1,0 +1,269 @@
+"""The cell: what a recurrence is, split by what may run in parallel over time.
+
+    z_t = project(params, x_t)               parallel over time
+    h_t = transition(params, h_{t-1}, z_t)   the only sequential line
+    y_t = readout(params, h_t, z_t)          parallel over time
+
+Every function is written for one step, with any leading axes: `[D]` is a single sequence, `[B, D]` a batch. Whoever
+unrolls a cell maps `project` and `readout` over time, in parallel (`over_time`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Key = jax.Array
+Params = Any
+Carry = Any
+Tree = Any
+
+
+class Gated(NamedTuple):
+    """Hint: the transition is matrix products of the carry, and elementwise arithmetic around them.
+
+        v_1 = stages[0](h, z, ());  u_1 = v_1 @ weights(params)[0]
+        v_2 = stages[1](h, z, (u_1,));  u_2 = v_2 @ weights(params)[1];  ...
+        h'  = gates(h, z, (u_1, u_2, ...))
+
+    One stage is enough for most cells; the GRU that resets before the product has two. Stages and gates see no
+    params: what they need (a peephole, a bias) comes through z, in a `Const`. Each v has the shape of the first
+    leaf of the carry. So the gradient of each weight is one matrix product over all steps (`solve.fused`), and
+    recurrent dropout knows what to mask.
+    """
+
+    weights: Callable[[Params], tuple[Array, ...]]
+    stages: tuple[Callable[[Carry, Tree, tuple[Array, ...]], Array], ...]
+    gates: Callable[[Carry, Tree, tuple[Array, ...]], Carry]
+
+
+class Cell(NamedTuple):
+    """A recurrent cell as a tuple of pure functions.
+
+    Attributes:
+      init: `(key, in_features) -> params`, a plain tree of arrays.
+      initial_carry: `(params, batch_shape) -> carry`; every leaf is `[*batch_shape, ...]`.
+      project: `(params, x) -> z`.
+      transition: `(params, carry, z) -> carry`, one step.
+      readout: `(params, carry, z) -> y`.
+      gated: optional hint, see `Gated`.
+      affine: optional hint `(params, z) -> (a, b)`: the transition is `a * carry + b`, elementwise.
+      layers: optional hint: unrolling this cell is unrolling these cells one after the other, each on the outputs
+        of the one before. `params` and the carry are then tuples with one entry a layer.
+
+    A hint is a second description of the same transition. The tests hold every hint against `transition`.
+    """
+
+    init: Callable[[Key, int], Params]
+    initial_carry: Callable[[Params, tuple[int, ...]], Carry]
+    project: Callable[[Params, Tree], Tree]
+    transition: Callable[[Params, Carry, Tree], Carry]
+    readout: Callable[[Params, Carry, Tree], Tree]
+    gated: Gated | None = None
+    affine: Callable[[Params, Tree], tuple[Carry, Carry]] | None = None
+    layers: "tuple[Cell, ...] | None" = None
+
+    def step(self, params: Params, carry: Carry, x: Tree) -> tuple[Carry, Tree]:
+        """One step: `(params, carry, x [B, D]) -> (carry, y [B, O])`."""
+        z = self.project(params, x)
+        carry = self.transition(params, carry, z)
+        return carry, self.readout(params, carry, z)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Const:
+    """A leaf of the inputs that every step sees unchanged: a dropout mask, a static covariate, an attention memory.
+
+    `unroll` does not scan over it: its value has no time axis (`[B, ...]`, or fewer axes).
+    """
+
+    value: Any
+
+
+def is_const(leaf: Tree) -> bool:
+    """Whether a node of a tree is a `Const`."""
+    return isinstance(leaf, Const)
+
+
+def select(mask: Array, on: Tree, off: Tree) -> Tree:
+    """`on` where `mask [B]` is true and `off` elsewhere, for trees of arrays `[B, ...]`."""
+
+    def pick(a, b):
+        m = mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim))
+        return jnp.where(like(m, a), a, like(b, a))
+
+    return jax.tree.map(pick, on, off)
+
+
+def open_const(tree: Tree) -> Tree:
+    """Replace every `Const` in a tree by its value."""
+    return jax.tree.map(lambda leaf: leaf.value if is_const(leaf) else leaf, tree, is_leaf=is_const)
+
+
+def split_const(tree: Tree) -> tuple[list[Array], Callable[[list[Array]], Tree]]:
+    """The leaves of a tree that have a time axis, and a function that puts such leaves back among the constants."""
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_const)
+    timed = [leaf for leaf in leaves if not is_const(leaf)]
+
+    def merge(values):
+        values = iter(values)
+        return treedef.unflatten([leaf if is_const(leaf) else next(values) for leaf in leaves])
+
+    return timed, merge
+
+
+def over_time(f: Callable[..., Tree], *trees: Tree) -> Tree:
+    """Map `f`, written for one step, over the leading axis of the leaves of `trees`; a `Const` stays as it is."""
+
+    def axes(tree):
+        return jax.tree.map(lambda leaf: None if is_const(leaf) else 0, tree, is_leaf=is_const)
+
+    in_axes = tuple(axes(tree) for tree in trees)
+    out = jax.eval_shape(jax.vmap(f, in_axes), *trees)
+    return jax.vmap(f, in_axes, axes(out))(*trees)
+
+
+def scan_const(body: Callable[[Carry, Tree], tuple[Carry, Tree]], carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
+    """`lax.scan`, where a `Const` among the inputs is seen by every step and one among the outputs is not stacked."""
+    timed, merge = split_const(xs)
+    first = merge([leaf[0] for leaf in timed])
+    outputs = jax.eval_shape(body, carry, first)[1]
+    if any(is_const(leaf) for leaf in jax.tree.leaves(outputs, is_leaf=is_const)):
+        # Only the constants of this step are used: under jit the rest of it is dead code.
+        outputs = body(carry, first)[1]
+    _, merge_outputs = split_const(outputs)
+
+    def timed_body(carry, x):
+        carry, y = body(carry, merge(x))
+        return carry, split_const(y)[0]
+
+    carry, ys = jax.lax.scan(timed_body, carry, timed)
+    return carry, merge_outputs(ys)
+
+
+def features(x: Tree) -> Array:
+    """The features among the inputs of a step: the first leaf. (The others are noise, masks, resets.)"""
+    return jax.tree.leaves(x)[0]
+
+
+def with_features(x: Tree, value: Array) -> Tree:
+    """The inputs `x` with other features."""
+    leaves, treedef = jax.tree.flatten(x)
+    return treedef.unflatten([value, *leaves[1:]])
+
+
+def like(value: Array, reference: Array) -> Array:
+    """Broadcast `value`, which may lack leading axes, to the shape of `reference`."""
+    return jnp.broadcast_to(value, reference.shape)
+
+
+def carry_dtype(dtype: Any) -> Any:
+    """The dtype of a carry for weights of `dtype`: float32 for float16 and bfloat16, otherwise the same."""
+    return jnp.dtype(jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype)
+
+
+def matmul(x: Array, w: Array) -> Array:
+    """`x @ w` for `x [..., D]` and `w [D, G]`, accumulated and returned in `carry_dtype(w.dtype)`.
+
+    `x` is cast to the dtype of `w`: with bfloat16 weights the product takes bfloat16 and sums in float32.
+    """
+    return jnp.matmul(x.astype(w.dtype), w, preferred_element_type=carry_dtype(w.dtype))
+
+
+def dense(x: Array, w: Array, b: Array | None = None) -> Array:
+    """`x @ w + b` for `x [..., D]`, `w [D, G]`, `b [G]`; see `matmul`.
+
+    Raises:
+      TypeError: if x is not floating, or wider than float32 where the weights are narrower than it.
+      ValueError: if x does not end in D features.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"inputs have dtype {x.dtype}, expected a floating dtype (the weights are {w.dtype})")
+    if carry_dtype(x.dtype) != carry_dtype(w.dtype):
+        raise TypeError(f"inputs have dtype {x.dtype} and the weights {w.dtype}: cast one of them")
+    if x.ndim == 0 or x.shape[-1] != w.shape[0]:
+        raise ValueError(f"inputs have shape {x.shape}, expected [..., {w.shape[0]}] (weights {w.shape})")
+    z = matmul(x, w)
+    return z if b is None else z + like(b.astype(z.dtype), z)
+
+
+def gated_transition(gated: Gated) -> Callable[[Params, Carry, Tree], Carry]:
+    """The transition that a `Gated` hint describes."""
+
+    def transition(params, carry, z):
+        us = ()
+        for stage, w in zip(gated.stages, gated.weights(params), strict=True):
+            us = (*us, matmul(stage(carry, z, us), w))
+        return gated.gates(carry, z, us)
+
+    return transition
+
+
+def affine_transition(affine: Callable[[Params, Tree], tuple[Carry, Carry]]) -> Callable:
+    """The transition that an `affine` hint describes."""
+
+    def transition(params, carry, z):
+        a, b = affine(params, z)
+        return jax.tree.map(lambda a, h, b: a * h + b, a, carry, b)
+
+    return transition
+
+
+def inner(cell: Cell, through: Callable[[Tree], Tree]) -> Cell:
+    """`cell` seen through a wider z: every function and hint that takes z gets `through(z)` instead.
+
+    The start of a wrapper that adds something to z; `project` is left for the wrapper to replace.
+    """
+    gated, affine = cell.gated, cell.affine
+    return cell._replace(
+        transition=lambda params, carry, z: cell.transition(params, carry, through(z)),
+        readout=lambda params, carry, z: cell.readout(params, carry, through(z)),
+        gated=gated
+        and Gated(
+            weights=gated.weights,
+            stages=tuple(lambda carry, z, us, stage=stage: stage(carry, through(z), us) for stage in gated.stages),
+            gates=lambda carry, z, us: gated.gates(carry, through(z), us),
+        ),
+        affine=affine and (lambda params, z: affine(params, through(z))),
+        layers=None,
+    )
+
+
+def out_features(cell: Cell, params: Params, in_features: int) -> int:
+    """The number of features of the output of a cell that reads `in_features` floating features."""
+    x = jax.ShapeDtypeStruct((in_features,), jax.tree.leaves(params)[0].dtype)
+    _, y = jax.eval_shape(lambda params, x: cell.step(params, cell.initial_carry(params, ()), x), params, x)
+    return y.shape[-1]
+
+
+def from_step(
+    init: Callable[[Key, int], Params],
+    initial_carry: Callable[[Params, tuple[int, ...]], Carry],
+    step: Callable[[Params, Carry, Tree], tuple[Carry, Tree]],
+) -> Cell:
+    """A cell of any step function `(params, carry, x) -> (carry, y)`, without hints.
+
+    `step` sees the value of a `Const`, not its wrapper. An output may depend on the carry before the step, which a
+    readout does not see, so the cell carries both, `(h_t, h_{t-1})`, and its readout names `step` once more; inside
+    one compiled loop XLA computes it once.
+    """
+
+    def transition(params, carry, z):
+        now, _ = carry
+        return step(params, now, open_const(z))[0], now
+
+    def both(params, batch_shape):
+        carry = initial_carry(params, batch_shape)
+        return carry, carry
+
+    return Cell(
+        init=init,
+        initial_carry=both,
+        project=lambda params, x: x,
+        transition=transition,
+        readout=lambda params, carry, z: step(params, carry[1], open_const(z))[1],
+    )

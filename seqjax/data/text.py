@@ -1,0 +1,176 @@
+"""Text as characters: reading, vocabulary, and contiguous streams for stateful truncated training."""
+
+import json
+import os
+import pydoc_data.topics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what index 0 decodes to
+
+
+def read(path: str | os.PathLike[str]) -> str:
+    """The text of a UTF-8 file, or of all `*.txt` files of a directory, in sorted order, one after another.
+
+    Raises:
+      FileNotFoundError: no such path, or a directory without `*.txt` files (names what it holds).
+      ValueError: not UTF-8 (names the file and the offset of the first bad byte), or empty.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    if not files:
+        found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
+        raise FileNotFoundError(f"{path}: no *.txt file in this directory, found {found}")
+    text = "".join(_decode(file) for file in files)
+    if not text:
+        raise ValueError(f"{path}: the text is empty")
+    return text
+
+
+def language_reference() -> str:
+    """The reference manual of the Python language that runs this program: `pydoc_data.topics`, topics sorted.
+
+    About half a million characters that are on every machine. The text differs between versions of Python.
+    """
+    topics: dict[str, str] = pydoc_data.topics.topics
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+class Vocabulary(NamedTuple):
+    """The characters of a text: index i + 1 is characters[i], index 0 is any character that is not among them."""
+
+    characters: str  # distinct, in code point order
+
+    @classmethod
+    def of(cls, train: str) -> "Vocabulary":
+        """The distinct characters of the training part (never of the whole text)."""
+        if not train:
+            raise ValueError("a vocabulary needs a training text, got an empty one")
+        return cls("".join(sorted(set(train))))
+
+    @property
+    def size(self) -> int:
+        """Number of indices, the unknown one included."""
+        return len(self.characters) + 1
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text of N characters to int32 [N], 0 where a character is unknown."""
+        known, codes = _code_points(self.characters), _code_points(text)
+        index = np.minimum(np.searchsorted(known, codes), len(known) - 1)
+        return np.where(known[index] == codes, index + 1, 0).astype(np.int32)
+
+    def decode(self, tokens: Sequence[int] | np.ndarray | Array) -> str:
+        """Integers [N] to N characters, U+FFFD for index 0. Raises ValueError for an index outside of range(size)."""
+        indices = np.asarray(tokens, np.int64)
+        if indices.ndim != 1:
+            raise ValueError(f"tokens must have shape [N], got {indices.shape}")
+        wrong = indices[(indices < 0) | (indices >= self.size)]
+        if wrong.size:
+            raise ValueError(f"tokens must be in range({self.size}), got {wrong[0]}")
+        alphabet = UNKNOWN + self.characters
+        return "".join(alphabet[i] for i in indices)
+
+    def to_json(self) -> str:
+        """As JSON, for the artifacts of a run."""
+        return json.dumps({"characters": self.characters})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Vocabulary":
+        """What `to_json` wrote. Raises ValueError for anything else."""
+        found = json.loads(text)
+        characters = found.get("characters") if isinstance(found, dict) else None
+        if not isinstance(characters, str) or list(characters) != sorted(set(characters)) or not characters:
+            raise ValueError(f'expected {{"characters": distinct characters in code point order}}, got {text[:80]}')
+        return cls(characters)
+
+
+def split(text: str, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> tuple[str, ...]:
+    """Contiguous parts of the text, in order, of len(text) * fraction characters each, rounded.
+
+    Raises:
+      ValueError: fractions are not positive, do not sum to 1, or leave a part empty.
+    """
+    if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"fractions must be positive and sum to 1, got {tuple(fractions)}")
+    borders = [0, *(round(float(f) * len(text)) for f in np.cumsum(fractions))]
+    parts = tuple(text[a:b] for a, b in zip(borders, borders[1:], strict=False))
+    if not all(parts):
+        raise ValueError(f"{len(text)} characters are too few for the fractions {tuple(fractions)}: a part is empty")
+    return parts
+
+
+def lanes(tokens: np.ndarray, batch: int) -> np.ndarray:
+    """Contiguous streams: column b is the b-th of `batch` equal stretches of the tokens; the tail is dropped.
+
+    Chunk i + 1 of a lane continues chunk i of the same lane, so a carry passed on sees one unbroken text
+    (Zaremba et al. 2014, arXiv 1409.2329).
+
+    Args:
+      tokens: integers [M].
+      batch: lanes B, 1 <= B <= M.
+
+    Returns:
+      int32 [N, B], time-major, N = M // B.
+    """
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise ValueError(f"tokens must be integers of shape [M], got {tokens.dtype} {tokens.shape}")
+    if not 1 <= batch <= len(tokens):
+        raise ValueError(f"batch must be between 1 and the {len(tokens)} tokens, got {batch}")
+    rows = len(tokens) // batch
+    return tokens[: rows * batch].reshape(batch, rows).T.astype(np.int32)
+
+
+def chunks(streams: np.ndarray | Array, length: int) -> int:
+    """How many chunks of `length` inputs, each followed by a target, the streams [N, B] hold: (N - 1) // length.
+
+    Raises:
+      ValueError: not even one.
+    """
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}")
+    rows, batch = streams.shape
+    if rows <= length:
+        raise ValueError(
+            f"a chunk of length {length} needs {length + 1} tokens in each lane, got {rows} in each of {batch} lanes:"
+            " use a longer text, fewer lanes or a shorter chunk"
+        )
+    return (rows - 1) // length
+
+
+def chunk(streams: Array, index: Array | int, length: int) -> tuple[Array, Array]:
+    """Chunk `index` of the streams: inputs streams[i*T : i*T + T], targets the next token of each.
+
+    Args:
+      streams: int32 [N, B] from `lanes`.
+      index: int32 [], 0 <= index < chunks(streams, length); checked unless traced.
+      length: steps of a chunk T, static.
+
+    Returns:
+      inputs int32 [T, B], targets int32 [T, B].
+    """
+    count = chunks(streams, length)
+    if not isinstance(index, jax.core.Tracer) and not 0 <= int(index) < count:
+        raise ValueError(f"index must be in range({count}), got {int(index)}")
+    window = jax.lax.dynamic_slice_in_dim(jnp.asarray(streams), index * length, length + 1)
+    return window[:-1], window[1:]
+
+
+def _decode(file: Path) -> str:
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        bad = f"byte 0x{content[error.start]:02x} at offset {error.start}"
+        raise ValueError(f"{file}: not UTF-8, {bad} ({error.reason})") from None
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

@@ -1,0 +1,166 @@
+"""Windows of a series, gathered on the device, in an order that is a pure function of (key, epoch)."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+_ROUNDS = 8  # four suffice for large domains; a permutation of a handful of indices needs more to be fair
+
+
+def order(key: Array, epoch: Array | int, positions: Array, count: int) -> Array:
+    """The indices at `positions` of epoch `epoch`'s random permutation of range(count).
+
+    Only the asked positions are computed: a Feistel network, keyed by (key, epoch), permutes range(2**bits) with
+    2**bits the next power of two, and values that fall outside range(count) are permuted again until they fall
+    inside (cycle walking; Black & Rogaway 2002). So an epoch needs no memory, and the state to resume is the step.
+
+    Args:
+      key: PRNG key.
+      epoch: int32 [], may be traced.
+      positions: integers [...], 0 <= position < count (not checked when traced).
+      count: number of indices, static, 1 <= count < 2**31.
+
+    Returns:
+      int32 [...], for positions = arange(count) a permutation of range(count).
+
+    Raises:
+      ValueError: count out of range, or positions (when known) not in range(count).
+      TypeError: positions are not integers.
+    """
+    if not 1 <= count < 2**31:
+        raise ValueError(f"count must be in [1, 2**31), got {count}")
+    positions = jnp.asarray(positions)
+    if not jnp.issubdtype(positions.dtype, jnp.integer):
+        raise TypeError(f"positions must be integers, got {positions.dtype}")
+    _check_range("positions", positions, count)
+    bits = (count - 1).bit_length()
+    round_keys = jax.random.bits(jax.random.fold_in(key, epoch), (_ROUNDS,), jnp.uint32)
+
+    def outside(x: Array) -> Array:
+        return jnp.any(x >= count)
+
+    def walk(x: Array) -> Array:
+        return jnp.where(x >= count, _feistel(round_keys, x, bits), x)
+
+    x = _feistel(round_keys, positions.astype(jnp.uint32), bits)
+    return jax.lax.while_loop(outside, walk, x).astype(jnp.int32)
+
+
+def minibatch(key: Array, step: Array | int, batch: int, count: int) -> Array:
+    """The indices of update `step`'s minibatch: epochs of count // batch batches, each epoch in a new order.
+
+    The count % batch indices that an epoch leaves over differ between epochs.
+
+    Args:
+      key: PRNG key of the whole training.
+      step: int32 [], updates done so far, may be traced.
+      batch: minibatch size, static, 1 <= batch <= count.
+      count: number of examples, static.
+
+    Returns:
+      int32 [B], distinct indices in range(count).
+    """
+    if not 1 <= batch <= count:
+        raise ValueError(f"batch must be in [1, count = {count}], got {batch}")
+    step = jnp.asarray(step, jnp.int32)
+    epoch, index = jnp.divmod(step, count // batch)
+    return order(key, epoch, index * batch + jnp.arange(batch, dtype=jnp.int32), count)
+
+
+def gather(series: Array, starts: Array, length: int, stride: int = 1) -> Array:
+    """Windows of a series: result[t, b] = series[starts[b] + stride * t].
+
+    Args:
+      series: [N, ...features].
+      starts: integers [B], the first row of each window.
+      length: rows of a window T, static.
+      stride: rows of the series between rows of a window, static.
+
+    Returns:
+      [T, B, ...features], time-major. Rows outside of the series are NaN in float windows, so that a wrong start
+      shows up in the loss; for other dtypes they are jax's fill value of `.at[].get(mode="fill")`.
+
+    Raises:
+      ValueError: length or stride below 1, starts not of shape [B], or a known start whose window leaves the series.
+      TypeError: starts are not integers.
+    """
+    series, starts = jnp.asarray(series), jnp.asarray(starts)
+    if length < 1 or stride < 1:
+        raise ValueError(f"length and stride must be at least 1, got {length} and {stride}")
+    if starts.ndim != 1:
+        raise ValueError(f"starts must have shape [B], got {starts.shape}")
+    if not jnp.issubdtype(starts.dtype, jnp.integer):
+        raise TypeError(f"starts must be integers, got {starts.dtype}")
+    _check_range("starts", starts, len(series) - stride * (length - 1))
+    offsets = stride * jnp.arange(length, dtype=starts.dtype)
+    rows = offsets[:, None] + starts[None, :]  # [T, B]
+    return series.at[rows].get(mode="fill", wrap_negative_indices=False)
+
+
+class Standardizer(NamedTuple):
+    """Columns to mean 0 and standard deviation 1: apply(x) = (x - mean) / std, invert(z) = z * std + mean."""
+
+    mean: Array  # [D], in the units of the columns
+    std: Array  # [D], in the units of the columns
+
+    @classmethod
+    def fit(cls, train: Any, columns: Sequence[str] | None = None) -> "Standardizer":
+        """Mean and (population) standard deviation of the columns of `train` [N, D], summed up in float64.
+
+        Give it the training part only. `columns` names the columns in errors.
+
+        Raises:
+          ValueError: train is not [N, D] with N >= 2, has a NaN or an infinity, or has a constant column.
+        """
+        train = np.asarray(train, np.float64)
+        if train.ndim != 2 or len(train) < 2:
+            raise ValueError(f"train must have shape [N, D] with N >= 2, got {train.shape}")
+        names = columns or [f"column {i}" for i in range(train.shape[1])]
+        for name, column in zip(names, train.T, strict=True):
+            if not np.isfinite(column).all():
+                raise ValueError(f"{name!r} has a value that is not finite at row {np.argmin(np.isfinite(column))}")
+            if (column == column[0]).all():
+                raise ValueError(f"{name!r} is constant ({column[0]:g}) in the training part: nothing to scale by")
+        return cls(jnp.asarray(train.mean(0), jnp.float32), jnp.asarray(train.std(0), jnp.float32))
+
+    def apply(self, x: Any) -> Array:
+        """[..., D] in units to float32 [..., D] standardized."""
+        x = jnp.asarray(x, jnp.float32)
+        return (x - jnp.broadcast_to(self.mean, x.shape)) / jnp.broadcast_to(self.std, x.shape)
+
+    def invert(self, z: Any) -> Array:
+        """[..., D] standardized to float32 [..., D] in units."""
+        z = jnp.asarray(z, jnp.float32)
+        return z * jnp.broadcast_to(self.std, z.shape) + jnp.broadcast_to(self.mean, z.shape)
+
+
+def _feistel(round_keys: Array, x: Array, bits: int) -> Array:
+    """A keyed bijection of range(2**bits), uint32 [...] to uint32 [...]: (L, R) -> (R, L ^ f(R)), repeatedly."""
+    left, right = bits - bits // 2, bits // 2  # widths; they trade places every round, back in place after an even number
+    for round_key in round_keys:
+        high, low = x >> right, x & (2**right - 1)
+        high = high ^ (_mix(low ^ round_key) & (2**left - 1))
+        x = (low << left) | high
+        left, right = right, left
+    return x
+
+
+def _mix(x: Array) -> Array:
+    """A 32-bit mixer with low bias (C. Wellons 2018, "lowbias32"), uint32 [...] to uint32 [...]."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _check_range(name: str, indices: Array, stop: int) -> None:
+    """Refuses indices outside of range(stop), where they are known: under jit they are not."""
+    if isinstance(indices, jax.core.Tracer) or indices.size == 0:
+        return
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high >= stop:
+        raise ValueError(f"{name} must be in range({max(stop, 0)}), got values from {low} to {high}")

@@ -1,0 +1,163 @@
+"""Running cells over sequences: `unroll`, `bidirectional`, `generate`."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from seqjax.core import Array, Carry, Cell, Key, Params, Tree, features, split_const
+from seqjax.solve import Solver, solve
+from seqjax.wrappers import masked
+
+
+def mask_from_lengths(lengths: Array, steps: int) -> Array:
+    """bool [T, B] that is true at the first `lengths[b]` steps of sequence b; lengths int [B]."""
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"lengths must be integers, got {lengths.dtype}")
+    if not isinstance(lengths, Tracer) and bool(((lengths < 0) | (lengths > steps)).any()):
+        raise ValueError(f"lengths must lie between 0 and the number of steps {steps}, got {lengths}")
+    time = jnp.arange(steps, dtype=lengths.dtype).reshape(steps, *(1,) * lengths.ndim)
+    return time < jnp.expand_dims(lengths, 0)
+
+
+def reverse_time(xs: Tree) -> Tree:
+    """Flip the time axis of every timed leaf."""
+    timed, merge = split_const(xs)
+    return merge([jnp.flip(leaf, 0) for leaf in timed])
+
+
+def batch_shape(xs: Tree) -> tuple[int, ...]:
+    """The axes between time and features: of `[T, *batch, D]`, or of tokens `[T, *batch]`."""
+    x = features(xs)
+    return x.shape[1:] if jnp.issubdtype(x.dtype, jnp.integer) else x.shape[1:-1]
+
+
+def _check(cell: Cell, params: Params, carry: Carry, xs: Tree, mask: Array | None) -> None:
+    timed, _ = split_const(xs)
+    if not timed:
+        raise ValueError("unroll needs inputs with a time axis, got only Const leaves")
+    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in timed}
+    if None in lengths or len(lengths) > 1:
+        raise ValueError(f"all inputs must have the same number of steps, got {[leaf.shape for leaf in timed]}")
+    if lengths == {0}:
+        raise ValueError("unroll got an empty sequence: the inputs have 0 steps")
+    if mask is not None and (mask.dtype != bool or mask.shape != (*lengths, *batch_shape(xs))):
+        raise ValueError(
+            f"mask must be bool {(*lengths, *batch_shape(xs))}, [T, B] of the inputs, got {mask.dtype} {mask.shape}"
+        )
+    expected = jax.eval_shape(lambda params: cell.initial_carry(params, batch_shape(xs)), params)
+    given = jax.eval_shape(lambda carry: carry, carry)
+    if given != expected:
+        raise ValueError(f"the carry is {given}, expected {expected} for inputs {features(xs).shape}")
+
+
+def unroll(
+    cell: Cell,
+    params: Params,
+    carry: Carry | None,
+    xs: Tree,
+    *,
+    mask: Array | None = None,
+    reverse: bool = False,
+    method: str | Solver = "auto",
+) -> tuple[Carry, Tree]:
+    """Run a cell over sequences.
+
+        for t in range(T):  carry, ys[t] = cell.step(params, carry, xs[t])
+
+    Args:
+      cell: the cell.
+      params: its params, as from `cell.init(key, D)`.
+      carry: the carry before the first step, or None for the cell's initial carry.
+      xs: inputs [T, B, D] (any number of batch axes), tokens int [T, B], or a tree of such as the cell takes; a `Const`
+        in it has no time axis.
+      mask: bool [T, B]; steps where it is false are skipped (`wrappers.masked`): the carry stays, the output is 0.
+      reverse: run from the last step to the first; ys stays in the order of xs. With a mask that pads at the end, each
+        sequence starts at its own last step.
+      method: "auto", "scan", "checkpointed", "fused", "associative" (see `seqjax.solve`), or a solver, such as
+        `partial(solve.checkpointed, chunk=100)`.
+
+    Returns:
+      `(carry, ys)`: the carry after the last step, and the outputs [T, B, O].
+
+    Raises:
+      ValueError: for an empty sequence, lengths that differ, a carry or mask of another shape, features that do not fit
+        the weights, or a method that the cell does not admit.
+      TypeError: for inputs of a dtype that the cell does not take.
+    """
+    if carry is None:
+        carry = cell.initial_carry(params, batch_shape(xs))
+    _check(cell, params, carry, xs, mask)
+    if mask is not None:
+        cell, xs = masked(cell), (xs, mask)
+    if reverse:
+        xs = reverse_time(xs)
+    carry, ys = solve(method, cell, params, carry, xs)
+    return carry, reverse_time(ys) if reverse else ys
+
+
+def bidirectional(
+    cells: tuple[Cell, Cell],
+    params: tuple[Params, Params],
+    carries: tuple[Carry, Carry] | None,
+    xs: Tree,
+    *,
+    mask: Array | None = None,
+    method: str | Solver = "auto",
+) -> tuple[tuple[Carry, Carry], Array]:
+    """Run one cell forward and another backward in time (Schuster & Paliwal 1997).
+
+    Args:
+      cells: the forward and the backward cell.
+      params: theirs.
+      carries: theirs, or None for the initial ones.
+      xs: inputs [T, B, D].
+      mask: bool [T, B], as in `unroll`: the backward cell starts at each sequence's own last step.
+      method: as in `unroll`.
+
+    Returns:
+      Both last carries, and the outputs concatenated at each step [T, B, O + O'].
+    """
+    forward, backward = carries if carries is not None else (None, None)
+    run = partial(unroll, mask=mask, method=method)
+    forward, ys = run(cells[0], params[0], forward, xs)
+    backward, zs = run(cells[1], params[1], backward, xs, reverse=True)
+    return (forward, backward), jnp.concatenate([ys, zs], axis=-1)
+
+
+def generate(
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    x: Tree,
+    steps: int,
+    key: Key,
+    choose: Callable[[Key, Tree], Tree],
+) -> tuple[Carry, Tree]:
+    """Feed a cell with what it says: one to many.
+
+        carry, y = cell.step(params, carry, x);  x = choose(key_t, y)
+
+    Args:
+      cell: the cell.
+      params: its params.
+      carry: the carry before the first step.
+      x: first input, [B] or [B, D].
+      steps: how many inputs to choose.
+      key: PRNG key, split over the steps.
+      choose: `(key, y) -> x`, for tokens `jax.random.categorical`.
+
+    Returns:
+      The last carry and the chosen inputs [steps, B, ...].
+    """
+
+    def body(state, key):
+        carry, x = state
+        carry, y = cell.step(params, carry, x)
+        x = choose(key, y)
+        return (carry, x), x
+
+    (carry, _), xs = jax.lax.scan(body, (carry, x), jax.random.split(key, steps))
+    return carry, xs

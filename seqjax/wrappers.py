@@ -1,0 +1,337 @@
+"""Wrappers: `Cell -> Cell`, each of them mapping the hints of the cell that it wraps.
+
+A wrapper that needs one more input takes `x = (x, extra)`. The features are the first leaf of x, however deep. Around a
+stack, a wrapper goes around every layer, so that the layers stay on their fast paths.
+
+A regularizer is `Cell -> (Cell, sample)`: `sample(key, carry, xs)` draws the noise of one batch of sequences outside
+the loop, and the noisy cell takes `x = (x, noise)`. Noise that lasts a sequence is a `Const`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from seqjax.cells.stack import stack
+from seqjax.core import (
+    Array,
+    Carry,
+    Cell,
+    Const,
+    Gated,
+    Key,
+    Tree,
+    dense,
+    features,
+    gated_transition,
+    inner,
+    is_const,
+    like,
+    open_const,
+    out_features,
+    select,
+    with_features,
+)
+from seqjax.initializers import Initializer, glorot_uniform
+
+Sample = Callable[[Key, Carry, Tree], Tree]
+
+
+def _over_layers(cell: Cell, wrapped: tuple[Cell, ...], pick: Callable[[Tree, int], Tree]) -> Cell:
+    """A stack of wrapped layers, where layer i takes `(x, pick(extra, i))` and hands `extra` on."""
+    last = len(wrapped) - 1
+
+    def layer(i: int, wrap: Cell) -> Cell:
+        narrow = inner(wrap, lambda z: z[0])
+        hand_on = narrow._replace(
+            project=lambda params, x: (wrap.project(params, (x[0], pick(x[1], i))), x[1]),
+            readout=lambda params, carry, z: (narrow.readout(params, carry, z), z[1]),
+        )
+        return hand_on if i < last else hand_on._replace(readout=narrow.readout)
+
+    return stack(*(layer(i, wrap) for i, wrap in enumerate(wrapped)))._replace(init=cell.init)
+
+
+def masked(cell: Cell) -> Cell:
+    """Skip padding: `x = (x, mask)`, mask bool [B] a step.
+
+    Where the mask is false the carry stays as it is and the output is 0, and whatever the padding holds, NaN included,
+    touches neither an output nor a gradient. The mask may have holes.
+    """
+    if cell.layers:
+        return _over_layers(cell, tuple(masked(layer) for layer in cell.layers), lambda mask, i: mask)
+    base = inner(cell, lambda z: z[0])
+    gated = base.gated
+    affine: Any = base.affine
+
+    def project(params, x):
+        x, mask = x
+        # A gradient that is 0 times NaN is NaN, so the padding must not reach the cell at all.
+        clean = jax.tree.map(
+            lambda leaf: leaf if is_const(leaf) else select(mask, leaf, jnp.zeros_like(leaf)),
+            x,
+            is_leaf=is_const,
+        )
+        return cell.project(params, clean), mask
+
+    def transition(params, carry, z):
+        return select(z[1], base.transition(params, carry, z), carry)
+
+    def readout(params, carry, z):
+        y = base.readout(params, carry, z)
+        return select(z[1], y, jax.tree.map(jnp.zeros_like, y))
+
+    def still(params, z):
+        a, b = affine(params, z)
+        return (
+            select(z[1], a, jax.tree.map(jnp.ones_like, a)),
+            select(z[1], b, jax.tree.map(jnp.zeros_like, b)),
+        )
+
+    return base._replace(
+        project=project,
+        transition=transition,
+        readout=readout,
+        gated=gated and gated._replace(gates=lambda carry, z, us: select(z[1], gated.gates(carry, z, us), carry)),
+        affine=affine and still,
+    )
+
+
+def reset(cell: Cell) -> Cell:
+    """Start anew at borders: `x = (x, border)`, border bool [B] a step.
+
+    Where the border is true the carry is replaced by the initial carry before the step, so that many documents can lie
+    in one stream without a gradient from one to another.
+    """
+    if cell.layers:
+        return _over_layers(cell, tuple(reset(layer) for layer in cell.layers), lambda border, i: border)
+    base = inner(cell, lambda z: z[0])
+    gated = base.gated
+    affine: Any = base.affine
+
+    def project(params, x):
+        x, border = x
+        return cell.project(params, x), border, Const(cell.initial_carry(params, ()))
+
+    def before(carry, z):
+        _, border, start = z
+        return select(border, jax.tree.map(like, start.value, carry), carry)
+
+    def anew(params, z):
+        _, border, start = z
+        a, b = affine(params, z)
+        fresh = jax.tree.map(lambda a, h, b: a * like(h, a) + b, a, start.value, b)
+        return select(border, jax.tree.map(jnp.zeros_like, a), a), select(border, fresh, b)
+
+    return base._replace(
+        project=project,
+        transition=lambda params, carry, z: base.transition(params, before(carry, z), z),
+        gated=gated
+        and Gated(
+            weights=gated.weights,
+            stages=tuple(lambda carry, z, us, stage=stage: stage(before(carry, z), z, us) for stage in gated.stages),
+            gates=lambda carry, z, us: gated.gates(before(carry, z), z, us),
+        ),
+        affine=affine and anew,
+    )
+
+
+def residual(cell: Cell) -> Cell:
+    """Add the input to the output: `y = cell(x) + x` (He et al. 2016), where both have the same number of features.
+
+    Around a stack this is one skip over all of it, and the stack is then unrolled step by step; for a skip around each
+    layer, and the fast path, wrap the layers.
+    """
+    base = inner(cell, lambda z: z[0])
+
+    def readout(params, carry, z):
+        y = base.readout(params, carry, z)
+        if y.shape != z[1].shape:
+            raise ValueError(f"residual adds the input {z[1].shape} to the output {y.shape}: they must agree")
+        return y + z[1].astype(y.dtype)
+
+    return base._replace(
+        project=lambda params, x: (cell.project(params, x), features(x)),
+        readout=readout,
+    )
+
+
+def _rate(rate: Any) -> Any:
+    """Check a dropout rate; a traced one (a lane of a sweep) is taken on trust."""
+    if not isinstance(rate, Tracer) and not 0.0 <= rate < 1.0:
+        raise ValueError(f"a dropout rate lies in [0, 1), got {rate}")
+    return rate
+
+
+def _mask(key: Key, rate: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Inverted dropout: 0 with probability `rate`, otherwise 1 / (1 - rate)."""
+    keep = 1.0 - jnp.asarray(rate, dtype)
+    return jax.random.bernoulli(key, keep, shape).astype(dtype) / jnp.broadcast_to(keep, shape)
+
+
+def recurrent_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple[Cell, Sample]:
+    """Dropout of the carry's output where it enters the recurrent product (Gal & Ghahramani 2016, arXiv 1512.05287).
+
+        v_k = stage_k(h, z) * m,   m ~ Bernoulli(1 - rate) / (1 - rate), [B, H]
+
+    One mask a sequence, the same at every step. It needs the `gated` hint, which says what is multiplied by the
+    recurrent matrix; the carry that the gates keep is not masked.
+
+    Args:
+      cell: a gated cell or a stack of gated cells.
+      rate: probability of dropping a unit, in [0, 1).
+      per_step: draw a new mask at every step. This is the mistake that the paper warns of, for studies of it.
+
+    Returns:
+      The noisy cell, which takes `x = (x, noise)`, and `sample(key, carry, xs) -> noise`.
+    """
+    rate = _rate(rate)
+    if cell.layers:
+        parts = [recurrent_dropout(layer, rate, per_step=per_step) for layer in cell.layers]
+
+        def sample_layers(key, carry, xs):
+            keys = jax.random.split(key, len(parts))
+            return tuple(s(k, c, xs) for (_, s), k, c in zip(parts, keys, carry, strict=True))
+
+        return _over_layers(cell, tuple(c for c, _ in parts), lambda noise, i: noise[i]), sample_layers
+    base = inner(cell, lambda z: z[0])
+    if base.gated is None:
+        raise ValueError("recurrent_dropout needs a cell with the `gated` hint: this one has no recurrent product")
+
+    def drop(stage):
+        def noisy(carry, z, us):
+            v = stage(carry, z, us)
+            return v * like(open_const(z[1]).astype(v.dtype), v)
+
+        return noisy
+
+    noisy = base.gated._replace(stages=tuple(drop(stage) for stage in base.gated.stages))
+
+    def sample(key, carry, xs):
+        h = jax.tree.leaves(carry)[0]
+        if per_step:
+            return _mask(key, rate, (features(xs).shape[0], *h.shape), h.dtype)
+        return Const(_mask(key, rate, h.shape, h.dtype))
+
+    wrapped = base._replace(
+        project=lambda params, x: (cell.project(params, x[0]), x[1]),
+        transition=gated_transition(noisy),
+        gated=noisy,
+    )
+    return wrapped, sample
+
+
+def input_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple[Cell, Sample]:
+    """Dropout of the input features, one mask a sequence (Gal & Ghahramani 2016, arXiv 1512.05287).
+
+        x_t * m,   m ~ Bernoulli(1 - rate) / (1 - rate), [B, D]
+
+    Around a stack the input of every layer is masked, each by a mask of its own (for the inner layers, of the width of
+    the carry below). Arguments and result as in `recurrent_dropout`.
+    """
+    rate = _rate(rate)
+    if cell.layers:
+        layers = cell.layers
+        parts = [input_dropout(layer, rate, per_step=per_step) for layer in layers]
+
+        def sample_layers(key, carry, xs):
+            keys = jax.random.split(key, len(parts))
+            length = features(xs).shape[0]
+            below = [features(xs)] + [jax.tree.leaves(c)[0] for c in carry[:-1]]
+            # The masks take only the shape of the inputs: a view of the carry with a time axis is enough.
+            inputs = [below[0]] + [jnp.broadcast_to(h, (length, *h.shape)) for h in below[1:]]
+            return tuple(s(k, c, i) for (_, s), k, c, i in zip(parts, keys, carry, inputs, strict=True))
+
+        return _over_layers(cell, tuple(c for c, _ in parts), lambda noise, i: noise[i]), sample_layers
+    base = inner(cell, lambda z: z)
+
+    def project(params, x):
+        x, noise = x
+        value = features(x)
+        return cell.project(params, with_features(x, value * like(open_const(noise).astype(value.dtype), value)))
+
+    def sample(key, carry, xs):
+        x = features(xs)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"input_dropout masks floating features, got {x.dtype}")
+        return _mask(key, rate, x.shape, x.dtype) if per_step else Const(_mask(key, rate, x.shape[1:], x.dtype))
+
+    return base._replace(project=project), sample
+
+
+def _inside(cell: Cell, name: str = "cell") -> Cell:
+    """`cell` with its params under a name, beside those of a wrapper."""
+    gated, affine = cell.gated, cell.affine
+    return cell._replace(
+        initial_carry=lambda params, batch_shape: cell.initial_carry(params[name], batch_shape),
+        project=lambda params, x: cell.project(params[name], x),
+        transition=lambda params, carry, z: cell.transition(params[name], carry, z),
+        readout=lambda params, carry, z: cell.readout(params[name], carry, z),
+        gated=gated and gated._replace(weights=lambda params: gated.weights(params[name])),
+        affine=affine and (lambda params, z: affine(params[name], z)),
+    )
+
+
+def with_head(
+    cell: Cell,
+    features: int,
+    activation: Callable[[Array], Array] = lambda y: y,
+    *,
+    w: Initializer = glorot_uniform(),
+) -> Cell:
+    """A dense output map on every step: `y_t = activation(cell(x)_t @ w_y + b_y)`, w_y [H, O], b_y [O].
+
+    It is part of the readout, hence one matrix product over all steps, and an online gradient sees it as the cell's.
+    """
+    if cell.layers:
+        return stack(*cell.layers[:-1], with_head(cell.layers[-1], features, activation, w=w))
+    base = _inside(cell)
+
+    def init(key, in_features):
+        k_cell, k_w = jax.random.split(key)
+        p = cell.init(k_cell, in_features)
+        dtype = jax.tree.leaves(p)[0].dtype
+        shape = (out_features(cell, p, in_features), features)
+        return {"cell": p, "w_y": w(k_w, shape, dtype), "b_y": jnp.zeros((features,), dtype)}
+
+    def readout(params, carry, z):
+        return activation(dense(base.readout(params, carry, z), params["w_y"], params["b_y"]))
+
+    return base._replace(init=init, readout=readout)
+
+
+def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float = 1.0) -> Cell:
+    """Read tokens, int [B], through a learned table [V, D] that starts at `scale * N(0, 1 / D)`.
+
+    `init` ignores its `in_features`: the cell inside reads D = `features`.
+    """
+    if cell.layers:
+        first = with_embedding(cell.layers[0], vocabulary, features, scale=scale)
+        below = stack(first, *cell.layers[1:])
+    else:
+        first = below = _inside(cell)
+
+    def table(key, dtype):
+        return scale * features**-0.5 * jax.random.normal(key, (vocabulary, features), dtype)
+
+    def init(key, in_features):
+        del in_features
+        k_cell, k_table = jax.random.split(key)
+        p = cell.init(k_cell, features)
+        embedding = table(k_table, jax.tree.leaves(p)[0].dtype)
+        if cell.layers:
+            return ({"cell": p[0], "embedding": embedding}, *p[1:])
+        return {"cell": p, "embedding": embedding}
+
+    if cell.layers:
+        return below._replace(init=init)
+
+    def project(params, x):
+        tokens = jax.tree.leaves(x)[0]
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise TypeError(f"with_embedding reads integer tokens, got {tokens.dtype}")
+        return below.project(params, with_features(x, jnp.take(params["embedding"], tokens, axis=0)))
+
+    return below._replace(init=init, project=project)

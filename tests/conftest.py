@@ -1,0 +1,27 @@
+"""Strict promotion for every test: a silent cast or broadcast in the library is an error."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data sets; tests that need it are skipped where it is absent."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    path = Path(os.environ.get("SEQJAX_DATA", default))
+    if not path.is_dir():
+        pytest.skip(f"no data at {path}; set SEQJAX_DATA to the folder of the data sets")
+    return path
+
+
+@pytest.fixture
+def x64():
+    """Run one test with 64-bit types."""
+    with jax.enable_x64(True):
+        yield
