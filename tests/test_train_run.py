@@ -1,0 +1,222 @@
+import errno
+import json
+import math
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seqjax.train import Run, mean_and_interval, write_atomic
+from seqjax.train.metrics import progress_bar, student_t_quantile
+
+FLAGS = {"seed": 3, "cell": "lstm", "learning_rate": 0.01, "truncation": (16, 16)}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.open(tmp_path / "run", FLAGS)
+
+
+def record(step, **values):
+    return {"step": step, "epoch": None, "split": "train", "seconds": 0.5, **values}
+
+
+def test_open_writes_config(run):
+    config = json.loads((run.directory / "config.json").read_text())
+    assert config == run.config
+    assert config["flags"] == {**FLAGS, "truncation": [16, 16]}
+    assert config["seed"] == 3
+    assert config["versions"]["jax"] == jax.__version__
+    names = {"python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seqjax"}
+    assert config["versions"].keys() == names
+    assert config["device"].endswith(f"({jax.default_backend()})")
+    assert config["commit"] is None or len(config["commit"]) == 40
+    assert run.checkpoints.is_dir()
+    assert run.figures.is_dir()
+
+
+def test_open_again_with_the_same_flags_goes_on(run):
+    before = (run.directory / "config.json").read_bytes()
+    run.log(record(1, loss=2.0))
+    assert Run.open(run.directory, FLAGS).records() == [record(1, loss=2.0)]
+    assert (run.directory / "config.json").read_bytes() == before
+
+
+def test_open_with_other_flags_names_those_that_differ(run):
+    given = {"seed": 4, "cell": "lstm", "learning_rate": 0.01, "clip_norm": 1.0, "truncation": (16, 16)}
+    with pytest.raises(ValueError, match="holds a run with other flags: ") as error:
+        Run.open(run.directory, given)
+    assert str(error.value).endswith("clip_norm: given 1.0, found '(no such flag)'; seed: given 4, found 3")
+
+
+def test_open_without_resume_refuses_a_run(run):
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        Run.open(run.directory, FLAGS, resume=False)
+
+
+def test_read_changes_nothing(run):
+    run.log(record(1))
+    run.fail("it broke")
+    before = sorted(run.directory.rglob("*"))
+    read = Run.read(run.directory)
+    assert (read.config, read.flags, read.records()) == (run.config, run.flags, run.records())
+    assert read.error == "it broke"
+    assert sorted(run.directory.rglob("*")) == before
+
+
+def test_read_of_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no run: .*config\.json is missing"):
+        Run.read(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["", '{"flags": {', "[1, 2]", '{"seed": 1}'])
+def test_damaged_config_names_the_file(run, content):
+    (run.directory / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json: expected an? (JSON )?object"):
+        Run.read(run.directory)
+
+
+def test_log_takes_array_scalars_and_keeps_every_bit(run):
+    run.log(record(jnp.int32(1), loss=np.float32(0.1), error=1 / 3))
+    assert run.records() == [record(1, loss=float(np.float32(0.1)), error=1 / 3)]
+
+
+def test_log_refuses_what_is_no_number(run):
+    with pytest.raises(TypeError, match="expected a number, a string, a list, a dict or an array, got set"):
+        run.log(record(1, loss={1}))
+    assert run.records() == []
+
+
+def test_half_a_line_is_not_a_record(run):
+    run.log(record(1))
+    with (run.directory / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert run.records() == [record(1)]
+    run.rewind(1)
+    run.log(record(2))
+    assert run.records() == [record(1), record(2)]
+
+
+def test_a_damaged_line_is_named(run):
+    run.log(record(1))
+    with (run.directory / "metrics.jsonl").open("a") as file:
+        file.write("broken\n")
+    run.log(record(2))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: expected a JSON object, found 'broken'"):
+        run.records()
+
+
+def test_rewind_drops_what_came_after(run):
+    for step in (10, 20, 30):
+        run.log(record(step))
+        run.log(record(step) | {"split": "validation"})
+    run.rewind(20)
+    assert [entry["step"] for entry in run.records()] == [10, 10, 20, 20]
+    run.rewind(0)
+    assert run.records() == []
+
+
+def test_result(run):
+    assert not run.finished
+    with pytest.raises(FileNotFoundError, match="is not finished"):
+        run.result()
+    run.finish({"test_loss": jnp.float32(0.5), "history": np.arange(2)})
+    assert run.finished
+    assert run.result() == {"test_loss": 0.5, "history": [0, 1]}
+
+
+def test_error_is_removed_when_the_run_is_started_again(run):
+    assert run.error is None
+    run.fail("loss is nan at step 3")
+    assert (run.directory / "error.txt").read_text() == "loss is nan at step 3\n"
+    assert Run.open(run.directory, FLAGS).error is None
+
+
+def test_write_atomic(tmp_path):
+    for content in ("text ü", b"\x00bytes"):
+        write_atomic(tmp_path / "file", content)
+        assert (tmp_path / "file").read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_write_atomic_on_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch, broken):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_atomic(tmp_path / "file", "old")
+    monkeypatch.setattr(os, broken, full)
+    with pytest.raises(OSError, match=r"could not write .*file: No space left on device") as error:
+        write_atomic(tmp_path / "file", "new")
+    assert error.value.errno == errno.ENOSPC
+    assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("probability", "degrees", "expected"),
+    [  # printed tables of Student's t
+        (0.975, 1, 12.7062047362),
+        (0.975, 2, 4.3026527297),
+        (0.975, 3, 3.1824463053),
+        (0.975, 4, 2.7764451052),
+        (0.975, 9, 2.2621571628),
+        (0.975, 30, 2.0422724563),
+        (0.95, 5, 2.0150483733),
+        (0.995, 7, 3.4994832974),
+        (0.975, 1000, 1.9623390808),
+        (0.025, 4, -2.7764451052),
+        (0.5, 6, 0.0),
+    ],
+)
+def test_student_t_quantile(probability, degrees, expected):
+    assert student_t_quantile(probability, degrees) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_student_t_refuses_bad_input():
+    with pytest.raises(ValueError, match="probability must lie between 0 and 1, got 1"):
+        student_t_quantile(1, 3)
+    with pytest.raises(ValueError, match="degrees must be at least 1, got 0"):
+        student_t_quantile(0.9, 0)
+
+
+def test_mean_and_interval():
+    mean, half = mean_and_interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half == pytest.approx(4.3026527297 * 1 / math.sqrt(3))
+    assert mean_and_interval([2.5, 2.5]) == (2.5, 0.0)
+    assert mean_and_interval(np.asarray([1.0, 2.0, 3.0]), level=0.9)[1] == pytest.approx(2.9199855804 / math.sqrt(3))
+
+
+def test_one_value_has_no_interval():
+    mean, half = mean_and_interval([4.0])
+    assert mean == 4.0
+    assert math.isnan(half)
+
+
+def test_mean_and_interval_refuses_bad_input():
+    with pytest.raises(ValueError, match="at least one value"):
+        mean_and_interval([])
+    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
+        mean_and_interval([1.0], level=95)
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(size=(4000, 3))
+    covered = [abs(mean) <= half for mean, half in map(mean_and_interval, draws)]
+    assert np.mean(covered) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
+
+
+@pytest.mark.parametrize(("terminal", "enabled", "shown"), [(True, True, True), (False, True, False), (True, False, False)])
+def test_progress_is_quiet_unless_on_a_terminal(monkeypatch, capsys, terminal, enabled, shown):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+    with progress_bar(10, 4, enabled=enabled) as bar:
+        bar.update(6)
+        bar.set_postfix(loss=0.25)
+    line = capsys.readouterr().err
+    assert bool(line) == shown
+    if shown:
+        assert all(part in line for part in ("10/10", "loss=0.25", "step/s")), line
