@@ -29,9 +29,7 @@ def test_adding_baseline_is_one_sixth():
 
 def test_copy_memory_wants_the_symbols_back_after_the_query():
     lag, count, symbols = 6, 3, 5
-    tokens, targets, weights = map(
-        np.asarray, synthetic.copy_memory(jax.random.key(0), 400, lag, symbols, count)
-    )
+    tokens, targets, weights = map(np.asarray, synthetic.copy_memory(jax.random.key(0), 400, lag, symbols, count))
     assert tokens.shape == targets.shape == weights.shape == (lag + 2 * count, 400)
     assert (tokens.dtype, targets.dtype, weights.dtype) == (np.int32, np.int32, np.float32)
     assert set(np.unique(tokens[:count])) == set(range(symbols))

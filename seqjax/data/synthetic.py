@@ -32,9 +32,7 @@ def adding(key: Array, batch: int, length: int) -> tuple[Array, Array]:
     return jnp.stack([values, markers], axis=-1), jnp.sum(values * markers, axis=0)
 
 
-def copy_memory(
-    key: Array, batch: int, lag: int, symbols: int = 8, count: int = 10
-) -> tuple[Array, Array, Array]:
+def copy_memory(key: Array, batch: int, lag: int, symbols: int = 8, count: int = 10) -> tuple[Array, Array, Array]:
     """Copy memory: `count` symbols are shown, and wanted again `lag` + `count` steps after each was shown.
 
     Steps: count symbols, lag - 1 blanks, one query, count blanks. Targets: lag + count blanks, then the symbols.

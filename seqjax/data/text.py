@@ -1,5 +1,6 @@
 """Text as characters: reading, vocabulary, and contiguous streams for stateful truncated training."""
 
+import itertools
 import json
 import os
 import pydoc_data.topics
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -100,7 +102,7 @@ def split(text: str, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> tuple[str,
     if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions must be positive and sum to 1, got {tuple(fractions)}")
     borders = [0, *(round(float(f) * len(text)) for f in np.cumsum(fractions))]
-    parts = tuple(text[a:b] for a, b in zip(borders, borders[1:], strict=False))
+    parts = tuple(text[a:b] for a, b in itertools.pairwise(borders))
     if not all(parts):
         raise ValueError(f"{len(text)} characters are too few for the fractions {tuple(fractions)}: a part is empty")
     return parts

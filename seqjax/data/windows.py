@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -141,7 +142,10 @@ class Standardizer(NamedTuple):
 
 def _feistel(round_keys: Array, x: Array, bits: int) -> Array:
     """A keyed bijection of range(2**bits), uint32 [...] to uint32 [...]: (L, R) -> (R, L ^ f(R)), repeatedly."""
-    left, right = bits - bits // 2, bits // 2  # widths; they trade places every round, back in place after an even number
+    left, right = (
+        bits - bits // 2,
+        bits // 2,
+    )  # widths; they trade places every round, back in place after an even number
     for round_key in round_keys:
         high, low = x >> right, x & (2**right - 1)
         high = high ^ (_mix(low ^ round_key) & (2**left - 1))
@@ -161,6 +165,7 @@ def _check_range(name: str, indices: Array, stop: int) -> None:
     """Refuses indices outside of range(stop), where they are known: under jit they are not."""
     if isinstance(indices, jax.core.Tracer) or indices.size == 0:
         return
-    low, high = int(indices.min()), int(indices.max())
+    known = np.asarray(indices)  # NumPy, because inside of a jitted function jnp would trace
+    low, high = known.min(), known.max()
     if low < 0 or high >= stop:
         raise ValueError(f"{name} must be in range({max(stop, 0)}), got values from {low} to {high}")

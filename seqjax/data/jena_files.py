@@ -1,0 +1,227 @@
+"""The forms in which the Jena weather record is passed around: one file to times, values and names, checked."""
+
+import datetime
+import hashlib
+import io
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+# The variables of the station, with the values that they can take there: wide enough for any weather, narrow enough
+# to notice most swapped columns. The first 14 are those of jena_climate_2009_2016.csv.
+RANGES = {
+    "p (mbar)": (850, 1100),
+    "T (degC)": (-45, 50),
+    "Tpot (K)": (225, 330),
+    "Tdew (degC)": (-55, 40),
+    "rh (%)": (5, 105),
+    "VPmax (mbar)": (0.05, 130),
+    "VPact (mbar)": (0.05, 60),
+    "VPdef (mbar)": (-1, 120),
+    "sh (g/kg)": (0.03, 40),
+    "H2OC (mmol/mol)": (0.05, 60),
+    "rho (g/m**3)": (1000, 1600),
+    "wv (m/s)": (0, 75),
+    "max. wv (m/s)": (0, 100),
+    "wd (deg)": (0, 360),
+    "rain (mm)": (0, 100),
+    "raining (s)": (0, 600),
+    "SWDR (W/m²)": (-20, 1800),
+    "PAR (µmol/m²/s)": (-20, 3500),
+    "max. PAR (µmol/m²/s)": (-20, 5000),
+    "Tlog (degC)": (-45, 80),
+    "CO2 (ppm)": (200, 2000),
+}
+COLUMNS = tuple(RANGES)[:14]
+OFFICIAL_BLOB = "3dc17139ed8afe4f693b3b88cbdd6e3a69e2de0c"  # git blob id of jena_climate_2009_2016.csv
+
+# Where a directory holds several forms of the record, the first of these is read.
+FILES = (
+    "jena_climate_2009_2016.csv",
+    "jena_climate_2009_2016.csv.zip",
+    "mpi_roof*.csv",
+    "mpi_roof*.zip",
+    "jena_hourly_2009_2016.npz",
+    "jena_10min_2020.zip",
+    "weather.csv",
+)
+
+_DATES = {"Date Time": "%d.%m.%Y %H:%M:%S", "date": "%Y-%m-%d %H:%M:%S"}  # both 19 characters wide
+_ISO = {"Date Time": [6, 7, 8, 9, 2, 3, 4, 5, 0, 1, *range(10, 19)], "date": list(range(19))}
+# Unit signs come in Latin-1, in UTF-8 and as replacement characters: names are compared by their ASCII characters.
+_NAMES = {name.encode("ascii", "ignore"): name for name in RANGES} | {b"OT": "CO2 (ppm)"}
+MISSING = -9990.0  # the marks are -9999 and -9999.99
+_NEVER_ABOVE = {"Tdew (degC)": "T (degC)", "VPact (mbar)": "VPmax (mbar)", "sh (g/kg)": "H2OC (mmol/mol)"}
+
+
+class Rows(NamedTuple):
+    """The rows of one file, in its order."""
+
+    times: np.ndarray  # datetime64[s] [N]
+    values: np.ndarray  # float64 [N, D], at most MISSING where a value is missing
+    columns: tuple[str, ...]  # names as in RANGES
+
+
+def blob_id(content: bytes) -> str:
+    """The id that git gives to a file of this content: sha1 of "blob <size>", a zero byte and the content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def find(path: Path) -> list[Path]:
+    """The files of the record at `path`: the file itself, or the first of FILES that the directory holds."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file or directory")
+    for pattern in FILES:
+        if files := sorted(path.glob(pattern)):
+            return files
+    found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
+    raise FileNotFoundError(f"{path}: expected one of {', '.join(FILES)}, found {found}")
+
+
+def read(file: Path, columns: Sequence[str] | None = None, blob: str | None = None) -> Rows:
+    """One file as it is, marks of missing cells included; see `jena.load` for the arguments and errors."""
+    content = file.read_bytes()
+    npz = file.suffix == ".npz"
+    if content.startswith(b"PK") and not npz:
+        content = _unzip(content, file)
+    if blob is not None and blob_id(content) != blob:
+        raise ValueError(f"{file}: git blob id {blob_id(content)}, expected {blob}: not the same file, or damaged")
+    rows = _parse_npz(content, file) if npz else _parse_csv(content, file)
+    columns = rows.columns if columns is None else tuple(columns)
+    if absent := [name for name in columns if name not in rows.columns]:
+        raise ValueError(f"{file}: line 1: no column {absent[0]!r}, found {', '.join(rows.columns)}")
+    rows = Rows(rows.times, rows.values[:, [rows.columns.index(name) for name in columns]], columns)
+    _check_values(rows, f"{file}: row {{}}" if npz else f"{file}: line {{}}", first=0 if npz else 2)
+    return rows
+
+
+def _check_values(rows: Rows, place: str, first: int) -> None:
+    """Refuses values that their columns cannot have; row 0 stands at `place.format(first)`."""
+    _, values, columns = rows
+    low, high = np.array([RANGES[name] for name in columns]).T
+    wrong = ~((values >= low) & (values <= high) | (values <= MISSING))  # so written that a NaN is wrong
+    if wrong.any():
+        row, i = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"{place.format(row + first)}, column {columns[i]!r}: {values[row, i]:g} is outside of"
+            f" {low[i]:g} to {high[i]:g}: columns swapped?"
+        )
+    for lower, upper in _NEVER_ABOVE.items():
+        if lower in columns and upper in columns:
+            below, roof = values[:, columns.index(lower)], values[:, columns.index(upper)]
+            above = (below > roof) & (roof > MISSING)
+            if above.mean() > 0.5:  # single rows may be, by rounding
+                raise ValueError(
+                    f"{place.format(np.argmax(above) + first)}, column {lower!r} is above {upper!r},"
+                    " here and in most rows: columns swapped?"
+                )
+
+
+def _unzip(content: bytes, file: Path) -> bytes:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = archive.namelist()
+            members = [name for name in names if name.endswith(".csv") and not name.startswith("__MACOSX/")]
+            if len(members) != 1:
+                raise ValueError(f"{file}: expected one csv inside, found {names}")
+            return archive.read(members[0])
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{file}: a damaged or truncated zip ({error})") from None
+
+
+def _parse_npz(content: bytes, file: Path) -> Rows:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            arrays = dict(archive)
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, AttributeError) as error:
+        raise ValueError(f"{file}: a damaged or truncated npz ({error})") from None
+    if missing := {"X", "dates", "cols"} - set(arrays):
+        raise ValueError(f"{file}: expected arrays X, dates, cols; without {sorted(missing)}, found {sorted(arrays)}")
+    values, times, columns = arrays["X"], arrays["dates"], tuple(map(str, arrays["cols"]))
+    if times.dtype.kind != "M" or values.dtype.kind != "f" or values.shape != (*times.shape, len(columns)):
+        raise ValueError(
+            f"{file}: expected X float [N, D], dates datetime64 [N], cols [D]; got X {values.dtype} {values.shape},"
+            f" dates {times.dtype} {times.shape}, {len(columns)} cols"
+        )
+    _check_names(columns, file)
+    return Rows(times.astype("datetime64[s]"), values.astype(np.float64), columns)
+
+
+def _parse_csv(content: bytes, file: Path) -> Rows:
+    head, *lines = content.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
+    if not lines:
+        raise ValueError(f"{file}: line 2: no rows, the file ends after {len(content)} bytes")
+    date, *names = [field.strip(b' "\xef\xbb\xbf') for field in head.split(b",")]
+    if date.decode("latin-1") not in _DATES:
+        raise ValueError(
+            f"{file}: line 1: the first column is {date.decode('latin-1')!r}, expected one of {list(_DATES)}"
+        )
+    ascii_names = [bytes(c for c in name if c < 128) for name in names]
+    columns = tuple(_NAMES.get(a, name.decode("latin-1")) for a, name in zip(ascii_names, names, strict=True))
+    _check_names(columns, file)
+    try:
+        if any(line.count(b",") != len(columns) or line[19:20] != b"," for line in lines):
+            raise ValueError(f"{file}: rows are not a date of 19 characters and {len(columns)} numbers")
+        times = _parse_dates(lines, date.decode())
+        text = io.BytesIO(b"\n".join(lines))
+        values = np.loadtxt(text, delimiter=",", usecols=range(1, len(columns) + 1), comments=None, ndmin=2)
+    except ValueError as error:
+        raise ValueError(_first_wrong(lines, date.decode(), columns, file) or str(error)) from None
+    return Rows(times, values, columns)
+
+
+def _parse_dates(lines: list[bytes], date: str) -> np.ndarray:
+    """datetime64[s] [N] of the first 19 characters of each line, all at once.
+
+    Not by NumPy's cast from strings: of more than 500 strings it crashes the process when one is no date.
+    """
+    characters = np.frombuffer(b"".join(line[:19] for line in lines), np.uint8).reshape(len(lines), 19)
+    iso = characters[:, _ISO[date]].astype(np.int64)
+    thousands, year, month, day, hour, minute, second = (
+        10 * (iso[:, i] - ord("0")) + iso[:, i + 1] - ord("0") for i in (0, 2, 5, 8, 11, 14, 17)
+    )
+    months = (12 * (100 * thousands + year - 1970) + month - 1).astype("datetime64[M]")
+    hours = 24 * (day - 1) + hour
+    times: np.ndarray = months.astype("datetime64[s]") + (3600 * hours + 60 * minute + second)
+    # a date is one if it prints as it was written
+    printed = np.datetime_as_string(times).astype("S19").view(np.uint8).reshape(len(lines), 19)
+    printed[:, [4, 7]] = ord("." if date == "Date Time" else "-")
+    printed[:, 10] = ord(" ")
+    if (printed != iso).any():
+        raise ValueError("a field that is no date")
+    return times
+
+
+def _first_wrong(lines: list[bytes], date: str, columns: tuple[str, ...], file: Path) -> str | None:
+    """Where a csv that did not parse goes wrong first; slow, and only needed for the message."""
+    for number, line in enumerate(lines, start=2):
+        first, *fields = line.decode("latin-1").split(",")
+        place = f"{file}: line {number}"
+        if len(fields) != len(columns):
+            name = (date, *columns)[min(len(fields), len(columns))]
+            cut = ": a truncated file?" if number == len(lines) + 1 else ""
+            return f"{place}, column {name!r}: {len(fields) + 1} fields, the header has {len(columns) + 1}{cut}"
+        try:
+            datetime.datetime.strptime(first.ljust(19), _DATES[date])
+        except ValueError:
+            return f"{place}, column {date!r}: {first!r} is no date of the form {_DATES[date]}"
+        for name, field in zip(columns, fields, strict=True):
+            try:
+                float(field.replace("_", "?"))  # Python takes 1_000 for a number, NumPy does not
+            except ValueError:
+                return f"{place}, column {name!r}: {field!r} is no number"
+    return None
+
+
+def _check_names(columns: tuple[str, ...], file: Path) -> None:
+    for i, name in enumerate(columns):
+        if name not in RANGES:
+            raise ValueError(f"{file}: line 1: unknown column {name!r}, expected some of {', '.join(RANGES)}")
+        if name in columns[:i]:
+            raise ValueError(f"{file}: line 1: column {name!r} stands there twice")
