@@ -1,3 +1,4 @@
+import gc
 import os
 import resource
 import shutil
@@ -11,7 +12,18 @@ import pytest
 from seqjax.train import State, initial_state
 from seqjax.train.checkpoint import Checkpoints
 
+# Where a read fails, Orbax leaves coroutines and callbacks behind, and Python warns when it collects them.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:coroutine .* was never awaited:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
 META = {"errors": [None], "seconds": 0.1 + 0.2}
+
+
+@pytest.fixture(autouse=True)
+def collect():
+    yield
+    gc.collect()
 
 
 def state_at(step: int) -> State:
@@ -24,7 +36,9 @@ def state_at(step: int) -> State:
 def assert_same_bits(given: State, expected: State) -> None:
     assert jax.tree.structure(given) == jax.tree.structure(expected)
     assert given.key.dtype == expected.key.dtype, "a typed key stays one"
-    for a, b in zip(*(jax.tree.leaves(s._replace(key=jax.random.key_data(s.key))) for s in (given, expected)), strict=True):
+    for a, b in zip(
+        *(jax.tree.leaves(s._replace(key=jax.random.key_data(s.key))) for s in (given, expected)), strict=True
+    ):
         assert a.dtype == b.dtype
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
@@ -140,8 +154,11 @@ def test_all_corrupt_is_an_error_and_removes_nothing(copy):
         if path.is_file():
             damage_truncate(path)
     before = sorted(copy.rglob("*"))
-    with closing(Checkpoints(copy)) as checkpoints, pytest.raises(
-        ValueError, match=r"no checkpoint in .* can be read \(step 20: .*; step 10: .*\); remove this directory"
+    with (
+        closing(Checkpoints(copy)) as checkpoints,
+        pytest.raises(
+            ValueError, match=r"no checkpoint in .* can be read \(step 20: .*; step 10: .*\); remove this directory"
+        ),
     ):
         checkpoints.restore(state_at(0))
     assert sorted(copy.rglob("*")) == before
@@ -150,7 +167,7 @@ def test_all_corrupt_is_an_error_and_removes_nothing(copy):
 def test_a_state_of_another_shape_is_refused(copy):
     other = state_at(0)
     other = other._replace(params=other.params | {"w": jnp.zeros((41, 3))})
-    with closing(Checkpoints(copy)) as checkpoints, pytest.raises(ValueError, match="no checkpoint .* can be read"):
+    with closing(Checkpoints(copy)) as checkpoints, pytest.raises(ValueError, match=r"no checkpoint .* can be read"):
         checkpoints.restore(other)
 
 
@@ -166,9 +183,12 @@ def full_disk(size: int):
 
 
 def test_a_full_disk_names_the_step_and_keeps_the_older_ones(copy):
-    with closing(Checkpoints(copy)) as checkpoints:
-        with full_disk(100), pytest.raises(OSError, match=r"checkpoint of step 30 could not be written to .*checkpoints"):
-            checkpoints.save(30, state_at(30), META)
+    with (
+        closing(Checkpoints(copy)) as checkpoints,
+        full_disk(100),
+        pytest.raises(OSError, match=r"checkpoint of step 30 could not be written to .*checkpoints"),
+    ):
+        checkpoints.save(30, state_at(30), META)
     (state, _), steps = restore(copy)
     assert_same_bits(state, state_at(20))
     assert steps == [10, 20]

@@ -57,7 +57,9 @@ def main(directory: str, explode_at: int, learning_rate: float) -> None:
         print("already finished")
         return
     program = Program(init, update, evaluate, data, steps_per_epoch=40)
-    fitted = fit(program, numbers, run, steps=STEPS, steps_per_call=CALL, evaluate_every=2 * CALL, checkpoint_every=CALL)
+    fitted = fit(
+        program, numbers, run, steps=STEPS, steps_per_call=CALL, evaluate_every=2 * CALL, checkpoint_every=CALL
+    )
     weights = jax.device_get((fitted.state.params, fitted.state.best, fitted.state.carry))
     run.finish(
         {

@@ -210,7 +210,9 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
     assert np.mean(covered) == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / 4000))
 
 
-@pytest.mark.parametrize(("terminal", "enabled", "shown"), [(True, True, True), (False, True, False), (True, False, False)])
+@pytest.mark.parametrize(
+    ("terminal", "enabled", "shown"), [(True, True, True), (False, True, False), (True, False, False)]
+)
 def test_progress_is_quiet_unless_on_a_terminal(monkeypatch, capsys, terminal, enabled, shown):
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
     with progress_bar(10, 4, enabled=enabled) as bar:

@@ -358,6 +358,8 @@ def _check_metrics(function: str, metrics: Metrics, required: str) -> None:
     if required not in metrics:
         raise ValueError(f"{function} must return the metric {required!r}, got {sorted(metrics)}")
     for name, value in metrics.items():
+        if name in ("step", "epoch", "split", "seconds"):
+            raise ValueError(f"{function} must not return a metric named {name!r}: every record has that field")
         if jnp.shape(value):
             raise ValueError(f"{function} must return scalar metrics, got {name!r} of shape {jnp.shape(value)}")
 

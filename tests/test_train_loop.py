@@ -1,0 +1,446 @@
+import json
+import math
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seqjax.train import NonFiniteLoss, Preempted, Program, Run, fit, fit_lanes, initial_state
+from seqjax.train.checkpoint import Checkpoints
+
+DATA = jnp.arange(1.0, 5.0)
+CLOCK = "seconds"
+
+
+def init(numbers):
+    params = {"w": jnp.zeros(4)}
+    return initial_state(jax.random.key(numbers["seed"]), params, opt_state=(), carry=jnp.float32(0))
+
+
+def update(numbers, data, state):
+    """Noisy gradient descent on |w - data|^2 / 2; the loss of update `explode_at` is nan."""
+    noise = jax.random.normal(jax.random.fold_in(state.key, state.step), (4,))
+    error = state.params["w"] - data
+    params = {"w": state.params["w"] - numbers["learning_rate"] * (error + 0.1 * noise)}
+    loss = jnp.where(state.step + 1 == numbers["explode_at"], jnp.nan, jnp.sum(error**2) / 2)
+    metrics = {"loss": loss, "updates": state.step}
+    return state._replace(step=state.step + 1, params=params, carry=state.carry + loss), metrics
+
+
+def evaluate(numbers, data, state):
+    return {"loss": jnp.sum((state.params["w"] - data) ** 2), "updates": state.step}
+
+
+PROGRAM = Program(init, update, evaluate, DATA, steps_per_epoch=8)
+
+
+def numbers(seed=0, learning_rate=0.1, explode_at=0):
+    return {
+        "seed": jnp.int32(seed),
+        "learning_rate": jnp.float32(learning_rate),
+        "explode_at": jnp.int32(explode_at),
+    }
+
+
+def open_run(tmp_path, name="run"):
+    return Run.open(tmp_path / name, {"name": name})
+
+
+def records(run, split=None):
+    """The records of a run without the clock."""
+    found = [{k: v for k, v in record.items() if k != CLOCK} for record in run.records()]
+    return [record for record in found if split in (None, record["split"])]
+
+
+def bits(tree):
+    leaves = [
+        jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        for leaf in jax.tree.leaves(tree)
+    ]
+    return [np.asarray(leaf).tobytes() for leaf in leaves]
+
+
+def saved_steps(directory):
+    return sorted(int(path.name) for path in directory.iterdir())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """25 steps in calls of 10, 10 and 5, evaluated at 10, 20 and 25."""
+    run = open_run(tmp_path_factory.mktemp("trained"))
+    options = {"steps": 25, "steps_per_call": 10, "evaluate_every": 10, "checkpoint_every": 10}
+    return run, fit(PROGRAM, numbers(), run, **options), options
+
+
+def test_equals_a_python_loop_of_updates(trained):
+    _, result, _ = trained
+    state = init(numbers())
+    for _ in range(25):
+        state, _ = update(numbers(), DATA, state)
+    assert int(result.state.step) == 25
+    np.testing.assert_allclose(result.state.params["w"], state.params["w"], rtol=1e-5)
+    np.testing.assert_allclose(result.state.carry, state.carry, rtol=1e-5)
+
+
+def test_records(trained):
+    run, result, _ = trained
+    train, validation = records(run, "train"), records(run, "validation")
+    assert [(r["step"], r["epoch"]) for r in train] == [(10, 1.25), (20, 2.5), (25, 3.125)]
+    assert [r["step"] for r in validation] == [10, 20, 25]
+    assert [r["updates"] for r in validation] == [10, 20, 25], "the state after the updates of the record"
+    seconds = [record["seconds"] for record in run.records()]
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[0] < seconds[-1] <= result.wall_seconds
+
+
+def test_a_train_record_is_the_mean_over_its_call(tmp_path):
+    def counting(numbers, data, state):
+        state, metrics = update(numbers, data, state)
+        return state, {"loss": metrics["loss"], "count": state.step}
+
+    run = open_run(tmp_path)
+    fit(Program(init, counting, None, DATA), numbers(), run, steps=7, steps_per_call=4)
+    assert [(r["step"], r["epoch"], r["count"]) for r in records(run)] == [(4, None, 2.5), (7, None, 6.0)]
+
+
+def test_what_the_result_says(trained):
+    _, result, _ = trained
+    assert result.compile_seconds > 0
+    assert result.steps_per_second > 0
+    assert result.peak_memory_bytes > 1e6
+    assert result.program_memory_bytes is None or result.program_memory_bytes >= 0
+    assert (result.stopped_early, result.error) == (False, None)
+
+
+def test_best_is_the_lowest_validation_metric(tmp_path):
+    """Away from the optimum and back: the best params are kept, not the last."""
+
+    def away(numbers, data, state):
+        params = {"w": jnp.full(4, jnp.abs(state.step + 1 - 20).astype(jnp.float32))}
+        return state._replace(step=state.step + 1, params=params), {"loss": jnp.float32(0)}
+
+    def distance(numbers, data, state):
+        return {"distance": state.params["w"][0]}
+
+    run = open_run(tmp_path)
+    program = Program(init, away, distance, DATA, monitor="distance")
+    best = fit(program, numbers(), run, steps=40, steps_per_call=5, evaluate_every=5).state.best
+    assert (float(best.value), int(best.step)) == (0.0, 20)
+    np.testing.assert_array_equal(best.params["w"], np.zeros(4))
+
+
+def test_nan_is_never_the_best(tmp_path):
+    def bad_at_first(numbers, data, state):
+        return {"loss": jnp.where(state.step < 10, jnp.nan, 1.0)}
+
+    run = open_run(tmp_path)
+    program = PROGRAM._replace(evaluate=bad_at_first)
+    best = fit(program, numbers(), run, steps=10, steps_per_call=5, evaluate_every=5).state.best
+    assert (float(best.value), int(best.step)) == (1.0, 10)
+
+
+def test_same_seed_same_bits_other_seed_other_bits(trained, tmp_path):
+    _, result, options = trained
+    again = fit(PROGRAM, numbers(), open_run(tmp_path, "again"), **options)
+    other = fit(PROGRAM, numbers(seed=1), open_run(tmp_path, "other"), **options)
+    assert bits(again.state) == bits(result.state)
+    assert bits(other.state.params) != bits(result.state.params)
+
+
+class StopError(Exception):
+    """Stands in for a crash."""
+
+
+def crash(monkeypatch, owner, name, is_time):
+    """The method `name` raises after a call whose arguments fulfil `is_time`."""
+    original = getattr(owner, name)
+
+    def wrapped(self, *arguments):
+        original(self, *arguments)
+        if is_time(*arguments):
+            raise StopError
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+@pytest.mark.parametrize("step", [10, 20, 25])
+@pytest.mark.parametrize("where", ["log", "save"])
+def test_resumes_bit_for_bit_after_a_crash(trained, tmp_path, monkeypatch, where, step):
+    run, result, options = trained
+    broken = open_run(tmp_path)
+    if where == "log":
+        crash(monkeypatch, Run, "log", lambda record: (record["step"], record["split"]) == (step, "validation"))
+    else:
+        crash(monkeypatch, Checkpoints, "save", lambda saved, *_: saved == step)
+    with pytest.raises(StopError):
+        fit(PROGRAM, numbers(), broken, **options)
+    monkeypatch.undo()
+    resumed = fit(PROGRAM, numbers(), broken, **options)
+    assert bits(resumed.state) == bits(result.state)
+    assert records(broken) == records(run)
+
+
+def test_training_that_is_done_is_not_done_again(trained):
+    run, result, options = trained
+    before = records(run), saved_steps(run.checkpoints)
+    again = fit(PROGRAM, numbers(), run, **options)
+    assert bits(again.state) == bits(result.state)
+    assert (records(run), saved_steps(run.checkpoints)) == before
+    assert again.steps_per_second == result.steps_per_second
+    assert again.wall_seconds >= run.records()[-1]["seconds"]
+
+
+def signal_on_log(monkeypatch, number, step):
+    """This process sends itself a signal when the training record of `step` is written."""
+    log = Run.log
+
+    def log_and_signal(self, record):
+        log(self, record)
+        if (record["step"], record["split"]) == (step, "train"):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Run, "log", log_and_signal)
+
+
+def test_wall_seconds_accumulate(tmp_path, monkeypatch):
+    run = open_run(tmp_path)
+    options = {"steps": 20, "steps_per_call": 5, "checkpoint_every": 5}
+    signal_on_log(monkeypatch, signal.SIGTERM, step=10)
+    with pytest.raises(Preempted):
+        fit(PROGRAM._replace(evaluate=None), numbers(), run, **options)
+    monkeypatch.undo()
+    before = run.records()[-1]["seconds"]
+    result = fit(PROGRAM._replace(evaluate=None), numbers(), run, **options)
+    seconds = [record["seconds"] for record in run.records()]
+    assert len(seconds) == 4
+    assert seconds[2] > before, "the clock of the records goes on where it stopped"
+    assert seconds == sorted(seconds)
+    assert result.steps_per_second == pytest.approx(20 / seconds[-1])
+    assert result.wall_seconds > seconds[-1], "checkpoints take time as well"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_after_the_current_call(trained, tmp_path, monkeypatch, number, code):
+    reference, result, options = trained
+    run, options = open_run(tmp_path), options | {"checkpoint_every": 0}
+    handler = signal.getsignal(number)
+    signal_on_log(monkeypatch, number, step=10)
+    with pytest.raises(Preempted) as stop:
+        fit(PROGRAM, numbers(), run, **options)
+    monkeypatch.undo()
+    assert stop.value.code == code
+    assert signal.getsignal(number) == handler
+    assert saved_steps(run.checkpoints) == [10]
+    resumed = fit(PROGRAM, numbers(), run, **options)
+    assert bits(resumed.state) == bits(result.state)
+    assert records(run) == records(reference)
+
+
+def test_the_second_signal_interrupts_at_once(tmp_path, monkeypatch):
+    def twice(self, record):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Run, "log", twice)
+    run = open_run(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(PROGRAM._replace(evaluate=None), numbers(), run, steps=5, steps_per_call=5)
+    assert saved_steps(run.checkpoints) == []
+
+
+@pytest.mark.parametrize("explode_at", [1, 10, 14, 25])
+def test_nonfinite_loss_names_the_exact_step(tmp_path, explode_at):
+    run = open_run(tmp_path)
+    options = {"steps": 25, "steps_per_call": 10, "evaluate_every": 10, "checkpoint_every": 10}
+    with pytest.raises(NonFiniteLoss, match=f"^loss is nan at step {explode_at}$"):
+        fit(PROGRAM, numbers(explode_at=explode_at), run, **options)
+    good = (explode_at - 1) // 10 * 10
+    assert saved_steps(run.checkpoints) == list(range(10, good + 1, 10))
+    assert max([0, *(record["step"] for record in run.records())]) == good
+    with pytest.raises(NonFiniteLoss, match=f"^loss is nan at step {explode_at}$"):
+        fit(PROGRAM, numbers(explode_at=explode_at), run, **options)
+
+
+def validation_from(values):
+    """An evaluation that returns one given value after another, every five steps."""
+    return lambda numbers, data, state: {"loss": jnp.asarray(values, jnp.float32)[state.step // 5 - 1]}
+
+
+PATIENT = {"steps": 50, "steps_per_call": 5, "evaluate_every": 5, "patience": 2}
+
+
+def test_early_stopping(tmp_path):
+    program = PROGRAM._replace(evaluate=validation_from([5, 4, 6, 3, 3, 7, 0, 0, 0, 0]))
+    run = open_run(tmp_path)
+    result = fit(program, numbers(), run, **PATIENT)
+    assert result.stopped_early
+    assert int(result.state.step) == 30, "two evaluations after the best at 20; an equal one is no better"
+    assert (float(result.state.best.value), int(result.state.best.step)) == (3.0, 20)
+    assert saved_steps(run.checkpoints) == [30]
+    again = fit(program, numbers(), run, **PATIENT)
+    assert (again.stopped_early, int(again.state.step)) == (True, 30)
+
+
+def test_patience_is_remembered_over_a_resume(tmp_path, monkeypatch):
+    program = PROGRAM._replace(evaluate=validation_from([5, 4, 3, 6, 7, 0, 0, 0, 0, 0]))
+    run = open_run(tmp_path)
+    signal_on_log(monkeypatch, signal.SIGTERM, step=20)
+    with pytest.raises(Preempted):
+        fit(program, numbers(), run, **PATIENT)
+    monkeypatch.undo()
+    assert saved_steps(run.checkpoints) == [20]
+    result = fit(program, numbers(), run, **PATIENT)
+    assert (result.stopped_early, int(result.state.step), int(result.state.best.step)) == (True, 25, 15)
+
+
+def test_patience_that_runs_out_on_the_last_step_is_no_early_stop(tmp_path):
+    program = PROGRAM._replace(evaluate=validation_from([1, 2, 3]))
+    result = fit(program, numbers(), open_run(tmp_path), **PATIENT | {"steps": 15})
+    assert (result.stopped_early, int(result.state.step)) == (False, 15)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps_per_call": 0}, "steps_per_call must be at least 1, got 0"),
+        ({"evaluate_every": 15}, r"evaluate_every must be a multiple of steps_per_call \(10\), got 15"),
+        ({"checkpoint_every": 5}, r"checkpoint_every must be a multiple of steps_per_call \(10\), got 5"),
+        ({"checkpoint_every": -10}, "checkpoint_every must be a multiple"),
+        ({"patience": 2}, "patience counts evaluations.*got 2 with evaluate_every=0"),
+        ({"patience": -1, "evaluate_every": 10}, "patience counts evaluations.*got -1"),
+    ],
+)
+def test_refuses_a_schedule_that_does_not_fit(tmp_path, options, message):
+    run = open_run(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        fit(PROGRAM, numbers(), run, **{"steps": 20, "steps_per_call": 10, **options})
+    assert not saved_steps(run.checkpoints)
+
+
+def changed_update(**changes):
+    def changed(numbers, data, state):
+        new, metrics = update(numbers, data, state)
+        return changes.get("state", lambda old, new: new)(state, new), changes.get("metrics", metrics)
+
+    return PROGRAM._replace(update=changed, evaluate=None)
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "message"),
+    [
+        (
+            PROGRAM._replace(evaluate=None),
+            {"evaluate_every": 5},
+            "evaluate_every is 5, but the program has no evaluate",
+        ),
+        (PROGRAM._replace(monitor="mae"), {}, r"evaluate must return the metric 'mae', got \['loss', 'updates'\]"),
+        (changed_update(metrics={"nll": jnp.float32(1)}), {}, r"update must return the metric 'loss', got \['nll'\]"),
+        (
+            changed_update(metrics={"loss": jnp.float32(1), "epoch": jnp.float32(1)}),
+            {},
+            "update must not return a metric named 'epoch'",
+        ),
+        (
+            changed_update(metrics={"loss": jnp.ones(3)}),
+            {},
+            r"update must return scalar metrics, got 'loss' of shape \(3,\)",
+        ),
+        (
+            changed_update(state=lambda old, new: new._replace(step=old.step)),
+            {},
+            "update must add 1 to state.step: it is 0",
+        ),
+    ],
+)
+def test_refuses_a_program_that_breaks_the_contract(tmp_path, program, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(program, numbers(), open_run(tmp_path), steps=5, steps_per_call=5, **options)
+
+
+def test_refuses_the_checkpoints_of_other_numbers(trained):
+    run, _, options = trained
+    with pytest.raises(ValueError, match=r"is of other runs: numbers given .*'seed': 1.* found .*'seed': 0"):
+        fit(PROGRAM, numbers(seed=1), run, **options)
+
+
+# Lanes
+
+LANES = [numbers(seed=0), numbers(seed=1, learning_rate=0.2), numbers(seed=2, explode_at=14)]
+
+
+@pytest.fixture(scope="module")
+def lanes(tmp_path_factory, trained):
+    directory = tmp_path_factory.mktemp("lanes")
+    runs = [open_run(directory, name) for name in "abc"]
+    _, _, options = trained
+    return directory, runs, fit_lanes(PROGRAM, LANES, runs, directory=directory / "lanes", **options)
+
+
+def test_a_lane_equals_its_single_run(lanes, trained, tmp_path):
+    _, runs, results = lanes
+    _, _, options = trained
+    for lane in (0, 1):
+        single = open_run(tmp_path, f"single {lane}")
+        expected = fit(PROGRAM, LANES[lane], single, **options)
+        assert jax.tree.structure(results[lane].state) == jax.tree.structure(expected.state)
+        np.testing.assert_array_equal(
+            jax.random.key_data(results[lane].state.key), jax.random.key_data(expected.state.key)
+        )
+        for name in ("step", "params", "carry", "best"):
+            given, wanted = (jax.tree.leaves(getattr(s, name)) for s in (results[lane].state, expected.state))
+            for a, b in zip(given, wanted, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5)
+        for given, wanted in zip(records(runs[lane]), records(single), strict=True):
+            assert given.pop("split") == wanted.pop("split")
+            assert given == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_lane_that_fails_leaves_the_others_alone(lanes):
+    _, runs, results = lanes
+    assert [result.error for result in results] == [None, None, "loss is nan at step 14"]
+    assert [records(run)[-1]["step"] for run in runs] == [25, 25, 10]
+
+
+def test_lanes_resume_bit_for_bit(lanes, trained, tmp_path, monkeypatch):
+    _, expected_runs, expected = lanes
+    _, _, options = trained
+    runs = [open_run(tmp_path, name) for name in "abc"]
+    crash(monkeypatch, Run, "log", lambda record: (record["step"], record["split"]) == (25, "validation"))
+    with pytest.raises(StopError):
+        fit_lanes(PROGRAM, LANES, runs, directory=tmp_path / "lanes", **options)
+    monkeypatch.undo()
+    assert saved_steps(tmp_path / "lanes") == [10, 20], "after the third lane failed"
+    results = fit_lanes(PROGRAM, LANES, runs, directory=tmp_path / "lanes", **options)
+    assert [bits(result.state) for result in results] == [bits(result.state) for result in expected]
+    assert [records(run) for run in runs] == [records(run) for run in expected_runs]
+    assert [result.error for result in results] == [result.error for result in expected]
+
+
+def test_when_every_lane_fails_each_has_its_error(tmp_path):
+    runs = [open_run(tmp_path, name) for name in "ab"]
+    given = [numbers(explode_at=3), numbers(explode_at=12)]
+    results = fit_lanes(PROGRAM, given, runs, directory=tmp_path / "lanes", steps=40, steps_per_call=10)
+    assert [result.error for result in results] == ["loss is nan at step 3", "loss is nan at step 12"]
+    assert not saved_steps(tmp_path / "lanes")
+
+
+def test_lanes_refuse_what_they_cannot_do(tmp_path):
+    run = open_run(tmp_path)
+    with pytest.raises(ValueError, match="cannot stop early: patience must be 0, got 2"):
+        fit_lanes(PROGRAM, [numbers()], [run], directory=tmp_path, **PATIENT)
+    with pytest.raises(ValueError, match="one run per lane, got 2 numbers and 1 runs"):
+        fit_lanes(PROGRAM, [numbers(), numbers()], [run], directory=tmp_path, steps=5)
+    with pytest.raises(ValueError, match="one run per lane, got 0 numbers and 0 runs"):
+        fit_lanes(PROGRAM, [], [], directory=tmp_path, steps=5)
+
+
+def test_every_number_in_the_records_survives_json(trained):
+    run, _, _ = trained
+    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
+    assert all(math.isfinite(json.loads(line)["loss"]) for line in lines)
+    loss = [record["loss"] for record in records(run, "validation")][-1]
+    assert np.float32(loss) == loss, "nothing is rounded"
