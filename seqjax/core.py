@@ -44,7 +44,7 @@ class Cell(NamedTuple):
     """A recurrent cell as a tuple of pure functions.
 
     Attributes:
-      init: `(key, in_features) -> params`, a plain tree of arrays.
+      init: `(key, in_features) -> params`, a plain tree of arrays. A cell that reads tokens has 0 features.
       initial_carry: `(params, batch_shape) -> carry`; every leaf is `[*batch_shape, ...]`.
       project: `(params, x) -> z`.
       transition: `(params, carry, z) -> carry`, one step.
@@ -234,8 +234,9 @@ def inner(cell: Cell, through: Callable[[Tree], Tree]) -> Cell:
 
 
 def out_features(cell: Cell, params: Params, in_features: int) -> int:
-    """The number of features of the output of a cell that reads `in_features` floating features."""
-    x = jax.ShapeDtypeStruct((in_features,), jax.tree.leaves(params)[0].dtype)
+    """The number of features of the output of a cell that reads `in_features` floating features (0: tokens)."""
+    dtype = jax.tree.leaves(params)[0].dtype
+    x = jax.ShapeDtypeStruct((in_features,), dtype) if in_features else jax.ShapeDtypeStruct((), jnp.int32)
     _, y = jax.eval_shape(lambda params, x: cell.step(params, cell.initial_carry(params, ()), x), params, x)
     return y.shape[-1]
 

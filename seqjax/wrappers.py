@@ -305,7 +305,7 @@ def with_head(
 def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float = 1.0) -> Cell:
     """Read tokens, int [B], through a learned table [V, D] that starts at `scale * N(0, 1 / D)`.
 
-    `init` ignores its `in_features`: the cell inside reads D = `features`.
+    The cell inside reads D = `features`; `init` of the whole takes 0 features, which stands for tokens.
     """
     if cell.layers:
         first = with_embedding(cell.layers[0], vocabulary, features, scale=scale)
@@ -317,7 +317,8 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
         return scale * features**-0.5 * jax.random.normal(key, (vocabulary, features), dtype)
 
     def init(key, in_features):
-        del in_features
+        if in_features != 0:
+            raise ValueError(f"with_embedding reads tokens, so init takes in_features = 0, got {in_features}")
         k_cell, k_table = jax.random.split(key)
         p = cell.init(k_cell, features)
         embedding = table(k_table, jax.tree.leaves(p)[0].dtype)

@@ -1,0 +1,48 @@
+# make demo   the main job: truncated against full back-propagation on an embedded corpus
+# make test   the tests; make test-slow for the long ones, make lint for the linters
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-slow lint bench constraints clean
+
+demo: .venv/installed
+	$(BIN)/python launch.py
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: .venv/installed-bench
+	$(BIN)/python -m benchmarks.step
+
+# What the tests last ran with. Made from an environment that holds every extra; no address in it.
+constraints: .venv/installed-dev
+	$(BIN)/pip install -q -e '.[dev,bench,slurm,tensorboard]'
+	$(BIN)/pip list --format=freeze --exclude-editable | grep -v -i -E '^(pip|setuptools|torch|nvidia|triton)' > constraints.txt
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("seqjax needs Python 3.11 or later")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,slurm,tensorboard]'
+	touch $@ .venv/installed
+
+.venv/installed-bench: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,259 @@
+"""The tasks that the studies train on: batches as pure functions of (data, key, step), time-major, and their scores."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from seqjax.core import Array, Carry, Key, Tree
+from seqjax.data import jena, synthetic, text, windows
+
+
+class Batch(NamedTuple):
+    """Sequences with what is wanted of them.
+
+    Attributes:
+      xs: inputs float32 [T, B, D] or tokens int32 [T, B].
+      targets: [T, B].
+      weights: float32 [T, B], 0 where no output is wanted.
+    """
+
+    xs: Array
+    targets: Array
+    weights: Array
+
+
+class Task(NamedTuple):
+    """A task for a cell with `outputs` outputs a step.
+
+    Attributes:
+      data: device arrays that the functions below get back.
+      train: `(data, key, step) -> Batch`, the minibatch of one training step.
+      held_out: for "validation" and "test", the number of batches and `(data, index) -> Batch`.
+      continues: whether a batch continues the sequences of the one before (the carry goes on).
+      tokens: size of the vocabulary; 0 for floating inputs.
+      features: number D of floating inputs.
+      outputs: outputs a step.
+      blank: the input that says nothing, for padding.
+      losses: `(ys [T, B, O], targets [T, B]) -> [T, B]`.
+      scores: `(ys, targets) -> dict of [T, B]`: what is averaged, by weight, over held-out data.
+      batches: training batches an epoch; None for endless tasks.
+      vocabulary: of a text.
+    """
+
+    data: Tree
+    train: Callable[[Tree, Key, Array], Batch]
+    held_out: dict[str, tuple[int, Callable[[Tree, Array], Batch]]]
+    continues: bool
+    tokens: int
+    features: int
+    outputs: int
+    blank: int | float
+    losses: Callable[[Array, Array], Array]
+    scores: Callable[[Array, Array], dict[str, Array]]
+    batches: int | None = None
+    vocabulary: Any = None
+
+
+def cross_entropy(logits: Array, targets: Array) -> Array:
+    """Cross-entropy in nats of integer targets, [..., V] and [...] to [...]."""
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
+def evaluate(
+    task: Task,
+    part: str,
+    data: Tree,
+    carry: Carry,
+    forward: Callable[[Carry, Array], tuple[Carry, Array]],
+) -> dict[str, Array]:
+    """The task's scores over all of a held-out part, averaged by weight.
+
+    Args:
+      task: the task.
+      part: "validation" or "test".
+      data: `task.data`, or the traced argument in its place.
+      carry: the carry at the start of every sequence.
+      forward: `(carry, xs) -> (carry, ys)`.
+    """
+    count, batch = task.held_out[part]
+
+    def add(carry, index):
+        xs, targets, weights = batch(data, index)
+        last, ys = forward(carry, xs)
+        scores = {name: jnp.sum(weights * value) for name, value in task.scores(ys, targets).items()}
+        return last if task.continues else carry, (scores, jnp.sum(weights))
+
+    _, (sums, weights) = jax.lax.scan(add, carry, jnp.arange(count, dtype=jnp.int32))
+    return {name: value.sum() / weights.sum() for name, value in sums.items()}
+
+
+def characters(corpus: str, *, length: int, batch_size: int) -> Task:
+    """The next character of a text (of "pydoc", Python's own language reference, or of a file or directory).
+
+    85 % of the text are for training, 5 % for validation, the last 10 % for the test. Lane i of a batch continues
+    lane i of the batch before.
+    """
+    everything = text.language_reference() if corpus == "pydoc" else text.read(Path(corpus))
+    train, validation, test = text.split(everything, (0.85, 0.05, 0.1))
+    vocabulary = text.Vocabulary.of(train)
+    streams = {
+        name: jnp.asarray(text.lanes(vocabulary.encode(part), batch_size))
+        for name, part in (("train", train), ("validation", validation), ("test", test))
+    }
+    counts = {name: text.chunks(stream, length) for name, stream in streams.items()}
+
+    def chunk(part, data, index):
+        xs, targets = text.chunk(data[part], index, length)
+        return Batch(xs, targets, jnp.ones(xs.shape, jnp.float32))
+
+    def scores(ys, targets):
+        nats = cross_entropy(ys, targets)
+        return {"loss": nats, "bits_per_character": nats / np.log(2).astype(np.float32)}
+
+    return Task(
+        data=streams,
+        train=lambda data, key, step: chunk("train", data, step % counts["train"]),
+        held_out={
+            part: (counts[part], lambda data, index, part=part: chunk(part, data, index))
+            for part in ("validation", "test")
+        },
+        continues=True,
+        tokens=vocabulary.size,
+        features=0,
+        outputs=vocabulary.size,
+        blank=0,
+        losses=cross_entropy,
+        scores=scores,
+        batches=counts["train"],
+        vocabulary=vocabulary,
+    )
+
+
+def _endless(draw: Callable[[Key, int], Batch], batch_size: int) -> dict[str, Any]:
+    """Batches that are drawn: 1,024 sequences for validation, 4,096 for the test, the same ones in every run."""
+    keys = dict(zip(("validation", "test"), jax.random.split(jax.random.key(20_181_217)), strict=True))
+    return {
+        "data": keys,
+        "train": lambda data, key, step: draw(jax.random.fold_in(key, step), batch_size),
+        "held_out": {
+            part: (count, lambda data, index, part=part: draw(jax.random.fold_in(data[part], index), 512))
+            for part, count in (("validation", 2), ("test", 8))
+        },
+        "continues": False,
+    }
+
+
+def recall(*, length: int, batch_size: int) -> Task:
+    """Delayed recall over `length` steps: one of eight symbols, chance 12.5 %."""
+    return Task(
+        **_endless(lambda key, batch: Batch(*synthetic.delayed_recall(key, batch, length)), batch_size),
+        tokens=10,
+        features=0,
+        outputs=8,
+        blank=8,
+        # Where the weight is 0 the target is the blank, which is no output.
+        losses=lambda ys, targets: cross_entropy(ys, jnp.minimum(targets, 7)),
+        scores=lambda ys, targets: {
+            "loss": cross_entropy(ys, jnp.minimum(targets, 7)),
+            "accuracy": (jnp.argmax(ys, -1) == targets).astype(jnp.float32),
+        },
+    )
+
+
+def copy(*, length: int, batch_size: int) -> Task:
+    """Copy memory: ten symbols after `length` steps; without memory the loss is 10 ln 8 / (length + 20) nats."""
+
+    def draw(key, batch):
+        return Batch(*synthetic.copy_memory(key, batch, length))
+
+    return Task(
+        **_endless(draw, batch_size),
+        tokens=10,
+        features=0,
+        outputs=9,
+        blank=8,
+        losses=cross_entropy,
+        scores=lambda ys, targets: {
+            "loss": cross_entropy(ys, targets),
+            "accuracy": (jnp.argmax(ys, -1) == targets).astype(jnp.float32),
+        },
+    )
+
+
+def _last_step(xs: Array, target: Array) -> Batch:
+    """A target [B] that is wanted at the last step only."""
+    wanted = (jnp.arange(xs.shape[0]) == xs.shape[0] - 1).astype(jnp.float32)
+    return Batch(xs, jnp.broadcast_to(target, xs.shape[:2]), jnp.broadcast_to(jnp.expand_dims(wanted, 1), xs.shape[:2]))
+
+
+def adding(*, length: int, batch_size: int) -> Task:
+    """The adding problem over `length` steps; always answering 1 has a squared error of 0.167."""
+
+    def squared_error(ys, targets):
+        return jnp.square(ys[..., 0] - targets)
+
+    return Task(
+        **_endless(lambda key, batch: _last_step(*synthetic.adding(key, batch, length)), batch_size),
+        tokens=0,
+        features=2,
+        outputs=1,
+        blank=0.0,
+        losses=squared_error,
+        scores=lambda ys, targets: {"loss": squared_error(ys, targets)},
+    )
+
+
+def climate(data_dir: str | None) -> jena.Climate:
+    """The record of the temperature task: that of `data_dir`, or, without one, a small generated one."""
+    if data_dir is None:
+        return jena.synthetic_climate(jax.random.key(0), 8_000)
+    return jena.load(data_dir)
+
+
+def temperature(data_dir: str | None, *, length: int, batch_size: int) -> Task:
+    """The temperature at Jena 24 hours after `length` hourly rows; scored in degrees."""
+    forecasting = jena.forecasting(climate(data_dir), history=length)
+    column = forecasting.columns.index(jena.TEMPERATURE)
+    mean, std = (np.float32(row[column]) for row in (forecasting.scale.mean, forecasting.scale.std))
+
+    def train(data, key, step):
+        index = windows.minibatch(key, step, batch_size, data.train.size)
+        return _last_step(*jena.batch(data, data.train[index]))
+
+    def held_out(part):
+        starts = getattr(forecasting, part)
+        size = min(512, starts.size)
+
+        def batch(data, index):
+            positions = index * size + jnp.arange(size, dtype=jnp.int32)
+            rows = getattr(data, part)[jnp.minimum(positions, starts.size - 1)]
+            xs, targets, weights = _last_step(*jena.batch(data, rows))
+            # The last batch is filled up with windows that do not count.
+            return Batch(xs, targets, jnp.where(jnp.broadcast_to(positions < starts.size, weights.shape), weights, 0))
+
+        return -(-starts.size // size), batch
+
+    def error(ys, targets):
+        return ys[..., 0] - (targets - mean) / std
+
+    return Task(
+        data=forecasting,
+        train=train,
+        held_out={part: held_out(part) for part in ("validation", "test")},
+        continues=False,
+        tokens=0,
+        features=len(forecasting.columns),
+        outputs=1,
+        blank=0.0,
+        losses=lambda ys, targets: jnp.square(error(ys, targets)),
+        scores=lambda ys, targets: {
+            "loss": jnp.square(error(ys, targets)),
+            "mae": std * jnp.abs(error(ys, targets)),
+        },
+        batches=forecasting.train.size // batch_size,
+    )
