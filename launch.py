@@ -23,9 +23,7 @@ import experiments
 from experiments import base, executors, sweep
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "experiment", "bptt_vs_tbptt", "A module of experiments/, or the dotted name of any other.", flag_values=FLAGS
-)
+flags.DEFINE_string("experiment", "bptt_vs_tbptt", "A module of experiments/, or any other module.", flag_values=FLAGS)
 flags.DEFINE_string("sweep", None, "Axes of the sweep (default: the experiment's STUDY).", flag_values=FLAGS)
 flags.DEFINE_enum(
     "executor",
@@ -47,17 +45,20 @@ def experiment(name: str) -> ModuleType:
     Raises:
         ValueError: there is none; names those there are.
     """
-    full = name if "." in name else f"experiments.{name}"
-    try:
-        found = importlib.util.find_spec(full)
-    except ModuleNotFoundError:
-        found = None
-    module = importlib.import_module(full) if found else None
+    full = next(filter(_exists, (f"experiments.{name}", name)), None)
+    module = importlib.import_module(full) if full else None
     if module is None or not hasattr(module, "STUDY"):
         names = [info.name for info in pkgutil.iter_modules(experiments.__path__)]
         known = [n for n in names if n not in ("base", "executors", "report", "sweep")]
-        raise ValueError(f"no experiment {name!r}; expected one of {', '.join(known)}, or a dotted module name")
+        raise ValueError(f"no experiment {name!r}; expected one of {', '.join(known)}, or any importable module")
     return module
+
+
+def _exists(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ModuleNotFoundError, ValueError):  # no parent of a dotted name; an empty name
+        return False
 
 
 def main(argv: Sequence[str]) -> int:

@@ -115,6 +115,8 @@ def slurm(
         slurm_partition=partition,
         slurm_array_parallelism=processes,
     )
+    for member in members:
+        (member.directory / "error.txt").unlink(missing_ok=True)
     with _sigterm_exits():
         with executor.batch():
             jobs = [
@@ -126,7 +128,8 @@ def slurm(
                 ended = [job for job in running if job.done()]
                 for job in ended:
                     exception = job.exception()
-                    yield running.pop(job), None if exception is None else _job_error(exception)
+                    member = running.pop(job)
+                    yield member, exception and _reason(member.directory, base.summary(exception))
                 if not ended:
                     time.sleep(0.1 if cluster != "slurm" else 5)
         finally:
@@ -152,12 +155,6 @@ class _Job:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, *arguments)
-
-
-def _job_error(exception: BaseException) -> str:
-    # submitit wraps what the job raised in the text of its traceback.
-    lines = [line for line in str(exception).splitlines() if line.strip() and not line.startswith("---")]
-    return lines[-1].strip() if lines else type(exception).__name__
 
 
 @contextlib.contextmanager
@@ -194,6 +191,8 @@ def _start(module: ModuleType, member: Member, environment: dict[str, str]) -> s
             env=environment,
             # Ctrl-C reaches this process only; it ends its children itself.
             start_new_session=True,
+            # The lock of the sweep directory goes with them.
+            close_fds=False,
         )
 
 
@@ -202,10 +201,11 @@ def _error(code: int, directory: Path) -> str | None:
         return None
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    for name, position in (("error.txt", 0), ("log.txt", -1)):
-        path = directory / name
-        lines = path.read_text(errors="replace").split("\n") if path.exists() else []
-        lines = [line.strip() for line in lines if line.strip()]
-        if lines:
-            return lines[position]
-    return f"exit code {code}"
+    lines = (directory / "log.txt").read_text(errors="replace").split("\n")
+    return _reason(directory, otherwise=next((line for line in reversed(lines) if line.strip()), f"exit code {code}"))
+
+
+def _reason(directory: Path, otherwise: str) -> str:
+    """What the run itself says about its failure, in one line."""
+    path = directory / "error.txt"
+    return path.read_text().split("\n", 1)[0] if path.exists() else otherwise

@@ -102,7 +102,7 @@ def groups(runs: Sequence[Run], by: Sequence[str] | None = None) -> dict[str, li
     by = varying(runs) if by is None else by
     result: dict[str, list[Run]] = {}
     for run in runs:
-        result.setdefault(", ".join(f"{name}={run.flags[name]}" for name in by) or "all runs", []).append(run)
+        result.setdefault(", ".join(f"{name}={run.flags.get(name)}" for name in by) or "all runs", []).append(run)
     return result
 
 
@@ -125,7 +125,7 @@ def summary(runs: Sequence[Run], columns: Sequence[str] | None = None) -> list[l
     by = varying(runs)
     rows: list[list[Any]] = [[*by, "runs", *columns]]
     for members in groups(runs, by).values():
-        row: list[Any] = [members[0].flags[name] for name in by] + [len(members)]
+        row: list[Any] = [members[0].flags.get(name) for name in by] + [len(members)]
         for name in columns:
             values = [results[run.directory][name] for run in members if name in results[run.directory]]
             row.append(mean(values) if values else None)
@@ -198,11 +198,12 @@ def learning_curves(runs: Sequence[Run], metric: str) -> Figure:
                 curve(row[0], label, steps, values, index)
                 curve(row[1], label, seconds, values, index)
         row[0].set(xlabel="updates", ylabel=f"{split} {metric}")
-        row[1].set(xlabel="seconds in updates")
-        low, high = row[0].dataLim.intervaly
-        if low > 0 and high > 30 * low:
+        row[1].set(xlabel="seconds in updates", xlim=(0, None))
+        means = np.concatenate([line.get_ydata() for line in row[0].lines])
+        if means.min() > 0 and means.max() > 30 * means.min():
             for panel in row:
-                panel.set_yscale("log")
+                # A band may reach below zero.
+                panel.set(yscale="log", ylim=(means.min() / 1.5, None))
     if len(labelled) > 1:
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
@@ -245,7 +246,7 @@ def _generic_sections(runs: Sequence[Run]) -> list[Section]:
     sections = [Section("Results", numbers, table=summary(runs))]
     if curves:
         sections.append(Section("Learning curves", bands, curves))
-    columns = [name for name in COSTS if all(name in measured(run) for run in runs)]
+    columns = [name for name in COSTS[2:] if all(name in measured(run) for run in runs)]
     return [*sections, Section("Cost", cost, table=summary(runs, columns))]
 
 
@@ -263,10 +264,8 @@ def command(sweep: Mapping[str, Any], directory: Path) -> str:
     """Returns the command that reproduces a sweep, from the content of its sweep.json."""
     axes = ";".join(f"{name}={','.join(map(str, values))}" for name, values in sweep["axes"].items())
     experiment = sweep["experiment"].removeprefix("experiments.")
-    fixed = [f"--{name}={value}" for name, value in sweep["fixed"].items()]
-    return shlex.join(
-        ["python", "launch.py", f"--experiment={experiment}", f"--sweep={axes}", f"--workdir={directory}", *fixed]
-    )
+    flags = {"experiment": experiment, "sweep": axes, "workdir": directory, **sweep["fixed"]}
+    return " ".join(["python launch.py", *(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())])
 
 
 def _configuration(sweep: Mapping[str, Any], runs: Sequence[Run], directory: Path) -> list[Section]:

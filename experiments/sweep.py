@@ -8,10 +8,12 @@ A sweep directory holds one directory a run, named by its swept values, and swee
 
 import contextlib
 import csv
+import fcntl
 import hashlib
 import io
 import itertools
 import json
+import os
 import re
 import sys
 import time
@@ -107,7 +109,7 @@ def plan(module: ModuleType, text: str | None, fixed: Mapping[str, Any], directo
 
     Raises:
         ValueError: `parse`'s; a flag both fixed and swept; a run's flags that the experiment refuses; a directory
-            that holds another sweep.
+            that holds another sweep, or a run of this one with other flags.
     """
     fixed = {name: value for name, value in fixed.items() if name != "workdir"}
     axes = parse(module.STUDY if text is None else text, module.FLAGS)
@@ -150,6 +152,10 @@ def _check_directory(plan: Plan) -> None:
                 f"{plan.directory} holds a sweep with {name}={','.join(missing)}, which this one leaves out;"
                 " values may be added to a sweep, not dropped"
             )
+    for member in plan.members:
+        if (member.directory / "config.json").exists():
+            # Refuses a run with other flags: a default in the code may have changed since.
+            Run.open(member.directory, base.recorded(member.config))
 
 
 def _header(plan: Plan) -> dict[str, Any]:
@@ -160,9 +166,21 @@ def _header(plan: Plan) -> dict[str, Any]:
 def run(plan: Plan, executor: Callable[..., executors.Outcomes] = executors.debug) -> int:
     """Trains the runs that are not finished, writes results.csv and report.html, and prints what came out.
 
-    Returns the exit code: 1 where a run or the report failed, else 0.
+    Returns the exit code: 0; 1 where a run or the report failed; 2 where others work in the directory.
     """
     plan.directory.mkdir(parents=True, exist_ok=True)
+    with open(plan.directory / ".lock", "w") as lock:
+        # Inherited by the processes of the runs: a launcher that was killed may leave them behind.
+        os.set_inheritable(lock.fileno(), True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another launcher, or runs that it left behind, work in {plan.directory}", file=sys.stderr)
+            return 2
+        return _run(plan, executor)
+
+
+def _run(plan: Plan, executor: Callable[..., executors.Outcomes]) -> int:
     waiting = [member for member in plan.members if not _finished(member)]
     if len(waiting) < len(plan.members):
         print(f"{len(plan.members) - len(waiting)} of {len(plan.members)} runs are finished already")

@@ -1,0 +1,394 @@
+"""The algebra of sweeps, their plans and directories, and the executors, on a toy experiment."""
+
+import copy
+import csv
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy_experiment as toy
+from absl import flags as absl_flags
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments import base, executors, sweep
+from seqjax.train.run import Run
+
+# ---- the algebra
+
+
+def test_ranges_are_half_open_and_only_for_integers():
+    axes = sweep.parse(" seed = 0:3,7 ; truncation=4:16,full;learning_rate=1e-3,.5", toy.FLAGS)
+    assert axes == {"seed": [0, 1, 2, 7], "truncation": ["4:16", "full"], "learning_rate": [0.001, 0.5]}
+
+
+def test_expand_is_the_product_with_the_last_axis_fastest():
+    points = sweep.expand(sweep.parse("model=line,curve;seed=0:2", toy.FLAGS))
+    assert points == [
+        {"model": "line", "seed": 0},
+        {"model": "line", "seed": 1},
+        {"model": "curve", "seed": 0},
+        {"model": "curve", "seed": 1},
+    ]
+    assert sweep.expand(sweep.parse("", toy.FLAGS)) == [{}]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    truncations=st.lists(
+        st.text(st.characters(codec="utf-8", exclude_characters=",;", exclude_categories=["Z", "C"]), min_size=1),
+        min_size=1,
+        max_size=4,
+        unique=True,
+    ),
+    rates=st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=3, unique=True),
+    first=st.integers(0, 99),
+    seeds=st.integers(1, 4),
+)
+def test_expansion_counts_and_names(truncations, rates, first, seeds):
+    text = ";".join(
+        [
+            f"truncation={','.join(truncations)}",
+            f"learning_rate={','.join(map(repr, rates))}",
+            f"seed={first}:{first + seeds}",
+        ]
+    )
+    points = sweep.expand(sweep.parse(text, toy.FLAGS))
+    assert len(points) == len(truncations) * len(rates) * seeds
+    assert {point["truncation"] for point in points} == set(truncations)
+    assert {point["learning_rate"] for point in points} == set(rates)
+    names = [sweep.run_name(point) for point in points]
+    assert len(set(names)) == len(names)
+    assert all(len(name) < 140 and "/" not in name for name in names)
+
+
+def test_names_are_readable_and_never_the_same():
+    assert sweep.run_name({"model": "lstm", "truncation": "4:16", "seed": 0}) == "model=lstm,truncation=4:16,seed=0"
+    assert sweep.run_name({}) == "run"
+    slash, space = sweep.run_name({"truncation": "a/b"}), sweep.run_name({"truncation": "a b"})
+    assert slash.startswith("truncation=a_b,")
+    assert slash != space
+    long = [sweep.run_name({"truncation": "x" * 300 + end}) for end in "ab"]
+    assert long[0] != long[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modle=line", "unknown flag --modle; did you mean --model?"),
+        ("xyz=1", "unknown flag --xyz; --help lists the flags"),
+        ("model", "sweep axis 'model': expected flag=value"),
+        ("seed=", "sweep axis seed: an empty value"),
+        ("seed=0,,1", "sweep axis seed: an empty value"),
+        ("seed=3:3", "the range 3:3 is empty; first:end leaves end out"),
+        ("seed=0:3,1", "value 1 is repeated"),
+        ("learning_rate=0.1,0.10", "value 0.1 is repeated"),
+        ("seed=1;model=line;seed=2", "--seed has an axis already"),
+        ("seed=x", "'x': expected an integer in the range [0, 2147483647]"),
+        ("seed=-1:2", "expected an integer in the range [0, 2147483647]"),
+        ("model=lines", "'lines': value should be one of <line|curve>"),
+        ("workdir=a,b", "--workdir does not change a result"),
+        ("progress=true,false", "--progress does not change a result"),
+    ],
+)
+def test_bad_axes_are_refused(text, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared in full below
+        sweep.parse(text, toy.FLAGS)
+    assert message in str(error.value)
+
+
+# ---- flags
+
+
+@pytest.mark.parametrize(
+    ("given_flags", "message"),
+    [
+        ({"steps": 0}, "--steps=0: 0 is not a positive integer"),
+        ({"steps": "many"}, "--steps=many"),
+        ({"learning_rate": 0.0}, "--learning_rate=0.0: must be positive"),
+        ({"delay": "nan"}, "--delay=nan: expected a finite number"),
+        ({"step": 3}, "unknown flag --step; did you mean --steps"),
+        ({"optimizer": "adm"}, "optax has no optimizer 'adm'; expected one of adabelief"),
+        ({"optimizer": "lbfgs"}, "cannot train with it"),
+        ({"evaluate_every": 15}, "--evaluate_every must be a multiple of --steps_per_call"),
+        ({"checkpoint_every": 15}, "--checkpoint_every must be a multiple of --steps_per_call"),
+        ({"warmup_steps": 20}, "--warmup_steps must be less than --steps"),
+        ({"patience": 2, "evaluate_every": 0}, "it needs --evaluate_every"),
+    ],
+)
+def test_bad_flags_are_refused(given_flags, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared in full below
+        base.parse(toy, given_flags)
+    assert message in str(error.value)
+
+
+def test_parse_takes_arguments_or_a_dict_and_leaves_the_flags_alone():
+    from_arguments = base.parse(toy, ["--steps=30", "--noprogress", "--learning_rate", "0.5"])
+    assert from_arguments == base.parse(toy, {"steps": 30, "progress": False, "learning_rate": 0.5})
+    assert (from_arguments.steps, from_arguments.progress, from_arguments.model) == (30, False, "line")
+    assert base.parse(toy, []).steps == 20
+    with pytest.raises(ValueError, match="unexpected argument 'more'"):
+        base.parse(toy, ["more"])
+
+
+def test_defaults_that_only_hold_together():
+    values = base.flags(evaluate_every=7, steps_per_call=7)
+    assert values["evaluate_every"].default == 7
+    with pytest.raises(absl_flags.UnrecognizedFlagError):
+        base.flags(speed=1)
+
+
+def test_numbers_have_fixed_types():
+    numbers = base.numbers(toy, base.parse(toy, {"seed": 3}))
+    assert {name: value.dtype for name, value in numbers.items()} == {
+        "seed": jnp.int32,
+        "learning_rate": jnp.float32,
+    }
+
+
+def test_program_cannot_read_numbers_from_the_config(monkeypatch, tmp_path):
+    monkeypatch.setattr(toy, "program", lambda config: config.learning_rate)
+    with pytest.raises(AttributeError, match="learning_rate"):
+        base.run_one(toy, base.parse(toy, {}), tmp_path / "run")
+    error = (tmp_path / "run" / "error.txt").read_text()
+    assert error.startswith("AttributeError: ")
+    assert "Traceback" in error
+
+
+# ---- the optimizer
+
+
+def updates_of(given_flags, steps):
+    """The steps that plain gradient descent takes on the gradient 1: minus the learning rate."""
+    config = base.parse(toy, {"steps": 8, "learning_rate": 0.5, **given_flags})
+
+    @jax.jit
+    def run(learning_rate):
+        optimizer = base.optimizer(config, learning_rate)
+        state, taken = optimizer.init(jnp.zeros(1)), []
+        for _ in range(steps):
+            update, state = optimizer.update(jnp.ones(1), state, jnp.zeros(1))
+            taken.append(-update[0])
+        return jnp.stack(taken)
+
+    return np.asarray(run(jnp.float32(0.5)))
+
+
+def test_schedules():
+    steps = np.arange(8)
+    np.testing.assert_allclose(updates_of({}, 8), np.full(8, 0.5))
+    np.testing.assert_allclose(updates_of({"schedule": "linear"}, 8), 0.5 * (1 - steps / 8), rtol=1e-6)
+    cosine = 0.25 * (1 + np.cos(np.pi * steps / 8))
+    np.testing.assert_allclose(updates_of({"schedule": "cosine"}, 8), cosine, rtol=1e-5)
+    warm = np.array([0, 0.125, 0.25, 0.375, 0.5, 0.375, 0.25, 0.125])
+    np.testing.assert_allclose(updates_of({"schedule": "linear", "warmup_steps": 4}, 8), warm, rtol=1e-6)
+
+
+def test_clipping():
+    config = base.parse(toy, {"clip_norm": 2.0, "learning_rate": 1.0})
+    optimizer = base.optimizer(config, 1.0)
+    params = jnp.zeros(2)
+    updates, _ = optimizer.update(jnp.array([30.0, 40.0]), optimizer.init(params), params)
+    np.testing.assert_allclose(updates, [-1.2, -1.6], rtol=1e-6)
+    updates, _ = optimizer.update(jnp.array([0.3, 0.4]), optimizer.init(params), params)
+    np.testing.assert_allclose(updates, [-0.3, -0.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop", "adamw", "lion", "adagrad"])
+def test_optimizers_are_those_of_optax(name):
+    config = base.parse(toy, {"optimizer": name})
+    params, grads = {"w": jnp.ones((2, 3))}, {"w": jnp.full((2, 3), 0.1)}
+    ours, theirs = base.optimizer(config, jnp.float32(0.1)), getattr(optax, name)(0.1)
+    got, _ = ours.update(grads, ours.init(params), params)
+    with jax.numpy_dtype_promotion("standard"):
+        expected, _ = theirs.update(grads, theirs.init(params), params)
+    np.testing.assert_allclose(got["w"], expected["w"], rtol=1e-6)
+
+
+# ---- plans and directories
+
+
+def test_study_loses_the_axes_that_are_fixed(tmp_path):
+    plan = sweep.plan(toy, None, {"seed": 5}, tmp_path)
+    assert [member.point for member in plan.members] == [{"model": "line"}, {"model": "curve"}]
+    assert {member.config.seed for member in plan.members} == {5}
+    only = sweep.plan(toy, None, {"seed": 5, "model": "line"}, tmp_path)
+    assert [member.name for member in only.members] == ["run"]
+
+
+def test_fixed_and_swept_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"--seed is both fixed \(5\) and swept \(0,1\)"):
+        sweep.plan(toy, "seed=0:2", {"seed": 5}, tmp_path)
+
+
+def test_every_run_is_checked_before_anything_is_written(tmp_path):
+    directory = tmp_path / "sweep"
+    with pytest.raises(ValueError, match=r"run steps_per_call=3: .*evaluate_every must be a multiple"):
+        sweep.plan(toy, "steps_per_call=5,3", {}, directory)
+    assert not directory.exists()
+    # What is wrong with the default of the other flag may be right with the swept one.
+    assert len(sweep.plan(toy, "steps_per_call=5,3", {"evaluate_every": 15}, directory).members) == 2
+
+
+def results(directory: Path) -> dict[str, dict[str, str]]:
+    with open(directory / "results.csv") as file:
+        return {row["run"]: row for row in csv.DictReader(file)}
+
+
+def statuses(directory: Path) -> dict[str, str]:
+    return {run["name"]: run["status"] for run in json.loads((directory / "sweep.json").read_text())["runs"]}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished sweep of two runs, one after the other in this process."""
+    directory = tmp_path_factory.mktemp("finished")
+    assert sweep.run(sweep.plan(toy, "seed=0:2", {"steps": 10}, directory)) == 0
+    return directory
+
+
+def test_a_sweep_leaves_its_files(finished):
+    content = json.loads((finished / "sweep.json").read_text())
+    assert content["experiment"] == "toy_experiment"
+    assert content["axes"] == {"seed": [0, 1]}
+    assert content["fixed"] == {"steps": 10}
+    assert content["versions"]["jax"] == jax.__version__
+    rows = results(finished)
+    assert list(rows) == ["seed=0", "seed=1"]
+    for seed, row in enumerate(rows.values()):
+        result = Run.read(finished / f"seed={seed}").result()
+        assert (row["seed"], row["status"]) == (str(seed), "done")
+        assert float(row["final_loss"]) == result["final_loss"]
+        assert result["parameters"] == 3
+        assert "sample" not in row
+    assert (finished / "report.html").exists()
+
+
+def test_values_may_be_added_and_finished_runs_stay(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("seed=[01]/*.json*")}
+    assert sweep.run(sweep.plan(toy, "seed=0:3", {"steps": 10}, finished)) == 0
+    out = capsys.readouterr().out
+    assert "2 of 3 runs are finished already" in out
+    assert "[1/1] seed=2 done" in out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert set(statuses(finished).values()) == {"done"}
+    with pytest.raises(ValueError, match="holds a sweep with seed=2, which this one leaves out"):
+        sweep.plan(toy, "seed=0:2", {"steps": 10}, finished)
+
+
+def test_another_sweep_is_refused(finished):
+    with pytest.raises(ValueError, match=r"another sweep: its fixed is {'steps': 10}, not {'steps': 20}"):
+        sweep.plan(toy, "seed=0:3", {"steps": 20}, finished)
+    with pytest.raises(ValueError, match="it sweeps over seed, not model, seed"):
+        sweep.plan(toy, "model=line;seed=0:3", {"steps": 10}, finished)
+
+
+def test_a_default_that_changed_since_is_refused(finished, monkeypatch):
+    monkeypatch.setattr(toy, "FLAGS", copy.deepcopy(toy.FLAGS))
+    toy.FLAGS.set_default("batch_size", 33)
+    with pytest.raises(ValueError, match="batch_size: given 33, found 32"):
+        sweep.plan(toy, "seed=0:3", {"steps": 10}, finished)
+
+
+# ---- executors
+
+
+@pytest.fixture(scope="module")
+def fixed():
+    return {"steps": 20, "steps_per_call": 10}
+
+
+def test_a_failed_run_takes_no_other_down_and_runs_again(tmp_path, capsys, fixed):
+    plan = sweep.plan(toy, "fault=program,none,finish", fixed, tmp_path)
+    assert sweep.run(plan) == 1
+    assert statuses(tmp_path) == {"fault=program": "failed", "fault=none": "done", "fault=finish": "failed"}
+    err = capsys.readouterr().err
+    assert "FAILED   fault=program: ValueError: the program is\n" in err
+    assert "FAILED   fault=finish: FileNotFoundError: nothing to finish with" in err
+    assert "the program is" in (tmp_path / "report.html").read_text()
+    started = []
+    sweep.run(plan, functools.partial(spy, started))
+    assert started == ["fault=program", "fault=finish"]
+
+
+def spy(started, module, members):
+    started += [member.name for member in members]
+    yield from executors.debug(module, members)
+
+
+def test_vmap_equals_single_runs(tmp_path, fixed):
+    text = "learning_rate=0.05,0.1;seed=0:2"
+    for name, executor in (("one", executors.debug), ("lanes", executors.vmap)):
+        assert sweep.run(sweep.plan(toy, text, fixed, tmp_path / name), executor) == 0
+    singles, lanes = results(tmp_path / "one"), results(tmp_path / "lanes")
+    assert list(singles) == list(lanes)
+    for name, row in singles.items():
+        np.testing.assert_allclose(float(lanes[name]["final_loss"]), float(row["final_loss"]), rtol=1e-5)
+        assert (row["lanes"], lanes[name]["lanes"]) == ("1", "4")
+        records = [Run.read(tmp_path / kind / name).records() for kind in ("one", "lanes")]
+        assert [record["step"] for record in records[0]] == [record["step"] for record in records[1]]
+
+
+def test_vmap_lane_that_diverges_fails_alone(tmp_path, fixed):
+    plan = sweep.plan(toy, "learning_rate=0.001,1000", {**fixed, "model": "curve"}, tmp_path)
+    assert sweep.run(plan, executors.vmap) == 1
+    assert list(statuses(tmp_path).values()) == ["done", "failed"]
+    [_, failed] = json.loads((tmp_path / "sweep.json").read_text())["runs"]
+    assert "loss is" in failed["error"]
+    assert "at step" in (plan.members[1].directory / "error.txt").read_text()
+
+
+def test_vmap_reports_an_error_of_the_whole_program(tmp_path, fixed):
+    plan = sweep.plan(toy, "seed=0:2", {**fixed, "fault": "program"}, tmp_path)
+    assert sweep.run(plan, executors.vmap) == 1
+    assert set(statuses(tmp_path).values()) == {"failed"}
+
+
+def test_local_processes(tmp_path, capsys, fixed):
+    plan = sweep.plan(toy, "fault=none,kill,program", fixed, tmp_path)
+    assert sweep.run(plan, functools.partial(executors.local, processes=3)) == 1
+    assert statuses(tmp_path) == {"fault=none": "done", "fault=kill": "failed", "fault=program": "failed"}
+    err = capsys.readouterr().err
+    assert "FAILED   fault=kill: killed by SIGKILL" in err
+    assert "FAILED   fault=program: ValueError: the program is" in err
+    assert "final_loss" in (tmp_path / "fault=none" / "log.txt").read_text()
+    assert "Traceback" in (tmp_path / "fault=program" / "log.txt").read_text()
+
+
+def test_processors_are_shared_and_the_environment_wins(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("NPROC", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    environment = executors._environment(3)
+    assert (environment["NPROC"], environment["OMP_NUM_THREADS"]) == ("2", "5")
+    assert environment["PYTHONPATH"].split(os.pathsep) == [path for path in sys.path if path]
+
+
+def test_submitit(tmp_path, monkeypatch, fixed):
+    pytest.importorskip("submitit", reason="submitit is not installed: pip install 'seqjax[slurm]'")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    plan = sweep.plan(toy, "fault=none,program", fixed, tmp_path)
+    executor = functools.partial(executors.slurm, processes=2, minutes=1, cluster="local")
+    assert sweep.run(plan, executor) == 1
+    [done, failed] = json.loads((tmp_path / "sweep.json").read_text())["runs"]
+    assert (done["status"], failed["status"]) == ("done", "failed")
+    assert "the program is" in failed["error"]
+
+
+def test_slurm_names_what_is_missing(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ValueError, match=r"needs submitit: pip install 'seqjax\[slurm\]'"):
+        executors.require_slurm()
+    monkeypatch.undo()
+    pytest.importorskip("submitit", reason="submitit is not installed: pip install 'seqjax[slurm]'")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match="there is no sbatch here"):
+        executors.require_slurm()
