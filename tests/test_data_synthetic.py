@@ -85,6 +85,9 @@ def test_tasks_are_pure_functions_of_the_key(draw):
     first, again = draw(jax.random.key(0)), jax.jit(draw)(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(first[0], draw(jax.random.key(1))[0])
+    with jax.enable_x64(True):
+        jax.tree.map(np.testing.assert_array_equal, first, wide := draw(jax.random.key(0)))
+    assert [a.dtype for a in wide] == [a.dtype for a in first]
 
 
 @pytest.mark.parametrize(

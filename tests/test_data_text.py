@@ -47,6 +47,7 @@ def test_language_reference_is_long_and_the_same_every_time():
     assert reference.index('The "assert" statement') < reference.index('The "while" statement')
 
 
+@settings(deadline=None)
 @given(train=st.text(min_size=1), other=st.text())
 def test_vocabulary_round_trips_what_it_knows_and_marks_what_it_does_not(train, other):
     vocabulary = Vocabulary.of(train)
@@ -73,6 +74,7 @@ def test_vocabulary_refuses_what_it_cannot_hold():
             Vocabulary.from_json(json.dumps(wrong))
 
 
+@settings(deadline=None)
 @given(source=st.text(min_size=20), first=st.floats(0.1, 0.8))
 def test_split_parts_join_to_the_text(source, first):
     parts = text.split(source, (first, 1 - first))

@@ -27,7 +27,7 @@ def test_order_is_a_permutation_in_every_epoch(count):
         np.testing.assert_array_equal(np.sort(found), np.arange(count))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(count=st.integers(1, 70), seed=st.integers(0, 2**31 - 1))
 def test_order_is_a_permutation_of_any_count(count, seed):
     found = windows.order(jax.random.key(seed), 3, jnp.arange(count), count)
@@ -46,6 +46,8 @@ def test_order_is_the_same_for_single_positions_jitted_or_not_and_vmapped():
     expected = np.asarray(whole_epoch(key, 5, 1000))[np.asarray(positions)]
     np.testing.assert_array_equal(windows.order(key, 5, positions, 1000), expected)
     np.testing.assert_array_equal(jitted_order(key, 5, positions, 1000), expected)
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(windows.order(key, 5, np.asarray(positions), 1000), expected)
     keys, epochs = jax.random.split(key, 3), jnp.arange(3)
     lanes = jax.vmap(lambda k, e: windows.order(k, e, positions, 1000))(keys, epochs)
     for lane, k, e in zip(lanes, keys, epochs, strict=True):
@@ -114,6 +116,13 @@ def test_gather_jitted_marks_rows_outside_of_the_series_as_nan():
     series = jnp.arange(5.0)[:, None]
     found = jax.jit(windows.gather, static_argnums=2)(series, jnp.array([3, -1]), 3)[:, :, 0]
     np.testing.assert_array_equal(found, np.array([[3, 4, np.nan], [np.nan, 0, 1]]).T)
+
+
+def test_gather_checks_starts_that_a_jitted_function_closes_over():
+    series, good, bad = jnp.arange(5.0), jnp.array([0, 2]), jnp.array([0, 3])
+    np.testing.assert_array_equal(jax.jit(lambda: windows.gather(series, good, 3))(), [[0, 2], [1, 3], [2, 4]])
+    with pytest.raises(ValueError, match=r"starts must be in range\(3\), got values from 0 to 3"):
+        jax.jit(lambda: windows.gather(series, bad, 3))()
 
 
 def test_gather_refuses_bad_starts():

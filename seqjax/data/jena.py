@@ -187,7 +187,7 @@ def synthetic_climate(key: Array, rows: int, minutes: int = 60) -> Climate:
     """
     if rows < 2 or minutes < 1:
         raise ValueError(f"a record needs at least 2 rows, 1 minute apart, got {rows} rows and {minutes} minutes")
-    hours = jnp.array([60.0, 72.0, 10.0, 6.0, 30.0])  # memory of: temperature, pressure, humidity, speed, direction
+    hours = jnp.array([60, 72, 10, 6, 30], jnp.float32)  # memory of temperature, pressure, humidity, speed, direction
     decay = jnp.exp(-minutes / 60 / hours)
 
     def weather(state: Array, draw: Array) -> tuple[Array, Array]:
@@ -195,8 +195,8 @@ def synthetic_climate(key: Array, rows: int, minutes: int = 60) -> Climate:
         return state, state
 
     first_key, key = jax.random.split(key)
-    draws = jax.random.normal(key, (rows, len(hours)))
-    _, noise = jax.lax.scan(weather, jax.random.normal(first_key, (len(hours),)), draws)
+    draws = jax.random.normal(key, (rows, len(hours)), jnp.float32)
+    _, noise = jax.lax.scan(weather, jax.random.normal(first_key, (len(hours),), jnp.float32), draws)
     warm, high, wet, windy, turn = np.asarray(noise, np.float64).T  # each of variance 1
     elapsed = np.arange(rows) * minutes / 60  # hours
     summer = -np.cos(2 * np.pi * (elapsed / 8766 - 0.05))

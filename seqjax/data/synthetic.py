@@ -25,10 +25,11 @@ def adding(key: Array, batch: int, length: int) -> tuple[Array, Array]:
     _at_least(2, length=length)
     _at_least(1, batch=batch)
     value_key, first_key, second_key = jax.random.split(key, 3)
-    values = jax.random.uniform(value_key, (length, batch))
-    first = jax.random.randint(first_key, (batch,), 0, length // 2)
-    second = jax.random.randint(second_key, (batch,), length // 2, length)
-    markers = (jax.nn.one_hot(first, length) + jax.nn.one_hot(second, length)).T  # [T, B]
+    values = jax.random.uniform(value_key, (length, batch), jnp.float32)
+    first = jax.random.randint(first_key, (batch,), 0, length // 2, jnp.int32)
+    second = jax.random.randint(second_key, (batch,), length // 2, length, jnp.int32)
+    steps = jnp.arange(length)[:, None]
+    markers = ((steps == first[None]) | (steps == second[None])).astype(jnp.float32)  # [T, B]
     return jnp.stack([values, markers], axis=-1), jnp.sum(values * markers, axis=0)
 
 
@@ -53,17 +54,17 @@ def copy_memory(key: Array, batch: int, lag: int, symbols: int = 8, count: int =
     """
     _at_least(1, lag=lag, count=count, batch=batch)
     _at_least(2, symbols=symbols)
-    shown = jax.random.randint(key, (count, batch), 0, symbols)
+    shown = jax.random.randint(key, (count, batch), 0, symbols, jnp.int32)
     blank, query = symbols, symbols + 1
     tokens = jnp.concatenate(
         [
             shown,
-            jnp.full((lag - 1, batch), blank),
-            jnp.full((1, batch), query),
-            jnp.full((count, batch), blank),
+            jnp.full((lag - 1, batch), blank, jnp.int32),
+            jnp.full((1, batch), query, jnp.int32),
+            jnp.full((count, batch), blank, jnp.int32),
         ]
     )
-    targets = jnp.concatenate([jnp.full((lag + count, batch), blank), shown])
+    targets = jnp.concatenate([jnp.full((lag + count, batch), blank, jnp.int32), shown])
     return tokens, targets, jnp.ones(tokens.shape, jnp.float32)
 
 
@@ -94,13 +95,13 @@ def delayed_recall(
     _at_least(0, distractors=distractors)
     blank, query = symbols, symbols + 1
     symbol_key, filler_key = jax.random.split(key)
-    shown = jax.random.randint(symbol_key, (1, batch), 0, symbols)
+    shown = jax.random.randint(symbol_key, (1, batch), 0, symbols, jnp.int32)
     # the half-open range [blank, blank + 1) holds the blank alone
     low, high = (query + 1, query + 1 + distractors) if distractors else (blank, blank + 1)
-    filler = jax.random.randint(filler_key, (lag - 1, batch), low, high)
-    tokens = jnp.concatenate([shown, filler, jnp.full((1, batch), query)])
-    targets = jnp.concatenate([jnp.full((lag, batch), blank), shown])
-    weights = jnp.concatenate([jnp.zeros((lag, batch)), jnp.ones((1, batch))])
+    filler = jax.random.randint(filler_key, (lag - 1, batch), low, high, jnp.int32)
+    tokens = jnp.concatenate([shown, filler, jnp.full((1, batch), query, jnp.int32)])
+    targets = jnp.concatenate([jnp.full((lag, batch), blank, jnp.int32), shown])
+    weights = jnp.concatenate([jnp.zeros((lag, batch), jnp.float32), jnp.ones((1, batch), jnp.float32)])
     return tokens, targets, weights
 
 
