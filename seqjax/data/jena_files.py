@@ -97,19 +97,19 @@ def read(file: Path, columns: Sequence[str] | None = None, blob: str | None = No
     if absent := [name for name in columns if name not in rows.columns]:
         raise ValueError(f"{file}: line 1: no column {absent[0]!r}, found {', '.join(rows.columns)}")
     rows = Rows(rows.times, rows.values[:, [rows.columns.index(name) for name in columns]], columns)
-    _check_values(rows, f"{file}: row {{}}" if npz else f"{file}: line {{}}", first=0 if npz else 2)
+    _check_values(rows, file, *("row", 0) if npz else ("line", 2))
     return rows
 
 
-def _check_values(rows: Rows, place: str, first: int) -> None:
-    """Refuses values that their columns cannot have; row 0 stands at `place.format(first)`."""
+def _check_values(rows: Rows, file: Path, unit: str, first: int) -> None:
+    """Refuses values that their columns cannot have; row 0 is what errors call `unit` `first`."""
     _, values, columns = rows
     low, high = np.array([RANGES[name] for name in columns]).T
     wrong = ~((values >= low) & (values <= high) | (values <= MISSING))  # so written that a NaN is wrong
     if wrong.any():
         row, i = np.argwhere(wrong)[0]
         raise ValueError(
-            f"{place.format(row + first)}, column {columns[i]!r}: {values[row, i]:g} is outside of"
+            f"{file}: {unit} {row + first}, column {columns[i]!r}: {values[row, i]:g} is outside of"
             f" {low[i]:g} to {high[i]:g}: columns swapped?"
         )
     for lower, upper in _NEVER_ABOVE.items():
@@ -118,7 +118,7 @@ def _check_values(rows: Rows, place: str, first: int) -> None:
             above = (below > roof) & (roof > MISSING)
             if above.mean() > 0.5:  # single rows may be, by rounding
                 raise ValueError(
-                    f"{place.format(np.argmax(above) + first)}, column {lower!r} is above {upper!r},"
+                    f"{file}: {unit} {np.argmax(above) + first}, column {lower!r} is above {upper!r},"
                     " here and in most rows: columns swapped?"
                 )
 
@@ -167,12 +167,12 @@ def _parse_csv(content: bytes, file: Path) -> Rows:
     _check_names(columns, file)
     try:
         if any(line.count(b",") != len(columns) or line[19:20] != b"," for line in lines):
-            raise ValueError(f"{file}: rows are not a date of 19 characters and {len(columns)} numbers")
+            raise ValueError(f"rows are not a date of 19 characters and {len(columns)} numbers")
         times = _parse_dates(lines, date.decode())
         text = io.BytesIO(b"\n".join(lines))
         values = np.loadtxt(text, delimiter=",", usecols=range(1, len(columns) + 1), comments=None, ndmin=2)
     except ValueError as error:
-        raise ValueError(_first_wrong(lines, date.decode(), columns, file) or str(error)) from None
+        raise ValueError(_first_wrong(lines, date.decode(), columns, file) or f"{file}: {error}") from None
     return Rows(times, values, columns)
 
 

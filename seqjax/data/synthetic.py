@@ -28,7 +28,7 @@ def adding(key: Array, batch: int, length: int) -> tuple[Array, Array]:
     values = jax.random.uniform(value_key, (length, batch), jnp.float32)
     first = jax.random.randint(first_key, (batch,), 0, length // 2, jnp.int32)
     second = jax.random.randint(second_key, (batch,), length // 2, length, jnp.int32)
-    steps = jnp.arange(length)[:, None]
+    steps = jnp.arange(length, dtype=jnp.int32)[:, None]
     markers = ((steps == first[None]) | (steps == second[None])).astype(jnp.float32)  # [T, B]
     return jnp.stack([values, markers], axis=-1), jnp.sum(values * markers, axis=0)
 
