@@ -2,6 +2,7 @@ import errno
 import json
 import math
 import os
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,21 @@ def test_a_damaged_line_is_named(run):
         run.records()
 
 
+def test_a_full_disk_names_the_file_and_what_was_written_can_be_rewound(run):
+    run.log(record(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((run.directory / "metrics.jsonl").stat().st_size + 20, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*metrics\.jsonl'"):
+            run.log(record(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (run.directory / "metrics.jsonl").read_text().count("step") == 2, "half a line is there"
+    run.rewind(1)
+    run.log(record(2))
+    assert run.records() == [record(1), record(2)]
+
+
 def test_rewind_drops_what_came_after(run):
     for step in (10, 20, 30):
         run.log(record(step))
@@ -149,7 +165,7 @@ def test_write_atomic_on_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch, b
 
     write_atomic(tmp_path / "file", "old")
     monkeypatch.setattr(os, broken, full)
-    with pytest.raises(OSError, match=r"could not write .*file: No space left on device") as error:
+    with pytest.raises(OSError, match=r"No space left on device: .*file'$") as error:
         write_atomic(tmp_path / "file", "new")
     assert error.value.errno == errno.ENOSPC
     assert (tmp_path / "file").read_text() == "old"

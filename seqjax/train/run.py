@@ -1,10 +1,12 @@
 """The files of a run: what was asked for, what was measured, and how it ended."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +95,15 @@ class Run:
         return self.config["flags"]
 
     def log(self, record: dict) -> None:
-        """Appends one record to metrics.jsonl."""
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, default=_plain) + "\n")
+        """Appends one record to metrics.jsonl.
+
+        Raises:
+          OSError: it could not be written; `rewind` removes what was.
+          TypeError: a value is neither JSON nor an array.
+        """
+        line = json.dumps(record, default=_plain) + "\n"
+        with _named_errors(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
+            file.write(line)
 
     def records(self) -> list[dict]:
         """All records, oldest first; a last line that is still being written is left out.
@@ -154,14 +162,22 @@ def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with _named_errors(path), temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
+            os.replace(temporary, path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f"could not write {path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """A failing write does not say by itself which file it was for."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _check_same_flags(directory: Path, *, given: dict, found: dict) -> None:
