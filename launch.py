@@ -12,14 +12,13 @@ import copy
 import functools
 import importlib
 import importlib.util
-import pkgutil
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 
 from absl import flags
 
-import experiments
 from experiments import base, executors, sweep
 
 FLAGS = flags.FlagValues()
@@ -48,8 +47,8 @@ def experiment(name: str) -> ModuleType:
     full = next(filter(_exists, (f"experiments.{name}", name)), None)
     module = importlib.import_module(full) if full else None
     if module is None or not hasattr(module, "STUDY"):
-        names = [info.name for info in pkgutil.iter_modules(experiments.__path__)]
-        known = [n for n in names if n not in ("base", "executors", "report", "sweep")]
+        files = sorted(Path(base.__file__).parent.glob("*.py"))
+        known = [file.stem for file in files if "\nSTUDY = " in file.read_text()]
         raise ValueError(f"no experiment {name!r}; expected one of {', '.join(known)}, or any importable module")
     return module
 

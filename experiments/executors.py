@@ -66,8 +66,9 @@ def vmap(module: ModuleType, members: Sequence[Member]) -> Outcomes:
 def local(module: ModuleType, members: Sequence[Member], *, processes: int) -> Outcomes:
     """Trains each run in a fresh process, `processes` at a time, with their output in log.txt of the run.
 
-    The processors of the machine are divided among the processes (environment variables that are set already
-    win), because each would otherwise start threads for all of them.
+    The processors of the machine, and the memory of its accelerator, are divided among the processes (environment
+    variables that are set already win), because each would otherwise take all of them. Large sums may be split
+    differently among fewer threads, so a result may differ from `debug`'s in the last bits.
     """
     waiting = list(reversed(members))
     children: dict[subprocess.Popen, Member] = {}

@@ -62,7 +62,8 @@ class Section(NamedTuple):
     Attributes:
         title: its heading; also the name of its figure files.
         text: plain text; an empty line separates paragraphs.
-        figures: matplotlib figures; each becomes figures/TITLE.png and .svg and a picture in the report.
+        figures: matplotlib figures; each becomes a picture in the report, and figures/TITLE.png and .svg (where there
+            are several, TITLE-LABEL, by the label of the figure or its number).
         table: rows of cells, the header first; a cell is a text, a number, None or a `Mean`.
     """
 
@@ -179,11 +180,12 @@ def curve(axes: Axes, label: str, x: Sequence[float], ys: Sequence[Sequence[floa
 
 
 def learning_curves(runs: Sequence[Run], metric: str) -> Figure:
-    """Returns a figure of one metric: training and validation (rows) against updates and wall clock (columns)."""
+    """Returns a figure of one metric: training and validation (rows) against steps and wall clock (columns)."""
     labelled = groups(runs)
     records = {run.directory: [r for r in run.records() if metric in r] for run in runs}
     splits = list(dict.fromkeys(record["split"] for rows in records.values() for record in rows))
     figure, axes = panels(len(splits), 2)
+    figure.set_label(metric)
     for row, split in zip(axes, splits, strict=True):
         for index, (label, members) in enumerate(labelled.items()):
             found: dict[int, list[tuple[float, float]]] = {}
@@ -197,7 +199,7 @@ def learning_curves(runs: Sequence[Run], metric: str) -> Figure:
             if steps:
                 curve(row[0], label, steps, values, index)
                 curve(row[1], label, seconds, values, index)
-        row[0].set(xlabel="updates", ylabel=f"{split} {metric}")
+        row[0].set(xlabel="steps", ylabel=f"{split} {metric}")
         row[1].set(xlabel="seconds in updates", xlim=(0, None))
         means = np.concatenate([line.get_ydata() for line in row[0].lines])
         if means.min() > 0 and means.max() > 30 * means.min():
@@ -304,7 +306,7 @@ def _section_html(section: Section, figures: Path) -> str:
     parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in section.text.split("\n\n") if paragraph]
     slug = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")
     for number, figure in enumerate(section.figures, start=1):
-        name = slug if len(section.figures) == 1 else f"{slug}-{number}"
+        name = slug if len(section.figures) == 1 else f"{slug}-{figure.get_label() or number}"
         # As an image of its own: the ids inside two SVGs of one page would clash.
         data = base64.b64encode(save(figure, figures / name)).decode()
         alt = html.escape(f"{section.title} {number}")
@@ -342,7 +344,7 @@ body { max-width: 62rem; margin: 3rem auto; padding: 0 1.25rem; background: var(
        font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; }
 h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem; }
-p { max-width: 46rem; white-space: pre-line; overflow-wrap: anywhere; }
+p { max-width: 46rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .head { color: var(--quiet); margin-top: 0; }
 figure { margin: 1rem 0; padding: .75rem; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
 img { display: block; max-width: 100%; height: auto; margin: auto; }

@@ -123,6 +123,7 @@ def test_learning_curves_show_mean_and_band(runs):
     band = updates.collections[0].get_paths()[0].vertices
     assert band[:, 1].max() == pytest.approx(0.2 + half)
     assert (updates.get_ylabel(), validation.get_ylabel()) == ("train loss", "validation loss")
+    assert figure.get_label() == "loss"
     assert updates.get_yscale() == "log"  # from 0.07 to 10
     assert report.learning_curves(runs[:3], "loss").axes[0].get_yscale() == "linear"
 
@@ -180,6 +181,14 @@ def test_the_page_stands_alone(sweep_directory):
         png = (sweep_directory / "figures" / f"{name}.png").read_bytes()
         assert png.startswith(b"\x89PNG")
         assert b"<svg" in (sweep_directory / "figures" / f"{name}.svg").read_bytes()
+
+
+def test_several_figures_of_a_section_have_names(sweep_directory, monkeypatch):
+    figures = [report.panels()[0] for _ in range(2)]
+    figures[1].set_label("second")
+    monkeypatch.setattr(toy, "report", lambda runs: [report.Section("Two of them", figures=figures)])
+    assert report.write(toy, sweep_directory) is None
+    assert {"two-of-them-1.png", "two-of-them-second.svg"} <= {p.name for p in sweep_directory.glob("figures/*")}
 
 
 def test_figures_are_reproduced_bit_for_bit(sweep_directory):
