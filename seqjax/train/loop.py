@@ -108,7 +108,7 @@ class NonFiniteLoss(FloatingPointError):  # noqa: N818 (the name says it)
 
 
 class Preempted(SystemExit):
-    """SIGTERM (code 143) or SIGINT (code 130) arrived; the state is saved and the same command goes on from it."""
+    """SIGTERM (code 143) or SIGINT (code 130) came between the first call and the last, and the state is saved."""
 
 
 def initial_state(key: jax.Array, params: PyTree, opt_state: PyTree, carry: PyTree = ()) -> State:
@@ -310,13 +310,14 @@ def _train(
                     raise Preempted(128 + signals[0])
         wall_seconds = time.perf_counter() - began
 
+    memory = advance[max(lengths)].memory_analysis()
     return [
         FitResult(
             state=jax.tree.map(lambda leaf, lane=lane: leaf[lane], state) if lanes else state,
             wall_seconds=wall_seconds,
             steps_per_second=step / host["update_seconds"],
             compile_seconds=compile_seconds,
-            program_memory_bytes=_program_memory_bytes(advance[max(lengths)]),
+            program_memory_bytes=memory and memory.temp_size_in_bytes,
             peak_memory_bytes=_peak_memory_bytes(),
             stopped_early=stopped and step < schedule.steps,
             error=error,
@@ -371,11 +372,6 @@ def _compile(function: Callable, numbers: Numbers, data: PyTree, state: State) -
 
 def _lane(metrics: Mapping[str, Any], lane: int) -> dict[str, float]:
     return {name: float(np.atleast_1d(values)[lane]) for name, values in metrics.items()}
-
-
-def _program_memory_bytes(compiled: jax.stages.Compiled) -> int | None:
-    analysis = compiled.memory_analysis()
-    return analysis and analysis.temp_size_in_bytes
 
 
 def _peak_memory_bytes() -> int:
