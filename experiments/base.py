@@ -343,13 +343,16 @@ def _check_optimizer(name: str) -> bool:
 
 def usage(module: ModuleType) -> str:
     """Returns the help text of an experiment: its docstring and all its flags."""
-    command = f"python -m {name_of(module)} [--study] [--flag=value ...]"
-    about = "--study runs the whole study in this process; flags given beside it are fixed for all of its runs."
-    return f"{module.__doc__}\nusage: {command}\n{about}\n{module.FLAGS.get_help()}"
+    about = (
+        f"usage: python -m {name_of(module)} [--flag=value ...]\n"
+        f"The study is {module.STUDY!r}. It is what runs where no flag names one of its axes;\n"
+        "where one does, it is a single run. A part of the study: launch.py, which takes the same flags."
+    )
+    return f"{module.__doc__}\n{about}\n{module.FLAGS.get_help()}"
 
 
 def main(module: ModuleType) -> None:
-    """Runs the experiment from the command line: one run, or with --study the whole STUDY in this process."""
+    """Runs the experiment from the command line: the whole STUDY in this process, or one run, if a flag names it."""
     # Only here: sweep and report build on this file.
     from experiments import sweep
 
@@ -358,11 +361,11 @@ def main(module: ModuleType) -> None:
         print(usage(module))
         return
     try:
-        if "--study" in argv:
-            fixed = given_flags(module, [argument for argument in argv if argument != "--study"])
-            start = functools.partial(sweep.run, sweep.plan(module, None, fixed, fixed.get("workdir")))
-        else:
+        fixed = given_flags(module, argv)
+        if sweep.parse(module.STUDY, module.FLAGS).keys() & fixed:
             start = functools.partial(_run_and_print, module, parse(module, argv))
+        else:
+            start = functools.partial(sweep.run, sweep.plan(module, None, fixed, fixed.get("workdir")))
     except ValueError as error:
         print(f"{name_of(module)}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -4,7 +4,7 @@ Full BPTT over the training length against truncated BPTT(k1, k2): an update eve
 reaches k2 steps back (Williams & Peng 1990). Every step of training shows every run the same `--length` time steps of
 data, so a run with k1 = length / 8 makes eight updates of what full BPTT makes one of.
 
-Tasks: "text" (the next character, of the embedded corpus "pydoc" or of any file: --corpus=input.txt), "recall" and "copy"
+Tasks: "text" (the next character, of the embedded corpus or of any file: --corpus=input.txt), "recall" and "copy"
 (a truncation shorter than the lag --length must stay at chance), and "adding" (where it need not: see `ADDING`).
 
     python -m experiments.bptt_vs_tbptt                                the study: all truncations, three seeds

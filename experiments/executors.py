@@ -182,7 +182,8 @@ def _environment(processes: int) -> dict[str, str]:
 def _start(module: ModuleType, member: Member, environment: dict[str, str]) -> subprocess.Popen:
     member.directory.mkdir(parents=True, exist_ok=True)
     (member.directory / "error.txt").unlink(missing_ok=True)
-    arguments = base.arguments({**member.flags, "workdir": member.directory})
+    # All flags are named: with an axis of the study among them it is a single run.
+    arguments = base.arguments({**vars(member.config), "workdir": member.directory})
     with open(member.directory / "log.txt", "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", base.name_of(module), *arguments],

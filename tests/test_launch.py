@@ -126,22 +126,23 @@ def test_one_run_from_the_command_line(tmp_path):
 
 
 def test_study_of_an_experiment(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["toy", "--study", "--model=line", "--steps=10", f"--workdir={tmp_path}"])
+    monkeypatch.setattr(sys, "argv", ["toy", "--steps=10", "--learning_rate=0.01", f"--workdir={tmp_path}"])
     with pytest.raises(SystemExit) as stop:
         base.main(toy)
     assert stop.value.code == 0
-    assert sorted(path.name for path in tmp_path.glob("seed=*")) == ["seed=0", "seed=1"]
+    names = [f"model={model},seed={seed}" for model in ("curve", "line") for seed in (0, 1)]
+    assert sorted(path.name for path in tmp_path.glob("model=*")) == names
     assert "report.html" in capsys.readouterr().out
 
 
 def test_default_directories(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["toy", "--steps=10"])
+    monkeypatch.setattr(sys, "argv", ["toy", "--steps=10", "--seed=0"])
     with pytest.raises(SystemExit):
         base.main(toy)
     [run] = Path("runs", "toy_experiment").iterdir()
     assert capsys.readouterr().out.rstrip().endswith(str(run))
-    monkeypatch.setattr(sys, "argv", ["toy", "--steps=10", "--noprogress"])
+    monkeypatch.setattr(sys, "argv", ["toy", "--steps=10", "--seed=0", "--noprogress"])
     with pytest.raises(SystemExit):
         base.main(toy)
     assert list(Path("runs", "toy_experiment").iterdir()) == [run]
@@ -191,7 +192,7 @@ def test_help(monkeypatch, capsys):
     base.main(toy)
     out = capsys.readouterr().out
     assert out.startswith("How fast does gradient descent")
-    assert "--study" in out
+    assert "The study is 'model=line,curve;seed=0:2'" in out
     assert "--learning_rate" in out
 
 

@@ -41,7 +41,7 @@ class Window(NamedTuple):
 
     Attributes:
       carry: the carry at the beginning of the window.
-      past: the timed leaves of the last k2 - k1 inputs, each [k2 - k1, B, ...].
+      past: the timed leaves of the last k2 - k1 inputs, each [k2 - k1, B, ...]; none where k1 = k2.
       filled: int32 [], how many of them have been seen; the others lie before the start of the stream.
     """
 
@@ -81,7 +81,8 @@ def truncated_bptt(cell: Cell, loss: Loss, k1: int, k2: int, *, method: str | So
 
     def init(params, carry, xs):
         check(xs)
-        past = [jnp.zeros((kept, *leaf.shape[1:]), leaf.dtype) for leaf in split_const(xs)[0]]
+        timed = split_const(xs)[0] if kept else []
+        past = [jnp.zeros((kept, *leaf.shape[1:]), leaf.dtype) for leaf in timed]
         return Window(carry, past, jnp.int32(0))
 
     def update(params, state: Any, xs, targets):
