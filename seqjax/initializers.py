@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import glorot_uniform, orthogonal, zeros
 
-from seqjax.core import Array, Key
+from seqjax.core import Array, Key, carry_dtype
 
 Initializer = Callable[[Key, Sequence[int], jnp.dtype], Array]
 BiasInitializer = Callable[[Key, tuple[str, ...], int, jnp.dtype], Array]
@@ -56,9 +56,13 @@ def uniform(scale: float = 1.0) -> Initializer:
 
 
 def per_gate(init: Initializer, key: Key, rows: int, gates: int, hidden: int, dtype: jnp.dtype) -> Array:
-    """One `[rows, hidden]` block a gate, each drawn by `init` with a key of its own: `[rows, gates * hidden]`."""
+    """One `[rows, hidden]` block a gate, each drawn by `init` with a key of its own: `[rows, gates * hidden]`.
+
+    Drawn in at least float32 and then cast: the decomposition behind `orthogonal` does not exist in 16 bits.
+    """
     keys = jax.random.split(key, gates)
-    return jnp.concatenate([init(k, (rows, hidden), dtype) for k in keys], axis=1)
+    blocks = [init(k, (rows, hidden), carry_dtype(dtype)) for k in keys]
+    return jnp.concatenate(blocks, axis=1).astype(dtype)
 
 
 def gate_bias(**values: float) -> BiasInitializer:

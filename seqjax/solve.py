@@ -58,7 +58,7 @@ def checkpointed(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: i
     Without `chunk`, sqrt(T): memory of order sqrt(T) for one more forward pass.
     """
     steps = length(xs)
-    chunk = chunk or round(steps**0.5)
+    chunk = round(steps**0.5) if chunk is None else chunk
     if not 1 <= chunk <= steps:
         raise ValueError(f"chunk must lie between 1 and the number of steps {steps}, got {chunk}")
     whole = steps - steps % chunk

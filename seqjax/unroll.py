@@ -16,9 +16,10 @@ def mask_from_lengths(lengths: Array, steps: int) -> Array:
     """bool [T, B] that is true at the first `lengths[b]` steps of sequence b; lengths int [B]."""
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
+    lengths = lengths.astype(jnp.int32)  # a narrow type, uint8 say, cannot count all steps
     if not isinstance(lengths, Tracer) and bool(((lengths < 0) | (lengths > steps)).any()):
         raise ValueError(f"lengths must lie between 0 and the number of steps {steps}, got {lengths}")
-    time = jnp.arange(steps, dtype=lengths.dtype).reshape(steps, *(1,) * lengths.ndim)
+    time = jnp.arange(steps, dtype=jnp.int32).reshape(steps, *(1,) * lengths.ndim)
     return time < jnp.expand_dims(lengths, 0)
 
 
@@ -34,7 +35,7 @@ def batch_shape(xs: Tree) -> tuple[int, ...]:
     return x.shape[1:] if jnp.issubdtype(x.dtype, jnp.integer) else x.shape[1:-1]
 
 
-def _check(cell: Cell, params: Params, carry: Carry, xs: Tree, mask: Array | None) -> None:
+def _check_inputs(xs: Tree, mask: Array | None) -> None:
     timed, _ = split_const(xs)
     if not timed:
         raise ValueError("unroll needs inputs with a time axis, got only Const leaves")
@@ -47,10 +48,17 @@ def _check(cell: Cell, params: Params, carry: Carry, xs: Tree, mask: Array | Non
         raise ValueError(
             f"mask must be bool {(*lengths, *batch_shape(xs))}, [T, B] of the inputs, got {mask.dtype} {mask.shape}"
         )
-    expected = jax.eval_shape(lambda params: cell.initial_carry(params, batch_shape(xs)), params)
-    given = jax.eval_shape(lambda carry: carry, carry)
-    if given != expected:
-        raise ValueError(f"the carry is {given}, expected {expected} for inputs {features(xs).shape}")
+
+
+def _check_carry(cell: Cell, params: Params, carry: Carry, xs: Tree) -> None:
+    def describe(tree):
+        return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
+
+    expected = describe(jax.eval_shape(lambda params: cell.initial_carry(params, batch_shape(xs)), params))
+    given = describe(jax.eval_shape(lambda carry: carry, carry))
+    # A named tuple equals a plain one, so the structures are compared too.
+    if jax.tree.structure(given) != jax.tree.structure(expected) or given != expected:
+        raise ValueError(f"the carry is {given}, expected {expected} for inputs {list(features(xs).shape)}")
 
 
 def unroll(
@@ -87,9 +95,10 @@ def unroll(
         the weights, or a method that the cell does not admit.
       TypeError: for inputs of a dtype that the cell does not take.
     """
+    _check_inputs(xs, mask)
     if carry is None:
         carry = cell.initial_carry(params, batch_shape(xs))
-    _check(cell, params, carry, xs, mask)
+    _check_carry(cell, params, carry, xs)
     if mask is not None:
         cell, xs = masked(cell), (xs, mask)
     if reverse:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from seqjax.core import Array, Carry, Cell, scan_const
+from seqjax.core import Array, Carry, Cell, carry_dtype, scan_const
 from seqjax.gradients.estimator import Estimator, Loss
 from seqjax.solve import length
 
@@ -42,10 +42,14 @@ def rtrl(cell: Cell, loss: Loss) -> Estimator:
         weights, _ = ravel_pytree(params)
         batch = jax.tree.leaves(carry)[0].shape[0]
         numbers = sum(leaf.size for leaf in jax.tree.leaves(carry)) // batch
-        return Influence(carry, jnp.zeros((batch, numbers, weights.size), weights.dtype))
+        return Influence(carry, jnp.zeros((batch, numbers, weights.size), carry_dtype(weights.dtype)))
 
     def update(params, state: Any, xs, targets):
-        weights, as_params = ravel_pytree(params)
+        narrow, unravel = ravel_pytree(params)
+        weights = narrow.astype(carry_dtype(narrow.dtype))
+
+        def as_params(weights):
+            return unravel(weights.astype(narrow.dtype))
 
         def step(carry, influence, x, target):
             """One step of one sequence."""
