@@ -1,0 +1,132 @@
+"""How should a recurrent network start: which recurrent matrix, and which bias for the gate that keeps the carry?
+
+Recurrent weights orthogonal (Saxe, McClelland & Ganguli 2014, arXiv 1312.6120), identity (Le, Jaitly & Hinton 2015,
+arXiv 1504.00941), Glorot uniform (Glorot & Bengio 2010) or uniform in 1 / sqrt(units) (PyTorch's); the bias of the
+forget gate of an LSTM, or of the update gate of a GRU, 0, 1 (Jozefowicz, Zaremba & Sutskever 2015) or chrono for
+dependencies up to --length steps (Tallec & Ollivier 2018, arXiv 1804.11188). What is known before the first update,
+how the gradient decays with the time lag, is drawn beside what comes of it, the learning curves.
+
+Tasks: "adding" (the sum of two values up to --length steps back) and "temperature" (Jena, 24 hours ahead).
+
+    python -m experiments.initialization --recurrent=identity --forget_bias=chrono
+    python launch.py --experiment=initialization --executor=vmap
+"""
+
+import io
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import base, supervised, tasks
+from experiments.report import Section, curve, groups, panels, summary
+from seqjax import cells, initializers
+from seqjax.core import Cell
+from seqjax.diagnostics import gradient_against_lag
+from seqjax.train import Program, Run, State, write_atomic
+from seqjax.unroll import batch_shape
+from seqjax.wrappers import with_head
+
+FLAGS = base.flags(steps=2000, steps_per_call=100, evaluate_every=100, batch_size=64, learning_rate=3e-3, clip_norm=1.0)
+RECURRENT = {
+    "orthogonal": initializers.orthogonal(),
+    "identity": initializers.identity(),
+    "glorot": initializers.glorot_uniform(),
+    "uniform": initializers.uniform(),
+}
+KEEPS = {"lstm": "forget", "gru": "update"}
+
+supervised.define_task(FLAGS, "adding")
+flags.DEFINE_enum("cell", "lstm", ["rnn", "lstm", "gru"], "Which recurrence.", flag_values=FLAGS)
+flags.DEFINE_integer("hidden", 32, "Units.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_enum("recurrent", "orthogonal", list(RECURRENT), "Recurrent weights of each gate.", flag_values=FLAGS)
+flags.DEFINE_enum("forget_bias", "0", ["0", "1", "chrono"], "Bias of the gate that keeps the carry.", flag_values=FLAGS)
+flags.register_multi_flags_validator(
+    ("cell", "forget_bias"),
+    lambda given: given["cell"] in KEEPS or given["forget_bias"] == "0",
+    "a simple RNN has no gate that keeps the carry: --cell=rnn takes --forget_bias=0 only",
+    flag_values=FLAGS,
+)
+flags.register_multi_flags_validator(
+    ("length", "forget_bias"),
+    lambda given: given["forget_bias"] != "chrono" or given["length"] > 2,
+    "chrono is for a --length of more than 2 steps",
+    flag_values=FLAGS,
+)
+
+NUMBERS = ("seed", "learning_rate")
+STUDY = "recurrent=orthogonal,identity,glorot,uniform;forget_bias=0,1,chrono;seed=0:2"
+
+
+def model(config: SimpleNamespace, task: tasks.Task) -> Cell:
+    """The cell, initialized as the flags say, with a head."""
+    weights: dict[str, Any] = {"w_h": RECURRENT[config.recurrent]}
+    if config.forget_bias == "chrono":
+        weights["b"] = initializers.chrono(config.length)
+    elif config.cell in KEEPS:
+        weights["b"] = initializers.gate_bias(**{KEEPS[config.cell]: float(config.forget_bias)})
+    return with_head(getattr(cells, config.cell)(config.hidden, **weights), task.outputs)
+
+
+def program(config: SimpleNamespace) -> Program:
+    """Full BPTT of the cell as it was initialized."""
+    task = supervised.task_of(config)
+    return supervised.program(config, task, supervised.of_cell(model(config, task), task.features))
+
+
+def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+    """Test scores of the best params; the gradient against the lag before the first update in gradients.npy."""
+    task = supervised.task_of(config)
+    cell = model(config, task)
+    trained = supervised.of_cell(cell, task.features)
+    params, _ = supervised.first_params(trained, vars(config))
+
+    @jax.jit
+    def by_lag(data, params):
+        batch = task.train(data, jax.random.key(7), jnp.int32(0))
+
+        def loss(ys):
+            return supervised.weighted_mean(task.losses(ys, batch.targets), batch.weights)
+
+        carry = cell.initial_carry(params, batch_shape(batch.xs))
+        return gradient_against_lag(cell, params, carry, batch.xs, loss)[::-1]
+
+    norms = np.asarray(by_lag(program.data, params))
+    with io.BytesIO() as file:
+        np.save(file, norms)
+        write_atomic(run.directory / "gradients.npy", file.getvalue())
+    return {
+        **supervised.test_scores(config, task, trained, program, state),
+        "best_validation_loss": float(state.best.value),
+        "first_gradient_ratio": float(norms[-1] / norms[0]),
+    }
+
+
+def report(runs: list[Run]) -> list[Section]:
+    """The gradient against the lag before training, beside the validation loss along it."""
+    by_label = groups(runs)
+    figure, axes = panels(1, 2, height=3.6)
+    at_start, learning = axes[0]
+    for index, (label, members) in enumerate(by_label.items()):
+        norms = np.array([np.load(run.directory / "gradients.npy") for run in members])
+        curve(at_start, label, range(norms.shape[1]), (norms / norms[:, :1]).T.tolist(), index)
+    supervised.evaluation_curves(learning, by_label, "loss")
+    # Below this a gradient is lost among the others; a line that falls to 1e-30 would hide the rest.
+    at_start.set(xlabel="time lag", ylabel="|dL/dh| before training, lag 0 = 1", yscale="log")
+    at_start.set_ylim(bottom=max(1e-8, at_start.get_ylim()[0]))
+    learning.set(xlabel="updates", ylabel="validation loss", yscale="log")
+    figure.legend(*learning.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    text = (
+        "Left: a carry from long ago can only be learned from where its gradient is left. first_gradient_ratio in the "
+        "table is the value at the longest lag. Right: what training makes of it."
+    )
+    columns = [name for name in runs[0].result() if name.startswith(("test_", "best_", "first_"))]
+    return [Section("Gradient and learning", text, [figure], summary(runs, columns))]
+
+
+if __name__ == "__main__":
+    base.main(sys.modules[__name__])

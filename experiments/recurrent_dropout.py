@@ -1,0 +1,131 @@
+"""Where may dropout go in a recurrent network, and why must its mask last a whole sequence?
+
+Dropout of the recurrent product, of the input, of both, each with one mask a sequence (Gal & Ghahramani 2016, "A
+theoretically grounded application of dropout in recurrent neural networks", arXiv 1512.05287), against none, and
+against the mistake of a new mask at every step, which erases what the carry has to keep. Trained on whole sequences
+by full BPTT, evaluated without noise.
+
+Tasks: "temperature" (Jena, 24 hours ahead, see `experiments.temperature`; without --data_dir on a generated record)
+and "adding", where every sequence is new: nothing can be overfitted, and noise can only hurt.
+
+    python -m experiments.recurrent_dropout --where=recurrent --rate=0.25 --data_dir=../shared/data/jena
+    python launch.py --experiment=recurrent_dropout --data_dir=../shared/data/jena --executor=vmap
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from experiments import base, supervised, tasks
+from experiments.report import Section, groups, panels, summary
+from seqjax import cells
+from seqjax.core import open_const
+from seqjax.train import Program, Run, State
+from seqjax.unroll import batch_shape, unroll
+from seqjax.wrappers import input_dropout, recurrent_dropout, with_head
+
+FLAGS = base.flags(steps=2000, steps_per_call=100, evaluate_every=200, batch_size=128, learning_rate=3e-3)
+per_step = partial(recurrent_dropout, per_step=True)
+WHERE: dict[str, tuple[Callable, ...]] = {
+    "none": (),
+    "recurrent": (recurrent_dropout,),
+    "input": (input_dropout,),
+    "both": (recurrent_dropout, input_dropout),
+    "per_step": (per_step,),
+}
+
+supervised.define_task(FLAGS)
+flags.DEFINE_enum("cell", "lstm", ["rnn", "lstm", "gru"], "Which recurrence.", flag_values=FLAGS)
+flags.DEFINE_integer("hidden", 32, "Units.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_enum("where", "recurrent", list(WHERE), "What is dropped.", flag_values=FLAGS)
+flags.DEFINE_float("rate", 0.25, "Probability of dropping a unit.", lower_bound=0.0, flag_values=FLAGS)
+flags.register_validator("rate", lambda rate: rate < 1, "a rate lies in [0, 1)", flag_values=FLAGS)
+
+NUMBERS = ("seed", "learning_rate", "rate")
+STUDY = f"where={','.join(WHERE)};seed=0:2"
+
+
+def model(config: SimpleNamespace, task: tasks.Task) -> supervised.Model:
+    """The cell with a head; a training batch sees it through the masks of --where."""
+    cell = with_head(getattr(cells, config.cell)(config.hidden), task.outputs)
+
+    def outputs(numbers, params, xs, key):
+        noisy, inputs, carry = cell, xs, cell.initial_carry(params, batch_shape(xs))
+        if key is not None:
+            for regularizer in WHERE[config.where]:
+                key, k_mask = jax.random.split(key)
+                noisy, sample = regularizer(noisy, numbers["rate"])
+                inputs = (inputs, sample(k_mask, carry, inputs))
+        return unroll(noisy, params, carry, inputs)[1]
+
+    return supervised.Model(lambda numbers, key: cell.init(key, task.features), outputs)
+
+
+def program(config: SimpleNamespace) -> Program:
+    """Noisy cell in training, bare cell in evaluation."""
+    task = supervised.task_of(config)
+    return supervised.program(config, task, model(config, task))
+
+
+def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+    """Test scores of the best params, and how far the training loss without noise lies below the validation loss."""
+    task = supervised.task_of(config)
+    last = [record for record in run.records() if record["split"] == "validation"][-1]
+    return {
+        **supervised.test_scores(config, task, model(config, task), program, state),
+        "best_validation_loss": float(state.best.value),
+        "last_validation_loss": last["loss"],
+        "last_gap": last["loss"] - last["training_loss"],
+    }
+
+
+def report(runs: list[Run]) -> list[Section]:
+    """The gap between training and validation, and what the masks look like."""
+    figure, axes = panels(1, 2)
+    for axis, name in zip(axes[0], ("training_loss", "loss"), strict=True):
+        supervised.evaluation_curves(axis, groups(runs), name)
+    axes[0, 0].set(ylabel="training loss, without noise", xlabel="updates")
+    axes[0, 1].set(ylabel="validation loss", xlabel="updates")
+    for axis in axes[0]:
+        axis.set_yscale("log")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    columns = [name for name in runs[0].result() if name.startswith(("test_", "best_", "last_"))]
+    text = (
+        "Both losses are those of the bare cell. On the climate record dropout should keep the two close; on the "
+        "adding problem every sequence is new, and there is no gap to close."
+    )
+    return [
+        Section("The gap", text, [figure], summary(runs, columns)),
+        Section("Masks", _MASKS, [_masks(max(float(run.flags["rate"]) for run in runs))]),
+    ]
+
+
+_MASKS = """White: dropped. With one mask a sequence a unit is there or not, at every step, and what the others hold is
+kept. With a new mask at each step every unit is hit sooner or later: the chance that what went round through a unit
+was never erased is (1 - rate)^t after t steps."""
+
+
+def _masks(rate: float) -> Any:
+    """The right and the wrong mask of one sequence, over 48 steps of 16 units."""
+    steps, hidden = 48, 16
+    carry, xs = jnp.zeros((1, hidden)), jnp.zeros((steps, 1, 1))
+    figure, axes = panels(1, 2, height=2.2)
+    for axis, regularizer, title in zip(
+        axes[0], (recurrent_dropout, per_step), ("one mask a sequence", "a new mask at each step (wrong)"), strict=True
+    ):
+        _, sample = regularizer(cells.rnn(hidden), rate)
+        mask = open_const(sample(jax.random.key(0), carry, xs)).reshape(-1, hidden)
+        axis.imshow(jnp.broadcast_to(mask, (steps, hidden)).T > 0, cmap="Blues", vmin=0, vmax=1.4, aspect="auto")
+        axis.set(title=title, xlabel="time step", ylabel="unit")
+        axis.grid(visible=False)
+    return figure
+
+
+if __name__ == "__main__":
+    base.main(sys.modules[__name__])

@@ -1,0 +1,133 @@
+"""Training on whole sequences by full back-propagation through time: what several studies share.
+
+A study brings a `Model` and a `tasks.Task`; `program` makes of them what the training loop runs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import flags
+from matplotlib.axes import Axes
+
+from experiments import base, tasks
+from experiments.report import curve
+from seqjax.core import Array, Cell, Key, Params, Tree
+from seqjax.train import Program, Run, State, initial_state
+from seqjax.unroll import unroll
+
+Numbers = Mapping[str, Any]
+
+# Training batches that an evaluation looks at, without noise, for the gap to the validation part.
+_SEEN = 8
+
+
+class Model(NamedTuple):
+    """What is trained.
+
+    Attributes:
+      init: `(numbers, key) -> params`.
+      outputs: `(numbers, params, xs [T, B, ...], key) -> ys [T, B, O]`; the key draws the noise of a training batch,
+        None asks for the outputs without noise.
+    """
+
+    init: Callable[[Numbers, Key], Params]
+    outputs: Callable[[Numbers, Params, Array, Key | None], Array]
+
+
+def of_cell(cell: Cell, features: int) -> Model:
+    """A cell, as it is in training and in evaluation."""
+
+    def outputs(numbers, params, xs, key):
+        del numbers, key
+        return unroll(cell, params, None, xs)[1]
+
+    return Model(lambda numbers, key: cell.init(key, features), outputs)
+
+
+def weighted_mean(values: Array, weights: Array) -> Array:
+    """`sum(w v) / sum(w)` of [T, B] and [T, B]."""
+    return jnp.sum(weights * values) / jnp.sum(weights)
+
+
+def first_params(model: Model, numbers: Numbers) -> tuple[Params, Key]:
+    """The params before the first update, and the key of everything random after it."""
+    k_params, key = jax.random.split(jax.random.key(numbers["seed"]))
+    return model.init(numbers, k_params), key
+
+
+def scores(task: tasks.Task, model: Model, part: str, numbers: Numbers, data: Tree, params: Params) -> dict[str, Array]:
+    """The task's scores over "validation" or "test", or over a sample of the training part, without noise."""
+    if part == "training":
+        sample = _SEEN, lambda data, index: task.train(data, jax.random.key(7), index)
+        task = task._replace(held_out={part: sample})
+
+    def forward(carry, xs):
+        return carry, model.outputs(numbers, params, xs, None)
+
+    return tasks.evaluate(task, part, data, (), forward)
+
+
+def program(config: SimpleNamespace, task: tasks.Task, model: Model, monitor: str = "loss") -> Program:
+    """The gradient of the loss of whole sequences, and the optimizer of the flags.
+
+    Evaluation gives the validation scores, and "training_loss", the loss on training sequences without noise.
+    """
+
+    def init(numbers):
+        params, key = first_params(model, numbers)
+        return initial_state(key, params, base.optimizer(config, numbers["learning_rate"]).init(params))
+
+    def update(numbers, data, state: State):
+        k_data, k_noise = jax.random.split(state.key)
+        batch = task.train(data, k_data, state.step)
+
+        def loss(params):
+            ys = model.outputs(numbers, params, batch.xs, jax.random.fold_in(k_noise, state.step))
+            return weighted_mean(task.losses(ys, batch.targets), batch.weights)
+
+        value, grads = jax.value_and_grad(loss)(state.params)
+        optimizer = base.optimizer(config, numbers["learning_rate"])
+        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": value}
+
+    def evaluate(numbers, data, state: State):
+        part = partial(scores, task, model, numbers=numbers, data=data, params=state.params)
+        return {**part("validation"), "training_loss": part("training")["loss"]}
+
+    return Program(init, update, evaluate, task.data, monitor, task.batches)
+
+
+def test_scores(
+    config: SimpleNamespace, task: tasks.Task, model: Model, program: Program, state: State
+) -> dict[str, float]:
+    """The task's scores on the test part, with the params that were best on the validation part."""
+    run = jax.jit(lambda data, params: scores(task, model, "test", vars(config), data, params))
+    return {f"test_{name}": float(value) for name, value in run(program.data, state.best.params).items()}
+
+
+def define_task(values: flags.FlagValues, default: str = "temperature") -> None:
+    """Adds the flags --task and --length."""
+    flags.DEFINE_enum("task", default, ["temperature", "adding"], "What is learned.", flag_values=values)
+    flags.DEFINE_integer("length", 100, "Time steps of a sequence.", lower_bound=2, flag_values=values)
+
+
+def task_of(config: SimpleNamespace) -> tasks.Task:
+    """The task of the flags."""
+    if config.task == "adding":
+        return tasks.adding(length=config.length, batch_size=config.batch_size)
+    return tasks.temperature(config.data_dir, length=config.length, batch_size=config.batch_size)
+
+
+def evaluation_curves(axes: Axes, labelled: Mapping[str, Sequence[Run]], metric: str) -> None:
+    """Draws a metric of the evaluations against updates, a line for each group of runs."""
+    for index, (label, members) in enumerate(labelled.items()):
+        records = [[record for record in run.records() if record["split"] == "validation"] for run in members]
+        steps = [record["step"] for record in records[0]]
+        values = [[record[metric] for record in column] for column in zip(*records, strict=False)]
+        curve(axes, label, steps, values, index)

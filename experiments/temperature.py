@@ -1,0 +1,217 @@
+"""How warm will it be in Jena in 24 hours? The forecasting table of Chollet's book, and what each model is worth.
+
+From the last 120 hours of all variables, the temperature 24 hours later; statistics from the training part, 50/25/25 %
+split in time, test at the params that were best on the validation part. Source: Chollet 2021, "Deep Learning with
+Python", second edition, chapter 10. Models, with the units and the rates (recurrent dropout, dropout) of the book:
+
+    naive         the last value                        dense        flattened window, Dense(16, relu)
+    conv          three Conv1D(8)                        rnn, gru     16 units
+    lstm          16 units; the book's second one is --units=32 --recurrent_dropout=0.25 --dropout=0.5
+    stacked_gru   two of 32 units, 0.5 and 0.5           bilstm       16 units in each direction
+
+All models say the standardized temperature, which mean and standard deviation of the training part turn into degrees:
+so the loss is near 1 at the start, and a learning rate means the same on every record.
+
+    python -m experiments.temperature --data_dir=../shared/data/jena
+    python launch.py --experiment=temperature --data_dir=../shared/data/jena --executor=vmap
+"""
+
+import io
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+from matplotlib.figure import Figure
+
+from experiments import base, supervised, tasks
+from experiments.report import Section, curve, groups, mean, panels, save
+from seqjax import cells
+from seqjax.core import Array, Cell, Params, Tree
+from seqjax.data import jena
+from seqjax.models import ConvForecaster, DenseForecaster, RecurrentForecaster
+from seqjax.train import Program, Run, State, write_atomic
+
+FLAGS = base.flags(
+    steps=8190, steps_per_call=91, evaluate_every=273, checkpoint_every=1365, batch_size=256, learning_rate=3e-3
+)
+UNITS = {"naive": 0, "dense": 16, "conv": 0, "rnn": 16, "lstm": 16, "gru": 16, "stacked_gru": 32, "bilstm": 16}
+RATES = {"stacked_gru": (0.5, 0.5)}
+RECURRENT = ("rnn", "lstm", "gru", "stacked_gru", "bilstm")
+
+flags.DEFINE_enum("model", "lstm", list(UNITS), "Which model.", flag_values=FLAGS)
+flags.DEFINE_integer("units", 0, "Units of a layer; 0: as in the table.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer("length", 120, "Hours in a window.", lower_bound=1, flag_values=FLAGS)
+for name, where in (("recurrent_dropout", "inside the recurrence"), ("dropout", "before the last layer")):
+    flags.DEFINE_float(name, -1.0, f"Rate of the dropout {where}; -1: as in the table.", flag_values=FLAGS)
+    flags.register_validator(name, lambda rate: rate == -1 or 0 <= rate < 1, "a rate in [0, 1), or -1", FLAGS)
+    flags.register_multi_flags_validator(
+        ("model", name),
+        lambda given, name=name: given["model"] in RECURRENT or given[name] == -1,
+        f"--{name} is for the recurrent models ({', '.join(RECURRENT)})",
+        flag_values=FLAGS,
+    )
+flags.register_multi_flags_validator(
+    ("model", "units"),
+    lambda given: bool(UNITS[given["model"]] or not given["units"]),
+    "naive and conv have no --units",
+    flag_values=FLAGS,
+)
+
+NUMBERS = ("seed", "learning_rate", "recurrent_dropout", "dropout")
+STUDY = f"model={','.join(UNITS)};seed=0:3"
+
+
+def _network(config: SimpleNamespace, numbers: supervised.Numbers, features: int, rngs: nnx.Rngs) -> nnx.Module:
+    units = config.units or UNITS[config.model]
+    if config.model == "dense":
+        return DenseForecaster(config.length, features, hidden=units, rngs=rngs)
+    if config.model == "conv":
+        return ConvForecaster(features, rngs=rngs)
+    given = (numbers["recurrent_dropout"], numbers["dropout"])
+    own = RATES.get(config.model, (0.0, 0.0))
+    recurrent_dropout, dropout = (jnp.where(g < 0, o, g) for g, o in zip(given, own, strict=True))
+    cell: Cell = {
+        "rnn": cells.rnn,
+        "lstm": cells.lstm,
+        "gru": cells.gru,
+        "stacked_gru": lambda units: cells.stack(cells.gru(units), cells.gru(units)),
+        "bilstm": cells.lstm,
+    }[config.model](units)
+    return RecurrentForecaster(
+        cell,
+        features,
+        backward=cell if config.model == "bilstm" else None,
+        recurrent_dropout=recurrent_dropout,
+        dropout=dropout,
+        rngs=rngs,
+    )
+
+
+def model(config: SimpleNamespace, task: tasks.Task) -> supervised.Model:
+    """The model as functions of its weights; its one forecast stands at every step, the task wants the last."""
+    column = task.data.columns.index(jena.TEMPERATURE)
+    if config.model == "naive":
+        return supervised.Model(lambda numbers, key: {}, lambda numbers, params, xs, key: xs[..., column : column + 1])
+
+    def split(numbers, key):
+        return nnx.split(_network(config, numbers, task.features, nnx.Rngs(key)), nnx.Param, ...)
+
+    def outputs(numbers, params, xs, key):
+        # Built anew in every trace: the rates are traced numbers, and the random streams start from this step's key.
+        graph, _, rest = split(numbers, jax.random.key(0) if key is None else key)
+        network: Any = nnx.merge(graph, params, nnx.as_pure(rest))
+        if key is None:
+            network.eval()
+        forecast = network(jnp.swapaxes(xs, 0, 1))
+        return jnp.broadcast_to(jnp.expand_dims(forecast, (0, 2)), (*xs.shape[:2], 1))
+
+    return supervised.Model(lambda numbers, key: nnx.as_pure(split(numbers, key)[1]), outputs)
+
+
+def _task(config: SimpleNamespace) -> tasks.Task:
+    return tasks.temperature(config.data_dir, length=config.length, batch_size=config.batch_size)
+
+
+def program(config: SimpleNamespace) -> Program:
+    """Mean squared error of the standardized temperature; the best params are those of the lowest validation MAE."""
+    task = _task(config)
+    return supervised.program(config, task, model(config, task), monitor="mae")
+
+
+def _forecasts(task: tasks.Task, forecaster: supervised.Model, config: SimpleNamespace, data: Tree, params: Params):
+    """Forecasts of all test windows in degrees, float32 [M]."""
+    count, batch = task.held_out["test"]
+
+    def forecast(index: Array) -> Array:
+        return forecaster.outputs(vars(config), params, batch(data, index).xs, None)[-1, :, 0]
+
+    column = data.columns.index(jena.TEMPERATURE)
+    ys = jax.lax.map(forecast, jnp.arange(count, dtype=jnp.int32)).reshape(-1)[: data.test.size]
+    return ys * data.scale.std[column] + data.scale.mean[column]
+
+
+def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+    """Test errors; all test forecasts in forecasts.npz, and a figure of them."""
+    task, climate = _task(config), tasks.climate(config.data_dir)
+    forecaster = model(config, task)
+    data: jena.Forecasting = program.data
+    run_forecasts = jax.jit(lambda data, params: _forecasts(task, forecaster, config, data, params))
+    rows = np.asarray(data.test) + data.target
+    series = {
+        "time": climate.times[rows],
+        "truth": np.asarray(data.temperature)[rows],
+        "forecast": np.asarray(run_forecasts(data, state.best.params)),
+        "naive": np.asarray(jena.last_value(data, data.test)),
+    }
+    with io.BytesIO() as file:
+        np.savez_compressed(file, **series)
+        write_atomic(run.directory / "forecasts.npz", file.getvalue())
+    save(_figure(config.model, series), run.figures / "forecasts")
+    return {
+        "test_mae": float(np.abs(series["forecast"] - series["truth"]).mean()),
+        "naive_test_mae": float(np.abs(series["naive"] - series["truth"]).mean()),
+        "validation_mae": float(state.best.value),
+        "best_step": int(state.best.step),
+        "record": climate.report,
+    }
+
+
+def _by_month(time: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The months (datetime64) and the mean of the errors in each."""
+    months, index = np.unique(time.astype("datetime64[M]"), return_inverse=True)
+    return months, np.bincount(index, np.abs(errors)) / np.bincount(index)
+
+
+def _figure(name: str, series: dict[str, np.ndarray]) -> Figure:
+    """Three weeks of forecasts, the mean absolute error of each month, and all errors."""
+    time, truth = series["time"], series["truth"]
+    figure, axes = panels(3, 1, width=8.5, height=2.5)
+    stretch, monthly, histogram = axes[:, 0]
+    begin = time[len(time) // 2]
+    shown = (time >= begin) & (time < begin + np.timedelta64(21, "D"))
+    stretch.plot(time[shown], truth[shown], color="black", linewidth=1.2, label="truth")
+    bins = np.arange(-12, 12.5, 0.5).tolist()
+    for label, forecast, color in (("naive", series["naive"], "0.6"), (name, series["forecast"], None)):
+        errors = forecast - truth
+        caption = f"{label}, MAE {np.abs(errors).mean():.2f}"
+        stretch.plot(time[shown], forecast[shown], linewidth=1, color=color, label=label)
+        monthly.plot(*_by_month(time, errors), marker="o", markersize=3, color=color, label=caption)
+        histogram.hist(errors.clip(-12, 12), bins, density=True, histtype="step", color=color, label=caption)
+    stretch.set(ylabel="°C", title="Forecast 24 hours before, and what came")
+    monthly.set(ylabel="MAE, °C", ylim=(0, None), title="Error of each month of the test part")
+    histogram.set(xlabel="forecast - truth, °C (the outermost bins hold all beyond)", ylabel="density")
+    for axis in axes[:, 0]:
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return figure
+
+
+def report(runs: list[Run]) -> list[Section]:
+    """The test error of each model beside the naive one, and by month."""
+    figure, axes = panels(1, 2, height=3.6)
+    table, monthly = axes[0]
+    by_label = groups(runs)
+    for index, (label, members) in enumerate(by_label.items()):
+        error = mean([run.result()["test_mae"] for run in members])
+        table.errorbar(error.mean, index, xerr=np.nan_to_num(error.half), fmt="o", markersize=4, capsize=3)
+        series = [np.load(run.directory / "forecasts.npz") for run in members]
+        months = [_by_month(s["time"], s["forecast"] - s["truth"]) for s in series]
+        curve(monthly, label, months[0][0].tolist(), list(zip(*(errors for _, errors in months), strict=True)), index)
+    naive = runs[0].result()["naive_test_mae"]
+    table.axvline(naive, color="0.4", linestyle="--", linewidth=1)
+    table.set(xlabel="test MAE, °C (dashed: the last value)", yticks=range(len(by_label)), yticklabels=list(by_label))
+    table.invert_yaxis()
+    monthly.set(ylabel="test MAE, °C", ylim=(0, None))
+    monthly.tick_params(axis="x", rotation=30)
+    if len(by_label) > 1:
+        figure.legend(*monthly.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    text = f"{runs[0].result()['record']}\n\nThe last value as the forecast has a test MAE of {naive:.2f} °C."
+    return [Section("Forecasts", text, [figure])]
+
+
+if __name__ == "__main__":
+    base.main(sys.modules[__name__])
