@@ -1,0 +1,89 @@
+"""What the laws compare: outputs, carries, gradients; and the loop that everything is held against."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax import solve, unroll
+from seqjax.core import split_const
+
+# The tests compile much and compute little.
+compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def close(got, expected, tolerance=1e-12):
+    """Equal structure, and every leaf within `tolerance` of the leaf's largest entry (or 1)."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1.0, float(np.abs(b).max(initial=0))))
+
+
+def at(xs, t):
+    """Inputs of step t: a `Const` stays."""
+    timed, merge = split_const(xs)
+    return merge([leaf[t] for leaf in timed])
+
+
+def loop(cell, params, carry, xs):
+    """The definition of `unroll`."""
+    step, ys = compiled(cell.step), []
+    for t in range(solve.length(xs)):
+        carry, y = step(params, carry, at(xs, t))
+        ys.append(y)
+    return carry, jnp.stack(ys)
+
+
+def is_float(leaf):
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def values_and_gradients(cell, method, params, carry, xs, mask=None):
+    """`(carry, ys)`, and the gradient of a generic loss for params, carry and all floating inputs, noise too."""
+    leaves, treedef = jax.tree.flatten(xs)
+    floats = [leaf for leaf in leaves if is_float(leaf)]
+
+    def loss(params, carry, floats):
+        values = iter(floats)
+        inputs = treedef.unflatten([next(values) if is_float(leaf) else leaf for leaf in leaves])
+        out = unroll(cell, params, carry, inputs, mask=mask, method=method)
+        rng = np.random.default_rng(9)
+        terms = [jnp.sum(leaf * jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)) for leaf in jax.tree.leaves(out)]
+        return sum(terms[1:], terms[0]), out
+
+    (_, out), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(params, carry, floats)
+    return out, grads
+
+
+def layers(cell):
+    """The cells at the bottom of a stack, however nested."""
+    return [part for layer in cell.layers for part in layers(layer)] if cell.layers else [cell]
+
+
+def methods_of(cell):
+    """Every method but scan that admits the cell. (The default chunk of 7 steps is 3, which does not divide them.)"""
+    found = ["checkpointed"]
+    if all(layer.gated for layer in layers(cell)):
+        found.append("fused")
+    if all(layer.affine for layer in layers(cell)):
+        found.append("associative")
+    return {name: name for name in found}
+
+
+def check_methods(drawn, methods, mask=None):
+    """Hold methods against scan, all compiled as one program; return what scan gives."""
+    cell, params, carry, xs = drawn
+
+    @compiled
+    def run(params, carry, xs, mask):
+        each = {"scan": "scan", **methods}
+        return {name: values_and_gradients(cell, m, params, carry, xs, mask) for name, m in each.items()}
+
+    results = run(params, carry, xs, mask)
+    expected = results.pop("scan")
+    assert results
+    for got in results.values():
+        close(got, expected)
+    return expected

@@ -1,0 +1,187 @@
+"""The one list of all cells, bare and wrapped, that the laws are held against.
+
+A new cell or wrapper gets a line in `MODELS` (and `DRESSES`); every law then runs over it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax import cells, from_step, wrappers
+from seqjax.core import Cell, carry_dtype
+
+D, H, TOKENS = 3, 4, 5
+RATE = 0.4
+
+
+def normal(rng, shape, dtype):
+    return jnp.asarray(rng.normal(size=shape), dtype)
+
+
+def tokens(rng, shape, dtype):
+    del dtype
+    return jnp.asarray(rng.integers(0, TOKENS, shape[:-1]), jnp.int32)
+
+
+def bare(key, carry, xs):
+    del key, carry
+    return xs
+
+
+class Model(NamedTuple):
+    """A cell and how to draw inputs for it: features by `draw`, then what its wrappers want by `dress`."""
+
+    cell: Cell
+    in_features: int = D
+    draw: Callable[..., jax.Array] = normal
+    dress: Callable[[jax.Array, Any, Any], Any] = bare
+
+
+class Drawn(NamedTuple):
+    """A model with random params, carry and inputs: nothing is 0, no bias and no peephole."""
+
+    cell: Cell
+    params: Any
+    carry: Any
+    xs: Any
+
+
+def draw(model: Model, steps: int = 7, batch: tuple[int, ...] = (2,), seed: int = 0, dtype: Any = jnp.float64) -> Drawn:
+    """Random params, carry and inputs of a model, in float64 unless told."""
+    rng = np.random.default_rng(seed)
+
+    def randomize(tree, dtype):
+        return jax.tree.map(lambda leaf: jnp.asarray(0.6 * rng.normal(size=leaf.shape), dtype), tree)
+
+    params = randomize(jax.eval_shape(lambda: model.cell.init(jax.random.key(0), model.in_features)), dtype)
+    carry = randomize(jax.eval_shape(lambda: model.cell.initial_carry(params, batch)), carry_dtype(dtype))
+    xs = model.draw(rng, (steps, *batch, model.in_features), dtype)
+    return Drawn(model.cell, params, carry, model.dress(jax.random.key(seed), carry, xs))
+
+
+def dress(model: Model, cell: Cell, extra: Callable[[jax.Array, Any, Any], Any]) -> Model:
+    """`model` with another cell, which takes `(x, extra)`."""
+
+    def inputs(key, carry, xs):
+        inner, outer = jax.random.split(key)
+        xs = model.dress(inner, carry, xs)
+        return xs, extra(outer, carry, xs)
+
+    return model._replace(cell=cell, dress=inputs)
+
+
+def flags(rate: float):
+    """bool [T, B], true at `rate`."""
+
+    def extra(key, carry, xs):
+        first = jax.tree.leaves(xs)[0]
+        h = jax.tree.leaves(carry)[0]
+        return jax.random.bernoulli(key, rate, (first.shape[0], *h.shape[:-1]))
+
+    return extra
+
+
+def masked(model: Model) -> Model:
+    return dress(model, wrappers.masked(model.cell), flags(0.6))
+
+
+def reset(model: Model) -> Model:
+    return dress(model, wrappers.reset(model.cell), flags(0.3))
+
+
+def residual(model: Model) -> Model:
+    return model._replace(cell=wrappers.residual(model.cell))
+
+
+def recurrent_dropout(model: Model, per_step: bool = False) -> Model:
+    return dress(model, *wrappers.recurrent_dropout(model.cell, RATE, per_step=per_step))
+
+
+def input_dropout(model: Model, per_step: bool = False) -> Model:
+    return dress(model, *wrappers.input_dropout(model.cell, RATE, per_step=per_step))
+
+
+def per_step_recurrent_dropout(model: Model) -> Model:
+    return recurrent_dropout(model, per_step=True)
+
+
+def per_step_input_dropout(model: Model) -> Model:
+    return input_dropout(model, per_step=True)
+
+
+DRESSES = [
+    masked,
+    reset,
+    residual,
+    recurrent_dropout,
+    per_step_recurrent_dropout,
+    input_dropout,
+    per_step_input_dropout,
+]
+
+
+def leaky() -> Cell:
+    """A cell without hints whose output needs the carry from before the step."""
+
+    def init(key, in_features):
+        return {"w": jax.random.normal(key, (in_features, H)), "a": jnp.zeros((H,))}
+
+    def initial_carry(params, batch):
+        return {"h": jnp.zeros((*batch, H), params["w"].dtype)}
+
+    def step(params, carry, x):
+        h = jnp.tanh(jnp.broadcast_to(params["a"], carry["h"].shape) * carry["h"] + x @ params["w"])
+        return {"h": h}, h - carry["h"]
+
+    return from_step(init, initial_carry, step)
+
+
+def deep() -> Cell:
+    return cells.stack(cells.min_gru(H + 1), cells.gru_reset_before(H))
+
+
+def affine_stack() -> Cell:
+    return cells.stack(cells.min_gru(H), cells.min_gru(H))
+
+
+BARE = {
+    "rnn": Model(cells.rnn(H)),
+    "rnn_relu": Model(cells.rnn(H, jax.nn.relu)),
+    "lstm": Model(cells.lstm(H)),
+    "peephole_lstm": Model(cells.peephole_lstm(H)),
+    "gru": Model(cells.gru(H)),
+    "gru_reset_before": Model(cells.gru_reset_before(H)),
+    "min_gru": Model(cells.min_gru(H)),
+}
+
+MODELS = {
+    **BARE,
+    "from_step": Model(leaky()),
+    "stack": Model(deep()),
+    "stack_of_one": Model(cells.stack(cells.gru(H))),
+    "nested_stack": Model(cells.stack(cells.stack(cells.rnn(H), cells.min_gru(H)), cells.peephole_lstm(H))),
+    "stack_of_from_step": Model(cells.stack(leaky(), cells.gru(H))),
+    "head": Model(wrappers.with_head(cells.lstm(H), 2, jnp.tanh)),
+    "head_stack": Model(wrappers.with_head(deep(), 2)),
+    "embedding": Model(wrappers.with_embedding(cells.gru(H), TOKENS, D), 0, tokens),
+    "language_model": Model(
+        wrappers.with_head(wrappers.with_embedding(deep(), TOKENS, D), TOKENS),
+        0,
+        tokens,
+    ),
+    "residual": residual(Model(cells.gru(H), H)),
+    "residual_stack": residual(Model(cells.stack(cells.rnn(H), cells.min_gru(H)), H)),
+    "stack_of_residuals": Model(cells.stack(*[wrappers.residual(cells.lstm(H))] * 2), H),
+    "masked": masked(Model(cells.lstm(H))),
+    "masked_from_step": masked(Model(leaky())),
+    "reset": reset(Model(cells.peephole_lstm(H))),
+    "reset_stack": reset(Model(affine_stack())),
+    "recurrent_dropout": recurrent_dropout(Model(cells.gru_reset_before(H))),
+    "input_dropout": input_dropout(Model(cells.min_gru(H))),
+    "per_step_dropout": recurrent_dropout(input_dropout(Model(cells.gru(H)), per_step=True), per_step=True),
+    "dropout_stack": recurrent_dropout(input_dropout(Model(cells.stack(cells.gru(H), cells.lstm(H + 1))))),
+    "everything": masked(reset(recurrent_dropout(residual(input_dropout(Model(cells.lstm(H), H)))))),
+}

@@ -1,0 +1,136 @@
+"""Every method gives what scan gives: carry, outputs, and gradients for params, carry, inputs and noise."""
+
+from functools import partial
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import pytest
+from agree import check_methods, close, compiled, methods_of, values_and_gradients
+from cell_list import BARE, MODELS, draw
+from jax.test_util import check_grads
+
+from seqjax import solve, unroll
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_method_equals_scan(x64, name):
+    drawn = draw(MODELS[name], steps=4)
+    _, grads = check_methods(drawn, methods_of(drawn.cell))
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(grads[0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "batch"),
+    [
+        ("peephole_lstm", (2, 3)),
+        ("gru_reset_before", ()),
+        ("min_gru", (2, 3)),
+        ("from_step", ()),
+        ("stack", (2,)),
+        ("per_step_dropout", (2, 1)),
+    ],
+)
+def test_every_method_equals_scan_with_a_mask_with_holes_and_any_batch_axes(x64, name, batch):
+    drawn = draw(MODELS[name], batch=batch)
+    holes = jax.random.bernoulli(jax.random.key(3), 0.6, (7, *batch))
+    check_methods(drawn, methods_of(drawn.cell), holes.at[3].set(False))
+
+
+@pytest.mark.parametrize("name", ["min_gru", "stack_of_one"])
+def test_no_batch_axis(x64, name):
+    drawn = draw(MODELS[name], batch=())
+    check_methods(drawn, methods_of(drawn.cell))
+
+
+@pytest.mark.parametrize("name", ["gru", "masked"])
+def test_checkpointed_with_any_chunk_equals_scan(x64, name):
+    check_methods(draw(MODELS[name]), {str(c): partial(solve.checkpointed, chunk=c) for c in (1, 2, 5, 7)})
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_one_step_is_a_sequence_too(x64, name):
+    drawn = draw(MODELS[name], steps=1)
+    step = compiled(drawn.cell.step)(drawn.params, drawn.carry, drawn.xs[0])
+    for method in ["scan", *methods_of(drawn.cell)]:
+        carry, ys = unroll(*drawn, method=method)
+        close((carry, ys[0]), step)
+
+
+def test_auto_takes_the_fast_path_that_the_cell_admits(x64):
+    drawn = draw(MODELS["gru"])
+    primitives = str(jax.make_jaxpr(lambda *args: unroll(drawn.cell, *args))(*drawn[1:]))
+    assert "custom_vjp_call" in primitives
+    for name in ["gru", "min_gru", "from_step", "stack"]:
+        drawn = draw(MODELS[name])
+        close(unroll(*drawn), unroll(*drawn, method="scan"))
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("lstm", "fused"), ("gru_reset_before", "scan"), ("gru_reset_before", "fused")]
+)
+def test_gradients_are_those_of_numerical_differences(x64, name, method):
+    cell, params, carry, xs = draw(MODELS[name], steps=4)
+
+    @jax.jit
+    def run(params, carry, xs):
+        return unroll(cell, params, carry, xs, method=method)
+
+    check_grads(run, (params, carry, xs), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+def test_fused_has_second_derivatives(x64):
+    cell, params, carry, xs = draw(MODELS["gru"], steps=3)
+
+    def gradient_norm(params, method):
+        _, (grads, _, _) = values_and_gradients(cell, method, params, carry, xs)
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads))
+
+    close(*(compiled(jax.grad(partial(gradient_norm, method=method)))(params) for method in ("fused", "scan")))
+
+
+def test_fused_leaves_the_weight_gradient_out_of_the_backward_loop():
+    """No array of the shape of the weights is carried by a loop: that is what the method is for."""
+    cell, params, carry, xs = draw(MODELS["gru"], dtype=jnp.float32)
+
+    def carried(method):
+        def loss(params):
+            return unroll(cell, params, carry, xs, method=method)[1].sum()
+
+        loops = [e for e in equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr) if e.primitive.name == "scan"]
+        assert len(loops) == 2
+        return [v.aval.shape for e in loops for v in e.outvars[: e.params["num_carry"]]]
+
+    assert params["w_h"].shape in carried("scan")
+    assert params["w_h"].shape not in carried("fused")
+
+
+def equations(jaxpr):
+    """All equations of a program, those of inner programs too."""
+    for e in jaxpr.eqns:
+        yield e
+        for value in e.params.values():
+            if isinstance(value, jax.extend.core.ClosedJaxpr):
+                yield from equations(value.jaxpr)
+
+
+@pytest.mark.parametrize("chunk", [0, -1, 8])
+def test_a_chunk_outside_the_sequence_is_refused(chunk):
+    cell, params, carry, xs = draw(MODELS["gru"], dtype=jnp.float32)
+    with pytest.raises(ValueError, match=f"chunk must lie between 1 and the number of steps 7, got {chunk}"):
+        unroll(cell, params, carry, xs, method=partial(solve.checkpointed, chunk=chunk))
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "message"),
+    [
+        ("min_gru", "fused", 'method "fused" needs a cell with the `gated` hint; use "scan"'),
+        ("from_step", "fused", "`gated` hint"),
+        ("gru", "associative", 'method "associative" needs a cell with the `affine` hint; use "scan"'),
+        ("stack", "associative", "`affine` hint"),
+        ("gru", "newton", r"unknown method 'newton', expected one of \['associative', 'auto', .*'scan'\] or a solver"),
+    ],
+)
+def test_methods_that_do_not_fit_are_refused(name, method, message):
+    with pytest.raises(ValueError, match=message):
+        unroll(*draw(MODELS[name], dtype=jnp.float32), method=method)
