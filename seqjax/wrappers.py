@@ -103,7 +103,8 @@ def reset(cell: Cell) -> Cell:
     """Start anew at borders: `x = (x, border)`, border bool [B] a step.
 
     Where the border is true the carry is replaced by the initial carry before the step, so that many documents can lie
-    in one stream without a gradient from one to another.
+    in one stream without a gradient from one to another. Under `unroll(..., reverse=True)` the step that comes first in
+    a document is its last one, so that is where the border belongs.
     """
     if cell.layers:
         return _over_layers(cell, tuple(reset(layer) for layer in cell.layers), lambda border, i: border)
@@ -284,6 +285,7 @@ def with_head(
     """A dense output map on every step: `y_t = activation(cell(x)_t @ w_y + b_y)`, w_y [H, O], b_y [O].
 
     It is part of the readout, hence one matrix product over all steps, and an online gradient sees it as the cell's.
+    Wrappers that widen the inputs (masks, resets, dropout) go around the cell with its head, not inside it.
     """
     if cell.layers:
         return stack(*cell.layers[:-1], with_head(cell.layers[-1], features, activation, w=w))
