@@ -8,7 +8,8 @@ Weights are `nnx.Param`, dropout draws from the stream "dropout", and `train()`,
 
 A dropout rate is a Python number, which is part of the graph definition, or a JAX scalar, which is part of the state.
 So a sweep over rates is a `jax.vmap`, of a function that builds the module with a traced rate, or of one that merges
-it and sets `rnn.recurrent_dropout = rate`. Only the number 0 leaves the dropout out; the scalar 0 draws masks of ones.
+it from a state among its arguments and sets `rnn.recurrent_dropout = rate`. Only the number 0 leaves the dropout out;
+the scalar 0 draws masks of ones.
 """
 
 from typing import Any
