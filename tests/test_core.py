@@ -104,10 +104,10 @@ def test_carry_dtype(x64, dtype, expected):
     assert dense(jnp.ones((2, D), expected), w, jnp.ones(H, dtype)).dtype == expected
 
 
-def test_a_product_of_bfloat16_is_summed_in_float32():
-    # 1 + 4096 times 2^-9: in bfloat16 a running sum stops at 1, where the next number is 2^-7 away.
-    x = jnp.full((1, 4097), 2.0**-9).at[0, 0].set(1.0)
-    assert float(matmul(x, jnp.ones((4097, 1), jnp.bfloat16))[0, 0]) == 9.0
+def test_a_product_of_bfloat16_is_summed_and_returned_in_float32():
+    # 1 + 4097 / 512: a running sum in bfloat16 stops at 1, and a result in bfloat16 is rounded to 9.
+    x = jnp.full((1, 4098), 2.0**-9).at[0, 0].set(1.0)
+    assert float(matmul(x, jnp.ones((4098, 1), jnp.bfloat16))[0, 0]) == 9 + 2.0**-9
 
 
 @pytest.mark.parametrize(
