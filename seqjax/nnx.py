@@ -72,11 +72,11 @@ class Dropout(_Noisy):
           rngs: its stream "dropout" is forked; may be None if every call gives one.
         """
         super().__init__(rngs)
-        self.rate = wrappers._rate(rate)
+        self.rate = wrappers.check_rate(rate)
 
     def __call__(self, x: Array, *, rngs: Rngs | None = None) -> Array:
         """`x` of any shape, floating; `rngs` goes before the stream of the module."""
-        return x * wrappers._mask(self._key(rngs), self.rate, x.shape, x.dtype) if self._active(self.rate) else x
+        return x * wrappers.dropout_mask(self._key(rngs), self.rate, x.shape, x.dtype) if self._active(self.rate) else x
 
 
 class Recurrent(_Noisy):

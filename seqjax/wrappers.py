@@ -159,14 +159,14 @@ def residual(cell: Cell) -> Cell:
     )
 
 
-def _rate(rate: Any) -> Any:
+def check_rate(rate: Any) -> Any:
     """Check a dropout rate; a traced one (a lane of a sweep) is taken on trust."""
     if not isinstance(rate, Tracer) and not 0.0 <= rate < 1.0:
         raise ValueError(f"a dropout rate lies in [0, 1), got {rate}")
     return rate
 
 
-def _mask(key: Key, rate: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+def dropout_mask(key: Key, rate: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """Inverted dropout: 0 with probability `rate`, otherwise 1 / (1 - rate)."""
     keep = 1.0 - jnp.asarray(rate, dtype)
     return jax.random.bernoulli(key, keep, shape).astype(dtype) / jnp.broadcast_to(keep, shape)
@@ -188,7 +188,7 @@ def recurrent_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple
     Returns:
       The noisy cell, which takes `x = (x, noise)`, and `sample(key, carry, xs) -> noise`.
     """
-    rate = _rate(rate)
+    rate = check_rate(rate)
     if cell.layers:
         parts = [recurrent_dropout(layer, rate, per_step=per_step) for layer in cell.layers]
 
@@ -213,8 +213,8 @@ def recurrent_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple
     def sample(key, carry, xs):
         h = jax.tree.leaves(carry)[0]
         if per_step:
-            return _mask(key, rate, (features(xs).shape[0], *h.shape), h.dtype)
-        return Const(_mask(key, rate, h.shape, h.dtype))
+            return dropout_mask(key, rate, (features(xs).shape[0], *h.shape), h.dtype)
+        return Const(dropout_mask(key, rate, h.shape, h.dtype))
 
     wrapped = base._replace(
         project=lambda params, x: (cell.project(params, x[0]), x[1]),
@@ -232,7 +232,7 @@ def input_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple[Cel
     Around a stack the input of every layer is masked, each by a mask of its own (for the inner layers, of the width of
     the carry below). Arguments and result as in `recurrent_dropout`.
     """
-    rate = _rate(rate)
+    rate = check_rate(rate)
     if cell.layers:
         layers = cell.layers
         parts = [input_dropout(layer, rate, per_step=per_step) for layer in layers]
@@ -257,7 +257,11 @@ def input_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple[Cel
         x = features(xs)
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"input_dropout masks floating features, got {x.dtype}")
-        return _mask(key, rate, x.shape, x.dtype) if per_step else Const(_mask(key, rate, x.shape[1:], x.dtype))
+        return (
+            dropout_mask(key, rate, x.shape, x.dtype)
+            if per_step
+            else Const(dropout_mask(key, rate, x.shape[1:], x.dtype))
+        )
 
     return base._replace(project=project), sample
 
