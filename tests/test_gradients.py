@@ -210,3 +210,16 @@ def test_bptt_carries_its_state_and_not_its_gradient(x64):
     second = drawn._replace(carry=middle, xs=xs[3:])
     close(found[1], full_gradient(second, targets[3:]))
     close(state, unroll(*drawn)[0])
+
+
+def test_where_k1_is_k2_the_state_holds_no_past():
+    """An array without elements cannot be saved in a checkpoint."""
+    cell = cells.gru(H)
+    params = cell.init(jax.random.key(0), D)
+    estimator = truncated_bptt(cell, lambda ys, targets: jnp.square(ys - targets).sum(-1), 4, 4)
+    xs, targets = jnp.ones((4, 2, D)), jnp.ones((4, 2, H))
+    state = estimator.init(params, cell.initial_carry(params, (2,)), xs)
+    _, _, after = estimator.update(params, state, xs, targets)
+    for one in (state, after):
+        assert one.past == []
+        assert all(leaf.size for leaf in jax.tree.leaves(one))
