@@ -40,7 +40,7 @@ RECURRENT = {
 }
 KEEPS = {"lstm": "forget", "gru": "update"}
 
-supervised.define_task(FLAGS, "adding")
+supervised.define_task(FLAGS, "adding", 100)
 flags.DEFINE_enum("cell", "lstm", ["rnn", "lstm", "gru"], "Which recurrence.", flag_values=FLAGS)
 flags.DEFINE_integer("hidden", 32, "Units.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_enum("recurrent", "orthogonal", list(RECURRENT), "Recurrent weights of each gate.", flag_values=FLAGS)

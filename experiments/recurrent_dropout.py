@@ -30,7 +30,7 @@ from seqjax.train import Program, Run, State
 from seqjax.unroll import batch_shape, unroll
 from seqjax.wrappers import input_dropout, recurrent_dropout, with_head
 
-FLAGS = base.flags(steps=2000, steps_per_call=100, evaluate_every=200, batch_size=128, learning_rate=3e-3)
+FLAGS = base.flags(steps=1200, steps_per_call=100, evaluate_every=200, batch_size=128, learning_rate=5e-3)
 per_step = partial(recurrent_dropout, per_step=True)
 WHERE: dict[str, tuple[Callable, ...]] = {
     "none": (),
@@ -40,7 +40,7 @@ WHERE: dict[str, tuple[Callable, ...]] = {
     "per_step": (per_step,),
 }
 
-supervised.define_task(FLAGS)
+supervised.define_task(FLAGS, "temperature", 120)
 flags.DEFINE_enum("cell", "lstm", ["rnn", "lstm", "gru"], "Which recurrence.", flag_values=FLAGS)
 flags.DEFINE_integer("hidden", 32, "Units.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_enum("where", "recurrent", list(WHERE), "What is dropped.", flag_values=FLAGS)

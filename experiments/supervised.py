@@ -111,10 +111,10 @@ def test_scores(
     return {f"test_{name}": float(value) for name, value in run(program.data, state.best.params).items()}
 
 
-def define_task(values: flags.FlagValues, default: str = "temperature") -> None:
-    """Adds the flags --task and --length."""
-    flags.DEFINE_enum("task", default, ["temperature", "adding"], "What is learned.", flag_values=values)
-    flags.DEFINE_integer("length", 100, "Time steps of a sequence.", lower_bound=2, flag_values=values)
+def define_task(values: flags.FlagValues, task: str, length: int) -> None:
+    """Adds the flags --task and --length with these defaults."""
+    flags.DEFINE_enum("task", task, ["temperature", "adding"], "What is learned.", flag_values=values)
+    flags.DEFINE_integer("length", length, "Time steps of a sequence.", lower_bound=2, flag_values=values)
 
 
 def task_of(config: SimpleNamespace) -> tasks.Task:

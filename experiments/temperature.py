@@ -18,6 +18,7 @@ so the loss is near 1 at the start, and a learning rate means the same on every 
 
 import io
 import sys
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,7 +30,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from experiments import base, supervised, tasks
-from experiments.report import Section, curve, groups, mean, panels, save
+from experiments.report import COLORS, Section, curve, groups, mean, panels, save
 from seqjax import cells
 from seqjax.core import Array, Cell, Params, Tree
 from seqjax.data import jena
@@ -167,7 +168,15 @@ def _by_month(time: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndar
     return months, np.bincount(index, np.abs(errors)) / np.bincount(index)
 
 
-def _figure(name: str, series: dict[str, np.ndarray]) -> Figure:
+def _gain(series: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The months, and the error of the forecasts in each less that of the last value."""
+    (months, errors), (_, naive) = (
+        _by_month(series["time"], series[name] - series["truth"]) for name in ("forecast", "naive")
+    )
+    return months, errors - naive
+
+
+def _figure(name: str, series: Mapping[str, np.ndarray]) -> Figure:
     """Three weeks of forecasts, the mean absolute error of each month, and all errors."""
     time, truth = series["time"], series["truth"]
     figure, axes = panels(3, 1, width=8.5, height=2.5)
@@ -196,19 +205,20 @@ def report(runs: list[Run]) -> list[Section]:
     table, monthly = axes[0]
     by_label = groups(runs)
     for index, (label, members) in enumerate(by_label.items()):
-        error = mean([run.result()["test_mae"] for run in members])
-        table.errorbar(error.mean, index, xerr=np.nan_to_num(error.half), fmt="o", markersize=4, capsize=3)
-        series = [np.load(run.directory / "forecasts.npz") for run in members]
-        months = [_by_month(s["time"], s["forecast"] - s["truth"]) for s in series]
-        curve(monthly, label, months[0][0].tolist(), list(zip(*(errors for _, errors in months), strict=True)), index)
+        error, color = mean([run.result()["test_mae"] for run in members]), COLORS[index % len(COLORS)]
+        table.errorbar(error.mean, index, xerr=np.nan_to_num(error.half), color=color, fmt="o", markersize=4, capsize=3)
+        by_month = [_gain(np.load(run.directory / "forecasts.npz")) for run in members]
+        months, gains = by_month[0][0], np.stack([gain for _, gain in by_month], axis=1)
+        curve(monthly, label, months.tolist(), gains.tolist(), index)
     naive = runs[0].result()["naive_test_mae"]
     table.axvline(naive, color="0.4", linestyle="--", linewidth=1)
     table.set(xlabel="test MAE, °C (dashed: the last value)", yticks=range(len(by_label)), yticklabels=list(by_label))
     table.invert_yaxis()
-    monthly.set(ylabel="test MAE, °C", ylim=(0, None))
+    monthly.axhline(0, color="0.4", linestyle="--", linewidth=1)
+    monthly.set(ylabel="monthly test MAE less the last value's, °C")
     monthly.tick_params(axis="x", rotation=30)
     if len(by_label) > 1:
-        figure.legend(*monthly.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        figure.legend(*monthly.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     text = f"{runs[0].result()['record']}\n\nThe last value as the forecast has a test MAE of {naive:.2f} °C."
     return [Section("Forecasts", text, [figure])]
 
