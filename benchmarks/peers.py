@@ -58,7 +58,8 @@ def draw(shape: Shape) -> tuple[Weights, jax.Array, jax.Array]:
         "b_y": jnp.zeros(1),
     }
     xs = jax.random.normal(keys[2], (UPDATES, shape.batch, shape.steps, shape.features))
-    ys = jax.random.normal(keys[3], (UPDATES, shape.batch, 1))
+    # The mean of 1 keeps the gradient of b_y, 2 mean(prediction - y), from cancelling down to its rounding error.
+    ys = 1 + jax.random.normal(keys[3], (UPDATES, shape.batch, 1))
     return jax.tree.map(np.asarray, weights), xs, ys
 
 

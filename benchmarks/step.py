@@ -224,7 +224,7 @@ def conditions(arguments: Sequence[str], load: float, seconds: float) -> Table:
         ["", ""],
         ["command", f"python -m benchmarks.step {shlex.join(arguments)}".rstrip()],
         ["date", f"{datetime.date.today():%Y-%m-%d}"],
-        ["device", f"{jax.default_backend()} ({jax.devices()[0].device_kind})"],
+        ["device", jax.devices()[0].device_kind],
         ["processor", f"{cpu_name()}, {os.cpu_count()} cores"],
         ["load average before the run", f"{load:.1f}"],
         ["wall clock of the run", f"{seconds / 60:.1f} min"],
