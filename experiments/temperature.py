@@ -12,8 +12,17 @@ Python", second edition, chapter 10. Models, with the units and the rates (recur
 All models say the standardized temperature, which mean and standard deviation of the training part turn into degrees:
 so the loss is near 1 at the start, and a learning rate means the same on every record.
 
-    python -m experiments.temperature --data_dir=../shared/data/jena
-    python launch.py --experiment=temperature --data_dir=../shared/data/jena --executor=vmap
+    python -m experiments.temperature --model=lstm --data_dir=../shared/data/jena
+    python launch.py --experiment=temperature --data_dir=../shared/data/jena --executor=vmap        all models
+
+Measured on the hourly record (6 of the 14 variables, 34,876 training windows), MAE on validation / test:
+
+    naive         2.44 / 2.62
+    lstm          2.33 ± 0.02 / 2.48 ± 0.05     mean and 95 % interval of three seeds, 8,190 updates of 256 windows;
+                                                1,489 parameters; 18 minutes for the three as lanes, on one busy core
+
+The learning rate was chosen among 3e-4, 1e-3, 3e-3 and 1e-2 by the validation MAE of seed 0. The best params are those
+of the first 1,000 updates: sixty epochs are far too many for this record, and the validation MAE ends at 2.7.
 """
 
 import io
