@@ -13,6 +13,7 @@ Tasks: "adding" (the sum of two values up to --length steps back) and "temperatu
 """
 
 import io
+import math
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from experiments import base, supervised, tasks
-from experiments.report import Section, curve, groups, panels, summary
+from experiments.report import Section, groups, panels, summary
 from seqjax import cells, initializers
 from seqjax.core import Cell
 from seqjax.diagnostics import gradient_against_lag
@@ -102,27 +103,28 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     return {
         **supervised.test_scores(config, task, trained, program, state),
         "best_validation_loss": float(state.best.value),
-        "first_gradient_ratio": float(norms[-1] / norms[0]),
+        # A gradient may be 0 in float32.
+        "first_gradient_log10": math.log10(max(norms[-1] / norms[0], 1e-38)),
     }
 
 
 def report(runs: list[Run]) -> list[Section]:
     """The gradient against the lag before training, beside the validation loss along it."""
     by_label = groups(runs)
-    figure, axes = panels(1, 2, height=3.6)
+    figure, axes = panels(1, 2, height=4.2)
     at_start, learning = axes[0]
     for index, (label, members) in enumerate(by_label.items()):
         norms = np.array([np.load(run.directory / "gradients.npy") for run in members])
-        curve(at_start, label, range(norms.shape[1]), (norms / norms[:, :1]).T.tolist(), index)
+        supervised.each_run(at_start, label, range(norms.shape[1]), (norms / norms[:, :1]).tolist(), index)
     supervised.evaluation_curves(learning, by_label, "loss")
     # Below this a gradient is lost among the others; a line that falls to 1e-30 would hide the rest.
     at_start.set(xlabel="time lag", ylabel="|dL/dh| before training, lag 0 = 1", yscale="log")
     at_start.set_ylim(bottom=max(1e-8, at_start.get_ylim()[0]))
     learning.set(xlabel="updates", ylabel="validation loss", yscale="log")
-    figure.legend(*learning.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*learning.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     text = (
-        "Left: a carry from long ago can only be learned from where its gradient is left. first_gradient_ratio in the "
-        "table is the value at the longest lag. Right: what training makes of it."
+        "Left: a carry from long ago can only be learned from where its gradient is left. first_gradient_log10 in the "
+        "table is the exponent at the longest lag. Right: what training makes of it. A line is a run."
     )
     columns = [name for name in runs[0].result() if name.startswith(("test_", "best_", "first_"))]
     return [Section("Gradient and learning", text, [figure], summary(runs, columns))]

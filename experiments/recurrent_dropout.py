@@ -93,12 +93,10 @@ def report(runs: list[Run]) -> list[Section]:
         supervised.evaluation_curves(axis, groups(runs), name)
     axes[0, 0].set(ylabel="training loss, without noise", xlabel="updates")
     axes[0, 1].set(ylabel="validation loss", xlabel="updates")
-    for axis in axes[0]:
-        axis.set_yscale("log")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     columns = [name for name in runs[0].result() if name.startswith(("test_", "best_", "last_"))]
     text = (
-        "Both losses are those of the bare cell. Where the training loss goes on falling and the validation loss does "
+        "A line is a run. Both losses are those of the bare cell. Where the training loss goes on falling and the validation loss does "
         "not, the network learns the training years by heart, and dropout should help. On the adding problem every "
         "sequence is new, and there is no such gap."
     )

@@ -15,7 +15,7 @@ from absl import flags
 from matplotlib.axes import Axes
 
 from experiments import base, tasks
-from experiments.report import curve
+from experiments.report import COLORS, DASHES
 from seqjax.core import Array, Cell, Key, Params, Tree
 from seqjax.train import Program, Run, State, initial_state
 from seqjax.unroll import unroll
@@ -124,10 +124,28 @@ def task_of(config: SimpleNamespace) -> tasks.Task:
     return tasks.temperature(config.data_dir, length=config.length, batch_size=config.batch_size)
 
 
+def each_run(axes: Axes, label: str, x: Sequence[float], ys: Sequence[Sequence[float]], index: int) -> None:
+    """Draws a line for each run of a group: an interval over two or three seeds is wider than what it is about.
+
+    Args:
+      axes: where to draw.
+      label: of the group.
+      x: [N].
+      ys: for each run its [N] values.
+      index: of the group; chooses colour and dashes.
+    """
+    style: Any = {
+        "color": COLORS[index % len(COLORS)],
+        "linestyle": DASHES[index // len(COLORS) % len(DASHES)],
+        "linewidth": 1.2,
+    }
+    for number, values in enumerate(ys):
+        axes.plot(x, values, label=None if number else label, **style)
+
+
 def evaluation_curves(axes: Axes, labelled: Mapping[str, Sequence[Run]], metric: str) -> None:
-    """Draws a metric of the evaluations against updates, a line for each group of runs."""
+    """Draws a metric of the evaluations of each run against updates."""
     for index, (label, members) in enumerate(labelled.items()):
         records = [[record for record in run.records() if record["split"] == "validation"] for run in members]
         steps = [record["step"] for record in records[0]]
-        values = [[record[metric] for record in column] for column in zip(*records, strict=False)]
-        curve(axes, label, steps, values, index)
+        each_run(axes, label, steps, [[record[metric] for record in rows] for rows in records], index)
