@@ -96,9 +96,9 @@ def report(runs: list[Run]) -> list[Section]:
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     columns = [name for name in runs[0].result() if name.startswith(("test_", "best_", "last_"))]
     text = (
-        "A line is a run. Both losses are those of the bare cell. Where the training loss goes on falling and the validation loss does "
-        "not, the network learns the training years by heart, and dropout should help. On the adding problem every "
-        "sequence is new, and there is no such gap."
+        "A line is a run. Both losses are those of the bare cell. Where the training loss goes on falling and the "
+        "validation loss does not, the network learns the training years by heart, and dropout should help. On the "
+        "adding problem every sequence is new, and there is no such gap."
     )
     return [
         Section("The gap", text, [figure], summary(runs, columns)),
