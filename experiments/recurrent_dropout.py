@@ -2,14 +2,26 @@
 
 Dropout of the recurrent product, of the input, of both, each with one mask a sequence (Gal & Ghahramani 2016, "A
 theoretically grounded application of dropout in recurrent neural networks", arXiv 1512.05287), against none, and
-against the mistake of a new mask at every step, which erases what the carry has to keep. Trained on whole sequences
-by full BPTT, evaluated without noise.
+against the mistake of a new mask at every step. Trained on whole sequences by full BPTT, evaluated without noise.
 
 Tasks: "temperature" (Jena, 24 hours ahead, see `experiments.temperature`; without --data_dir on a generated record)
-and "adding", where every sequence is new: nothing can be overfitted, and noise can only hurt.
+and "adding", where every sequence is new: nothing can be learned by heart, and noise can only hurt.
 
     python -m experiments.recurrent_dropout --where=recurrent --rate=0.25 --data_dir=../shared/data/jena
     python launch.py --experiment=recurrent_dropout --data_dir=../shared/data/jena --executor=vmap
+
+Measured by the second command (hourly record, LSTM(32), rate 0.25, 1,200 updates, mean of two seeds; squared errors of
+the standardized temperature; 14 minutes on a machine with much else to do):
+
+                  validation loss: best   at the end   its gap to training   test MAE
+    none                          0.115        0.131                 0.035       2.50
+    recurrent                     0.115        0.116                -0.005       2.47
+    input                         0.134        0.137                -0.018       2.65
+    both                          0.126        0.141                -0.023       2.58
+    per_step                      0.116        0.132                 0.028       2.48
+
+The right mask stops the overfitting, the wrong one hardly does: its noise averages out over the steps. At the best
+step the three are alike, given two seeds. A whole input variable is too much to take away when there are six.
 """
 
 import sys
@@ -106,9 +118,9 @@ def report(runs: list[Run]) -> list[Section]:
     ]
 
 
-_MASKS = """White: dropped. With one mask a sequence a unit is there or not, at every step, and what the others hold is
-kept. With a new mask at each step every unit is hit sooner or later: the chance that what went round through a unit
-was never erased is (1 - rate)^t after t steps."""
+_MASKS = """White: dropped. With one mask a sequence a unit is there or not, at every step: the noise lasts. With a new mask
+at each step every unit is hit sooner or later: the chance that what goes round through the recurrent product of a
+unit comes through t steps is (1 - rate)^t, and what is left of the noise averages out."""
 
 
 def _masks(rate: float) -> Figure:
