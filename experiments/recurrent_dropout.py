@@ -118,9 +118,9 @@ def report(runs: list[Run]) -> list[Section]:
     ]
 
 
-_MASKS = """White: dropped. With one mask a sequence a unit is there or not, at every step: the noise lasts. With a new mask
-at each step every unit is hit sooner or later: the chance that what goes round through the recurrent product of a
-unit comes through t steps is (1 - rate)^t, and what is left of the noise averages out."""
+_MASKS = """White: dropped. With one mask a sequence a unit is there or not, at every step: the noise lasts. With a new
+mask at each step every unit is hit sooner or later: the chance that what goes round through the recurrent product of
+a unit comes through t steps is (1 - rate)^t, and what is left of the noise averages out."""
 
 
 def _masks(rate: float) -> Figure:
