@@ -5,7 +5,7 @@ theoretically grounded application of dropout in recurrent neural networks", arX
 against the mistake of a new mask at every step. Trained on whole sequences by full BPTT, evaluated without noise.
 
 Tasks: "temperature" (Jena, 24 hours ahead, see `experiments.temperature`; without --data_dir on a generated record)
-and "adding", where every sequence is new: nothing can be learned by heart, and noise can only hurt.
+and "adding", where every sequence is new: nothing can be learned by heart.
 
     python -m experiments.recurrent_dropout --where=recurrent --rate=0.25 --data_dir=../shared/data/jena
     python launch.py --experiment=recurrent_dropout --data_dir=../shared/data/jena --executor=vmap
@@ -22,6 +22,9 @@ the standardized temperature; 14 minutes on a machine with much else to do):
 
 The right mask stops the overfitting, the wrong one hardly does: its noise averages out over the steps. At the best
 step the three are alike, given two seeds. A whole input variable is too much to take away when there are six.
+
+On the adding problem (--task=adding --length=50 --cell=gru --batch_size=64 --steps=800, one seed, test squared error)
+the noise is no obstacle: none 0.002, recurrent 0.003, per_step 0.001.
 """
 
 import sys
@@ -102,7 +105,8 @@ def report(runs: list[Run]) -> list[Section]:
     """The gap between training and validation, and what the masks look like."""
     figure, axes = panels(1, 2)
     for axis, name in zip(axes[0], ("training_loss", "loss"), strict=True):
-        supervised.evaluation_curves(axis, groups(runs), name)
+        for index, (label, members) in enumerate(groups(runs).items()):
+            supervised.evaluations(axis, label, members, name, index)
     axes[0, 0].set(ylabel="training loss, without noise", xlabel="updates")
     axes[0, 1].set(ylabel="validation loss", xlabel="updates")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)

@@ -143,9 +143,8 @@ def each_run(axes: Axes, label: str, x: Sequence[float], ys: Sequence[Sequence[f
         axes.plot(x, values, label=None if number else label, **style)
 
 
-def evaluation_curves(axes: Axes, labelled: Mapping[str, Sequence[Run]], metric: str) -> None:
-    """Draws a metric of the evaluations of each run against updates."""
-    for index, (label, members) in enumerate(labelled.items()):
-        records = [[record for record in run.records() if record["split"] == "validation"] for run in members]
-        steps = [record["step"] for record in records[0]]
-        each_run(axes, label, steps, [[record[metric] for record in rows] for rows in records], index)
+def evaluations(axes: Axes, label: str, members: Sequence[Run], metric: str, index: int) -> None:
+    """Draws a metric of the evaluations of each run of a group against updates; see `each_run`."""
+    records = [[record for record in run.records() if record["split"] == "validation"] for run in members]
+    steps = [record["step"] for record in records[0]]
+    each_run(axes, label, steps, [[record[metric] for record in rows] for rows in records], index)
