@@ -270,14 +270,15 @@ def _entry(name: str, model: Callable[[Shape], Model], updates: int = 1) -> Entr
     return Entry(name, lambda shape, *data: JaxProgram(model(shape), updates, *data), updates)
 
 
-FUSED, SCAN, CHECKPOINTED = (
-    _entry(f"seqjax {method}", partial(seqjax_model, method=method)) for method in ("fused", "scan", "checkpointed")
+AUTO, *METHODS = (
+    _entry(f"seqjax {method}", partial(seqjax_model, method=method))
+    for method in ("auto", "fused", "rematerialized", "scan", "checkpointed")
 )
 FLAX = _entry("Flax NNX", flax_model)
 FLAX_PLAIN = _entry("Flax NNX LSTMCell", flax_plain_model)
 KERAS = _entry("Keras", keras_model)
 JAX_PEERS = (FLAX, FLAX_PLAIN, KERAS)
 TORCH = Entry("PyTorch", TorchProgram)
-FUSED_MANY = _entry("seqjax fused", partial(seqjax_model, method="fused"), UPDATES)
+AUTO_MANY = _entry("seqjax auto", partial(seqjax_model, method="auto"), UPDATES)
 FLAX_MANY = _entry("Flax NNX", flax_model, UPDATES)
-ENTRIES = (FUSED, SCAN, CHECKPOINTED, *JAX_PEERS, TORCH, FUSED_MANY, FLAX_MANY)
+ENTRIES = (AUTO, *METHODS, *JAX_PEERS, TORCH, AUTO_MANY, FLAX_MANY)

@@ -32,9 +32,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.peers import (
+    AUTO,
     DECAY,
     ENTRIES,
-    FUSED,
     JAX_PEERS,
     KERAS,
     LEARNING_RATE,
@@ -138,12 +138,12 @@ def measure(shape: Shape, entries: Sequence[Entry], repeats: int) -> dict[Entry,
 
 
 def ratios(results: Results) -> Table:
-    """The step of `FUSED` over that of each peer."""
+    """The step of `AUTO` over that of each peer."""
     measured = next(iter(results.values()))
     peers = [entry for entry in (*JAX_PEERS, TORCH) if entry in measured]
-    rows: list[list[Any]] = [["B, T, D, H", f"{FUSED.name}, ms", *(f"/ {e.name}" for e in peers), "/ best JAX peer"]]
+    rows: list[list[Any]] = [["B, T, D, H", f"{AUTO.name}, ms", *(f"/ {e.name}" for e in peers), "/ best JAX peer"]]
     for shape, row in results.items():
-        ours = row[FUSED].median
+        ours = row[AUTO].median
         rows.append([str(shape), ours * 1e3, *(ours / row[e].median for e in peers), ours / best_peer(row)])
     return [[f"{cell:.2f}" if isinstance(cell, float) else cell for cell in row] for row in rows]
 
@@ -170,7 +170,7 @@ def _milliseconds(measured: Measured) -> str:
 def tables(results: Results) -> dict[str, Table]:
     """All tables by their captions."""
     return {
-        f"Ratio of one training step, {FUSED.name} to each peer (below 1: seqjax is faster)": ratios(results),
+        f"Ratio of one training step, {AUTO.name} to each peer (below 1: seqjax is faster)": ratios(results),
         "Milliseconds a step, median (and quartiles)": everything(results, _milliseconds),
         "Temporary memory of the compiled program, MB": everything(
             results, lambda m: None if m.temporary_bytes is None else round(m.temporary_bytes / 1e6, 1)
@@ -264,8 +264,8 @@ METHOD = f"""## What was measured
 - All JAX entries share the code of loss and update (optax) and run as one compiled program with donated state: only the
   layer differs. PyTorch runs in eager mode with its own Adam.
 - "Flax NNX" is `nnx.RNN(nnx.OptimizedLSTMCell)`, "Flax NNX LSTMCell" is `nnx.RNN(nnx.LSTMCell)`, "Keras" is
-  `keras.layers.LSTM` on the JAX backend. seqjax is `seqjax.nnx.Recurrent(cells.lstm(H), D, method=...)`; `fused` is
-  what `method="auto"` takes for an LSTM on the CPU.
+  `keras.layers.LSTM` on the JAX backend. seqjax is `seqjax.nnx.Recurrent(cells.lstm(H), D, method=...)`; `auto` is
+  the default, which chooses among the others.
 - The first table is about single steps. "{UPDATES} in one call" is a scan over {UPDATES} updates in one compiled
   program, each with a batch of its own, as `seqjax.train.fit` runs them; its time is divided by {UPDATES}. It is shown
   for seqjax and for Flax, so that what the loop gains is not mistaken for what the layer gains, and it enters no ratio

@@ -1,7 +1,8 @@
 """Solvers: the ways to run a recurrence over time. All of them agree, in values and in gradients.
 
 Each is `(cell, params, carry, xs) -> (last carry, ys)` on xs [T, B, ...]. What differs is speed, memory, and what the
-cell must offer: `scan` and `checkpointed` run anything, `fused` the gated cells, `associative` the affine ones.
+cell must offer: `scan`, `rematerialized` and `checkpointed` run anything, `fused` the gated cells, `associative` the
+affine ones.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,9 @@ from seqjax.core import (
     scan_const,
     split_const,
 )
+
+# Up to so many units, running a step again costs a CPU less than keeping what its gradient needs (docs/design.md).
+NARROW = 64
 
 Solver = Callable[[Cell, Params, Carry, Tree], tuple[Carry, Tree]]
 
@@ -50,6 +54,27 @@ def scan(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tre
     zs = over_time(partial(cell.project, params), xs)
     carry, hs = scan_const(body, carry, zs)
     return carry, over_time(partial(cell.readout, params), hs, zs)
+
+
+def rematerialized(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
+    """A scan that keeps the carries alone: its gradient runs every step again, projection included.
+
+    Where the matrix products are small, the time of a step goes into writing and reading what its gradient needs, and
+    this is the fastest method on a CPU. Memory grows as T, by one carry a step.
+    """
+    if cell.gated is None and cell.affine is None:
+        return scan_const(jax.checkpoint(partial(cell.step, params)), carry, xs)
+
+    @jax.checkpoint
+    def body(carry, x):
+        carry = cell.transition(params, carry, cell.project(params, x))
+        return carry, carry
+
+    def readout(carry, x):
+        return cell.readout(params, carry, cell.project(params, x))
+
+    carry, hs = scan_const(body, carry, xs)
+    return carry, over_time(readout, hs, xs)
 
 
 def checkpointed(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: int | None = None) -> tuple[Carry, Tree]:
@@ -175,17 +200,23 @@ def associative(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Car
 
 
 def auto(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
-    """The method that is expected to be fastest for this cell on this device."""
-    if cell.affine is not None and jax.default_backend() != "cpu":
-        return associative(cell, params, carry, xs)
+    """The method that is expected to be fastest for this cell on this device.
+
+    Gated cells: fused, but rematerialized on a CPU up to `NARROW` units. Affine: associative, but a scan on a CPU.
+    """
+    cpu = jax.default_backend() == "cpu"
     if cell.gated is not None:
-        return fused(cell, params, carry, xs)
+        narrow = max(w.shape[0] for w in cell.gated.weights(params)) <= NARROW
+        return (rematerialized if cpu and narrow else fused)(cell, params, carry, xs)
+    if cell.affine is not None:
+        return (scan if cpu else associative)(cell, params, carry, xs)
     return scan(cell, params, carry, xs)
 
 
 METHODS = {
     "auto": auto,
     "scan": scan,
+    "rematerialized": rematerialized,
     "checkpointed": checkpointed,
     "fused": fused,
     "associative": associative,

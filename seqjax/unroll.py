@@ -84,7 +84,7 @@ def unroll(
       mask: bool [T, B]; steps where it is false are skipped (`wrappers.masked`): the carry stays, the output is 0.
       reverse: run from the last step to the first; ys stays in the order of xs. With a mask that pads at the end, each
         sequence starts at its own last step.
-      method: "auto", "scan", "checkpointed", "fused", "associative" (see `seqjax.solve`), or a solver, such as
+      method: "auto", or one of `seqjax.solve.METHODS` ("scan", "fused", ...), or a solver, such as
         `partial(solve.checkpointed, chunk=100)`.
 
     Returns:

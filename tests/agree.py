@@ -64,7 +64,7 @@ def layers(cell):
 
 def methods_of(cell):
     """Every method but scan that admits the cell. (The default chunk of 7 steps is 3, which does not divide them.)"""
-    found = ["checkpointed"]
+    found = ["checkpointed", "rematerialized"]
     if all(layer.gated for layer in layers(cell)):
         found.append("fused")
     if all(layer.affine for layer in layers(cell)):

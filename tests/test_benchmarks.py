@@ -12,7 +12,7 @@ from benchmarks import peers, step
 
 SHAPE = peers.Shape(batch=3, steps=4, features=2, hidden=5)
 OTHER = peers.Shape(batch=2, steps=3, features=1, hidden=4)
-ENTRIES = (peers.FUSED, peers.FLAX)
+ENTRIES = (peers.AUTO, peers.FLAX)
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_ratios_are_those_of_the_medians():
     def took(*seconds):
         return step.Measured(list(seconds), 1.0, 0)
 
-    row = {peers.FUSED: took(1, 3, 100), peers.FLAX: took(2, 2, 2), peers.KERAS: took(6), peers.TORCH: took(1)}
+    row = {peers.AUTO: took(1, 3, 100), peers.FLAX: took(2, 2, 2), peers.KERAS: took(6), peers.TORCH: took(1)}
     assert step.ratios({SHAPE: row})[1] == ["3, 4, 2, 5", "3000.00", "1.50", "0.50", "3.00", "1.50"]
 
 
@@ -102,7 +102,7 @@ def test_a_peer_that_disagrees_stops_the_run(home, capsys, change, what):
 
 def test_many_updates_in_one_call_are_single_updates():
     weights, xs, ys = peers.draw(SHAPE)
-    many, one = (entry.build(SHAPE, weights, xs, ys) for entry in (peers.FUSED_MANY, peers.FUSED))
+    many, one = (entry.build(SHAPE, weights, xs, ys) for entry in (peers.AUTO_MANY, peers.AUTO))
     losses = []
     for x, y in zip(xs, ys, strict=True):
         one.batches = (x, y)
@@ -139,7 +139,7 @@ def test_bad_repeats_are_refused(text):
 
 def test_keras_is_needed_and_torch_is_not(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert peers.TORCH not in step.installed((peers.FUSED, peers.FLAX, peers.TORCH))
+    assert peers.TORCH not in step.installed((peers.AUTO, peers.FLAX, peers.TORCH))
     assert "PyTorch is not installed and is left out" in capsys.readouterr().err
     with pytest.raises(ModuleNotFoundError, match=r"\[bench\]"):
         step.installed(peers.ENTRIES)

@@ -58,7 +58,7 @@ def static_covariate():
     )
 
 
-@pytest.mark.parametrize("method", ["scan", "checkpointed"])
+@pytest.mark.parametrize("method", ["scan", "rematerialized", "checkpointed"])
 def test_a_constant_equals_the_same_input_at_every_step_and_gathers_its_gradient(method):
     cell = static_covariate()
     params = cell.init(jax.random.key(0), D)

@@ -7,10 +7,10 @@ import jax.extend
 import jax.numpy as jnp
 import pytest
 from agree import check_methods, close, compiled, methods_of, values_and_gradients
-from cell_list import BARE, MODELS, draw
+from cell_list import BARE, MODELS, D, draw
 from jax.test_util import check_grads
 
-from seqjax import solve, unroll
+from seqjax import cells, solve, unroll
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -58,9 +58,11 @@ def test_one_step_is_a_sequence_too(x64, name):
 
 
 def test_auto_takes_the_fast_path_that_the_cell_admits(x64):
-    drawn = draw(MODELS["gru"])
-    primitives = str(jax.make_jaxpr(lambda *args: unroll(drawn.cell, *args))(*drawn[1:]))
-    assert "custom_vjp_call" in primitives
+    for units, path in ((solve.NARROW, "remat"), (solve.NARROW + 1, "custom_vjp_call")):
+        cell = cells.gru(units)
+        params = cell.init(jax.random.key(0), D)
+        program = jax.make_jaxpr(lambda params, xs, cell=cell: unroll(cell, params, None, xs))
+        assert path in str(program(params, jnp.ones((3, 2, D), jnp.float32))), units
     for name in ["gru", "min_gru", "from_step", "stack"]:
         drawn = draw(MODELS[name])
         close(unroll(*drawn), unroll(*drawn, method="scan"))
