@@ -26,7 +26,7 @@ flags.DEFINE_string("experiment", "bptt_vs_tbptt", "A module of experiments/, or
 flags.DEFINE_string("sweep", None, "Axes of the sweep (default: the experiment's STUDY).", flag_values=FLAGS)
 flags.DEFINE_enum(
     "executor",
-    "debug",
+    "vmap",
     ["debug", "local", "vmap", "slurm"],
     "debug: in this process; local: --processes at a time; vmap: runs that differ only in numbers as one compiled"
     " program; slurm: jobs of a cluster, through submitit.",
@@ -78,6 +78,8 @@ def main(argv: Sequence[str]) -> int:
         module = experiment(options.experiment)
         executor = _executor(options)
         plan = sweep.plan(module, options.sweep, base.given_flags(module, rest, beside=list(FLAGS)), options.workdir)
+        if options.executor == "vmap" and any(member.config.patience for member in plan.members):
+            raise ValueError("--patience: the lanes of --executor=vmap cannot stop early; take debug or local")
     except ValueError as error:
         print(f"launch.py: {error}", file=sys.stderr)
         return 2

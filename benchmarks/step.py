@@ -190,12 +190,13 @@ def figure(results: Results) -> Figure:
     drawing, ((axes,),) = panels(width=9.5, height=4.2)
     entries = list(next(iter(results.values())))
     layers = list(dict.fromkeys(_layer(entry) for entry in entries))
+    colors = [*COLORS, "0.45", "0.7"]
     width = 0.85 / len(entries)
     for k, entry in enumerate(entries):
         heights = [row[entry].median / best_peer(row) for row in results.values()]
         places = np.arange(len(results)) + (k - (len(entries) - 1) / 2) * width
         hatch = "///" if entry.updates > 1 else None
-        color = COLORS[layers.index(_layer(entry))]
+        color = colors[layers.index(_layer(entry))]
         axes.bar(places, heights, width, label=entry.name, color=color, hatch=hatch, edgecolor="white", linewidth=0.5)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(results)), [f"B, T, D, H =\n{shape}" for shape in results])

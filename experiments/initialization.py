@@ -9,7 +9,7 @@ how the gradient decays with the time lag, is drawn beside what comes of it, the
 Tasks: "adding" (the sum of two values up to --length steps back) and "temperature" (Jena, 24 hours ahead).
 
     python -m experiments.initialization --recurrent=identity --forget_bias=chrono
-    python launch.py --experiment=initialization --executor=vmap
+    python launch.py --experiment=initialization
 
 Measured by the second command (adding, LSTM(32), T = 100, 2,000 updates of 64 sequences; test squared error of two
 seeds, always answering 1 has 0.167; 19 minutes on a machine with much else to do):

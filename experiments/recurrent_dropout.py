@@ -7,8 +7,8 @@ against the mistake of a new mask at every step. Trained on whole sequences by f
 Tasks: "temperature" (Jena, 24 hours ahead, see `experiments.temperature`; without --data_dir on a generated record)
 and "adding", where every sequence is new: nothing can be learned by heart.
 
-    python -m experiments.recurrent_dropout --where=recurrent --rate=0.25 --data_dir=../shared/data/jena
-    python launch.py --experiment=recurrent_dropout --data_dir=../shared/data/jena --executor=vmap
+    python -m experiments.recurrent_dropout --where=recurrent --rate=0.25 --data_dir=DIR
+    python launch.py --experiment=recurrent_dropout --data_dir=DIR
 
 Measured by the second command (hourly record, LSTM(32), rate 0.25, 1,200 updates, mean of two seeds; squared errors of
 the standardized temperature; 14 minutes on a machine with much else to do):

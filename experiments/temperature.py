@@ -12,8 +12,8 @@ Python", second edition, chapter 10. Models, with the units and the rates (recur
 All models say the standardized temperature, which mean and standard deviation of the training part turn into degrees:
 so the loss is near 1 at the start, and a learning rate means the same on every record.
 
-    python -m experiments.temperature --model=lstm --data_dir=../shared/data/jena
-    python launch.py --experiment=temperature --data_dir=../shared/data/jena --executor=vmap        all models
+    python -m experiments.temperature --model=lstm --data_dir=DIR
+    python launch.py --experiment=temperature --data_dir=DIR        all models
 
 Measured on the hourly record (6 of the 14 variables, 34,876 training windows), MAE on validation / test:
 

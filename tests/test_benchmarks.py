@@ -4,7 +4,6 @@ import argparse
 import importlib.util
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -76,6 +75,13 @@ def test_ratios_are_those_of_the_medians():
     assert step.ratios({SHAPE: row})[1] == ["3, 4, 2, 5", "3000.00", "1.50", "0.50", "3.00", "1.50"]
 
 
+def test_every_entry_has_a_bar_of_its_own_color():
+    row = {entry: step.Measured([1.0], 1.0, 0) for entry in peers.ENTRIES}
+    [axes] = step.figure({SHAPE: row}).axes
+    looks = {(bar.get_facecolor(), bar.get_hatch()) for bar in axes.patches}
+    assert len(looks) == len(axes.patches) == len(peers.ENTRIES)
+
+
 def _wrong_entry(change):
     """Flax, its output changed."""
 
@@ -109,20 +115,6 @@ def test_many_updates_in_one_call_are_single_updates():
         losses.extend(one.run(1))
     np.testing.assert_allclose(many.run(1), losses, rtol=1e-5)
     assert len(set(losses)) == peers.UPDATES
-
-
-def test_auto_is_the_method_that_is_measured():
-    weights, xs, _ = peers.draw(SHAPE)
-
-    def program(method):
-        model = peers.seqjax_model(SHAPE, method)
-        gradient = jax.grad(lambda params: jnp.mean(model.predict(params, xs[0])))
-        return jax.jit(gradient).lower(model.place(weights)).as_text()
-
-    if jax.default_backend() != "cpu":
-        pytest.skip("the page says what auto takes on the CPU")
-    assert program("auto") == program("fused")
-    assert program("auto") != program("scan")
 
 
 @pytest.mark.parametrize("text", ["1,2,3", "1,2,3,4,5", "1,2,3,x", "1,2,3,0", ""])

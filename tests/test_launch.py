@@ -161,6 +161,7 @@ def test_default_directories(tmp_path, monkeypatch, capsys):
         (["--experiment=toy_experiment", "--executor=remote"], "value should be one of <debug|local|vmap|slurm>"),
         (["--experiment=toy_experiment", "--processes=0"], "0 is not a positive integer"),
         (["--experiment=toy_experiment", "more"], "unexpected argument 'more'"),
+        (["--experiment=toy_experiment", "--patience=2", "--evaluate_every=10", "--steps_per_call=10"], "take debug"),
         (["--experiment=toy_experiment", "--seed=1", "--sweep=seed=0:2"], "both fixed (1) and swept (0,1)"),
     ],
 )
