@@ -40,7 +40,7 @@ def test_a_full_run_prints_what_it_writes(home, capsys):
     for caption in ("Ratio of one training step", "Milliseconds a step", "Temporary memory", "Seconds to trace"):
         assert caption in printed
         assert f"## {caption}" in page
-    assert "| B, T, D, H | seqjax fused, ms | / Flax NNX | / best JAX peer |\n|---|--:|--:|--:|\n| 3, 4, 2, 5 |" in page
+    assert "| B, T, D, H | seqjax auto, ms | / Flax NNX | / best JAX peer |\n|---|--:|--:|--:|\n| 3, 4, 2, 5 |" in page
 
 
 @pytest.mark.parametrize(
