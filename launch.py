@@ -19,7 +19,7 @@ from types import ModuleType
 
 from absl import flags
 
-from experiments import base, executors, sweep
+from experiments import base, command, executors, sweep
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("experiment", "bptt_vs_tbptt", "A module of experiments/, or any other module.", flag_values=FLAGS)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         if wants_help:
             print(f"{__doc__}\n{FLAGS.get_help(include_special_flags=False)}")
             if options["experiment"].present:
-                print(base.usage(experiment(options.experiment)))
+                print(command.usage(experiment(options.experiment)))
             return 0
         module = experiment(options.experiment)
         executor = _executor(options)

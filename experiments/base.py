@@ -9,7 +9,7 @@ An experiment is a module `experiments/NAME.py` with
     def finish(config, program, state, run): ...   # -> dict for result.json
     def report(runs): ...                 # -> sections of the report (experiments.report.Section)
     if __name__ == "__main__":
-        base.main(sys.modules[__name__])
+        command.main(sys.modules[__name__])
 
 `program` gets a config without the flags in NUMBERS, so it cannot read by mistake what differs between the lanes
 of one compiled program: those arrive as the argument `numbers` of its functions.
@@ -22,7 +22,6 @@ import hashlib
 import inspect
 import json
 import math
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -339,41 +338,3 @@ def _check_optimizer(name: str) -> bool:
     except (ValueError, TypeError) as error:
         raise absl_flags.ValidationError(f"cannot train with it: {summary(error)}") from None
     return True
-
-
-def usage(module: ModuleType) -> str:
-    """Returns the help text of an experiment: its docstring and all its flags."""
-    about = (
-        f"usage: python -m {name_of(module)} [--flag=value ...]\n"
-        f"The study is {module.STUDY!r}. It is what runs where no flag names one of its axes;\n"
-        "where one does, it is a single run. A part of the study: launch.py, which takes the same flags."
-    )
-    return f"{module.__doc__}\n{about}\n{module.FLAGS.get_help()}"
-
-
-def main(module: ModuleType) -> None:
-    """Runs the experiment from the command line: the whole STUDY in this process, or one run, if a flag names it."""
-    # Only here: sweep and report build on this file.
-    from experiments import sweep
-
-    argv = sys.argv[1:]
-    if {"--help", "-h", "-help"} & set(argv):
-        print(usage(module))
-        return
-    try:
-        fixed = given_flags(module, argv)
-        if sweep.parse(module.STUDY, module.FLAGS).keys() & fixed:
-            start = functools.partial(_run_and_print, module, parse(module, argv))
-        else:
-            start = functools.partial(sweep.run, sweep.plan(module, None, fixed, fixed.get("workdir")))
-    except ValueError as error:
-        print(f"{name_of(module)}: {error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(start())
-
-
-def _run_and_print(module: ModuleType, config: SimpleNamespace) -> None:
-    directory = Path(config.workdir or default_directory(module, recorded(config)))
-    for name, value in run_one(module, config, directory).items():
-        print(f"{name:>24}  {value}")
-    print(directory)

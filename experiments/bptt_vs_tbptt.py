@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 
-from experiments import base, tasks
+from experiments import base, command, tasks
 from experiments.report import Section, curve, groups, panels, summary
 from seqjax import cells, gradients, initializers
 from seqjax.core import Array, Cell, Params, Tree
@@ -286,4 +286,4 @@ def report(runs: list[Run]) -> list[Section]:
 
 
 if __name__ == "__main__":
-    base.main(sys.modules[__name__])
+    command.main(sys.modules[__name__])

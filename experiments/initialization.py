@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import base, supervised, tasks
+from experiments import base, command, supervised, tasks
 from experiments.report import COLORS, Section, groups, panels, summary
 from seqjax import cells, initializers
 from seqjax.core import Cell
@@ -148,4 +148,4 @@ def report(runs: list[Run]) -> list[Section]:
 
 
 if __name__ == "__main__":
-    base.main(sys.modules[__name__])
+    command.main(sys.modules[__name__])

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import base, supervised, tasks
+from experiments import base, command, supervised, tasks
 from experiments.report import Section, groups, panels, summary
 from seqjax import cells
 from seqjax.core import open_const
@@ -144,4 +144,4 @@ def _masks(rate: float) -> Figure:
 
 
 if __name__ == "__main__":
-    base.main(sys.modules[__name__])
+    command.main(sys.modules[__name__])

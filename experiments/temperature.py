@@ -38,7 +38,7 @@ from absl import flags
 from flax import nnx
 from matplotlib.figure import Figure
 
-from experiments import base, supervised, tasks
+from experiments import base, command, supervised, tasks
 from experiments.report import COLORS, Section, curve, groups, mean, panels, save
 from seqjax import cells
 from seqjax.core import Array, Cell, Params, Tree
@@ -233,4 +233,4 @@ def report(runs: list[Run]) -> list[Section]:
 
 
 if __name__ == "__main__":
-    base.main(sys.modules[__name__])
+    command.main(sys.modules[__name__])

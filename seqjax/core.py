@@ -237,7 +237,11 @@ def out_features(cell: Cell, params: Params, in_features: int) -> int:
     """The number of features of the output of a cell that reads `in_features` floating features (0: tokens)."""
     dtype = jax.tree.leaves(params)[0].dtype
     x = jax.ShapeDtypeStruct((in_features,), dtype) if in_features else jax.ShapeDtypeStruct((), jnp.int32)
-    _, y = jax.eval_shape(lambda params, x: cell.step(params, cell.initial_carry(params, ()), x), params, x)
+    try:
+        _, y = jax.eval_shape(lambda params, x: cell.step(params, cell.initial_carry(params, ()), x), params, x)
+    except (TypeError, ValueError) as error:
+        hint = "a wrapper whose cell takes x = (x, extra), such as masked, goes outside of stack and with_head"
+        raise ValueError(f"this cell does not read {in_features} features: {error} ({hint})") from error
     return y.shape[-1]
 
 

@@ -9,7 +9,7 @@ from cell_list import MODELS, D, H, draw, leaky
 
 from seqjax import Const, cells, from_step, unroll
 from seqjax.core import carry_dtype, dense, matmul, out_features, over_time, scan_const, select
-from seqjax.wrappers import with_embedding, with_head
+from seqjax.wrappers import masked, with_embedding, with_head
 
 
 def test_a_constant_is_a_pytree_node_and_keeps_its_value_under_jit():
@@ -152,3 +152,9 @@ def test_select_picks_rows_of_every_leaf():
 def test_out_features(cell, in_features, expected):
     params = cell.init(jax.random.key(0), in_features)
     assert out_features(cell, params, in_features) == expected
+
+
+def test_a_head_around_a_masked_cell_says_which_goes_outside():
+    cell = with_head(masked(cells.gru(4)), 2)
+    with pytest.raises(ValueError, match="such as masked, goes outside of stack and with_head"):
+        cell.init(jax.random.key(0), 3)

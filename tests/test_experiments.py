@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import launch
-from experiments import base, initialization, recurrent_dropout, report, supervised, tasks, temperature
+from experiments import base, command, initialization, recurrent_dropout, report, supervised, tasks, temperature
 from seqjax.data import jena
 from seqjax.train.run import Run
 
@@ -38,7 +38,7 @@ def run(name, directory, *flags):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [name, "--seed=0", *SHORT, f"--workdir={directory}", *flags])
         with pytest.raises(SystemExit) as stop:
-            base.main(module)
+            command.main(module)
     assert not stop.value.code
     finished = Run.read(directory)
     result = finished.result()

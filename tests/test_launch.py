@@ -12,7 +12,7 @@ import pytest
 import toy_experiment as toy
 
 import launch
-from experiments import base
+from experiments import command as experiment_command
 from seqjax.train.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -128,7 +128,7 @@ def test_one_run_from_the_command_line(tmp_path):
 def test_study_of_an_experiment(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["toy", "--steps=10", "--learning_rate=0.01", f"--workdir={tmp_path}"])
     with pytest.raises(SystemExit) as stop:
-        base.main(toy)
+        experiment_command.main(toy)
     assert stop.value.code == 0
     names = [f"model={model},seed={seed}" for model in ("curve", "line") for seed in (0, 1)]
     assert sorted(path.name for path in tmp_path.glob("model=*")) == names
@@ -139,12 +139,12 @@ def test_default_directories(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["toy", "--steps=10", "--seed=0"])
     with pytest.raises(SystemExit):
-        base.main(toy)
+        experiment_command.main(toy)
     [run] = Path("runs", "toy_experiment").iterdir()
     assert capsys.readouterr().out.rstrip().endswith(str(run))
     monkeypatch.setattr(sys, "argv", ["toy", "--steps=10", "--seed=0", "--noprogress"])
     with pytest.raises(SystemExit):
-        base.main(toy)
+        experiment_command.main(toy)
     assert list(Path("runs", "toy_experiment").iterdir()) == [run]
 
 
@@ -178,9 +178,20 @@ def test_bad_command_lines_end_with_one_line(arguments, message, tmp_path, capsy
 def test_bad_flags_of_a_single_run(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["toy", "--stepps=3"])
     with pytest.raises(SystemExit) as stop:
-        base.main(toy)
+        experiment_command.main(toy)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "toy_experiment: unknown flag --stepps; did you mean --steps?\n"
+
+
+def test_a_single_run_that_fails_ends_with_one_line_and_a_traceback_in_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["toy", "--model=curve", f"--workdir={tmp_path}"])
+    with pytest.raises(SystemExit) as stop:
+        experiment_command.main(toy)
+    assert stop.value.code == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("toy_experiment: NonFiniteLoss: loss is inf at step ")
+    assert second == f"the traceback is in {tmp_path / 'error.txt'}"
+    assert "Traceback" in (tmp_path / "error.txt").read_text()
 
 
 def test_help(monkeypatch, capsys):
@@ -190,7 +201,7 @@ def test_help(monkeypatch, capsys):
     assert "--processes" in out
     assert "Shape of the bowl." in out
     monkeypatch.setattr(sys, "argv", ["toy", "--help"])
-    base.main(toy)
+    experiment_command.main(toy)
     out = capsys.readouterr().out
     assert out.startswith("How fast does gradient descent")
     assert "The study is 'model=line,curve;seed=0:2'" in out

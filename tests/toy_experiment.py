@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 
-from experiments import base
+from experiments import base, command
 from experiments.report import Section, curve, groups, panels
 from seqjax.train import loop
 
@@ -75,4 +75,4 @@ def report(runs):
 
 
 if __name__ == "__main__":
-    base.main(sys.modules[__name__])
+    command.main(sys.modules[__name__])
