@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import glorot_uniform, orthogonal, zeros
+from jax.nn.initializers import glorot_uniform, zeros
 
 from seqjax.core import Array, Key, carry_dtype
 
@@ -28,6 +28,20 @@ __all__ = [
     "uniform",
     "zeros",
 ]
+
+
+def orthogonal(scale: float = 1.0) -> Initializer:
+    """`scale` times a uniformly drawn orthogonal matrix (Saxe, McClelland & Ganguli 2014, arXiv 1312.6120).
+
+    As `jax.nn.initializers.orthogonal`, which it draws from. Under `vmap` one matrix is drawn after the other: batched
+    decompositions that run at the same time can wait for each other forever on a CPU with few cores (jaxlib 0.10.2).
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        draw = jax.nn.initializers.orthogonal(scale)
+        return jax.custom_batching.sequential_vmap(lambda key: draw(key, shape, dtype))(key)
+
+    return init
 
 
 def identity(scale: float = 1.0) -> Initializer:

@@ -211,4 +211,4 @@ def test_help(monkeypatch, capsys):
 def test_without_flags_the_main_job_is_planned():
     assert launch.FLAGS["experiment"].default == "bptt_vs_tbptt"
     assert launch.FLAGS["sweep"].default is None
-    assert launch.FLAGS["executor"].default == "debug"
+    assert launch.FLAGS["executor"].default == "vmap"

@@ -359,7 +359,8 @@ def test_local_processes(tmp_path, capsys, fixed):
     assert "FAILED   fault=kill: killed by SIGKILL" in err
     assert "FAILED   fault=program: ValueError: the program is" in err
     assert "final_loss" in (tmp_path / "fault=none" / "log.txt").read_text()
-    assert "Traceback" in (tmp_path / "fault=program" / "log.txt").read_text()
+    assert "ValueError: the program is" in (tmp_path / "fault=program" / "log.txt").read_text()
+    assert "Traceback" in (tmp_path / "fault=program" / "error.txt").read_text()
 
 
 def test_processors_are_shared_and_the_environment_wins(monkeypatch):
