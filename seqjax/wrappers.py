@@ -66,22 +66,24 @@ def masked(cell: Cell) -> Cell:
     gated = base.gated
     affine: Any = base.affine
 
+    def blank(mask, tree):
+        """0 where the mask is false; a Const is no part of any one step."""
+
+        def clean(leaf):
+            return leaf if is_const(leaf) else select(mask, leaf, jnp.zeros_like(leaf))
+
+        return jax.tree.map(clean, tree, is_leaf=is_const)
+
     def project(params, x):
         x, mask = x
         # A gradient that is 0 times NaN is NaN, so the padding must not reach the cell at all.
-        clean = jax.tree.map(
-            lambda leaf: leaf if is_const(leaf) else select(mask, leaf, jnp.zeros_like(leaf)),
-            x,
-            is_leaf=is_const,
-        )
-        return cell.project(params, clean), mask
+        return cell.project(params, blank(mask, x)), mask
 
     def transition(params, carry, z):
         return select(z[1], base.transition(params, carry, z), carry)
 
     def readout(params, carry, z):
-        y = base.readout(params, carry, z)
-        return select(z[1], y, jax.tree.map(jnp.zeros_like, y))
+        return blank(z[1], base.readout(params, carry, z))
 
     def still(params, z):
         a, b = affine(params, z)

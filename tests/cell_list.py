@@ -183,5 +183,6 @@ MODELS = {
     "input_dropout": input_dropout(Model(cells.min_gru(H))),
     "per_step_dropout": recurrent_dropout(input_dropout(Model(cells.gru(H)), per_step=True), per_step=True),
     "dropout_stack": recurrent_dropout(input_dropout(Model(cells.stack(cells.gru(H), cells.lstm(H + 1))))),
+    "masked_dropout_stack": masked(recurrent_dropout(Model(cells.stack(cells.gru(H), cells.lstm(H + 1))))),
     "everything": masked(reset(recurrent_dropout(residual(input_dropout(Model(cells.lstm(H), H)))))),
 }
