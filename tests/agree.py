@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -87,3 +88,12 @@ def check_methods(drawn, methods, mask=None):
     for got in results.values():
         close(got, expected)
     return expected
+
+
+def equations(jaxpr):
+    """All equations of a program, those of inner programs too."""
+    for e in jaxpr.eqns:
+        yield e
+        for value in e.params.values():
+            if isinstance(value, jax.extend.core.ClosedJaxpr):
+                yield from equations(value.jaxpr)
