@@ -13,6 +13,12 @@ Tasks: "text" (the next character, of the embedded corpus or of any file: --corp
 
 For each run: loss against updates and wall clock, memory of the compiled program, steps per second, the cosine and the
 norm ratio of its gradient to the full one along training, and a text sample.
+
+Measured (docs/results.md has the commands and the rest): on the embedded text, after the same 150 windows, 3.05 bits
+per character by full BPTT (128), 2.31 by 16:16 and by 16:64, 2.17 by 4:4, in 70 seconds for three seeds each; recall
+at lag 100, 100 % by full BPTT and 13 % (chance 12.5 %) by 25:25; adding at T = 100, squared error 0.001 by full BPTT
+and 0.006 by 25:25; tiny Shakespeare, 2.415 bits per character on the last tenth with 875,202 parameters after 6,000
+updates.
 """
 
 import sys
