@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from seqjax import cells
-from seqjax.models import ConvForecaster, DenseForecaster, RecurrentForecaster, naive
+from seqjax.models import ConvForecaster, DenseForecaster, RecurrentForecaster
 
 B, T, D = 4, 120, 14
 
@@ -76,13 +76,6 @@ def test_it_learns(name, xs):
 
     values = [float(train(model, optimizer)) for _ in range(30)]
     assert values[-1] < 0.5 * values[0]
-
-
-def test_naive_undoes_the_standardization():
-    raw = jax.random.normal(jax.random.key(1), (2, 5, 3)) * 7.0
-    mean, std = jnp.array([1.0, -8.0, 3.0]), jnp.array([2.0, 4.0, 9.0])
-    broadcast = [jnp.broadcast_to(v, raw.shape) for v in (mean, std)]
-    np.testing.assert_allclose(naive((raw - broadcast[0]) / broadcast[1], 1, mean, std), raw[:, -1, 1], rtol=1e-5)
 
 
 def test_dense_is_its_formula(xs):
@@ -156,5 +149,3 @@ def test_windows_of_the_wrong_shape(xs):
         DenseForecaster(T, D, rngs=nnx.Rngs(0))(xs[:, 1:])
     with pytest.raises(ValueError, match=r"expected \[B, T, 14\]"):
         recurrent()(xs[..., 1:])
-    with pytest.raises(ValueError, match=r"expected xs \[B, T, D\], mean \[D\], std \[D\]"):
-        naive(xs, 1, jnp.zeros(3), jnp.ones(3))

@@ -1,5 +1,5 @@
 """Flax NNX models over the cells."""
 
-from seqjax.models.forecaster import ConvForecaster, DenseForecaster, RecurrentForecaster, naive
+from seqjax.models.forecaster import ConvForecaster, DenseForecaster, RecurrentForecaster
 
-__all__ = ["ConvForecaster", "DenseForecaster", "RecurrentForecaster", "naive"]
+__all__ = ["ConvForecaster", "DenseForecaster", "RecurrentForecaster"]

@@ -13,32 +13,11 @@ or merges one and sets `model.dropout.rate = rate`, `model.rnn.recurrent_dropout
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from seqjax.core import Array, Cell
 from seqjax.initializers import glorot_uniform
 from seqjax.nnx import Bidirectional, Dropout, Recurrent, Rngs
-
-
-def naive(xs: Array, column: int, mean: Array, std: Array) -> Array:
-    """The last value of a variable as its forecast, with the standardization undone.
-
-        y = xs[:, -1, column] * std[column] + mean[column]
-
-    Args:
-      xs: standardized windows [B, T, D].
-      column: which variable.
-      mean: of each variable before it was standardized, [D].
-      std: its standard deviation, [D].
-
-    Returns:
-      [B], in the units of the variable.
-    """
-    if xs.ndim != 3 or mean.shape != xs.shape[2:] or std.shape != xs.shape[2:]:
-        raise ValueError(f"expected xs [B, T, D], mean [D], std [D], got {xs.shape}, {mean.shape}, {std.shape}")
-    last = xs[:, -1, column]
-    return last * jnp.full_like(last, std[column]) + jnp.full_like(last, mean[column])
 
 
 def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
