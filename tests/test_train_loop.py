@@ -1,6 +1,5 @@
 import json
 import math
-import os
 import signal
 
 import jax
@@ -200,7 +199,7 @@ def signal_on_log(monkeypatch, number, step):
     def log_and_signal(self, record):
         log(self, record)
         if (record["step"], record["split"]) == (step, "train"):
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     monkeypatch.setattr(Run, "log", log_and_signal)
 
@@ -241,8 +240,9 @@ def test_a_signal_saves_after_the_current_call(trained, tmp_path, monkeypatch, n
 
 def test_the_second_signal_interrupts_at_once(tmp_path, monkeypatch):
     def twice(self, record):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        # To this thread: of two signals to the process the second can come before the first is handled, and is lost.
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Run, "log", twice)
     run = open_run(tmp_path)
