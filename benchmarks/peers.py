@@ -205,7 +205,7 @@ class TorchProgram:
 
     def __init__(self, shape: Shape, weights: Weights, xs: jax.Array, ys: jax.Array):
         """Build the module."""
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         class LastOutput(torch.nn.Module):
             def __init__(self):
