@@ -246,8 +246,13 @@ def test_the_second_signal_interrupts_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "log", twice)
     run = open_run(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        fit(PROGRAM._replace(evaluate=None), numbers(), run, steps=5, steps_per_call=5)
+    # A shell starts a background process with SIGINT ignored; then the second one would be ignored too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(PROGRAM._replace(evaluate=None), numbers(), run, steps=5, steps_per_call=5)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert saved_steps(run.checkpoints) == []
 
 
