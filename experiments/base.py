@@ -22,6 +22,8 @@ import hashlib
 import inspect
 import json
 import math
+import os
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,8 +40,8 @@ from absl.flags import FlagValues
 from seqjax.train import loop
 from seqjax.train.run import Run
 
-# Where a run is kept and how much it prints, not what it computes: no part of the recorded configuration.
-UNRECORDED = ("workdir", "progress")
+# Where a run is kept, how much it prints and how soon it starts, not what it computes: not recorded.
+UNRECORDED = ("workdir", "progress", "compilation_cache")
 
 
 def flags(**defaults: Any) -> FlagValues:
@@ -66,6 +68,7 @@ def flags(**defaults: Any) -> FlagValues:
     absl_flags.DEFINE_string("workdir", None, "Directory of the run (default: runs/NAME/<hash>).", **own)
     absl_flags.DEFINE_string("data_dir", None, "Directory of the data sets.", **own)
     absl_flags.DEFINE_boolean("progress", True, "Show a progress bar on a terminal.", **own)
+    absl_flags.DEFINE_boolean("compilation_cache", True, "Keep compiled programs in ~/.cache/seqjax/jax.", **own)
 
     # Before the validators, which would judge the first of two defaults that only hold together.
     for name, value in defaults.items():
@@ -182,11 +185,36 @@ def default_directory(module: ModuleType, *what: Any) -> Path:
     return Path("runs", name_of(module).rpartition(".")[2], digest)
 
 
+@functools.cache
+def keep_compiled_programs(keep: bool) -> None:
+    """Lets JAX read compiled programs from seqjax/jax in the user's cache directory, and write them there; or neither.
+
+    The directory is in $XDG_CACHE_HOME, or else in ~/.cache. One that is set already (JAX_COMPILATION_CACHE_DIR) is
+    left, with its thresholds. Where it cannot be written, that is said on stderr, and programs are compiled anew.
+    """
+    jax_config: Any = jax.config  # its options are attributes that a type checker does not know
+    if not keep:
+        jax_config.update("jax_enable_compilation_cache", False)
+    elif jax_config.jax_enable_compilation_cache and jax_config.jax_compilation_cache_dir is None:
+        try:
+            directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "seqjax", "jax")
+            directory.mkdir(parents=True, exist_ok=True)
+            if not os.access(directory, os.W_OK):
+                raise PermissionError(f"{directory} is not writable")
+        except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+            print(f"WARNING: compiled programs are not kept (--nocompilation_cache): {error}", file=sys.stderr)
+            return
+        jax_config.update("jax_compilation_cache_dir", str(directory))
+        # By default a program that compiled within a second is not kept; a launch compiles dozens of those.
+        jax_config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
 def run_one(module: ModuleType, config: SimpleNamespace, directory: str | Path) -> dict[str, Any]:
     """Trains one configuration in `directory`, from where an earlier start left it, and returns its result.
 
     A finished run is not run again. An error is written to error.txt of the run and raised.
     """
+    keep_compiled_programs(config.compilation_cache)
     run = Run.open(directory, recorded(config))
     if run.finished:
         return run.result()
@@ -207,6 +235,7 @@ def run_lanes(
     Returns one entry a lane: None, or the error that ended it. The lanes' common checkpoints lie beside the run
     directories, under a name made of the lanes.
     """
+    keep_compiled_programs(configs[0].compilation_cache)
     lanes = [Path(directory).name for directory in directories]
     digest = hashlib.sha256("\n".join(lanes).encode()).hexdigest()[:10]
     common = Path(directories[0]).parent / "lanes" / digest

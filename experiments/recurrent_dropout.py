@@ -31,12 +31,11 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from absl import flags
-from matplotlib.figure import Figure
 
 from experiments import base, command, supervised, tasks
 from experiments.report import Section, groups, panels, summary
@@ -45,6 +44,9 @@ from seqjax.core import open_const
 from seqjax.train import Program, Run, State
 from seqjax.unroll import batch_shape, unroll
 from seqjax.wrappers import input_dropout, recurrent_dropout, with_head
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FLAGS = base.flags(steps=1200, steps_per_call=100, evaluate_every=200, batch_size=128, learning_rate=5e-3)
 per_step = partial(recurrent_dropout, per_step=True)
@@ -127,7 +129,7 @@ mask at each step every unit is hit sooner or later: the chance that what goes r
 a unit comes through t steps is (1 - rate)^t, and what is left of the noise averages out."""
 
 
-def _masks(rate: float) -> Figure:
+def _masks(rate: float) -> "Figure":
     """The right and the wrong mask of one sequence, over 48 steps of 16 units."""
     steps, hidden = 48, 16
     carry, xs = jnp.zeros((1, hidden)), jnp.zeros((steps, 1, 1))

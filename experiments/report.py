@@ -15,16 +15,17 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from cycler import cycler
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from seqjax.train.metrics import mean_and_interval
 from seqjax.train.run import Run, write_atomic
+
+if TYPE_CHECKING:  # imported where something is drawn: no run waits for it before its first step
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito (2008), without the yellow, which is too light for a line on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -69,7 +70,7 @@ class Section(NamedTuple):
 
     title: str
     text: str = ""
-    figures: Sequence[Figure] = ()
+    figures: "Sequence[Figure]" = ()
     table: Table | None = None
 
 
@@ -153,14 +154,17 @@ def text_table(table: Table) -> str:
     return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
 
 
-def panels(rows: int = 1, columns: int = 1, *, width: float = 4.4, height: float = 3.1) -> tuple[Figure, np.ndarray]:
+def panels(rows: int = 1, columns: int = 1, *, width: float = 4.4, height: float = 3.1) -> "tuple[Figure, np.ndarray]":
     """Returns a figure in the style of the reports and its axes, [rows, columns]; sizes in inches a panel."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
         return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def curve(axes: Axes, label: str, x: Sequence[float], ys: Sequence[Sequence[float]], index: int = 0) -> None:
+def curve(axes: "Axes", label: str, x: Sequence[float], ys: Sequence[Sequence[float]], index: int = 0) -> None:
     """Draws the mean of several runs with its 95 % interval as a band.
 
     Args:
@@ -179,7 +183,7 @@ def curve(axes: Axes, label: str, x: Sequence[float], ys: Sequence[Sequence[floa
     axes.fill_between(x, center - half, center + half, color=color, alpha=0.15, linewidth=0)
 
 
-def learning_curves(runs: Sequence[Run], metric: str) -> Figure:
+def learning_curves(runs: Sequence[Run], metric: str) -> "Figure":
     """Returns a figure of one metric: training and validation (rows) against steps and wall clock (columns)."""
     labelled = groups(runs)
     records = {run.directory: [r for r in run.records() if metric in r] for run in runs}
@@ -288,8 +292,10 @@ def _configuration(sweep: Mapping[str, Any], runs: Sequence[Run], directory: Pat
     ]
 
 
-def save(figure: Figure, path: Path) -> bytes:
+def save(figure: "Figure", path: Path) -> bytes:
     """Writes a figure as `path`.png and `path`.svg and returns the SVG."""
+    import matplotlib
+
     path.parent.mkdir(parents=True, exist_ok=True)
     images = {}
     with matplotlib.rc_context(STYLE):

@@ -6,19 +6,21 @@ A study brings a `Model` and a `tasks.Task`; `program` makes of them what the tr
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from absl import flags
-from matplotlib.axes import Axes
 
 from experiments import base, tasks
 from experiments.report import COLORS, DASHES
 from seqjax.core import Array, Cell, Key, Params, Tree
 from seqjax.train import Program, Run, State, initial_state
 from seqjax.unroll import unroll
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Numbers = Mapping[str, Any]
 
@@ -124,7 +126,7 @@ def task_of(config: SimpleNamespace) -> tasks.Task:
     return tasks.temperature(config.data_dir, length=config.length, batch_size=config.batch_size)
 
 
-def each_run(axes: Axes, label: str, x: Sequence[float], ys: Sequence[Sequence[float]], index: int) -> None:
+def each_run(axes: "Axes", label: str, x: Sequence[float], ys: Sequence[Sequence[float]], index: int) -> None:
     """Draws a line for each run of a group: an interval over two or three seeds is wider than what it is about.
 
     Args:
@@ -143,7 +145,7 @@ def each_run(axes: Axes, label: str, x: Sequence[float], ys: Sequence[Sequence[f
         axes.plot(x, values, label=None if number else label, **style)
 
 
-def evaluations(axes: Axes, label: str, members: Sequence[Run], metric: str, index: int) -> None:
+def evaluations(axes: "Axes", label: str, members: Sequence[Run], metric: str, index: int) -> None:
     """Draws a metric of the evaluations of each run of a group against updates; see `each_run`."""
     records = [[record for record in run.records() if record["split"] == "validation"] for run in members]
     steps = [record["step"] for record in records[0]]

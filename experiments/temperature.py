@@ -33,14 +33,13 @@ import io
 import sys
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import nnx
-from matplotlib.figure import Figure
 
 from experiments import base, command, supervised, tasks
 from experiments.report import COLORS, Section, curve, groups, mean, panels, save
@@ -49,6 +48,9 @@ from seqjax.core import Array, Cell, Params, Tree
 from seqjax.data import jena
 from seqjax.models import ConvForecaster, DenseForecaster, RecurrentForecaster
 from seqjax.train import Program, Run, State, write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FLAGS = base.flags(
     steps=8190, steps_per_call=91, evaluate_every=273, checkpoint_every=1365, batch_size=256, learning_rate=3e-3
@@ -189,7 +191,7 @@ def _gain(series: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return months, errors - naive
 
 
-def _figure(name: str, series: Mapping[str, np.ndarray]) -> Figure:
+def _figure(name: str, series: Mapping[str, np.ndarray]) -> "Figure":
     """Three weeks of forecasts, the mean absolute error of each month, and all errors."""
     time, truth = series["time"], series["truth"]
     figure, axes = panels(3, 1, width=8.5, height=2.5)

@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Nothing is read from the user's cache or written there, by the processes that tests start either.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+
 import jax
 import pytest
 
