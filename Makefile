@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint bench constraints clean
+.PHONY: demo test test-slow lint bench bench-experiments constraints clean
 
 demo: .venv/installed
 	$(BIN)/python launch.py
@@ -22,6 +22,11 @@ lint: .venv/installed-dev
 
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.step
+
+bench-experiments: .venv/installed-bench
+	$(BIN)/python -m benchmarks.temperature
+	$(BIN)/python -m benchmarks.seeds
+	$(BIN)/python -m benchmarks.start
 
 # What the tests last ran with. Made from an environment that holds every extra; no address in it.
 constraints: .venv/installed-dev
