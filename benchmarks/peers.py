@@ -1,284 +1,309 @@
-"""An LSTM with a linear head on its last output, in seqjax and in its peers: one interface to train them by.
+"""The layers of seqjax and of its peers in JAX behind one interface; only the layer differs between their programs.
 
-Every JAX peer runs as one compiled program in which loss and update are the same code: only the layer differs, and no
-Python of a training loop is timed. `place` puts weights, or a gradient, where a peer keeps them.
+A peer that has no lengths or no recurrent dropout of its own gets what its user would write: the output at the last
+step is picked by index, and h is multiplied by a mask before the cell sees it. In a GRU such a mask falls on all of the
+carry, which is another function; it is held against a reference of that function. So is Keras' dropout, which draws a
+mask for each gate, and Haiku's GRU, which resets before the product.
 """
 
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from flax import nnx
+from flax import linen, nnx
 
 import seqjax
 import seqjax.nnx
-
-Tree = Any
-Weights = dict[str, np.ndarray]
-
-
-class Shape(NamedTuple):
-    """Batch B, steps T, input features D and hidden units H."""
-
-    batch: int
-    steps: int
-    features: int
-    hidden: int
-
-    def __str__(self) -> str:
-        return ", ".join(map(str, self))
+from benchmarks.problem import GATES, RATE, Masks, Row, Tree, Weights, no_masks
+from seqjax.wrappers import dropout_mask, recurrent_dropout
 
 
-SHAPES = (
-    Shape(256, 120, 14, 16),
-    Shape(256, 120, 14, 32),
-    Shape(128, 784, 1, 128),
-    Shape(64, 35, 256, 512),
-    Shape(20, 35, 650, 650),
-)
-LEARNING_RATE, DECAY = 1e-3, (0.9, 0.999)  # of Adam
-UPDATES = 20  # in one call, where there are many
-
-
-# The problem: weights, data, and an LSTM to hold all others against.
-
-
-def draw(shape: Shape) -> tuple[Weights, jax.Array, jax.Array]:
-    """Weights, inputs [N, B, T, D] and targets [N, B, 1] of N = `UPDATES` batches."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    weights = {
-        **seqjax.cells.lstm(shape.hidden).init(keys[0], shape.features),
-        "w_y": jax.random.normal(keys[1], (shape.hidden, 1)) / shape.hidden**0.5,
-        "b_y": jnp.zeros(1),
-    }
-    xs = jax.random.normal(keys[2], (UPDATES, shape.batch, shape.steps, shape.features))
-    # The mean of 1 keeps the gradient of b_y, 2 mean(prediction - y), from cancelling down to its rounding error.
-    ys = 1 + jax.random.normal(keys[3], (UPDATES, shape.batch, 1))
-    return jax.tree.map(np.asarray, weights), xs, ys
-
-
-@jax.jit
-def reference(weights: Weights, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Weights]:
-    """Loss and gradient of one batch, by the equations of the LSTM and nothing else."""
-
-    def loss(w):
-        def step(carry, x):
-            h, c = carry
-            i, f, g, o = jnp.split(x @ w["w_x"] + h @ w["w_h"] + w["b"].reshape(1, -1), 4, axis=-1)
-            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-            return (jax.nn.sigmoid(o) * jnp.tanh(c), c), None
-
-        zeros = jnp.zeros((x.shape[0], w["w_h"].shape[0]))
-        (h, _), _ = jax.lax.scan(step, (zeros, zeros), jnp.swapaxes(x, 0, 1))
-        return jnp.mean((h @ w["w_y"] + w["b_y"].reshape(1, -1) - y) ** 2)
-
-    return jax.value_and_grad(loss)(weights)
-
-
-# The models of the peers.
+class Unavailable(ValueError):  # noqa: N818 (it is no error of the benchmark)
+    """An entry does not offer a row; the message says why."""
 
 
 class Model(NamedTuple):
-    """An LSTM and its head: `predict(params, x [B, T, D]) -> [B, 1]`, with the params `place(weights)`."""
+    """A layer of a peer for one row.
 
-    predict: Callable[[Tree, jax.Array], jax.Array]
+    Attributes:
+      last: `(params, x [B, T, D], lengths [B] or None, key or None) -> [B, H]`, the output at the last real step.
+      place: `weights -> params`, differentiable: the gradient of the weights is pulled back through it.
+      masks: `key -> Masks` that `last` draws from the key.
+      form: which of `problem.STEPS` it computes.
+      without: the weights that the peer does not have.
+    """
+
+    last: Callable[[Tree, jax.Array, Any, Any], jax.Array]
     place: Callable[[Weights], Tree]
+    masks: Callable[[jax.Array], Masks]
+    form: str
+    without: tuple[str, ...] = ()
 
 
-class _LastOutput(nnx.Module):
-    def __init__(self, rnn: nnx.Module, hidden: int):
-        self.rnn = rnn
-        self.head = nnx.Linear(hidden, 1, rngs=nnx.Rngs(0))
-
-    def __call__(self, x):
-        return self.head(self.rnn(x)[:, -1])
+def _mask(row: Row, dtype: Any, key: Any) -> Any:
+    """The mask [B, H] of one batch, or None where nothing is dropped."""
+    return None if key is None else dropout_mask(key, RATE, (row.shape.batch, row.shape.hidden), dtype)
 
 
-def _nnx_model(rnn: nnx.Module, hidden: int, place: Callable[[Weights], Tree]) -> Model:
-    graph, _, rest = nnx.split(_LastOutput(rnn, hidden), nnx.Param, ...)
-    return Model(
-        predict=lambda params, x: nnx.merge(graph, params, rest, copy=True)(x),
-        place=lambda w: {"rnn": place(w), "head": {"kernel": w["w_y"], "bias": w["b_y"]}},
-    )
+def _masks_of_h(row: Row, dtype: Any, key: jax.Array) -> Masks:
+    """What `_mask` on h before the cell is: in a GRU it falls on the carry as well as on the products."""
+    mask = _mask(row, jnp.float32 if dtype is None else dtype, key)
+    carry = mask if row.cell == "gru" else jnp.ones_like(mask)
+    return jax.tree.map(lambda m: m.astype(jnp.float32), Masks(jnp.stack([mask] * GATES[row.cell]), carry))
 
 
-def seqjax_model(shape: Shape, method: str) -> Model:
+def _at_own_end(hs: jax.Array, lengths: Any) -> jax.Array:
+    """Of outputs [B, T, H] those at the last real steps [B, H]."""
+    return hs[:, -1] if lengths is None else hs[jnp.arange(len(hs)), lengths - 1]
+
+
+def _gates(row: Row, w: Weights) -> dict[str, list[jax.Array]]:
+    """w_x, w_h and b, cut into gates."""
+    return {name: jnp.split(w[name], GATES[row.cell], axis=-1) for name in ("w_x", "w_h", "b")}
+
+
+def _joined(gates: dict[str, list[jax.Array]], order: list[int]) -> dict[str, jax.Array]:
+    """Gates put together in another order."""
+    return {name: jnp.concatenate([parts[k] for k in order], axis=-1) for name, parts in gates.items()}
+
+
+def seqjax_model(row: Row, dtype: Any, method: str) -> Model:
     """`seqjax.nnx.Recurrent`, solved by `method`."""
-    cell = seqjax.cells.lstm(shape.hidden)
-    rnn = seqjax.nnx.Recurrent(cell, shape.features, method=method, rngs=nnx.Rngs(0))
-    return _nnx_model(rnn, shape.hidden, lambda w: {"params": {name: w[name] for name in ("w_x", "w_h", "b")}})
+    zeros: Any = jax.nn.initializers.zeros  # replaced by `place`; an orthogonal draw would take seconds
+    cell = getattr(seqjax.cells, row.cell)(row.shape.hidden, w_x=zeros, w_h=zeros, dtype=dtype)
+    rate = RATE if row.condition == "dropout" else 0.0
+    rnn = seqjax.nnx.Recurrent(
+        cell,
+        row.shape.features,
+        recurrent_dropout=rate,
+        return_sequences=False,
+        method=method,
+        rngs=nnx.Rngs(0),
+    )
+    graph, params, rest = nnx.split(rnn, nnx.Param, ...)
+    names = tuple(nnx.to_pure_dict(params)["params"])
+
+    def last(params, x, lengths, key):
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        return nnx.merge(graph, params, rest, copy=True)(x, lengths=lengths, rngs=rngs)
+
+    def masks(key):
+        carry = cell.initial_carry(rnn.weights, (row.shape.batch,))
+        mask = recurrent_dropout(cell, RATE)[1](nnx.Rngs(dropout=key).dropout(), carry, None).value
+        return no_masks(row)._replace(product=jnp.stack([mask] * GATES[row.cell]))
+
+    return Model(last, lambda w: {"params": {name: w[name] for name in names}}, masks, row.cell)
 
 
-def flax_model(shape: Shape) -> Model:
-    """`nnx.RNN` over `nnx.OptimizedLSTMCell`, which has one product for the four gates."""
+class _NNXDropped(nnx.RNNCellBase):
+    """A cell of Flax NNX whose h is masked."""
+
+    def __init__(self, cell: Any):
+        self.cell = cell
+        self.mask = nnx.Variable(jnp.zeros(()))
+
+    def __call__(self, carry, inputs):
+        m = self.mask[...]
+        return self.cell((carry[0], carry[1] * m) if isinstance(carry, tuple) else carry * m, inputs)
+
+    def initialize_carry(self, *args, **options):
+        return self.cell.initialize_carry(*args, **options)
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+
+def flax_nnx_model(row: Row, dtype: Any) -> Model:
+    """`nnx.RNN` over `SimpleCell`, `OptimizedLSTMCell` and `GRUCell`, each with one product for its gates."""
+    cells: dict[str, Any] = {"rnn": nnx.SimpleCell, "lstm": nnx.OptimizedLSTMCell, "gru": nnx.GRUCell}
+    options: Any = {"dtype": dtype, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
+    options |= dict.fromkeys(("kernel_init", "recurrent_kernel_init"), nnx.initializers.zeros)
+    cell = cells[row.cell](row.shape.features, row.shape.hidden, **options)
+    dropped = row.condition == "dropout"
+    graph, _, rest = nnx.split(nnx.RNN(_NNXDropped(cell) if dropped else cell), nnx.Param, ...)
+
+    def last(params, x, lengths, key):
+        rnn: Any = nnx.merge(graph, params, rest, copy=True)
+        if key is not None:
+            rnn.cell.mask.set_value(_mask(row, dtype, key))
+        if lengths is None:
+            return rnn(x)[:, -1]
+        carry, _ = rnn(x, seq_lengths=lengths, return_carry=True)
+        return carry[1] if isinstance(carry, tuple) else carry
 
     def place(w):
-        return {"cell": {"dense_i": {"kernel": w["w_x"]}, "dense_h": {"kernel": w["w_h"], "bias": w["b"]}}}
+        x, h = {"kernel": w["w_x"]}, {"kernel": w["w_h"]}
+        (h if row.cell == "lstm" else x)["bias"] = w["b"]
+        dense = {"dense_i": x, "dense_h": h}
+        return {"cell": {"cell": dense} if dropped else dense}
 
-    rnn = nnx.RNN(nnx.OptimizedLSTMCell(shape.features, shape.hidden, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
-    return _nnx_model(rnn, shape.hidden, place)
+    return Model(last, place, partial(_masks_of_h, row, dtype), row.cell, ("b_n",))
 
 
-def flax_plain_model(shape: Shape) -> Model:
-    """`nnx.RNN` over `nnx.LSTMCell`, which has a product for each gate."""
+class _LinenDropped(linen.RNNCellBase):
+    """A cell of Flax Linen whose h is masked."""
+
+    cell: Any
+    mask: Any
+
+    def __call__(self, carry, inputs):
+        m = self.mask
+        return self.cell((carry[0], carry[1] * m) if isinstance(carry, tuple) else carry * m, inputs)
+
+    @linen.nowrap
+    def initialize_carry(self, rng, input_shape):
+        return self.cell.initialize_carry(rng, input_shape)
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+
+def flax_linen_model(row: Row, dtype: Any) -> Model:
+    """`linen.RNN` over `SimpleCell`, `OptimizedLSTMCell` and `GRUCell`."""
+    cells: dict[str, Any] = {"rnn": linen.SimpleCell, "lstm": linen.OptimizedLSTMCell, "gru": linen.GRUCell}
+    cell = cells[row.cell](row.shape.hidden, dtype=dtype, param_dtype=dtype)
+    dropped = row.condition == "dropout"
+
+    def last(params, x, lengths, key):
+        rnn: Any = linen.RNN(_LinenDropped(cell, _mask(row, dtype, key)) if dropped else cell)
+        if lengths is None:
+            return rnn.apply(params, x)[:, -1]
+        carry, _ = rnn.apply(params, x, seq_lengths=lengths, return_carry=True)
+        return carry[1] if isinstance(carry, tuple) else carry
 
     def place(w):
-        split = {name: np.split(np.asarray(w[name]), 4, axis=-1) for name in ("w_x", "w_h", "b")}
-        cell = {}
-        for k, gate in enumerate("ifgo"):
-            cell["if_" if gate == "f" else f"i{gate}"] = {"kernel": split["w_x"][k]}
-            cell[f"h{gate}"] = {"kernel": split["w_h"][k], "bias": split["b"][k]}
-        return {"cell": cell}
+        parts = _gates(row, w)
+        names = {"rnn": ("",), "lstm": "ifgo", "gru": "rzn"}[row.cell]
+        dense: dict[str, Any] = {}
+        for name, w_x, w_h, b in zip(names, *parts.values(), strict=True):
+            dense[f"i{name}"], dense[f"h{name}"] = {"kernel": w_x}, {"kernel": w_h}
+            dense[f"h{name}" if row.cell == "lstm" else f"i{name}"]["bias"] = b
+        if row.cell == "gru":
+            dense["hn"]["bias"] = w["b_n"]
+        return {"params": {"cell": {"cell": dense} if dropped else dense}}
 
-    rnn = nnx.RNN(nnx.LSTMCell(shape.features, shape.hidden, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
-    return _nnx_model(rnn, shape.hidden, place)
+    return Model(last, place, partial(_masks_of_h, row, dtype), row.cell)
 
 
-def keras_model(shape: Shape) -> Model:
-    """`keras.layers.LSTM` on the JAX backend, through `stateless_call`."""
+def keras_model(row: Row, dtype: Any) -> Model:
+    """`keras.layers.SimpleRNN`, `LSTM` and `GRU` on the JAX backend, through `stateless_call`."""
     os.environ["KERAS_BACKEND"] = "jax"
     import keras
 
-    layers = [keras.layers.LSTM(shape.hidden), keras.layers.Dense(1)]
-    model = keras.Sequential([keras.Input((shape.steps, shape.features)), *layers])
-    rest = [variable.value for variable in model.non_trainable_variables]
+    shape = row.shape
+    layers = {"rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
+    rate = RATE if row.condition == "dropout" else 0.0
+    start: Any = dict.fromkeys(("kernel_initializer", "recurrent_initializer"), "zeros")
+    layer = layers[row.cell](shape.hidden, recurrent_dropout=rate, dtype=jnp.dtype(dtype).name, **start)
+    layer.build((shape.batch, shape.steps, shape.features))
+    [seed] = layer.non_trainable_variables
+
+    def last(params, x, lengths, key):
+        mask = None if lengths is None else jnp.arange(shape.steps).reshape(1, -1) < lengths.reshape(-1, 1)
+        state = seed.value if key is None else jax.random.key_data(key)
+        return layer.stateless_call(params, [state], x, mask=mask, training=True)[0]
+
+    def place(w):
+        if row.cell != "gru":
+            return [w["w_x"], w["w_h"], w["b"]]
+        gates = _joined(_gates(row, w), [1, 0, 2])
+        zeros = jnp.zeros_like(w["b_n"])
+        return [gates["w_x"], gates["w_h"], jnp.stack([gates["b"], jnp.concatenate([zeros, zeros, w["b_n"]])])]
+
+    def masks(key):
+        ones = jnp.ones((shape.batch, shape.hidden))
+        with keras.StatelessScope([(seed, jax.random.key_data(key))]):
+            drawn: Any = [
+                keras.random.dropout(ones, RATE, seed=layer.cell.seed_generator) for _ in range(GATES[row.cell])
+            ]
+        drawn = [drawn[k] for k in (1, 0, 2)] if row.cell == "gru" else drawn
+        return no_masks(row)._replace(product=jnp.stack(drawn))
+
+    return Model(last, place, masks, row.cell)
+
+
+def haiku_model(row: Row, dtype: Any) -> Model:
+    """`hk.dynamic_unroll` over `hk.LSTM` and `hk.GRU`, and over a core with tanh: `hk.VanillaRNN` has ReLU only."""
+    import haiku as hk  # pyright: ignore[reportMissingImports]
+
+    class TanhRNN(hk.VanillaRNN):
+        def __call__(self, inputs, prev_state):
+            parts = hk.Linear(self.hidden_size)(inputs), hk.Linear(self.hidden_size, with_bias=False)(prev_state)
+            out = jnp.tanh(sum(parts))
+            return out, out
+
+    def forward(x, lengths, mask):
+        core: Any = {"rnn": TanhRNN, "lstm": hk.LSTM, "gru": hk.GRU}[row.cell](row.shape.hidden, name="core")
+
+        def dropped(x, state):
+            h = state.hidden if row.cell == "lstm" else state
+            return core(x, state._replace(hidden=h * mask) if row.cell == "lstm" else h * mask)
+
+        start = jax.tree.map(lambda leaf: leaf.astype(dtype), core.initial_state(row.shape.batch))
+        hs: Any = hk.dynamic_unroll(core if mask is None else dropped, x, start, time_major=False)[0]
+        return _at_own_end(hs, lengths)
+
+    net = hk.without_apply_rng(hk.transform(forward))
+
+    def place(w):
+        if row.cell == "rnn":
+            return {"core/linear": {"w": w["w_x"], "b": w["b"]}, "core/linear_1": {"w": w["w_h"]}}
+        parts = _gates(row, w)
+        if row.cell == "lstm":
+            parts["b"][1] = parts["b"][1] - 1  # Haiku adds 1 to the forget gate
+            gates = _joined(parts, [0, 2, 1, 3])
+            return {"core/linear": {"w": jnp.concatenate([gates["w_x"], gates["w_h"]]), "b": gates["b"]}}
+        for part in parts.values():
+            part[1] = -part[1]  # its update gate lets the candidate in, ours keeps the carry
+        gates = _joined(parts, [1, 0, 2])
+        return {"core": {"w_i": gates["w_x"], "w_h": gates["w_h"], "b": gates["b"]}}
+
+    form = "gru_reset_before" if row.cell == "gru" else row.cell
     return Model(
-        predict=lambda params, x: model.stateless_call(params, rest, x)[0],
-        place=lambda w: [w[name] for name in ("w_x", "w_h", "b", "w_y", "b_y")],
+        lambda params, x, lengths, key: net.apply(params, x, lengths, _mask(row, dtype, key)),
+        place,
+        partial(_masks_of_h, row, dtype),
+        form,
+        ("b_n",),
     )
 
 
-# The programs: a peer at one shape, compiled, with the state of its training.
+def equinox_model(row: Row, dtype: Any) -> Model:
+    """`eqx.nn.LSTMCell` and `eqx.nn.GRUCell` in a `lax.scan` over one sequence, under `vmap`."""
+    import equinox as eqx  # pyright: ignore[reportMissingImports]
 
+    if row.cell == "rnn":
+        raise Unavailable("Equinox has no simple recurrent cell")
+    cells: dict[str, Any] = {"lstm": eqx.nn.LSTMCell, "gru": eqx.nn.GRUCell}
+    make = partial(cells[row.cell], row.shape.features, row.shape.hidden, dtype=dtype)
+    cell = eqx.filter_eval_shape(make, key=jax.random.key(0))
+    shapes, static = eqx.partition(cell, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
-class JaxProgram:
-    """Calls of a compiled program of `updates` updates, each with a batch of its own."""
+    def one(params, x, length, mask):
+        cell = eqx.combine(params, static)
 
-    def __init__(self, model: Model, updates: int, weights: Weights, xs: jax.Array, ys: jax.Array):
-        """Compile; xs is [N, B, T, D] and ys [N, B, 1]."""
-        optimizer = optax.adam(LEARNING_RATE, *DECAY)
+        def step(state, x):
+            if mask is not None:
+                state = (state[0] * mask, state[1]) if row.cell == "lstm" else state * mask
+            state = cell(x, state)
+            return state, None if length is None else jax.tree.leaves(state)[0]
 
-        def update(state, batch):
-            params, opt_state = state
-            x, y = batch
-            loss, gradient = jax.value_and_grad(lambda p: jnp.mean((model.predict(p, x) - y) ** 2))(params)
-            updates, opt_state = optimizer.update(gradient, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), loss
+        zeros = jnp.zeros(row.shape.hidden, dtype)
+        state, hs = jax.lax.scan(step, (zeros, zeros) if row.cell == "lstm" else zeros, x)
+        return jax.tree.leaves(state)[0] if hs is None else hs[length - 1]
 
-        def many_updates(state, batches):
-            return jax.lax.scan(update, state, batches)
+    def last(params, x, lengths, key):
+        mask = _mask(row, dtype, key)
+        axes = (None, 0, None if lengths is None else 0, None if mask is None else 0)
+        return jax.vmap(one, axes)(params, x, lengths, mask)
 
-        params = jax.tree.map(jnp.asarray, model.place(weights))
-        self.place = model.place
-        self.state: Any = (params, optimizer.init(params))
-        self.batches = (xs[0], ys[0]) if updates == 1 else (xs[:updates], ys[:updates])
-        start = time.perf_counter()
-        step = jax.jit(update if updates == 1 else many_updates, donate_argnums=0)
-        self.compiled = step.lower(self.state, self.batches).compile()
-        self.compile_seconds = time.perf_counter() - start
-        memory = self.compiled.memory_analysis()
-        self.temporary_bytes = memory and memory.temp_size_in_bytes
+    def place(w):
+        placed = eqx.tree_at(lambda c: (c.weight_ih, c.weight_hh, c.bias), shapes, (w["w_x"].T, w["w_h"].T, w["b"]))
+        return eqx.tree_at(lambda c: c.bias_n, placed, w["b_n"]) if row.cell == "gru" else placed
 
-    def run(self, calls: int) -> np.ndarray:
-        """Call the program several times in a row, wait, and return the losses [updates] of the last call."""
-        losses = np.empty(0)
-        for _ in range(calls):
-            self.state, losses = self.compiled(self.state, self.batches)
-        jax.block_until_ready(self.state)
-        return np.ravel(losses)
-
-    def moment(self) -> Tree:
-        """Adam's running mean of the gradients."""
-        return self.state[1][0].mu
-
-
-class TorchProgram:
-    """`torch.nn.LSTM` in eager mode, with `torch.optim.Adam`; the interface of `JaxProgram`."""
-
-    compile_seconds = temporary_bytes = None
-
-    def __init__(self, shape: Shape, weights: Weights, xs: jax.Array, ys: jax.Array):
-        """Build the module."""
-        import torch  # pyright: ignore[reportMissingImports]
-
-        class LastOutput(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.rnn = torch.nn.LSTM(shape.features, shape.hidden, batch_first=True)
-                self.head = torch.nn.Linear(shape.hidden, 1)
-
-            def forward(self, x):
-                return self.head(self.rnn(x)[0][:, -1])
-
-        self.model: Any = LastOutput()
-        # torch has two biases that add up; the second stays 0, so that there are as many weights to train as elsewhere.
-        torch.nn.init.zeros_(self.model.rnn.bias_hh_l0).requires_grad_(False)
-        placed = {name: torch.tensor(value) for name, value in self.place(weights).items()}
-        self.model.load_state_dict(placed, strict=False)
-        self.trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam([p for _, p in self.trained], LEARNING_RATE, DECAY)
-        self.x, self.y = torch.tensor(np.asarray(xs[0])), torch.tensor(np.asarray(ys[0]))
-
-    @staticmethod
-    def place(w: Weights) -> Tree:
-        """Weights by torch's names."""
-        return {
-            "rnn.weight_ih_l0": np.asarray(w["w_x"]).T,
-            "rnn.weight_hh_l0": np.asarray(w["w_h"]).T,
-            "rnn.bias_ih_l0": np.asarray(w["b"]),
-            "head.weight": np.asarray(w["w_y"]).T,
-            "head.bias": np.asarray(w["b_y"]),
-        }
-
-    def run(self, calls: int) -> np.ndarray:
-        """Take several steps and return the loss [1] of the last one."""
-        loss: Any = None
-        for _ in range(calls):
-            self.optimizer.zero_grad()
-            loss = ((self.model(self.x) - self.y) ** 2).mean()
-            loss.backward()
-            self.optimizer.step()
-        return np.ravel(loss.item())
-
-    def moment(self) -> Tree:
-        """Adam's running mean of the gradients."""
-        return {name: self.optimizer.state[p]["exp_avg"].numpy() for name, p in self.trained}
-
-
-class Entry(NamedTuple):
-    """A competitor.
-
-    Attributes:
-      name: as shown.
-      build: `(shape, weights, xs, ys) -> program`.
-      updates: in one call of the program.
-    """
-
-    name: str
-    build: Callable[..., Any]
-    updates: int = 1
-
-
-def _entry(name: str, model: Callable[[Shape], Model], updates: int = 1) -> Entry:
-    name = name if updates == 1 else f"{name}, {updates} in one call"
-    return Entry(name, lambda shape, *data: JaxProgram(model(shape), updates, *data), updates)
-
-
-AUTO, *METHODS = (
-    _entry(f"seqjax {method}", partial(seqjax_model, method=method))
-    for method in ("auto", "fused", "rematerialized", "scan", "checkpointed")
-)
-FLAX = _entry("Flax NNX", flax_model)
-FLAX_PLAIN = _entry("Flax NNX LSTMCell", flax_plain_model)
-KERAS = _entry("Keras", keras_model)
-JAX_PEERS = (FLAX, FLAX_PLAIN, KERAS)
-TORCH = Entry("PyTorch", TorchProgram)
-AUTO_MANY = _entry("seqjax auto", partial(seqjax_model, method="auto"), UPDATES)
-FLAX_MANY = _entry("Flax NNX", flax_model, UPDATES)
-ENTRIES = (AUTO, *METHODS, *JAX_PEERS, TORCH, AUTO_MANY, FLAX_MANY)
+    return Model(last, place, partial(_masks_of_h, row, dtype), row.cell)
