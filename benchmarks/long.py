@@ -1,0 +1,361 @@
+"""Long sequences: memory and time of checkpointing, and of the solvers in parallel over time, against scan.
+
+    python -m benchmarks.long                          all sections; writes docs/long_sequences.md and its figure
+    python -m benchmarks.long --sections associative   some of them; writes nothing without --output
+    python -m benchmarks.long --quick                  does it run? tiny sizes, writes nothing
+
+Everything is one loss and its gradient for the params, compiled, in float32, timed side by side in turns.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.report import COLORS, Table, cell_text, panels, save, text_table
+from seqjax import cells, unroll
+from seqjax.checkpointed import checkpointed, with_loss
+from seqjax.core import Cell
+from seqjax.parallel import NewtonReport, associative, newton_with_report
+from seqjax.train import write_atomic
+
+DOCS = Path(__file__).parents[1] / "docs"
+NAME = "long_sequences"
+BYTES = 8e9  # programs that allocate more are left out
+SECONDS = 30.0  # and calls that are expected to take longer
+ROUNDS = 3
+FEATURES = 32
+
+
+class Program(NamedTuple):
+    """A compiled loss and gradient, and its arguments."""
+
+    run: Any
+    arguments: tuple[Any, ...]
+
+    @property
+    def temporary(self) -> int:
+        """Bytes allocated beside arguments and results."""
+        return self.run.memory_analysis().temp_size_in_bytes
+
+    def seconds(self) -> float:
+        """Of one call."""
+        start = time.perf_counter()
+        jax.block_until_ready(self.run(*self.arguments))
+        return time.perf_counter() - start
+
+
+def last_carry(cell: Cell, method: Any, params: Any, xs: jax.Array) -> jax.Array:
+    """A loss of the carry after the last step."""
+    carry, _ = unroll(cell, params, None, xs, method=method)
+    return sum((jnp.square(leaf).mean() for leaf in jax.tree.leaves(carry)), jnp.zeros(()))
+
+
+def every_step(cell: Cell, method: Any, params: Any, xs: jax.Array) -> jax.Array:
+    """A loss on every step, of outputs [T, B, H]."""
+    return jnp.square(unroll(cell, params, None, xs, method=method)[1]).mean()
+
+
+def inside(cell: Cell, method: Any, params: Any, xs: jax.Array) -> jax.Array:
+    """A loss on every step as part of the cell, whose outputs are losses [T, B]."""
+    loss = with_loss(cell, lambda y, target: jnp.square(y - target).mean(-1))
+    targets = jnp.zeros((*xs.shape[:-1], 1), xs.dtype)
+    return unroll(loss, params, None, (xs, targets), method=method)[1].mean()
+
+
+def with_report(cell: Cell, jacobian: str, params: Any, xs: jax.Array) -> tuple[jax.Array, NewtonReport]:
+    """`every_step` by Newton's method, and how that went."""
+    carry = cell.initial_carry(params, xs.shape[1:-1])
+    _, ys, report = newton_with_report(cell, params, carry, xs, jacobian=jacobian)
+    return jnp.square(ys).mean(), report
+
+
+def program(loss: Callable, cell: Cell, method: Any, steps: int, batch: int, features: int = FEATURES) -> Program:
+    """Compile a loss with its gradient at one shape."""
+    params = cell.init(jax.random.key(0), features)
+    shape = jax.ShapeDtypeStruct((steps, batch, features), jnp.float32)
+    gradient = jax.value_and_grad(partial(loss, cell, method), has_aux=loss is with_report)
+    return Program(jax.jit(gradient).lower(params, shape).compile(), (params, shape))
+
+
+def draw(p: Program) -> Program:
+    """The program with numbers in place of the shape of its inputs."""
+    params, shape = p.arguments
+    return p._replace(arguments=(params, jax.random.normal(jax.random.key(1), shape.shape)))
+
+
+def race(programs: dict[str, Program], rounds: int = ROUNDS) -> dict[str, float]:
+    """The median seconds of programs of one shape, in turns, after one call each that does not count."""
+    ready = {name: draw(p) for name, p in programs.items()}
+    calls = {name: max(1, min(20, int(0.05 / p.seconds()))) for name, p in ready.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ready}
+    for _ in range(rounds):
+        for name, p in ready.items():
+            seconds[name].append(min(p.seconds() for _ in range(calls[name])))
+    return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+class Section(NamedTuple):
+    """A table with what it shows, and how to draw it."""
+
+    title: str
+    text: str
+    table: Table
+    plot: Callable[[Any], None]
+
+
+def note(text: str) -> None:
+    """Progress, for whoever watches."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def checkpointing(quick: bool) -> Section:
+    """Memory and time of a step for growing T, against plain back-propagation at T = 2,000."""
+    hidden, batch = (8, 2) if quick else (128, 8)
+    base, lengths = (20, (64, 256)) if quick else (2_000, (1_024, 4_096, 16_384, 100_000))
+    cell = cells.lstm(hidden)
+    note(f"checkpointed: plain at T = {base}")
+    plain = {method: program(last_carry, cell, method, base, batch) for method in ("auto", "fused", "scan")}
+    took = race({**plain, "checkpointed": program(last_carry, cell, checkpointed, base, batch)})
+    best = min(plain, key=lambda name: took[name])
+    reference = took[best] / base
+    rows: list[list[Any]] = [
+        [
+            "T",
+            "plain, MB",
+            "checkpointed, MB",
+            "loss on every step inside, MB",
+            "inputs, MB",
+            "checkpointed, µs a step",
+            f"/ plain {best} at T = {base:,}",
+        ]
+    ]
+    memory: dict[str, list[float]] = {"plain": [], "checkpointed": [], "loss inside": []}
+    for steps in (base, *lengths):
+        note(f"checkpointed: T = {steps}")
+        programs = {
+            "plain": program(last_carry, cell, best, steps, batch),
+            "checkpointed": program(last_carry, cell, checkpointed, steps, batch),
+            "loss inside": program(inside, cell, checkpointed, steps, batch),
+        }
+        for name, p in programs.items():
+            memory[name].append(p.temporary / 1e6)
+        if steps != base:
+            alone = {"checkpointed": programs["checkpointed"]}
+            took = race(alone, rounds=1 if steps > 20_000 else ROUNDS)
+        each_step = took["checkpointed"] / steps
+        megabytes = [f"{memory[name][-1]:.1f}" for name in memory]
+        inputs = f"{steps * batch * FEATURES * 4 / 1e6:.1f}"
+        rows.append([steps, *megabytes, inputs, f"{each_step * 1e6:.1f}", f"{each_step / reference:.2f}"])
+
+    def plot(axes):
+        for (name, values), color in zip(memory.items(), COLORS, strict=False):
+            order = np.argsort((base, *lengths))
+            axes.loglog(np.array((base, *lengths))[order], np.array(values)[order], "o-", label=name, color=color)
+        axes.set(xlabel="steps T", ylabel="temporary memory, MB", title=f"LSTM {hidden}, batch {batch}")
+        axes.legend(frameon=False)
+
+    text = (
+        f"An LSTM with {hidden} units, batch {batch}, {FEATURES} inputs. Memory is what the compiled program of loss"
+        " and gradient allocates beside its inputs (`memory_analysis()`); the loss is one of the last carry, or one on"
+        f" every step inside the cell (`with_loss`). Plain back-propagation at T = {base:,} takes"
+        f" {reference * 1e6:.1f} µs a step with the fastest of its methods, `{best}`. Chunks are run by `auto`."
+    )
+    return Section("Checkpointing: memory and time", text, rows, plot)
+
+
+def affine(quick: bool) -> Section:
+    """The associative method against scan."""
+    shapes = [(1, 4), (2, 8)] if quick else [(1, 16), (1, 128), (1, 512), (8, 64), (8, 256), (32, 16), (32, 512)]
+    lengths = (64, 256) if quick else (1_024, 16_384, 65_536)
+    methods = {"scan": "scan", "rematerialized": "rematerialized", "associative": associative}
+    rows: list[list[Any]] = [["T", "B", "H", *(f"{name}, ms" for name in methods), "associative / scan"]]
+    ratios: dict[tuple[int, int], dict[int, float]] = {}
+    for steps in lengths:
+        for batch, hidden in shapes:
+            if steps * batch * hidden > 2**25:
+                rows.append([steps, batch, hidden, *([None] * len(methods)), "left out: over 2^25 outputs"])
+                continue
+            note(f"associative: T = {steps}, B = {batch}, H = {hidden}")
+            cell = cells.min_gru(hidden)
+            took = race({name: program(every_step, cell, m, steps, batch) for name, m in methods.items()})
+            ratio = took["associative"] / took["scan"]
+            ratios.setdefault((batch, hidden), {})[steps] = ratio
+            rows.append([steps, batch, hidden, *(f"{took[name] * 1e3:.2f}" for name in methods), f"{ratio:.2f}"])
+
+    def plot(axes):
+        for ((batch, hidden), values), color in zip(ratios.items(), COLORS, strict=False):
+            axes.loglog(list(values), list(values.values()), "o-", label=f"B {batch}, H {hidden}", color=color)
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set(xlabel="steps T", ylabel="time / scan", title="minGRU, associative")
+        axes.legend(frameon=False)
+
+    text = (
+        f"minGRU with {FEATURES} inputs, forward and backward, loss on every output. Below 1 the associative method is"
+        " faster than scan."
+    )
+    return Section("Affine cells: associative against scan", text, rows, plot)
+
+
+def nonlinear(quick: bool) -> Section:
+    """Newton's method against scan, with the lengths from which on it is faster."""
+    widths, lengths = ((1, 4), (50, 200)) if quick else ((1, 2, 4, 8, 16, 32, 64), (1_000, 10_000, 100_000))
+    kinds = ("full", "diagonal")
+    rows: list[list[Any]] = [["H", "T", "scan, ms", *(f"{k}, ms (iterations)" for k in kinds), "fastest / scan"]]
+    ratios: dict[tuple[str, int], dict[int, float]] = {}
+    for hidden in widths:
+        cell = cells.gru(hidden)
+        rate: dict[str, float] = {}  # s a step, at the length before
+        for steps in lengths:
+            note(f"newton: H = {hidden}, T = {steps}")
+            programs = {"scan": program(every_step, cell, "scan", steps, 1, 8)}
+            left_out: dict[str, str] = {}
+            for kind in kinds:
+                if rate.get(kind, 0) * steps > SECONDS:
+                    left_out[kind] = f"left out: about {rate[kind] * steps:.0f} s"
+                    continue
+                p = program(with_report, cell, kind, steps, 1, 8)
+                if p.temporary > BYTES:
+                    left_out[kind] = f"left out: {p.temporary / 1e9:.0f} GB"
+                else:
+                    programs[kind] = p
+            slow = any(rate.get(kind, 0) * steps > 2 for kind in programs)
+            took = race(programs, rounds=1 if slow else ROUNDS)
+            rate |= {kind: seconds / steps for kind, seconds in took.items()}
+            texts = dict(left_out)
+            for kind in kinds:
+                if kind in took:
+                    ratios.setdefault((kind, hidden), {})[steps] = took[kind] / took["scan"]
+                    ready = draw(programs[kind])
+                    (_, report), _ = ready.run(*ready.arguments)
+                    how = f"{report.iterations}" if report.converged.all() else "not converged"
+                    texts[kind] = f"{took[kind] * 1e3:.2f} ({how})"
+            solved = [took[kind] for kind in kinds if kind in took]
+            best = f"{min(solved) / took['scan']:.2f}" if solved else None
+            rows.append([hidden, steps, f"{took['scan'] * 1e3:.2f}", *(texts[kind] for kind in kinds), best])
+
+    def plot(axes):
+        for (kind, hidden), values in ratios.items():
+            style = "o-" if kind == "full" else "s:"
+            color = COLORS[widths.index(hidden) % len(COLORS)]
+            axes.loglog(list(values), list(values.values()), style, label=f"H {hidden}, {kind}", color=color)
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set(xlabel="steps T", ylabel="time / scan", title="GRU, Newton")
+        axes.legend(frameon=False, fontsize=6, ncols=2)
+
+    text = (
+        "A GRU with 8 inputs, one sequence, forward and backward, loss on every output, to the default tolerance."
+        f" Left out is what would allocate over {BYTES / 1e9:.0f} GB or take over {SECONDS:.0f} s. From which T on"
+        " Newton's method is faster than scan:\n\n"
+        + "\n".join(f"- {line}" for line in crossings(ratios, widths, kinds))
+    )
+    return Section("Nonlinear cells: Newton against scan", text, rows, plot)
+
+
+def crossings(
+    ratios: dict[tuple[str, int], dict[int, float]], widths: Sequence[int], kinds: Sequence[str]
+) -> list[str]:
+    """A line for each width: the shortest measured T from which on each kind is faster than scan."""
+    lines = []
+    for hidden in widths:
+        found = []
+        for kind in kinds:
+            values = ratios.get((kind, hidden), {})
+            faster = [steps for steps in values if all(r < 1 for longer, r in values.items() if longer >= steps)]
+            longest = f"up to T = {max(values):,}" if values else "(not measured)"
+            found.append(f"{kind} from T = {min(faster):,}" if faster else f"{kind} does not cross {longest}")
+        lines.append(f"width {hidden}: {'; '.join(found)} on this device")
+    return lines
+
+
+SECTIONS = {"checkpointed": checkpointing, "associative": affine, "newton": nonlinear}
+
+INTRODUCTION = """# Long sequences
+
+Written by `benchmarks/long.py`; do not edit.
+
+**Memory.** `unroll(..., method="checkpointed")` keeps the carry at the borders of chunks of about sqrt(T) / 2 steps and
+runs each chunk again for its gradient: memory of order sqrt(T) beside inputs and outputs. Its outputs are still
+[T, B, H] if the loss reads them. So either the loss reads the last carry, or it goes inside the cell:
+
+```python
+from seqjax import unroll
+from seqjax.checkpointed import with_loss
+
+cell = with_loss(cell, lambda y, target: jnp.square(y - target).mean(-1))  # reads (x, target), its output is [B]
+losses = unroll(cell, params, None, (xs, targets), method="checkpointed")[1]  # [T, B]
+```
+
+A number of steps with a divisor near sqrt(T) / 2 is best; otherwise the inputs are copied once.
+
+**Time, affine cells.** `method="associative"` is a parallel prefix in depth log T on an accelerator. On a CPU it
+computes the coefficients of so many steps at once as fit into the cache, and runs the recurrence over them in one pass.
+
+**Time, any cell.** `method=seqjax.parallel.newton` solves for all steps at once by Newton's method (DEER), with full
+Jacobians or their diagonals (`jacobian="diagonal"`), to float accuracy. It does many times the work of scan in a few
+long operations, so it is for narrow cells, long sequences and devices with many cores. Sequences that do not converge
+come out as NaN; `newton_with_report` returns iterations and errors."""
+
+
+def markdown_table(table: Table) -> str:
+    """A table in Markdown, the header first."""
+    lines = [f"| {' | '.join(map(cell_text, row))} |" for row in table]
+    return "\n".join([lines[0], "|" + "--:|" * len(table[0]), *lines[1:]])
+
+
+def conditions(arguments: Sequence[str], load: float, seconds: float) -> list[str]:
+    """When, where and with what the measurement was made."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "numpy"))
+    return [
+        f"`python -m benchmarks.long {shlex.join(arguments)}`".replace(" `", "`"),
+        f"{datetime.date.today():%Y-%m-%d}, Python {platform.python_version()}, {versions}",
+        f"{jax.devices()[0].device_kind}, {platform.machine()}, {os.cpu_count()} cores",
+        f"load average before the run {load:.1f}; the run took {seconds / 60:.1f} min",
+        f"median of {ROUNDS} rounds in turns; calls of over 2 s once",
+    ]
+
+
+def write(output: Path, sections: Sequence[Section], facts: Sequence[str]) -> None:
+    """The page and its figure."""
+    drawing, (axes,) = panels(columns=len(sections))
+    for section, place in zip(sections, axes, strict=True):
+        section.plot(place)
+    save(drawing, output / NAME)
+    parts = [INTRODUCTION, f"![Memory of checkpointing, and times relative to scan]({NAME}.svg)"]
+    parts += [f"## {s.title}\n\n{s.text}\n\n{markdown_table(s.table)}" for s in sections]
+    parts.append("## Conditions\n\n" + "\n".join(f"- {fact}" for fact in facts))
+    write_atomic(output / f"{NAME}.md", "\n\n".join(parts) + "\n")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print the tables, and write the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.long", description="Time and memory of long sequences.")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="default: all")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default docs/ for a full run, else nowhere")
+    flags = parser.parse_args(arguments)
+    output = flags.output or (None if flags.sections or flags.quick else DOCS)
+    load, start = os.getloadavg()[0], time.perf_counter()
+    sections = [SECTIONS[name](flags.quick) for name in flags.sections or SECTIONS]
+    facts = conditions(arguments, load, time.perf_counter() - start)
+    for section in sections:
+        print(f"\n{section.title}\n\n{section.text}\n\n{text_table(section.table)}")
+    print("\n" + "\n".join(facts))
+    if output:
+        write(output, sections, facts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
