@@ -46,7 +46,7 @@ class Cell(NamedTuple):
     Attributes:
       init: `(key, in_features) -> params`, a plain tree of arrays. A cell that reads tokens has 0 features.
       initial_carry: `(params, batch_shape) -> carry`; every leaf is `[*batch_shape, ...]`.
-      project: `(params, x) -> z`.
+      project: `(params, x) -> z`. A leaf of z may be a `Dense`: a product that is left to the solver.
       transition: `(params, carry, z) -> carry`, one step.
       readout: `(params, carry, z) -> y`.
       gated: optional hint, see `Gated`.
@@ -68,7 +68,7 @@ class Cell(NamedTuple):
 
     def step(self, params: Params, carry: Carry, x: Tree) -> tuple[Carry, Tree]:
         """One step: `(params, carry, x [B, D]) -> (carry, y [B, O])`."""
-        z = self.project(params, x)
+        z = open_dense(self.project(params, x))
         carry = self.transition(params, carry, z)
         return carry, self.readout(params, carry, z)
 
@@ -87,6 +87,31 @@ class Const:
 def is_const(leaf: Tree) -> bool:
     """Whether a node of a tree is a `Const`."""
     return isinstance(leaf, Const)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Dense:
+    """A leaf of z that stands for `x @ w + b`, still to be done: `project` says what, the solver says when.
+
+    `w` and `b` hold [D, G] and [G]. All other functions of a cell see the product in its place.
+    """
+
+    x: Array
+    w: Const
+    b: Const
+
+
+def is_dense(leaf: Tree) -> bool:
+    """Whether a node of a tree is a `Dense`."""
+    return isinstance(leaf, Dense)
+
+
+def open_dense(tree: Tree) -> Tree:
+    """Do every product that stands undone in a tree."""
+    return jax.tree.map(
+        lambda leaf: dense(leaf.x, leaf.w.value, leaf.b.value) if is_dense(leaf) else leaf, tree, is_leaf=is_dense
+    )
 
 
 def select(mask: Array, on: Tree, off: Tree) -> Tree:
@@ -174,8 +199,8 @@ def matmul(x: Array, w: Array) -> Array:
     return jnp.matmul(x.astype(w.dtype), w, preferred_element_type=carry_dtype(w.dtype))
 
 
-def dense(x: Array, w: Array, b: Array | None = None) -> Array:
-    """`x @ w + b` for `x [..., D]`, `w [D, G]`, `b [G]`; see `matmul`.
+def check_features(x: Array, w: Array) -> None:
+    """Check that `x [..., D]` can be multiplied by `w [D, G]`.
 
     Raises:
       TypeError: if x is not floating, or wider than float32 where the weights are narrower than it.
@@ -187,6 +212,11 @@ def dense(x: Array, w: Array, b: Array | None = None) -> Array:
         raise TypeError(f"inputs have dtype {x.dtype} and the weights {w.dtype}: cast one of them")
     if x.ndim == 0 or x.shape[-1] != w.shape[0]:
         raise ValueError(f"inputs have shape {x.shape}, expected [..., {w.shape[0]}] (weights {w.shape})")
+
+
+def dense(x: Array, w: Array, b: Array | None = None) -> Array:
+    """`x @ w + b` for `x [..., D]`, `w [D, G]`, `b [G]`; see `matmul`, and for errors `check_features`."""
+    check_features(x, w)
     z = matmul(x, w)
     return z if b is None else z + like(b.astype(z.dtype), z)
 

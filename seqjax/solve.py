@@ -21,6 +21,7 @@ from seqjax.core import (
     Tree,
     carry_dtype,
     matmul,
+    open_dense,
     over_time,
     scan_const,
     split_const,
@@ -51,7 +52,7 @@ def scan(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tre
         carry = cell.transition(params, carry, z)
         return carry, carry
 
-    zs = over_time(partial(cell.project, params), xs)
+    zs = open_dense(over_time(partial(cell.project, params), xs))
     carry, hs = scan_const(body, carry, zs)
     return carry, over_time(partial(cell.readout, params), hs, zs)
 
@@ -67,11 +68,11 @@ def rematerialized(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[
 
     @jax.checkpoint
     def body(carry, x):
-        carry = cell.transition(params, carry, cell.project(params, x))
+        carry = cell.transition(params, carry, open_dense(cell.project(params, x)))
         return carry, carry
 
     def readout(carry, x):
-        return cell.readout(params, carry, cell.project(params, x))
+        return cell.readout(params, carry, open_dense(cell.project(params, x)))
 
     carry, hs = scan_const(body, carry, xs)
     return carry, over_time(readout, hs, xs)
@@ -116,7 +117,7 @@ def fused(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tr
     """
     if cell.gated is None:
         raise ValueError('method "fused" needs a cell with the `gated` hint; use "scan"')
-    zs = over_time(partial(cell.project, params), xs)
+    zs = open_dense(over_time(partial(cell.project, params), xs))
     result: Any = _fused(cell.gated, cell.gated.weights(params), carry, zs)
     carry, hs = result
     return carry, over_time(partial(cell.readout, params), hs, zs)
@@ -183,7 +184,7 @@ def associative(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Car
     """
     if cell.affine is None:
         raise ValueError('method "associative" needs a cell with the `affine` hint; use "scan"')
-    zs = over_time(partial(cell.project, params), xs)
+    zs = open_dense(over_time(partial(cell.project, params), xs))
     a, b = over_time(partial(cell.affine, params), zs)
     b = jax.tree.map(lambda a, b, h: b.at[0].add(a[0] * h), a, b, carry)
 

@@ -8,6 +8,7 @@ from agree import close, compiled, loop
 from cell_list import MODELS, draw
 
 from seqjax import cells
+from seqjax.core import open_dense
 from seqjax.diagnostics import alignment, gradient_against_lag
 
 
@@ -39,7 +40,7 @@ def test_gradient_of_a_step_is_that_of_the_rest_of_the_sequence(x64, name):
         def rest(h, t=t, ys=ys):
             # The output of step t itself is read from h_t.
             x = jax.tree.map(lambda leaf: leaf[t] if leaf.shape[0] == 4 else leaf, xs)
-            outputs = [*ys[:-1], cell.readout(params, h, cell.project(params, x))]
+            outputs = [*ys[:-1], cell.readout(params, h, open_dense(cell.project(params, x)))]
             for s in range(t + 1, 4):
                 x = jax.tree.map(lambda leaf, s=s: leaf[s] if leaf.shape[0] == 4 else leaf, xs)
                 h, y = cell.step(params, h, x)

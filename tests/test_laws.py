@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqjax import cells, unroll, wrappers
-from seqjax.core import affine_transition, gated_transition
+from seqjax.core import affine_transition, gated_transition, open_dense
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -32,7 +32,7 @@ def check_hints(cell, params, carry, xs):
 
     @compiled
     def run(params, carry, x):
-        z = cell.project(params, x)
+        z = open_dense(cell.project(params, x))
         return cell.transition(params, carry, z), [hint(params, carry, z) for hint in hints]
 
     expected, found = run(params, carry, at(xs, 0))

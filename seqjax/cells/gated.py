@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
-from seqjax.core import Array, Cell, Const, Gated, carry_dtype, dense, gated_transition, like
+from seqjax.core import Array, Cell, Const, Dense, Gated, carry_dtype, check_features, gated_transition, like
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
@@ -50,8 +50,9 @@ def _zeros_lstm(params, batch_shape) -> LSTMCarry:
     return LSTMCarry(_zeros(params, batch_shape), _zeros(params, batch_shape))
 
 
-def _project(params, x):
-    return dense(x, params["w_x"], params["b"])
+def _project(params, x) -> Dense:
+    check_features(x, params["w_x"])
+    return Dense(x, Const(params["w_x"]), Const(params["b"]))
 
 
 def _one_product(gates: Callable) -> Gated:

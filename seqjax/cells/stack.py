@@ -2,7 +2,7 @@
 
 import jax
 
-from seqjax.core import Cell, out_features
+from seqjax.core import Cell, open_dense, out_features
 
 
 def stack(*cells: Cell) -> Cell:
@@ -30,13 +30,13 @@ def stack(*cells: Cell) -> Cell:
         carries = []
         for i, cell in enumerate(cells):
             if i > 0:
-                z = cell.project(params[i], cells[i - 1].readout(params[i - 1], carries[-1], z))
+                z = open_dense(cell.project(params[i], cells[i - 1].readout(params[i - 1], carries[-1], z)))
             carries.append(cell.transition(params[i], carry[i], z))
         return tuple(carries)
 
     def readout(params, carry, z):
         for i in range(1, len(cells)):
-            z = cells[i].project(params[i], cells[i - 1].readout(params[i - 1], carry[i - 1], z))
+            z = open_dense(cells[i].project(params[i], cells[i - 1].readout(params[i - 1], carry[i - 1], z)))
         return cells[-1].readout(params[-1], carry[-1], z)
 
     return Cell(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from seqjax.core import Array, Carry, Cell, carry_dtype, scan_const
+from seqjax.core import Array, Carry, Cell, carry_dtype, open_dense, scan_const
 from seqjax.gradients.estimator import Estimator, Loss
 from seqjax.solve import length
 
@@ -57,11 +57,13 @@ def rtrl(cell: Cell, loss: Loss) -> Estimator:
 
             def transition(weights, h):
                 params = as_params(weights)
-                return ravel_pytree(cell.transition(params, as_carry(h), cell.project(params, x)))[0]
+                z = open_dense(cell.project(params, x))
+                return ravel_pytree(cell.transition(params, as_carry(h), z))[0]
 
             def step_loss(weights, h):
                 params = as_params(weights)
-                return loss(cell.readout(params, as_carry(h), cell.project(params, x)), target)
+                z = open_dense(cell.project(params, x))
+                return loss(cell.readout(params, as_carry(h), z), target)
 
             by_weights, by_carry = jax.jacrev(transition, (0, 1))(weights, h)
             h = transition(weights, h)
