@@ -70,7 +70,7 @@ def section(one: Sequence[Took], many: Sequence[Took], lanes: int, config: Simpl
     bound = 2 if jax.default_backend() == "gpu" else lanes
     return "\n\n".join(
         [
-            f"{lanes} seeds trained by `fit_lanes` as one vmapped program, against one seed trained by `fit`; whole "
+            f"{lanes} seeds trained by `fit_lanes` as one compiled program, against one seed trained by `fit`; whole "
             f"trainings of {config.steps} updates in turn, {len(one)} of each, {config.steps_per_call} updates in a "
             "call; medians. One update is of the calls after the first. The last line has everything: compilation, "
             "updates, and the evaluation and the checkpoint at the end. "

@@ -377,12 +377,15 @@ def test_refuses_the_checkpoints_of_other_numbers(trained):
 LANES = [numbers(seed=0), numbers(seed=1, learning_rate=0.2), numbers(seed=2, explode_at=14)]
 
 
-@pytest.fixture(scope="module")
-def lanes(tmp_path_factory, trained):
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def lanes(request, tmp_path_factory, trained):
+    """One lane after the other, and all at once."""
     directory = tmp_path_factory.mktemp("lanes")
     runs = [open_run(directory, name) for name in "abc"]
     _, _, options = trained
-    return directory, runs, fit_lanes(PROGRAM, LANES, runs, directory=directory / "lanes", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: request.param)
+        return directory, runs, fit_lanes(PROGRAM, LANES, runs, directory=directory / "lanes", **options)
 
 
 def test_a_lane_equals_its_single_run(lanes, trained, tmp_path):

@@ -5,7 +5,6 @@ between calls. So a process that was killed repeats the calls it lost exactly, a
 """
 
 import contextlib
-import functools
 import resource
 import signal
 import sys
@@ -170,7 +169,10 @@ def fit_lanes(
     patience: int = 0,
     progress: bool = True,
 ) -> list[FitResult]:
-    """Trains several runs that differ only in `numbers` as the lanes of one compiled program (`jax.vmap`).
+    """Trains several runs that differ only in `numbers` as the lanes of one compiled program.
+
+    An accelerator takes every step of all lanes at once (`jax.vmap`). A CPU takes a whole call of one lane after the
+    other (`lax.map`): its cores are busy with one lane already, and the memory of one lane stays in their caches.
 
     As `fit`, lane by lane, except that the checkpoints hold all lanes together, in `directory`, that a lane whose loss
     is not finite ends with `FitResult.error` while the others go on, and that times and memory are those of all lanes.
@@ -235,7 +237,7 @@ def _train(
 ) -> list[FitResult]:
     """The loop. With `lanes`, numbers, states and metrics have a leading axis [len(runs)]."""
     schedule.check(program)
-    each = functools.partial(jax.vmap, in_axes=(0, None, 0)) if lanes else lambda function: function
+    each = _each_lane if lanes else lambda function: function
     state = jax.jit(jax.vmap(program.init) if lanes else program.init)(numbers)
     host = {  # what a resume needs beside the state
         "numbers": {name: np.asarray(number).tolist() for name, number in numbers.items()},
@@ -324,6 +326,13 @@ def _train(
         )
         for lane, error in enumerate(errors)
     ]
+
+
+def _each_lane(function: Callable) -> Callable:
+    """numbers, data, state -> result, for numbers, state and result with a leading axis of lanes; see `fit_lanes`."""
+    if jax.default_backend() != "cpu":
+        return jax.vmap(function, in_axes=(0, None, 0))
+    return lambda numbers, data, state: jax.lax.map(lambda lane: function(lane[0], data, lane[1]), (numbers, state))
 
 
 def _updates(program: Program, length: int) -> Callable:
