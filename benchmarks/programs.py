@@ -14,7 +14,7 @@ import optax
 
 from benchmarks import peers
 from benchmarks.peers import Model, Unavailable
-from benchmarks.problem import Batch, Masks, Row, Tree, Weights, draw, head_loss, no_masks, reference
+from benchmarks.problem import GATES, Batch, Masks, Row, Tree, Weights, draw, head_loss, no_masks, reference
 from benchmarks.torch_peer import TorchProgram
 from seqjax.solve import METHODS
 
@@ -212,16 +212,15 @@ def build(row: Row, entries: Sequence[Entry], dtype: Any) -> tuple[dict[Entry, A
     with ThreadPoolExecutor(1 if row.condition == "plain" else 2) as pool:
         list(pool.map(lambda program: program.compile(), programs.values()))
 
-    @cache
-    def shared(form: str, without: tuple[str, ...]) -> tuple[Any, Weights]:
-        return expected(form, without, no_masks(row))
-
-    def expected(form, without, masks):
-        kept = {name: w for name, w in weights.items() if name not in without}
-        return reference(form, kept, jax.tree.map(lambda b: b[0], batches), masks)
+    @cache  # most programs have the same form and masks
+    def expected(form: str, names: tuple[str, ...], product: bytes, carry: bytes) -> tuple[Any, Weights]:
+        shape = (GATES[row.cell], row.shape.batch, row.shape.hidden)
+        masks = [jnp.asarray(np.frombuffer(mask, np.float32)) for mask in (product, carry)]
+        masks = Masks(masks[0].reshape(shape), masks[1].reshape(shape[1:]))
+        return reference(form, {name: weights[name] for name in names}, jax.tree.map(lambda b: b[0], batches), masks)
 
     for entry, program in programs.items():
-        what = (program.form, program.without)
-        loss, gradient = expected(*what, program.masks()) if row.condition == "dropout" else shared(*what)
-        check(entry, program, program.run(1), loss, gradient, dtype)
+        names = tuple(name for name in weights if name not in program.without)
+        masks = (np.asarray(mask, np.float32).tobytes() for mask in program.masks())
+        check(entry, program, program.run(1), *expected(program.form, names, *masks), dtype)
     return programs, left_out

@@ -36,7 +36,7 @@ from benchmarks import page, roofline
 from benchmarks.page import BURST, Measured, Result
 from benchmarks.problem import CONDITIONS, DTYPES, GATES, SHAPES, Row, Shape
 from benchmarks.programs import AUTO, ENTRIES, TORCH, Entry, build, tolerance
-from experiments.report import Table, text_table
+from experiments.report import text_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 MOST = 8  # rounds
@@ -45,8 +45,8 @@ MOST = 8  # rounds
 def measure(row: Row, entries: Sequence[Entry], dtype: Any, budget: float) -> Result:
     """Compile, check and time all entries in one row.
 
-    They take turns, for as many rounds as fit into `budget` seconds, 3 at least; of those with many updates in a call,
-    a round that is slower than the budget is the only one.
+    They take turns, for as many rounds as fit into `budget` seconds, 3 at least. One that has used up the budget by
+    itself takes part no more.
 
     Raises:
       Disagreement: before anything is timed.
@@ -63,10 +63,10 @@ def measure(row: Row, entries: Sequence[Entry], dtype: Any, budget: float) -> Re
     single = [entry for entry in programs if entry.updates == 1]
     rounds = min(max(math.ceil(budget / sum(max(first[e], BURST) for e in single)), 3), MOST)
     # The first turn of a fast program measures too little to count.
-    seconds = {entry: [first[entry]] if first[entry] > BURST or entry.updates > 1 else [] for entry in programs}
-    for turn in range(rounds - 1):
+    seconds = {entry: [first[entry]] if first[entry] > BURST else [] for entry in programs}
+    for _ in range(rounds - 1):
         for entry in programs:
-            if entry.updates == 1 or first[entry] * (turn + 2) < budget:
+            if not seconds[entry] or sum(seconds[entry]) + first[entry] < budget:
                 seconds[entry].append(timed(entry, math.ceil(BURST / first[entry])))
     together = row.condition != "plain"  # compiled two at a time: no time of their own
     measured = {
@@ -98,7 +98,7 @@ def driver() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().replace("\n", "; ")
 
 
-def conditions(arguments: Sequence[str], dtype: str, load: float, seconds: float) -> Table:
+def conditions(arguments: Sequence[str], dtype: str, load: float, seconds: float) -> list[list[Any]]:
     """When, where and with what the measurement was made."""
     packages = ("jax", "jaxlib", "flax", "keras", "dm-haiku", "equinox", "torch", "optax", "numpy")
     versions = [f"Python {platform.python_version()}"]
@@ -133,14 +133,14 @@ def parse_shape(text: str) -> Shape:
     return shape
 
 
-def parse_seconds(text: str) -> float:
-    """A positive number of seconds."""
+def parse_duration(text: str) -> float:
+    """A positive number."""
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return seconds
 
 
@@ -171,7 +171,8 @@ def main(arguments: Sequence[str], entries: Sequence[Entry] = ENTRIES) -> None:
         "--peers", nargs="+", choices=[e.name for e in entries], metavar="NAME", help="beside seqjax auto; default: all"
     )
     add("--dtype", choices=DTYPES, default="float32", help="of weights and inputs")
-    add("--seconds", type=parse_seconds, default=2.0, metavar="S", help="to time one row; default 2")
+    add("--seconds", type=parse_duration, default=2.0, metavar="S", help="to time one row; default 2")
+    add("--minutes", type=parse_duration, default=11.0, metavar="M", help="after which no row is begun; default 11")
     add("--quick", action="store_true", help="three rounds of the first shape")
     add("--output", type=Path, metavar="DIR", help="where to write; default docs/ for a full run, else nowhere")
     flags = parser.parse_args(arguments)
@@ -182,20 +183,24 @@ def main(arguments: Sequence[str], entries: Sequence[Entry] = ENTRIES) -> None:
     chosen = installed([e for e in entries if not flags.peers or e.name in (AUTO.name, *flags.peers)])
     rows = [
         Row(cell, condition, shape)
-        for shape in flags.shapes or (SHAPES[:1] if flags.quick else SHAPES)
-        for cell in flags.cells or GATES
         for condition in flags.conditions or CONDITIONS
+        for cell in flags.cells or GATES
+        for shape in flags.shapes or (SHAPES[:1] if flags.quick else SHAPES)
     ]
     load, start = os.getloadavg()[0], time.perf_counter()
     machine = roofline.measure_machine({row.shape for row in rows}, dtype) if output else None
-    results = []
+    results, late = [], []
     for k, row in enumerate(rows):
+        if time.perf_counter() - start > 60 * flags.minutes:
+            late.append(str(row))
+            continue
         print(f"{time.perf_counter() - start:4.0f} s  {k + 1} of {len(rows)}: {row}", file=sys.stderr, flush=True)
         results.append(measure(row, [entry for entry in chosen if entry.runs(row)], dtype, budget))
-    results.sort(key=lambda r: (CONDITIONS.index(r.row.condition), list(GATES).index(r.row.cell)))
     profile = roofline.profile(results, dtype) if output else {}
     seconds = time.perf_counter() - start
     about = conditions(arguments, flags.dtype, load, seconds)
+    if late:
+        about.append([f"not begun after {flags.minutes:g} min", "; ".join(late)])
     for caption, table in page.tables(results).items():
         print(f"\n{caption}\n\n{text_table(table)}")
     print("\n" + "\n".join(f"{name}: {value}" for name, value in about[1:]))

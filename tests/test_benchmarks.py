@@ -287,6 +287,16 @@ def test_flags_say_what_is_measured_and_where_it_goes(home, monkeypatch, argumen
     assert [path.parent for path in home.rglob("roofline.md")] == ([home / written] if written else [])
 
 
+def test_rows_that_come_too_late_are_named(home, monkeypatch, capsys):
+    monkeypatch.setattr(step, "measure", lambda row, *_: Result(row, {AUTO.name: took(1), FLAX.name: took(2)}, {}))
+    clock = iter(range(0, 10_000, 60))
+    monkeypatch.setattr(step.time, "perf_counter", lambda: next(clock))
+    step.main(["--quick", "--minutes", "6.5"], (AUTO, FLAX))
+    printed = capsys.readouterr().out
+    assert "not begun after 6.5 min: RNN, lengths, (3, 4, 2, 5); " in printed
+    assert "dropout of" not in printed
+
+
 def test_the_figure_has_a_panel_a_condition_and_every_peer():
     row = {entry.name: took(1) for entry in (AUTO, FLAX, LINEN, KERAS, HAIKU, EQUINOX, TORCH)}
     axes = page.figure([Result(PLAIN._replace(condition=condition), row, {}) for condition in CONDITIONS]).axes
@@ -305,8 +315,8 @@ def test_a_bad_shape_is_refused(text):
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "nan", "inf"])
 def test_bad_seconds_are_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a positive number of seconds"):
-        step.parse_seconds(text)
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a positive number"):
+        step.parse_duration(text)
 
 
 def test_the_peers_of_the_extra_are_needed_and_torch_is_not(monkeypatch, capsys):
