@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint bench bench-experiments constraints clean
+.PHONY: demo test test-slow lint bench bench-experiments bench-long constraints clean
 
 demo: .venv/installed
 	$(BIN)/python launch.py
@@ -28,6 +28,9 @@ bench-experiments: .venv/installed-bench
 	$(BIN)/python -m benchmarks.temperature
 	$(BIN)/python -m benchmarks.seeds
 	$(BIN)/python -m benchmarks.start
+
+bench-long: .venv/installed
+	$(BIN)/python -m benchmarks.long
 
 # What the tests last ran with. Made from an environment that holds every extra; no address in it.
 constraints: .venv/installed-dev

@@ -67,7 +67,7 @@ def _next(values: Array) -> Array:
 def linear_recurrence(a: Array, b: Array, h: Array) -> Array:
     """`h_t = a_t * h_{t-1} + b_t` for a, b [T, ...] and h [...] before the first step; returns h of all steps.
 
-    Its gradient is a recurrence of the same kind, backwards, and needs a and h alone:
+    Its gradient (reverse mode only) is a recurrence of the same kind, backwards, and needs a and h alone:
 
         lambda_t = g_t + a_{t+1} * lambda_{t+1};   da_t = lambda_t * h_{t-1};   db_t = lambda_t
     """
@@ -95,6 +95,7 @@ def associative(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: in
 
     On an accelerator all of time at once, in depth log T. A CPU computes a and b in parallel and the prefix in one
     pass, for `chunk` steps at a time, as many as its cache holds, and again for the gradient: what is slow is memory.
+    Reverse mode only.
 
     Args:
       cell: a cell with the `affine` hint.
