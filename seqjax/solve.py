@@ -1,17 +1,22 @@
 """Solvers: the ways to run a recurrence over time. All of them agree, in values and in gradients.
 
 Each is `(cell, params, carry, xs) -> (last carry, ys)` on xs [T, B, ...]. What differs is speed, memory, and what the
-cell must offer: `scan`, `rematerialized` and `checkpointed` run anything, `fused` the gated cells, `associative` the
-affine ones.
+cell must offer: `scan`, `rematerialized` and `checkpointed` run anything, `fused` and `native` the gated cells,
+`associative` the affine ones, `newton` those with a real carry.
 """
 
+import csv
+import math
+import warnings
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from seqjax.checkpointed import checkpointed
 from seqjax.core import (
     Array,
     Carry,
@@ -26,9 +31,8 @@ from seqjax.core import (
     scan_const,
     split_const,
 )
-
-# Up to so many units, running a step again costs a CPU less than keeping what its gradient needs (docs/design.md).
-NARROW = 64
+from seqjax.native import compiler, native, supports
+from seqjax.parallel import associative, newton
 
 Solver = Callable[[Cell, Params, Carry, Tree], tuple[Carry, Tree]]
 
@@ -76,34 +80,6 @@ def rematerialized(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[
 
     carry, hs = scan_const(body, carry, xs)
     return carry, over_time(readout, hs, xs)
-
-
-def checkpointed(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: int | None = None) -> tuple[Carry, Tree]:
-    """A scan over chunks of `chunk` steps, each run again for its gradient (Chen et al. 2016, arXiv 1604.06174).
-
-    Without `chunk`, sqrt(T): memory of order sqrt(T) for one more forward pass.
-    """
-    steps = length(xs)
-    chunk = round(steps**0.5) if chunk is None else chunk
-    if not 1 <= chunk <= steps:
-        raise ValueError(f"chunk must lie between 1 and the number of steps {steps}, got {chunk}")
-    whole = steps - steps % chunk
-    timed, merge = split_const(xs)
-
-    @jax.checkpoint
-    def run_chunk(carry, xs):
-        return scan(cell, params, carry, xs)
-
-    def cut(leaf):
-        return leaf[:whole].reshape(whole // chunk, chunk, *leaf.shape[1:])
-
-    carry, ys = scan_const(run_chunk, carry, merge([cut(leaf) for leaf in timed]))
-    timed_ys, merge_ys = split_const(ys)
-    timed_ys = [leaf.reshape(whole, *leaf.shape[2:]) for leaf in timed_ys]
-    if whole < steps:
-        carry, rest = run_chunk(carry, merge([leaf[whole:] for leaf in timed]))
-        timed_ys = [jnp.concatenate(pair) for pair in zip(timed_ys, split_const(rest)[0], strict=True)]
-    return carry, merge_ys(timed_ys)
 
 
 def fused(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
@@ -175,42 +151,58 @@ def _fused_backward(gated, residuals, cotangents):
 _fused.defvjp(_fused_forward, _fused_backward)
 
 
-def associative(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
-    """Parallel prefix over the affine maps `h -> a_t h + b_t` (Blelloch 1990; Martin & Cundy 2018, arXiv 1709.04057).
+class _Timed(NamedTuple):
+    """A line of `methods.csv`: the methods for one device and size, the fastest first."""
 
-        (a, b) after (a', b')  =  (a a', a b' + b)
+    batch: int
+    units: int
+    methods: tuple[str, ...]
 
-    Depth log T instead of T.
-    """
-    if cell.affine is None:
-        raise ValueError('method "associative" needs a cell with the `affine` hint; use "scan"')
-    zs = open_dense(over_time(partial(cell.project, params), xs))
-    a, b = over_time(partial(cell.affine, params), zs)
-    b = jax.tree.map(lambda a, b, h: b.at[0].add(a[0] * h), a, b, carry)
 
-    def after(first, second):
-        (a1, b1), (a2, b2) = first, second
-        return (
-            jax.tree.map(jnp.multiply, a1, a2),
-            jax.tree.map(lambda b1, a2, b2: a2 * b1 + b2, b1, a2, b2),
-        )
+@lru_cache
+def _measured() -> dict[tuple[str, str], list[_Timed]]:
+    """What `python -m benchmarks.methods` measured, by device and kind of recurrence."""
+    table: dict[tuple[str, str], list[_Timed]] = {}
+    with (Path(__file__).parent / "methods.csv").open() as file:
+        for row in csv.DictReader(file):
+            line = _Timed(int(row["batch"]), int(row["units"]), tuple(row["methods"].split()))
+            table.setdefault((row["device"], row["recurrence"]), []).append(line)
+    return table
 
-    _, hs = jax.lax.associative_scan(after, (a, b))
-    last = jax.tree.map(lambda h: h[-1], hs)
-    return last, over_time(partial(cell.readout, params), hs, zs)
+
+UNMEASURED = {"gated": ("fused",), "affine": ("associative",)}
+
+
+def ranking(device: str, recurrence: str, batch: int, units: int) -> tuple[str, ...]:
+    """The methods for a "gated" or "affine" cell, the fastest first: those of the nearest size that was measured."""
+    lines = _measured().get((device, recurrence))
+    if not lines:
+        return UNMEASURED[recurrence]
+
+    def distance(line):
+        return abs(math.log(line.units / units)) + 0.5 * abs(math.log(line.batch / max(batch, 1)))
+
+    return min(lines, key=distance).methods
 
 
 def auto(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
     """The method that is expected to be fastest for this cell on this device.
 
-    Gated cells: fused, but rematerialized on a CPU up to `NARROW` units. Affine: associative, but a scan on a CPU.
+    It is the first of the `ranking` for the cell's hint, batch and units that can run it here: `native` needs a C++
+    compiler and arithmetic that it knows. A cell without hints is scanned.
     """
-    cpu = jax.default_backend() == "cpu"
-    if cell.gated is not None:
-        narrow = max(w.shape[0] for w in cell.gated.weights(params)) <= NARROW
-        return (rematerialized if cpu and narrow else fused)(cell, params, carry, xs)
-    if cell.affine is not None:
-        return (scan if cpu else associative)(cell, params, carry, xs)
+    if cell.gated is None and cell.affine is None:
+        return scan(cell, params, carry, xs)
+    recurrence = "gated" if cell.gated is not None else "affine"
+    *batch, units = jax.tree.leaves(carry)[0].shape
+    for name in ranking(jax.default_backend(), recurrence, math.prod(batch), units):
+        if name != "native":
+            return METHODS[name](cell, params, carry, xs)
+        if compiler() is not None and supports(cell, params, carry, xs):
+            try:
+                return native(cell, params, carry, xs)
+            except RuntimeError as error:
+                warnings.warn(f'method "native" is left out: {error}', RuntimeWarning, stacklevel=2)
     return scan(cell, params, carry, xs)
 
 
@@ -220,13 +212,18 @@ METHODS = {
     "rematerialized": rematerialized,
     "checkpointed": checkpointed,
     "fused": fused,
+    "native": native,
     "associative": associative,
+    "newton": newton,
 }
 
 
 def solve(method: Any, cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
-    """Run a cell by a method: a name in `METHODS` or a solver. The layers of a stack are run one after the other."""
-    if cell.layers:
+    """Run a cell by a method: a name in `METHODS` or a solver.
+
+    The layers of a stack are run one after the other, over all of time; `checkpointed` does so chunk by chunk.
+    """
+    if cell.layers and getattr(method, "func", method) not in ("checkpointed", checkpointed):
         carries = []
         for layer, p, c in zip(cell.layers, params, carry, strict=True):
             c, xs = solve(method, layer, p, c, xs)

@@ -9,6 +9,7 @@ import numpy as np
 
 from seqjax import solve, unroll
 from seqjax.core import split_const
+from seqjax.native import compiler
 
 # The tests compile much and compute little.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -64,13 +65,13 @@ def layers(cell):
 
 
 def methods_of(cell):
-    """Every method but scan that admits the cell. (The default chunk of 7 steps is 3, which does not divide them.)"""
+    """Every method but scan that admits the cell; checkpointed also in chunks that do not divide 7 steps."""
     found = ["checkpointed", "rematerialized"]
     if all(layer.gated for layer in layers(cell)):
-        found.append("fused")
+        found += ["fused", "native"] if compiler() else ["fused"]
     if all(layer.affine for layer in layers(cell)):
         found.append("associative")
-    return {name: name for name in found}
+    return {name: name for name in found} | {"chunks of 3": partial(solve.checkpointed, chunk=3)}
 
 
 def check_methods(drawn, methods, mask=None):

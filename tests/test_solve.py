@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from agree import check_methods, close, compiled, equations, methods_of, values_and_gradients
-from cell_list import BARE, MODELS, D, draw
+from cell_list import BARE, MODELS, D, Model, draw
 from jax.test_util import check_grads
 
 from seqjax import cells, solve, unroll
@@ -51,24 +51,62 @@ def test_checkpointed_with_any_chunk_equals_scan(x64, name):
 def test_one_step_is_a_sequence_too(x64, name):
     drawn = draw(MODELS[name], steps=1)
     step = compiled(drawn.cell.step)(drawn.params, drawn.carry, drawn.xs[0])
-    for method in ["scan", *methods_of(drawn.cell)]:
+    for method in {"scan", *methods_of(drawn.cell)} - {"chunks of 3"}:
         carry, ys = unroll(*drawn, method=method)
         close((carry, ys[0]), step)
 
 
-def test_auto_takes_the_fast_path_that_the_cell_admits(x64):
-    for units, path in ((solve.NARROW, "remat"), (solve.NARROW + 1, "custom_vjp_call")):
-        cell = cells.gru(units)
+def test_auto_takes_the_first_method_of_the_ranking_that_the_cell_admits(x64, monkeypatch):
+    def methods_in(cell, compiler=("c++",)):
+        monkeypatch.setattr(solve, "compiler", lambda: compiler)
         params = cell.init(jax.random.key(0), D)
-        program = jax.make_jaxpr(lambda params, xs, cell=cell: unroll(cell, params, None, xs))
-        assert path in str(program(params, jnp.ones((3, 2, D), jnp.float32))), units
+        xs = jnp.ones((3, 2, D), jnp.float32)
+        return str(jax.make_jaxpr(lambda params, xs: unroll(cell, params, None, xs))(params, xs))
+
+    monkeypatch.setattr(solve, "ranking", lambda *size: ("native", "rematerialized"))
+    if solve.compiler():
+        assert "ffi_call" in methods_in(cells.gru(16))
+    assert "ffi_call" not in methods_in(cells.gru(16), None)
+    assert "remat" in methods_in(cells.gru(16), None)
+    unknown = cells.rnn(16, lambda h: jax.lax.cumsum(h, h.ndim - 1))  # no arithmetic unit by unit
+    assert "ffi_call" not in methods_in(unknown)
     for name in ["gru", "min_gru", "from_step", "stack"]:
         drawn = draw(MODELS[name])
         close(unroll(*drawn), unroll(*drawn, method="scan"))
 
 
+def test_a_compiler_that_fails_is_named_and_another_method_taken(monkeypatch):
+    if solve.compiler() is None:
+        pytest.skip("no C++ compiler")
+    monkeypatch.setenv("CXX", "false")
+    new = Model(cells.rnn(4, lambda h: h * jnp.asarray(0.73, h.dtype)))  # so that nothing of it is compiled yet
+    cell, params, carry, xs = draw(new, dtype=jnp.float32)
+    with pytest.warns(RuntimeWarning, match='method "native" is left out: false failed on'):
+        close(unroll(cell, params, carry, xs), unroll(cell, params, carry, xs, method="scan"), 1e-5)
+
+
 @pytest.mark.parametrize(
-    ("name", "method"), [("lstm", "fused"), ("gru_reset_before", "scan"), ("gru_reset_before", "fused")]
+    ("size", "first"),
+    [
+        (("tpu", "gated", 1, 1), "fused"),
+        (("tpu", "affine", 1, 1), "associative"),
+        (("cpu", "gated", 256, 16), "native"),
+    ],
+)
+def test_the_ranking_of_methods(size, first):
+    assert solve.ranking(*size)[0] == first
+
+
+def test_the_measured_table_names_methods():
+    for lines in solve._measured().values():
+        for line in lines:
+            assert line.methods
+            assert set(line.methods) <= set(solve.METHODS) - {"auto"}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("lstm", "fused"), ("gru_reset_before", "scan"), ("gru_reset_before", "fused"), ("gru_reset_before", "native")],
 )
 def test_gradients_are_those_of_numerical_differences(x64, name, method):
     cell, params, carry, xs = draw(MODELS[name], steps=4)
@@ -80,14 +118,15 @@ def test_gradients_are_those_of_numerical_differences(x64, name, method):
     check_grads(run, (params, carry, xs), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
-def test_fused_has_second_derivatives(x64):
+@pytest.mark.parametrize("method", ["fused", "native"])
+def test_a_gradient_of_its_own_has_second_derivatives(x64, method):
     cell, params, carry, xs = draw(MODELS["gru"], steps=3)
 
     def gradient_norm(params, method):
         _, (grads, _, _) = values_and_gradients(cell, method, params, carry, xs)
         return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads))
 
-    close(*(compiled(jax.grad(partial(gradient_norm, method=method)))(params) for method in ("fused", "scan")))
+    close(*(compiled(jax.grad(partial(gradient_norm, method=m)))(params) for m in (method, "scan")))
 
 
 def test_fused_leaves_the_weight_gradient_out_of_the_backward_loop():
@@ -120,7 +159,7 @@ def test_a_chunk_outside_the_sequence_is_refused(chunk):
         ("from_step", "fused", "`gated` hint"),
         ("gru", "associative", 'method "associative" needs a cell with the `affine` hint; use "scan"'),
         ("stack", "associative", "`affine` hint"),
-        ("gru", "newton", r"unknown method 'newton', expected one of \['associative', 'auto', .*'scan'\] or a solver"),
+        ("gru", "magic", r"unknown method 'magic', expected one of \['associative', 'auto', .*'scan'\] or a solver"),
     ],
 )
 def test_methods_that_do_not_fit_are_refused(name, method, message):

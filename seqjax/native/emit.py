@@ -1,24 +1,15 @@
-"""From the elementwise functions of a gated cell to C++: their jaxprs, forward and transposed, written out.
-
-The functions are traced for one sequence, so every array in them is [H] or n H long: n *slots*, each a vector of the
-generated code, or a scalar of the row. Nothing else can occur in a gated cell that only does arithmetic between its
-matrix products; whatever does occur is refused (`Unsupported`).
-"""
+"""The C++ of a gated cell: its elementwise functions, forward and transposed, with their loads and stores."""
 
 from collections.abc import Callable, Sequence
-from itertools import count, product
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex
 
 from seqjax.core import Gated, Tree
-
-
-class Unsupported(ValueError):
-    """The cell does something for which there is no C++."""
+from seqjax.native.arithmetic import Body, Parts, Unsupported, text
 
 
 class Other(NamedTuple):
@@ -38,240 +29,16 @@ class Other(NamedTuple):
     dtype: Any
     perturbed: bool
 
-
-Part = str | float | bool  # a C++ expression (a vector or a scalar of the row), or a number
-Parts = list[Part]
-
-_UNARY = {
-    "exp": "exp_",
-    "log": "log_",
-    "log1p": "log1p_",
-    "expm1": "expm1_",
-    "tanh": "tanh_",
-    "logistic": "logistic_",
-    "sqrt": "sqrt_",
-    "rsqrt": "rsqrt_",
-    "erf": "erf_",
-    "sin": "sin_",
-    "cos": "cos_",
-    "abs": "abs_",
-    "sign": "sign_",
-}
-_BINARY = {"add": "+", "add_any": "+", "sub": "-", "mul": "*", "div": "/"}
-_COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
-_LOGIC = {"and": "&", "or": "|", "xor": "^"}
-_INLINE = ("pjit", "jit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call", "custom_vjp_call")
-
-
-def _number(x: float) -> str:
-    if x != x:
-        return "real(NAN)"
-    if x in (float("inf"), float("-inf")):
-        return "real(INFINITY)" if x > 0 else "real(-INFINITY)"
-    return f"real({x!r})"
-
-
-def _text(part: Part) -> str:
-    if isinstance(part, str):
-        return part
-    return str(part).lower() if isinstance(part, bool) else _number(part)
-
-
-class _Body:
-    """The lines of one function: single assignments. A vector is called v.., a scalar of the row s.."""
-
-    def __init__(self, units: int):
-        self.units = units
-        self.lines: list[str] = []
-        self.uses: dict[str, list[tuple[str, str]]] = {}  # of inputs: the lines' operation and their other operand
-        self._count = count()
-
-    def line(self, expression: str, vector: bool, kind: str = "auto") -> str:
-        name = f"{'v' if vector else 's'}{next(self._count)}"
-        self.lines.append(f"const {kind} {name} = {expression};")
-        return name
-
-    def slots(self, shape: Sequence[int]) -> int:
-        """How many slots an array of this shape has; 0 for a scalar."""
-        if not shape:
-            return 0
-        if shape[-1] % self.units:
-            raise Unsupported(f"an array of shape {tuple(shape)} is no multiple of the {self.units} units")
-        return int(np.prod(shape)) // self.units
-
-    @staticmethod
-    def is_vector(part: Part) -> bool:
-        return isinstance(part, str) and part[0] == "v"
-
-    def _use(self, operation: str, a: Part, b: Part = "") -> None:
-        for one, other in ((a, b), (b, a)):
-            if isinstance(one, str):
-                self.uses.setdefault(one, []).append((operation, _text(other)))
-
-    def binary(self, name: str, a: Part, b: Part) -> Part:
-        """Arithmetic of two parts; zeros vanish, so that what is not asked for costs nothing."""
-        self._use(name, a, b)
-        zero_a, zero_b = (not isinstance(p, str) and p == 0 for p in (a, b))
-        if name in ("add", "add_any"):
-            if zero_a or zero_b:
-                return b if zero_a else a
-        elif name == "sub" and zero_b:
-            return a
-        elif name == "mul":
-            if zero_a or zero_b:
-                return 0.0
-            if a == 1 or b == 1:
-                return b if a == 1 else a
-        return self.line(f"{_text(a)} {_BINARY[name]} {_text(b)}", self.is_vector(a) or self.is_vector(b))
-
-    def unary(self, expression: str, a: Part) -> Part:
-        self._use("unary", a)
-        if self.is_vector(a):
-            return self.line(expression.format(a), True)
-        return self.line(f"({expression.format(f'splat({_text(a)})')})[0]", False)
-
-    def select(self, which: Part, off: Part, on: Part) -> Part:
-        for part in (which, off, on):
-            self._use("select", part)
-        if off == on:
-            return off
-        if not any(map(self.is_vector, (which, off, on))):
-            return self.line(f"{_text(which)} ? {_text(on)} : {_text(off)}", False)
-        on, off = (_text(p) if self.is_vector(p) else f"splat({_text(p)})" for p in (on, off))
-        return self.line(f"pick({_text(which)}, {on}, {off})", True)
-
-    def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Parts]) -> list[Parts]:
-        """Write out a jaxpr; returns the parts of its results."""
-        env: dict[Any, Parts] = {}
-
-        def read(atom) -> Parts:
-            if isinstance(atom, jex.Literal):
-                return [bool(atom.val) if atom.aval.dtype == bool else float(atom.val)] * max(
-                    1, self.slots(atom.aval.shape)
-                )
-            return env[atom]
-
-        for var, value in zip(jaxpr.constvars, consts, strict=True):
-            if np.size(value) != 1:
-                raise Unsupported(f"a constant array of shape {np.shape(value)}: give it to z, in a Const")
-            env[var] = [np.ravel(value)[0].item()] * max(1, self.slots(np.shape(value)))
-        env.update(zip(jaxpr.invars, inputs, strict=True))
-        for eqn in jaxpr.eqns:
-            results = self._equation(eqn, [read(atom) for atom in eqn.invars])
-            env.update(zip(eqn.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def _equation(self, eqn: Any, ins: list[Parts]) -> list[Parts]:
-        name, params = eqn.primitive.name, eqn.params
-        shape = eqn.outvars[0].aval.shape
-        n = max(1, self.slots(shape))
-        wide = [p * n if len(p) == 1 else p for p in ins]
-        if name in _BINARY:
-            return [[self.binary(name, a, b) for a, b in zip(*wide, strict=True)]]
-        if name in _COMPARE or name in _LOGIC:
-            sign = (_COMPARE | _LOGIC)[name]
-            out = []
-            for a, b in zip(*wide, strict=True):
-                self._use(name, a, b)
-                out.append(self.line(f"{_text(a)} {sign} {_text(b)}", self.is_vector(a) or self.is_vector(b)))
-            return [out]
-        if name in _UNARY:
-            return [[self.unary(_UNARY[name] + "({})", a) for a in wide[0]]]
-        if name == "neg":
-            return [[-a if isinstance(a, float) else self.unary("-{}", a) for a in wide[0]]]
-        if name == "not":
-            return [[self.line(f"{'~' if self.is_vector(a) else '!'}{_text(a)}", self.is_vector(a)) for a in wide[0]]]
-        if name in ("square", "integer_pow"):
-            return [[self._power(a, params.get("y", 2)) for a in wide[0]]]
-        if name in ("max", "min"):
-            return [[self._extreme(name, a, b) for a, b in zip(*wide, strict=True)]]
-        if name == "select_n":
-            if len(ins) != 3:
-                raise Unsupported("select_n among more than two")
-            return [[self.select(*parts) for parts in zip(*wide, strict=True)]]
-        if name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims"):
-            return [self._reshape(eqn, ins[0], n)]
-        if name in ("copy", "copy_p", "stop_gradient", "optimization_barrier", "reduce_precision"):
-            return [ins[0]]
-        if name == "convert_element_type":
-            return [[self._convert(a, eqn) for a in ins[0]]]
-        if name == "slice":
-            return [self._slice(eqn, ins[0])]
-        if name == "split":
-            return self._split(eqn, ins[0])
-        if name == "concatenate":
-            if len(shape) > 1 and params["dimension"] != 0:
-                raise Unsupported("concatenation within rows")
-            return [[part for parts in ins for part in parts]]
-        if name == "pad":
-            return [self._pad(eqn, ins)]
-        if name in _INLINE:
-            inner = params.get("jaxpr", params.get("call_jaxpr"))
-            closed = inner if hasattr(inner, "consts") else jex.ClosedJaxpr(inner, ())
-            return self.run(closed.jaxpr, closed.consts, ins)
-        raise Unsupported(f"the primitive {name}")
-
-    def _power(self, a: Part, y: int) -> Part:
-        if not 1 <= abs(y) <= 8:
-            raise Unsupported(f"the power {y}")
-        power = a
-        for _ in range(abs(y) - 1):
-            power = self.binary("mul", power, a)
-        return power if y > 0 else self.binary("div", 1.0, power)
-
-    def _extreme(self, name: str, a: Part, b: Part) -> Part:
-        self._use(name, a, b)
-        a_, b_ = (_text(p) if self.is_vector(p) else f"splat({_text(p)})" for p in (a, b))
-        vector = self.is_vector(a) or self.is_vector(b)
-        return self.line(f"{name}_({a_}, {b_}){'' if vector else '[0]'}", vector)
-
-    def _convert(self, a: Part, eqn: Any) -> Part:
-        before, after = eqn.invars[0].aval.dtype, eqn.params["new_dtype"]
-        if before == after or (isinstance(a, float) and jnp.issubdtype(after, jnp.floating)):
-            return a
-        if before == bool and jnp.issubdtype(after, jnp.floating):
-            return self.select(a, 0.0, 1.0)
-        raise Unsupported(f"a conversion from {before} to {after}")
-
-    def _reshape(self, eqn: Any, parts: Parts, n: int) -> Parts:
-        """Shapes do not matter, only the order of the slots; and a scalar may be repeated."""
-        before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-        if len(parts) == n:
-            return parts
-        if int(np.prod(before)) == 1 or (len(after) == 2 and len(parts) == 1):
-            return parts * n
-        raise Unsupported(f"a broadcast from {before} to {after}")
-
-    def _slice(self, eqn: Any, parts: Parts) -> Parts:
-        p, shape = eqn.params, eqn.invars[0].aval.shape
-        if p["strides"] is not None and set(p["strides"]) != {1}:
-            raise Unsupported("a slice with strides")
-        start, stop = p["start_indices"], p["limit_indices"]
-        if any(b != 0 or e != s for b, e, s in zip(start[1:], stop[1:], shape[1:], strict=True)):
-            raise Unsupported("a slice of columns")
-        row = int(np.prod(shape[1:]))  # of one index of the first axis
-        if (start[0] * row) % self.units or (stop[0] * row) % self.units:
-            raise Unsupported("a slice within a slot")
-        return parts[start[0] * row // self.units : stop[0] * row // self.units]
-
-    def _split(self, eqn: Any, parts: Parts) -> list[Parts]:
-        if eqn.params["axis"] != 0:
-            raise Unsupported("a split of columns")
-        out, place = [], 0
-        for var in eqn.outvars:
-            n = self.slots(var.aval.shape)
-            out.append(parts[place : place + n])
-            place += n
-        return out
-
-    def _pad(self, eqn: Any, ins: list[Parts]) -> Parts:
-        config, shape = eqn.params["padding_config"], eqn.invars[0].aval.shape
-        (low, high, inside), *rest = config
-        row = int(np.prod(shape[1:]))
-        if inside or any(any(c) for c in rest) or low < 0 or high < 0 or (low * row) % self.units:
-            raise Unsupported("a pad within a slot")
-        fill = ins[1]
-        return fill * (low * row // self.units) + ins[0] + fill * (high * row // self.units)
+    def usable(self, units: int, dtype: Any) -> bool:
+        """Whether the generated code can read it. What it cannot may still be there, as long as no gate uses it."""
+        size = int(np.prod(self.shape))
+        if self.timed and not self.batched:
+            return False
+        return (
+            self.dtype == bool
+            if size == 1 and self.dtype != dtype
+            else self.dtype == dtype and (size == 1 or self.shape[-1] % units == 0)
+        )
 
 
 class Source(NamedTuple):
@@ -284,13 +51,6 @@ class Source(NamedTuple):
 
     code: str
     slots: int
-
-
-class Traced(NamedTuple):
-    """A function of (carry, z, products) for one sequence, flattened: leaves in, leaves out."""
-
-    f: Callable[..., list[Any]]
-    avals: list[jax.ShapeDtypeStruct]
 
 
 def generate(
@@ -322,13 +82,6 @@ def generate(
         raise Unsupported(f"a carry of {[str(leaf.dtype) for leaf in leaves]}, expected all float32 or all float64")
     if any(len(leaf.shape) != 1 or leaf.shape[0] % units for leaf in leaves):
         raise Unsupported(f"a carry of shapes {[leaf.shape for leaf in leaves]}, expected multiples of the first")
-    for other in others:
-        if other.dtype not in (jnp.dtype(bool), dtype) or (other.dtype == bool and other.shape):
-            raise Unsupported(f"an input {other.dtype}{list(other.shape)} of the gates")
-        if other.timed and not other.batched:
-            raise Unsupported("an input with a time axis and without a batch axis")
-        if other.perturbed and not other.shape:
-            raise Unsupported("the gradient of an input that is one number a sequence")
     stages = len(gated.stages)
 
     # The functions of flat inputs: the carry, the slots of the projection, those of each product, the others.
@@ -358,7 +111,7 @@ def generate(
 
     functions = [*(stage(k) for k in range(stages)), gates]
     jaxprs = [jax.make_jaxpr(f)(*avals) for f in functions]
-    names = _input_names(leaves, n_slots, others, units)
+    names = _input_names(leaves, n_slots, others, units, dtype)
 
     place, identity = _places(jaxprs, names, dense or 0, products, units, len(leaves))
     slots = max(place) + 1
@@ -377,7 +130,7 @@ def generate(
         f"const std::vector<int> DENSE_SLOTS = {{{', '.join(str(p) for p in place[: dense or 0])}}};",
     ]
     starts = np.cumsum([dense or 0, *products])
-    lists = [place[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    lists = [place[a:b] for a, b in pairwise(starts)]
     rows = ", ".join("{" + ", ".join(map(str, p)) + "}" for p in lists)
     code.append(f"const std::vector<int> WEIGHT_SLOTS[] = {{{rows}}};")
     code += writer.shared_table()
@@ -403,21 +156,24 @@ def _dispatch(stages: int) -> list[str]:
             "p, t, row, block, n, a, da, d, i, shared, dv",
         ),
     ):
-        out.append(f"template <class N> inline void {name}(int k, const Problem& p, long t, long row, long block, N n,")
-        out.append(f"                                      {more}) {{")
+        out.append(f"{_HEAD.format(name).replace('(const', '(int k, const')}, {more}) {{")
         suffix = name.removeprefix("stage")
         out += [f"  if (k == {k}) return stage_{k}{suffix}({given});" for k in range(stages)]
         out.append("}")
     return out
 
 
-def _input_names(leaves, n_slots: int, others: Sequence[Other], units: int) -> list[Parts]:
-    """Names of the parts of every flat input."""
-    names: list[Parts] = [[f"vh{c}_{s}" for s in range(leaf.shape[0] // units)] for c, leaf in enumerate(leaves)]
+def _input_names(leaves, n_slots: int, others: Sequence[Other], units: int, dtype: Any) -> list[Any]:
+    """Names of the parts of every flat input; None for what the code cannot read."""
+    names: list[Any] = [[f"vh{c}_{s}" for s in range(leaf.shape[0] // units)] for c, leaf in enumerate(leaves)]
     names += [[f"va{i}"] for i in range(n_slots)]
     for i, other in enumerate(others):
-        n = int(np.prod(other.shape)) // units if other.shape else 0
-        names.append([f"vo{i}_{s}" for s in range(n)] if n else [f"so{i}"])
+        if not other.usable(units, dtype):
+            names.append([None])
+        elif int(np.prod(other.shape)) == 1 and (units > 1 or not other.shape):
+            names.append([f"so{i}"])
+        else:
+            names.append([f"vo{i}_{s}" for s in range(int(np.prod(other.shape)) // units)])
     return names
 
 
@@ -432,7 +188,7 @@ def _places(jaxprs, names, dense: int, products, units: int, carries: int) -> tu
     partners: dict[str, set[tuple[str, str]]] = {name: set() for name in slot_names}
     identity = []
     for jaxpr in jaxprs:
-        body = _Body(units)
+        body = Body(units)
         results = body.run(jaxpr.jaxpr, jaxpr.consts, names)
         identity.append(results[0] == names[0])
         for name in slot_names:
@@ -460,19 +216,23 @@ def _places(jaxprs, names, dense: int, products, units: int, carries: int) -> tu
     return place, identity[:-1]
 
 
+_HEAD = "template <class N> inline void {}(const Problem& p, long t, long row, long block, N n"
+
+
 class _Writer:
     """Writes functions around the bodies: loads before, stores after."""
 
     def __init__(self, leaves, others, units, slots, place, merged_zero, dense):
         self.leaves, self.others, self.units = leaves, others, units
         self.slots, self.place, self.merged_zero, self.dense = slots, place, merged_zero, dense
-        self.names = _input_names(leaves, len(place), others, units)
+        self.names = _input_names(leaves, len(place), others, units, leaves[0].dtype)
         # The gradients of inputs that all rows and steps share are summed up in a place of their own.
         self.shared = [
             (i, s)
             for i, other in enumerate(others)
             if other.perturbed and not other.batched
-            for s in range(len(self.names[len(leaves) + len(place) + i]))
+            for s, name in enumerate(self.names[len(leaves) + len(place) + i])
+            if name is not None
         ]
 
     def shared_table(self) -> list[str]:
@@ -502,7 +262,9 @@ class _Writer:
         for i, other in enumerate(self.others):
             parts = self.names[len(self.leaves) + len(self.place) + i]
             for s, name in enumerate(parts):
-                if other.shape:
+                if name is None:
+                    continue
+                if name[0] == "v":
                     pointer = f"static_cast<const real*>(p.other[{i}]) + {self._offset(other, len(parts), s)}"
                     out.append(f"const vec {name} = load({pointer}, n);")
                 else:
@@ -518,15 +280,17 @@ class _Writer:
 
     def forward(self, name: str, jaxpr, out: str | None) -> list[str]:
         """`name(p, t, row, block, n, a[, v])`: results to `v`, or to the carry after step t."""
-        body = _Body(self.units)
+        body = Body(self.units)
         results = body.run(jaxpr.jaxpr, jaxpr.consts, self._inputs())
-        head = f"template <class N> inline void {name}(const Problem& p, long t, long row, long block, N n, const real* a"
+        head = (
+            f"template <class N> inline void {name}(const Problem& p, long t, long row, long block, N n, const real* a"
+        )
         stores = []
         for c, parts in enumerate(results):
             if out is None and len(parts) != len(self.names[c]):
                 raise Unsupported("a carry that changes its shape")
             for s, part in enumerate(parts):
-                value = part if body.is_vector(part) else f"splat({_text(part)})"
+                value = part if body.is_vector(part) else f"splat({text(part)})"
                 if out:
                     stores.append(f"store({out}, {value});")
                 else:
@@ -538,7 +302,7 @@ class _Writer:
         """The transpose: from the gradient of the results (in `d`, or in `dv`) to those of the inputs."""
         leaves, first_other = len(self.leaves), len(self.leaves) + len(self.place)
         wanted = [i for i in range(first_other) if i - leaves not in self.merged_zero]
-        wanted += [first_other + i for i, o in enumerate(self.others) if o.perturbed]
+        wanted += [i for i, o in enumerate(self.others, first_other) if o.perturbed and self.names[i] != [None]]
 
         def pull(inputs, cotangents):
             def of(*chosen):
@@ -551,7 +315,7 @@ class _Writer:
 
         results = jax.eval_shape(f, *avals)
         jaxpr = jax.make_jaxpr(pull)(list(avals), list(results))
-        body = _Body(self.units)
+        body = Body(self.units)
         cotangents: list[Parts] = []
         loads = self._loads()
         for c, result in enumerate(results):
@@ -571,7 +335,9 @@ class _Writer:
         stores = []
         for i, parts in zip(wanted, gradients, strict=True):
             for s, part in enumerate(parts):
-                value = part if body.is_vector(part) else f"splat({_text(part)})"
+                if part != 0.0 and self.names[i][0][0] == "s":
+                    raise Unsupported("the gradient of an input that is one number a sequence")
+                value = part if body.is_vector(part) else f"splat({text(part)})"
                 plain = not adds
                 if i < leaves:
                     to = f"d[{i}] + (i * {len(parts)} + {s}) * p.ldv + block * VL"
@@ -580,26 +346,23 @@ class _Writer:
                 elif (i - first_other, s) in self.shared:
                     to = f"shared + ({self.shared.index((i - first_other, s))} * p.blocks + block) * VL"
                     plain = False
-                else:
+                elif part != 0.0:
                     other = i - first_other
                     to = f"p.d_other[{other}] + {self._offset(self.others[other], len(parts), s)}"
                     stores.append(f"store({to}, load({to}, n) + {value}, n);")
+                    continue
+                else:
                     continue
                 if plain:
                     stores.append(f"store({to}, {value});")
                 elif part != 0.0:
                     stores.append(f"store({to}, load({to}) + {value});")
         head = (
-            f"template <class N> inline void {name}_transposed(const Problem& p, long t, long row, long block, N n, "
-            f"const real* a, real* da, real* const* d, long i, real* shared{f', const real* {given}' if given else ''}) {{"
+            f"{_HEAD.format(f'{name}_transposed')}, const real* a, real* da, real* const* d, long i, real* shared"
+            f"{f', const real* {given}' if given else ''}) {{"
         )
         return [head, *self._indent(loads + body.lines + stores), "}"]
 
     @staticmethod
     def _indent(lines: list[str]) -> list[str]:
         return ["  " + line for line in lines]
-
-
-def ambiguous_shapes(shapes: Sequence[Sequence[tuple[int, ...]]]) -> Any:
-    """All ways to choose one of the candidate shapes of each input."""
-    return product(*shapes)

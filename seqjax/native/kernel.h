@@ -49,7 +49,7 @@ constexpr int TILE_ROWS = 6, TILE_VECTORS = 1;
 constexpr int PANEL = TILE_VECTORS * VL;
 constexpr long PART_ROWS = 24;             // of the batch, that a thread takes through all steps
 constexpr long DEPTH = 192;               // of a sum that is taken at once
-constexpr long CHUNK_ROWS = 128;           // rows of a product of the weight gradient
+constexpr long CHUNK_ROWS = 320;           // rows of a product of the weight gradient
 
 inline vec load(const real* p) {
   vec x;
@@ -162,7 +162,7 @@ inline vec tanh_(vec x) {
     p = p * s + real(-3.33332819422e-1);
     vec small = p * s * x + x;
     vec large = real(1) - real(2) / (exp_(x + x) + real(1));
-    return (x < real(0.625)) & (x > real(-0.625)) ? small : large;
+    return ((x < real(0.625)) & (x > real(-0.625))) ? small : large;
   }
 }
 inline vec log_(vec x) { return each([](real v) { return std::log(v); }, x); }
@@ -175,8 +175,8 @@ inline vec sin_(vec x) { return each([](real v) { return std::sin(v); }, x); }
 inline vec cos_(vec x) { return each([](real v) { return std::cos(v); }, x); }
 inline vec abs_(vec x) { return x < real(0) ? -x : x; }
 inline vec sign_(vec x) { return x > real(0) ? splat(1) : (x < real(0) ? splat(-1) : x); }
-inline vec max_(vec x, vec y) { return (x > y) | (x != x) ? x : y; }
-inline vec min_(vec x, vec y) { return (x < y) | (x != x) ? x : y; }
+inline vec max_(vec x, vec y) { return ((x > y) | (x != x)) ? x : y; }
+inline vec min_(vec x, vec y) { return ((x < y) | (x != x)) ? x : y; }
 inline vec pick(bool c, vec on, vec off) { return c ? on : off; }
 inline vec pick(ivec c, vec on, vec off) { return c ? on : off; }
 

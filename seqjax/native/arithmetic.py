@@ -1,0 +1,263 @@
+"""From the jaxpr of an elementwise function to lines of C++.
+
+The function is traced for one sequence, so every array in it is [H] or n H long: n *slots*, each a vector of the
+generated code, or a scalar of the row. Nothing else can occur in a gated cell that only does arithmetic between its
+matrix products; whatever does occur is refused (`Unsupported`).
+"""
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
+
+
+class Unsupported(ValueError):  # noqa: N818 (the name says it)
+    """The cell does something for which there is no C++."""
+
+
+Part = str | float | bool  # a C++ expression (a vector or a scalar of the row), or a number
+Parts = list[Part]
+
+_UNARY = {
+    "exp": "exp_",
+    "log": "log_",
+    "log1p": "log1p_",
+    "expm1": "expm1_",
+    "tanh": "tanh_",
+    "logistic": "logistic_",
+    "sqrt": "sqrt_",
+    "rsqrt": "rsqrt_",
+    "erf": "erf_",
+    "sin": "sin_",
+    "cos": "cos_",
+    "abs": "abs_",
+    "sign": "sign_",
+}
+_BINARY = {"add": "+", "add_any": "+", "sub": "-", "mul": "*", "div": "/"}
+_COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+_LOGIC = {"and": "&", "or": "|", "xor": "^"}
+_INLINE = ("pjit", "jit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call", "custom_vjp_call")
+
+
+def number(x: float) -> str:
+    """A number in C++."""
+    if x != x:
+        return "real(NAN)"
+    if x in (float("inf"), float("-inf")):
+        return "real(INFINITY)" if x > 0 else "real(-INFINITY)"
+    return f"real({x!r})"
+
+
+def text(part: Part | None) -> str:
+    """A part in C++; None is an input that cannot be read."""
+    if part is None:
+        raise Unsupported("an input of the gates that is neither one number a sequence nor a multiple of the units")
+    if isinstance(part, str):
+        return part
+    return str(part).lower() if isinstance(part, bool) else number(part)
+
+
+class Body:
+    """The lines of one function: single assignments. A vector is called v.., a scalar of the row s.."""
+
+    def __init__(self, units: int):
+        self.units = units
+        self.lines: list[str] = []
+        self.uses: dict[str, list[tuple[str, str]]] = {}  # of inputs: the lines' operation and their other operand
+        self._count = count()
+
+    def line(self, expression: str, vector: bool, kind: str = "auto") -> str:
+        """Give a name to an expression."""
+        name = f"{'v' if vector else 's'}{next(self._count)}"
+        self.lines.append(f"const {kind} {name} = {expression};")
+        return name
+
+    def slots(self, shape: Sequence[int]) -> int:
+        """How many slots an array of this shape has; 0 for a scalar, [] or [1]."""
+        if int(np.prod(shape)) == 1:
+            return 0
+        if shape[-1] % self.units:
+            raise Unsupported(f"an array of shape {tuple(shape)} is no multiple of the {self.units} units")
+        return int(np.prod(shape)) // self.units
+
+    @staticmethod
+    def is_vector(part: Part) -> bool:
+        """Whether it differs from unit to unit."""
+        return isinstance(part, str) and part[0] == "v"
+
+    def _use(self, operation: str, a: Part, b: Part = "") -> None:
+        for one, other in ((a, b), (b, a)):
+            if isinstance(one, str):
+                self.uses.setdefault(one, []).append((operation, text(other)))
+
+    def binary(self, name: str, a: Part, b: Part) -> Part:
+        """Arithmetic of two parts; zeros vanish, so that what is not asked for costs nothing."""
+        self._use(name, a, b)
+        zero_a, zero_b = (not isinstance(p, str) and p == 0 for p in (a, b))
+        if name in ("add", "add_any"):
+            if zero_a or zero_b:
+                return b if zero_a else a
+        elif name == "sub" and zero_b:
+            return a
+        elif name == "mul":
+            if zero_a or zero_b:
+                return 0.0
+            if a == 1 or b == 1:
+                return b if a == 1 else a
+        return self.line(f"{text(a)} {_BINARY[name]} {text(b)}", self.is_vector(a) or self.is_vector(b))
+
+    def unary(self, expression: str, a: Part) -> Part:
+        """A function of one part."""
+        self._use("unary", a)
+        if self.is_vector(a):
+            return self.line(expression.format(a), True)
+        return self.line(f"({expression.format(f'splat({text(a)})')})[0]", False)
+
+    def select(self, which: Part, off: Part, on: Part) -> Part:
+        """`on` where `which` is true, and `off` elsewhere."""
+        for part in (which, off, on):
+            self._use("select", part)
+        if off == on:
+            return off
+        if not any(map(self.is_vector, (which, off, on))):
+            return self.line(f"{text(which)} ? {text(on)} : {text(off)}", False)
+        on, off = (text(p) if self.is_vector(p) else f"splat({text(p)})" for p in (on, off))
+        return self.line(f"pick({text(which)}, {on}, {off})", True)
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Parts]) -> list[Parts]:
+        """Write out a jaxpr; returns the parts of its results."""
+        env: dict[Any, Parts] = {}
+
+        def read(atom: Any) -> Parts:
+            if isinstance(atom, jex.Literal):
+                aval: Any = atom.aval
+                value = bool(atom.val) if aval.dtype == bool else float(atom.val)
+                return [value] * max(1, self.slots(aval.shape))
+            return env[atom]
+
+        for var, value in zip(jaxpr.constvars, consts, strict=True):
+            if np.size(value) != 1:
+                raise Unsupported(f"a constant array of shape {np.shape(value)}: give it to z, in a Const")
+            env[var] = [np.ravel(value)[0].item()] * max(1, self.slots(np.shape(value)))
+        env.update(zip(jaxpr.invars, inputs, strict=True))
+        for eqn in jaxpr.eqns:
+            results = self._equation(eqn, [read(atom) for atom in eqn.invars])
+            env.update(zip(eqn.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, eqn: Any, ins: list[Parts]) -> list[Parts]:
+        name, params = eqn.primitive.name, eqn.params
+        shape = eqn.outvars[0].aval.shape
+        n = max(1, self.slots(shape))
+        wide = [p * n if len(p) == 1 else p for p in ins]
+        if name in _BINARY:
+            return [[self.binary(name, a, b) for a, b in zip(*wide, strict=True)]]
+        if name in _COMPARE or name in _LOGIC:
+            sign = (_COMPARE | _LOGIC)[name]
+            out = []
+            for a, b in zip(*wide, strict=True):
+                self._use(name, a, b)
+                if name in _LOGIC and self.is_vector(a) != self.is_vector(b):
+                    raise Unsupported("logic between a number of the row and one of each unit")
+                out.append(self.line(f"{text(a)} {sign} {text(b)}", self.is_vector(a) or self.is_vector(b)))
+            return [out]
+        if name in _UNARY:
+            return [[self.unary(_UNARY[name] + "({})", a) for a in wide[0]]]
+        if name == "neg":
+            return [[-a if isinstance(a, float) else self.unary("-{}", a) for a in wide[0]]]
+        if name == "not":
+            return [[self.line(f"{'~' if self.is_vector(a) else '!'}{text(a)}", self.is_vector(a)) for a in wide[0]]]
+        if name in ("square", "integer_pow"):
+            return [[self._power(a, params.get("y", 2)) for a in wide[0]]]
+        if name in ("max", "min"):
+            return [[self._extreme(name, a, b) for a, b in zip(*wide, strict=True)]]
+        if name == "select_n":
+            if len(ins) != 3:
+                raise Unsupported("select_n among more than two")
+            return [[self.select(*parts) for parts in zip(*wide, strict=True)]]
+        if name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims"):
+            return [self._reshape(eqn, ins[0], n)]
+        if name in ("copy", "copy_p", "stop_gradient", "optimization_barrier", "reduce_precision"):
+            return [ins[0]]
+        if name == "convert_element_type":
+            return [[self._convert(a, eqn) for a in ins[0]]]
+        if name == "slice":
+            return [self._slice(eqn, ins[0])]
+        if name == "split":
+            return self._split(eqn, ins[0])
+        if name == "concatenate":
+            if len(shape) > 1 and params["dimension"] != 0:
+                raise Unsupported("concatenation within rows")
+            return [[part for parts in ins for part in parts]]
+        if name == "pad":
+            return [self._pad(eqn, ins)]
+        if name in _INLINE:
+            inner = params.get("jaxpr", params.get("call_jaxpr"))
+            closed = inner if hasattr(inner, "consts") else jex.ClosedJaxpr(inner, ())
+            return self.run(closed.jaxpr, closed.consts, ins)
+        raise Unsupported(f"the primitive {name}")
+
+    def _power(self, a: Part, y: int) -> Part:
+        if not 1 <= abs(y) <= 8:
+            raise Unsupported(f"the power {y}")
+        power = a
+        for _ in range(abs(y) - 1):
+            power = self.binary("mul", power, a)
+        return power if y > 0 else self.binary("div", 1.0, power)
+
+    def _extreme(self, name: str, a: Part, b: Part) -> Part:
+        self._use(name, a, b)
+        a_, b_ = (text(p) if self.is_vector(p) else f"splat({text(p)})" for p in (a, b))
+        vector = self.is_vector(a) or self.is_vector(b)
+        return self.line(f"{name}_({a_}, {b_}){'' if vector else '[0]'}", vector)
+
+    def _convert(self, a: Part, eqn: Any) -> Part:
+        before, after = eqn.invars[0].aval.dtype, eqn.params["new_dtype"]
+        if before == after or (isinstance(a, float) and jnp.issubdtype(after, jnp.floating)):
+            return a
+        if before == jnp.dtype(bool) and jnp.issubdtype(after, jnp.floating):
+            return self.select(a, 0.0, 1.0)
+        raise Unsupported(f"a conversion from {before} to {after}")
+
+    def _reshape(self, eqn: Any, parts: Parts, n: int) -> Parts:
+        """Shapes do not matter, only the order of the slots; and a scalar may be repeated."""
+        before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+        if len(parts) == n:
+            return parts
+        if int(np.prod(before)) == 1 or (len(after) == 2 and len(parts) == 1):
+            return parts * n
+        raise Unsupported(f"a broadcast from {before} to {after}")
+
+    def _slice(self, eqn: Any, parts: Parts) -> Parts:
+        p, shape = eqn.params, eqn.invars[0].aval.shape
+        if p["strides"] is not None and set(p["strides"]) != {1}:
+            raise Unsupported("a slice with strides")
+        start, stop = p["start_indices"], p["limit_indices"]
+        if any(b != 0 or e != s for b, e, s in zip(start[1:], stop[1:], shape[1:], strict=True)):
+            raise Unsupported("a slice of columns")
+        row = int(np.prod(shape[1:]))  # of one index of the first axis
+        if (start[0] * row) % self.units or (stop[0] * row) % self.units:
+            raise Unsupported("a slice within a slot")
+        return parts[start[0] * row // self.units : stop[0] * row // self.units]
+
+    def _split(self, eqn: Any, parts: Parts) -> list[Parts]:
+        if eqn.params["axis"] != 0:
+            raise Unsupported("a split of columns")
+        out, place = [], 0
+        for var in eqn.outvars:
+            n = self.slots(var.aval.shape)
+            out.append(parts[place : place + n])
+            place += n
+        return out
+
+    def _pad(self, eqn: Any, ins: list[Parts]) -> Parts:
+        config, shape = eqn.params["padding_config"], eqn.invars[0].aval.shape
+        (low, high, inside), *rest = config
+        row = int(np.prod(shape[1:]))
+        if inside or any(any(c) for c in rest) or low < 0 or high < 0 or (low * row) % self.units:
+            raise Unsupported("a pad within a slot")
+        fill = ins[1]
+        return fill * (low * row // self.units) + ins[0] + fill * (high * row // self.units)
