@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint bench bench-experiments bench-long constraints clean
+.PHONY: demo test test-slow lint bench bench-methods bench-experiments bench-long constraints clean
 
 demo: .venv/installed
 	$(BIN)/python launch.py
@@ -31,6 +31,10 @@ bench-experiments: .venv/installed-bench
 
 bench-long: .venv/installed
 	$(BIN)/python -m benchmarks.long
+
+# The table that method="auto" chooses by, seqjax/methods.csv, about three minutes.
+bench-methods: .venv/installed
+	$(BIN)/python -m benchmarks.methods
 
 # What the tests last ran with. Made from an environment that holds every extra; no address in it.
 constraints: .venv/installed-dev

@@ -16,7 +16,6 @@ from benchmarks import peers
 from benchmarks.peers import Model, Unavailable
 from benchmarks.problem import GATES, Batch, Masks, Row, Tree, Weights, draw, head_loss, no_masks, reference
 from benchmarks.torch_peer import TorchProgram
-from seqjax.solve import METHODS
 
 LEARNING_RATE, DECAY = 1e-3, (0.9, 0.999)  # of Adam
 UPDATES = 20  # in one call, where there are many
@@ -158,8 +157,8 @@ HAIKU = _jax("Haiku", peers.haiku_model, "haiku")
 EQUINOX = _jax("Equinox", peers.equinox_model, "equinox")
 JAX_PEERS = (FLAX, LINEN, KERAS, HAIKU, EQUINOX)
 TORCH = Entry("PyTorch", _torch, "torch")
-# The methods that run any length in the same memory order; "checkpointed" trades time for memory and is measured apart.
-OTHERS = tuple(_method(name) for name in METHODS if name not in ("auto", "associative", "checkpointed"))
+# What runs without a C++ compiler; the methods for long sequences are measured apart (`long.py`).
+OTHERS = tuple(map(_method, ("scan", "rematerialized", "fused")))
 AUTO_MANY = _jax("seqjax auto", partial(peers.seqjax_model, method="auto"), "jax", UPDATES, False)
 FLAX_MANY = _jax("Flax NNX", peers.flax_nnx_model, "jax", UPDATES, False)
 ENTRIES = (AUTO, *JAX_PEERS, TORCH, *OTHERS, AUTO_MANY, FLAX_MANY)

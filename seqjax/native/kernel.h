@@ -47,8 +47,9 @@ constexpr int TILE_ROWS = 12, TILE_VECTORS = sizeof(real) == 4 ? 2 : 1;
 constexpr int TILE_ROWS = 6, TILE_VECTORS = 1;
 #endif
 constexpr int PANEL = TILE_VECTORS * VL;
-constexpr long PART_ROWS = 24;             // of the batch, that a thread takes through all steps
+constexpr long PART_ROWS = 32;             // of the batch, that a thread takes through all steps
 constexpr long DEPTH = 192;               // of a sum that is taken at once
+constexpr size_t UNUSED = 128 << 20;        // bytes of working memory that outlive a call
 constexpr long CHUNK_ROWS = 320;           // rows of a product of the weight gradient
 
 inline vec load(const real* p) {
@@ -92,7 +93,10 @@ class Memory {
     std::lock_guard<std::mutex> lock(mutex());
     auto& blocks = unused();
     blocks.push_back(block_);
-    if (blocks.size() > 64) {
+    size_t total = 0;
+    for (const Block& block : blocks) total += block.bytes;
+    while (total > UNUSED) {
+      total -= blocks.front().bytes;
       std::free(blocks.front().data);
       blocks.erase(blocks.begin());
     }

@@ -1,0 +1,97 @@
+"""The table that `method="auto"` chooses by: every method at a grid of sizes, on the device at hand.
+
+    python -m benchmarks.methods           measure, and write seqjax/methods.csv; about 3 minutes on two quiet cores
+    python -m benchmarks.methods --quick   two sizes; writes nothing
+
+Measured is the gradient of a loss of the last output, T = 64, for an LSTM ("gated") and a minGRU ("affine"), in
+float32. Lines of other devices stay as they are. Methods within 3 % of each other are as fast as each other: then the
+order is that of `GATED` and `AFFINE`, so that noise does not turn the table round.
+"""
+
+import argparse
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import seqjax
+from seqjax.native import compiler
+
+GATED = ("native", "rematerialized", "fused", "scan")
+AFFINE = ("associative", "scan", "rematerialized")
+BATCHES, UNITS, STEPS = (1, 16, 128), (8, 32, 128, 512), 64
+TIE = 1.03
+TABLE = Path(seqjax.__file__).parent / "methods.csv"
+FIELDS = ("device", "recurrence", "batch", "units", "methods")
+
+
+def measure(cell: seqjax.Cell, batch: int, units: int, methods: Sequence[str], rounds: int = 7) -> dict[str, float]:
+    """Seconds of a gradient by each method: the median of rounds in which the methods take turns."""
+    features = min(units, 64)
+    params = cell.init(jax.random.key(0), features)
+    xs = jax.random.normal(jax.random.key(1), (STEPS, batch, features))
+
+    def gradient(method):
+        def loss(params, xs):
+            return jnp.mean(seqjax.unroll(cell, params, None, xs, method=method)[1][-1] ** 2)
+
+        return jax.jit(jax.grad(loss)).lower(params, xs).compile()
+
+    programs: dict[str, Any] = {method: gradient(method) for method in methods}
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
+    for _ in range(rounds + 1):
+        for method, program in programs.items():
+            calls, start = 0, time.perf_counter()
+            while time.perf_counter() - start < 0.03:
+                jax.block_until_ready(program(params, xs))
+                calls += 1
+            seconds[method].append((time.perf_counter() - start) / calls)
+    return {method: float(np.median(times[1:])) for method, times in seconds.items()}
+
+
+def ranked(seconds: dict[str, float]) -> list[str]:
+    """The methods, the fastest first; of those within `TIE` of each other the one that was named first."""
+    left, order = dict(seconds), []
+    while left:
+        best = min(left.values())
+        first = next(method for method, s in left.items() if s <= TIE * best)
+        order.append(first)
+        del left[first]
+    return order
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure all sizes and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two sizes; write nothing")
+    quick = parser.parse_args(argv).quick
+    device = jax.default_backend()
+    gated = [m for m in GATED if m != "native" or (device == "cpu" and compiler())]
+    if device == "cpu" and "native" not in gated:
+        raise SystemExit("benchmarks.methods: no C++ compiler here, and the table ranks what it compiles")
+    rows = []
+    for recurrence, make, methods in (("gated", seqjax.cells.lstm, gated), ("affine", seqjax.cells.min_gru, AFFINE)):
+        for batch in BATCHES[:1] if quick else BATCHES:
+            for units in UNITS[:1] if quick else UNITS:
+                seconds = measure(make(units), batch, units, methods, rounds=1 if quick else 7)
+                times = "  ".join(f"{method} {1e3 * s:.2f}" for method, s in seconds.items())
+                print(f"{device} {recurrence} B={batch} H={units}  ms: {times}", flush=True)
+                rows.append((device, recurrence, batch, units, " ".join(ranked(seconds))))
+    if quick:
+        return
+    with TABLE.open() as file:
+        rows += [tuple(row[f] for f in FIELDS) for row in csv.DictReader(file) if row["device"] != device]
+    with TABLE.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(FIELDS)
+        writer.writerows(rows)
+    print(f"wrote {TABLE}")
+
+
+if __name__ == "__main__":
+    main()
