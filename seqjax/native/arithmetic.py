@@ -31,6 +31,7 @@ _UNARY = {
     "sqrt": "sqrt_",
     "rsqrt": "rsqrt_",
     "erf": "erf_",
+    "erfc": "erfc_",
     "sin": "sin_",
     "cos": "cos_",
     "abs": "abs_",
@@ -248,7 +249,7 @@ class Body:
             raise Unsupported("a split of columns")
         out, place = [], 0
         for var in eqn.outvars:
-            n = self.slots(var.aval.shape)
+            n = max(1, self.slots(var.aval.shape))
             out.append(parts[place : place + n])
             place += n
         return out

@@ -175,6 +175,7 @@ inline vec expm1_(vec x) { return each([](real v) { return std::expm1(v); }, x);
 inline vec sqrt_(vec x) { return each([](real v) { return std::sqrt(v); }, x); }
 inline vec rsqrt_(vec x) { return real(1) / sqrt_(x); }
 inline vec erf_(vec x) { return each([](real v) { return std::erf(v); }, x); }
+inline vec erfc_(vec x) { return each([](real v) { return std::erfc(v); }, x); }
 inline vec sin_(vec x) { return each([](real v) { return std::sin(v); }, x); }
 inline vec cos_(vec x) { return each([](real v) { return std::cos(v); }, x); }
 inline vec abs_(vec x) { return x < real(0) ? -x : x; }

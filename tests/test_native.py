@@ -1,0 +1,247 @@
+"""The compiled loop: what it can write out, both partitions of its work, and that it is the scan.
+
+The laws of every cell and wrapper are in test_solve.py; here is what is special to generated code.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from agree import close, values_and_gradients
+from cell_list import MODELS, draw
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seqjax import Const, cells, solve, unroll, wrappers
+from seqjax.native import Unsupported, build, compiler, solver
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
+
+GATED = {
+    "rnn": cells.rnn,
+    "lstm": cells.lstm,
+    "peephole_lstm": cells.peephole_lstm,
+    "gru": cells.gru,
+    "gru_reset_before": cells.gru_reset_before,
+}
+# Batch, steps, features, units. By rows: small weights; by columns: large ones, or a small batch.
+ROWS = {"one": (1, 3, 2, 1), "narrow": (50, 9, 5, 16), "ragged": (33, 7, 3, 21), "wide input": (9, 5, 40, 17)}
+COLUMNS = {"one sequence": (1, 11, 6, 40), "ragged": (5, 7, 35, 70), "large": (37, 4, 20, 400)}
+
+
+def inputs(cell, shape, dtype=jnp.float32, seed=0):
+    batch, steps, features, _ = shape
+    rng = np.random.default_rng(seed)
+
+    def noise(like):
+        return jnp.asarray(rng.normal(size=like.shape) / max(like.shape[0], 1) ** 0.5, dtype)
+
+    params = jax.tree.map(noise, jax.eval_shape(lambda: cell.init(jax.random.key(0), features)))
+    carry = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), dtype),
+        jax.eval_shape(lambda: cell.initial_carry(params, (batch,))),
+    )
+    return params, carry, jnp.asarray(rng.normal(size=(steps, batch, features)), dtype)
+
+
+def columns(cell, params, carry, xs):
+    gated = cell.gated
+    plan, arrays = solver._plan(
+        gated, gated.weights(params), carry, solver.over_time(partial(cell.project, params), xs)
+    )
+    return plan.columns(arrays)
+
+
+@pytest.mark.parametrize("shape", [*ROWS.values(), *COLUMNS.values()], ids=str)
+@pytest.mark.parametrize("name", GATED)
+def test_float32_is_within_1e_4_of_a_scan_in_float64(x64, name, shape):
+    cell = GATED[name](shape[-1])
+    params, carry, xs = inputs(cell, shape)
+    assert columns(cell, params, carry, xs) == (shape in COLUMNS.values())
+    lengths = np.random.default_rng(1).integers(0, shape[1] + 1, shape[0])
+    mask = jnp.asarray(np.arange(shape[1])[:, None] < lengths)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, carry, xs))
+    for m in (None, mask):
+        got = values_and_gradients(cell, "native", params, carry, xs, m)
+        expected = values_and_gradients(cell, "scan", *wide, m)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            assert a.dtype == jnp.float32
+            assert np.linalg.norm(np.subtract(a, b)) <= 1e-4 * np.linalg.norm(b)
+
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "softplus": jax.nn.softplus,
+    "elu": jax.nn.elu,
+    "gelu": partial(jax.nn.gelu, approximate=True),
+    "gelu_erf": partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+    "soft_sign": jax.nn.soft_sign,
+    "hard_tanh": jax.nn.hard_tanh,
+    "sin": jnp.sin,
+    "cube": lambda h: h**3 / jnp.asarray(4.0, h.dtype),
+    "root": lambda h: jnp.sqrt(jnp.square(h) + jnp.asarray(0.1, h.dtype)),
+    "clip": lambda h: jnp.clip(h, jnp.asarray(-0.5, h.dtype), jnp.asarray(0.7, h.dtype)),
+    "sign": lambda h: jnp.sign(h) * jnp.log1p(jnp.abs(h)),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_any_elementwise_arithmetic(x64, name):
+    cell = cells.rnn(19, ACTIVATIONS[name])
+    args = inputs(cell, (4, 5, 3, 19), jnp.float64)
+    close(values_and_gradients(cell, "native", *args), values_and_gradients(cell, "scan", *args), 1e-11)
+
+
+@pytest.mark.parametrize(
+    ("name", "activation"), [("tanh", jnp.tanh), ("sigmoid", jax.nn.sigmoid), ("exp", lambda u: jnp.exp(u))]
+)
+def test_float32_functions_are_accurate_everywhere_and_keep_infinity_and_nan(name, activation):
+    """One unit that reads its input alone: y = f(x)."""
+    cell = cells.rnn(1, activation)
+    params = {"w_x": jnp.ones((1, 1)), "w_h": jnp.zeros((1, 1)), "b": jnp.zeros(1)}
+    grid = np.concatenate([np.linspace(-100, 100, 4001), np.linspace(-1, 1, 4001), np.logspace(-30, 1, 500)])
+    special = [0.0, -0.0, np.inf, -np.inf, np.nan, 87.9, -86.9, 1e30, -1e30]
+    x = np.concatenate([grid, special]).astype(np.float32)
+    # An infinite carry times w_h = 0 is NaN, so every number is a sequence of one step.
+    [ys] = unroll(cell, params, None, jnp.asarray(x)[None, :, None], method="native")[1][..., 0]
+    wide = x.astype(np.float64)
+    with np.errstate(all="ignore"):
+        expected = {"tanh": np.tanh(wide), "sigmoid": 1 / (1 + np.exp(-wide)), "exp": np.exp(wide)}[name]
+    inside = (np.abs(x) < 87) | ~np.isfinite(x)
+    np.testing.assert_allclose(np.asarray(ys)[inside], expected[inside], rtol=4e-7, atol=1e-37)
+
+
+def test_a_nan_stays_in_its_sequence():
+    cell = cells.lstm(16)
+    params, carry, xs = inputs(cell, (20, 6, 3, 16))
+    ys = unroll(cell, params, carry, xs.at[2, 7].set(jnp.nan), method="native")[1]
+    assert bool(jnp.isnan(ys[2:, 7]).all())
+    assert not bool(jnp.isnan(jnp.delete(ys, 7, axis=1)).any())
+
+
+@pytest.mark.parametrize("shape", [ROWS["narrow"], COLUMNS["ragged"]], ids=["rows", "columns"])
+def test_the_same_bits_every_time_also_from_many_threads(shape):
+    """No result may depend on how many threads are free, and no call may wait for a thread that another one holds."""
+    cell = cells.lstm(shape[-1])
+    args = inputs(cell, shape)
+    run = jax.jit(lambda *args: values_and_gradients(cell, "native", *args))
+    expected = jax.tree.map(np.asarray, run(*args))
+    with ThreadPoolExecutor(6) as threads:
+        for got in threads.map(lambda _: jax.tree.map(np.asarray, run(*args)), range(60), timeout=120):
+            jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 30),
+    steps=st.integers(1, 12),
+    features=st.integers(1, 20),
+    units=st.integers(1, 70),
+    name=st.sampled_from(["lstm", "gru"]),
+)
+def test_any_shape(batch, steps, features, units, name):
+    cell = GATED[name](units)
+    args = inputs(cell, (batch, steps, features, units))
+    got, expected = (values_and_gradients(cell, method, *args) for method in ("native", "scan"))
+    close(got, expected, 2e-5)
+
+
+def test_lanes_loops_and_checkpoints_around_it(x64):
+    cell = cells.gru(18)
+    params, carry, xs = inputs(cell, (6, 5, 3, 18), jnp.float64)
+    lanes = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+
+    def gradient(method, params):
+        def loss(params):
+            run = jax.checkpoint(lambda params: unroll(cell, params, carry, xs, method=method)[1])
+            return jnp.sum(jnp.square(run(params)))
+
+        return jax.grad(loss)(params)
+
+    def descend(method):
+        def body(params, _):
+            grads = gradient(method, params)
+            return jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads), None
+
+        return jax.lax.scan(body, params, length=3)[0]
+
+    close(jax.vmap(partial(gradient, "native"))(lanes), jax.vmap(partial(gradient, "scan"))(lanes))
+    close(descend("native"), descend("scan"))
+
+
+def test_a_const_of_the_batch_size_is_read_as_what_the_gates_make_of_it(x64):
+    """The three rows of the peepholes [3, H] and a dropout mask [B, H] look alike if B is 3."""
+    cell, sample = wrappers.recurrent_dropout(cells.peephole_lstm(8), 0.5)
+    params, carry, xs = inputs(cell._replace(init=cells.peephole_lstm(8).init), (3, 5, 2, 8), jnp.float64)
+    xs = (xs, sample(jax.random.key(1), carry, xs))
+    assert isinstance(xs[1], Const)
+    args = (cell, params, carry, xs)
+    close(unroll(*args, method="native"), unroll(*args, method="scan"))
+
+
+def test_second_derivatives_of_inputs_and_carry(x64):
+    cell, params, carry, xs = draw(MODELS["gru_reset_before"], steps=3)
+
+    def size(method, params, carry, xs):
+        _, grads = values_and_gradients(cell, method, params, carry, xs)
+        return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads))
+
+    native, scan = (jax.grad(partial(size, m), (0, 1, 2))(params, carry, xs) for m in ("native", "scan"))
+    close(native, scan)
+
+
+@pytest.mark.parametrize(
+    ("cell", "dtype", "message"),
+    [
+        (cells.gru(4, dtype=jnp.bfloat16), jnp.bfloat16, r"weights \['bfloat16'\] with a carry of float32"),
+        (cells.rnn(4, lambda h: jax.lax.cumsum(h, h.ndim - 1)), jnp.float32, "no C.. for these gates: the primitive"),
+        (cells.rnn(4, lambda h: h[..., ::-1]), jnp.float32, "no C.. for these gates: the primitive rev"),
+        (cells.min_gru(4), jnp.float32, "needs a cell with the `gated` hint"),
+    ],
+)
+def test_what_cannot_be_written_out_is_refused_and_auto_does_without(cell, dtype, message):
+    params = cell.init(jax.random.key(0), 3)
+    xs = jnp.ones((5, 2, 3), dtype)
+    with pytest.raises(ValueError, match=message):
+        unroll(cell, params, None, xs, method="native")
+    close(unroll(cell, params, None, xs), unroll(cell, params, None, xs, method="scan"), 1e-2)
+
+
+def test_unsupported_is_a_value_error():
+    assert issubclass(Unsupported, ValueError)
+
+
+def test_without_a_compiler_the_error_says_where_it_was_sought(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    build.library.cache_clear()
+    cell, params, carry, xs = draw(MODELS["rnn"], dtype=jnp.float32)
+    with pytest.raises(RuntimeError, match=r"no C\+\+ compiler: neither \$CXX nor c\+\+, g\+\+ or clang\+\+ in \$PATH"):
+        unroll(cell, params, carry, xs, method="native")
+    close(unroll(cell, params, carry, xs), unroll(cell, params, carry, xs, method="scan"), 1e-5)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    build.library.cache_clear()
+    cell, params, carry, xs = draw(MODELS["rnn"], dtype=jnp.float32)
+    expected = solve.scan(cell, params, carry, xs)
+    close(unroll(cell, params, carry, xs, method="native"), expected, 1e-5)
+
+
+def test_a_library_is_compiled_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.library.cache_clear()
+    cell, params, carry, xs = draw(MODELS["rnn"], dtype=jnp.float32)
+    unroll(cell, params, carry, xs, method="native")
+    [made] = build.cache().iterdir()
+    assert made.suffix == ".so"
+    build.library.cache_clear()
+    monkeypatch.setattr(build, "_compile", None)
+    unroll(cell, params, carry, xs, method="native")
