@@ -20,7 +20,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# One training step against all peers, about ten minutes: docs/benchmarks.md, docs/roofline.md.
+# One training step against all peers, about a quarter of an hour: docs/benchmarks.md, docs/roofline.md.
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.step
 

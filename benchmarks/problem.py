@@ -72,6 +72,8 @@ def draw(row: Row, updates: int, dtype: Any = jnp.float32) -> tuple[Weights, Bat
         return rng.uniform(-1, 1, shape) * hidden**-0.5
 
     w_h = np.hstack([np.linalg.qr(rng.standard_normal((hidden, hidden)))[0] for _ in range(gates)])
+    if row.condition == "dropout":
+        w_h *= (1 - RATE) ** 0.5  # else what is kept, times 1 / (1 - rate), makes a simple RNN chaotic over 784 steps
     b, keep = uniform(gates, hidden), np.log(rng.uniform(1, 32, hidden))
     if row.cell == "lstm":
         b[0], b[1] = b[0] - keep, b[1] + keep

@@ -172,7 +172,7 @@ def main(arguments: Sequence[str], entries: Sequence[Entry] = ENTRIES) -> None:
     )
     add("--dtype", choices=DTYPES, default="float32", help="of weights and inputs")
     add("--seconds", type=parse_duration, default=2.0, metavar="S", help="to time one row; default 2")
-    add("--minutes", type=parse_duration, default=11.0, metavar="M", help="after which no row is begun; default 11")
+    add("--minutes", type=parse_duration, default=16.0, metavar="M", help="after which no row is begun; default 16")
     add("--quick", action="store_true", help="three rounds of the first shape")
     add("--output", type=Path, metavar="DIR", help="where to write; default docs/ for a full run, else nowhere")
     flags = parser.parse_args(arguments)

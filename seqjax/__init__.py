@@ -10,12 +10,13 @@
 import importlib
 
 from seqjax import cells, diagnostics, gradients, initializers, solve, wrappers
-from seqjax.core import Cell, Const, Gated, from_step
+from seqjax.core import Cell, Const, Dense, Gated, from_step
 from seqjax.unroll import bidirectional, generate, mask_from_lengths, unroll
 
 __all__ = [
     "Cell",
     "Const",
+    "Dense",
     "Gated",
     "bidirectional",
     "cells",
