@@ -136,6 +136,19 @@ def test_the_same_bits_every_time_also_from_many_threads(shape):
             jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+def test_threads_that_share_the_units_do_not_overtake_each_other(name):
+    """The left factor of the recurrent product is no carry here: every thread writes a part of it at each step."""
+    cell, sample = wrappers.recurrent_dropout(GATED[name](304), 0.4)
+    params, carry, xs = inputs(cell, (100, 24, 3, 304))
+    args = (params, carry, (xs, sample(jax.random.key(0), carry, xs)))
+    assert columns(GATED[name](304), params, carry, xs)
+    native, scan = (jax.jit(partial(values_and_gradients, cell, method)) for method in ("native", "scan"))
+    expected = scan(*args)
+    for _ in range(5):
+        close(native(*args), expected, 2e-4)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     batch=st.integers(1, 30),

@@ -238,6 +238,7 @@ void backward_loop(const Problem& p, const Region& r, const Forward* w, const Ba
       }
       x.clear();
       da.clear();
+      meet();  // what the others still read here is written again in the next step
     }
   }
   elements(p, r, [&](long row, long block, auto n) {
