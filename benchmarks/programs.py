@@ -19,6 +19,7 @@ from benchmarks.torch_peer import TorchProgram
 
 LEARNING_RATE, DECAY = 1e-3, (0.9, 0.999)  # of Adam
 UPDATES = 20  # in one call, where there are many
+EXPLODED = 1e6  # a loss or gradient beyond any use, and beyond float32 soon after
 
 
 class Disagreement(ArithmeticError):  # noqa: N818 (the name says it)
@@ -218,8 +219,14 @@ def build(row: Row, entries: Sequence[Entry], dtype: Any) -> tuple[dict[Entry, A
         masks = Masks(masks[0].reshape(shape), masks[1].reshape(shape[1:]))
         return reference(form, {name: weights[name] for name in names}, jax.tree.map(lambda b: b[0], batches), masks)
 
-    for entry, program in programs.items():
+    for entry, program in list(programs.items()):
         names = tuple(name for name in weights if name not in program.without)
         masks = (np.asarray(mask, np.float32).tobytes() for mask in program.masks())
-        check(entry, program, program.run(1), *expected(program.form, names, *masks), dtype)
+        loss, gradient = expected(program.form, names, *masks)
+        if not all(np.abs(leaf).max() < EXPLODED for leaf in jax.tree.leaves((loss, gradient))):
+            # A GRU whose h is masked outside the cell multiplies what it keeps by 1 / (1 - rate) at every step.
+            left_out[entry] = "its gradient explodes in this row"
+            del programs[entry]
+            continue
+        check(entry, program, program.run(1), loss, gradient, dtype)
     return programs, left_out
