@@ -1,10 +1,14 @@
 """Strict promotion for every test: a silent cast or broadcast in the library is an error."""
 
 import os
+import shutil
 from pathlib import Path
 
 # Nothing is read from the user's cache or written there, by the processes that tests start either.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+# The tests compile a hundred cells in C++ and run each for a moment.
+if "CXX" not in os.environ and shutil.which("c++"):
+    os.environ["CXX"] = "c++ -O1"
 
 import jax
 import pytest

@@ -18,7 +18,10 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fno-math-er
 
 
 def compiler() -> list[str] | None:
-    """The C++ compiler: the command in the environment variable CXX, or the first of c++, g++ and clang++."""
+    """The C++ compiler: the command in the environment variable CXX, or the first of c++, g++ and clang++.
+
+    Options in CXX come after those of this library, and so overrule them.
+    """
     if os.environ.get("CXX"):
         return shlex.split(os.environ["CXX"])
     found = (shutil.which(name) for name in ("c++", "g++", "clang++"))
@@ -79,7 +82,10 @@ def _compile(command: list[str], code: str, path: Path) -> Path:
     source.write_text(code)
     include = [f"-I{Path(__file__).parent}", f"-I{jax.ffi.include_dir()}"]
     result = subprocess.run(
-        [*command, *FLAGS, *include, str(source), "-o", str(built)], capture_output=True, text=True, check=False
+        [command[0], *FLAGS, *command[1:], *include, str(source), "-o", str(built)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if result.returncode:
         raise RuntimeError(f"{shlex.join(command)} failed on {source}:\n{result.stderr[-2000:]}")
