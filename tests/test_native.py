@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import close, values_and_gradients
+from agree import close, compiled, values_and_gradients
 from cell_list import MODELS, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +47,11 @@ def inputs(cell, shape, dtype=jnp.float32, seed=0):
     return params, carry, jnp.asarray(rng.normal(size=(steps, batch, features)), dtype)
 
 
+def outcome(cell, method, *args):
+    """Values and gradients, as one program."""
+    return compiled(partial(values_and_gradients, cell, method))(*args)
+
+
 def columns(cell, params, carry, xs):
     gated = cell.gated
     plan, arrays = solver._plan(
@@ -65,8 +70,8 @@ def test_float32_is_within_1e_4_of_a_scan_in_float64(x64, name, shape):
     mask = jnp.asarray(np.arange(shape[1])[:, None] < lengths)
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, carry, xs))
     for m in (None, mask):
-        got = values_and_gradients(cell, "native", params, carry, xs, m)
-        expected = values_and_gradients(cell, "scan", *wide, m)
+        got = outcome(cell, "native", params, carry, xs, m)
+        expected = outcome(cell, "scan", *wide, m)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
             assert a.dtype == jnp.float32
             assert np.linalg.norm(np.subtract(a, b)) <= 1e-4 * np.linalg.norm(b)
@@ -94,7 +99,7 @@ ACTIVATIONS = {
 def test_any_elementwise_arithmetic(x64, name):
     cell = cells.rnn(19, ACTIVATIONS[name])
     args = inputs(cell, (4, 5, 3, 19), jnp.float64)
-    close(values_and_gradients(cell, "native", *args), values_and_gradients(cell, "scan", *args), 1e-11)
+    close(outcome(cell, "native", *args), outcome(cell, "scan", *args), 1e-11)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +165,7 @@ def test_threads_that_share_the_units_do_not_overtake_each_other(name):
 def test_any_shape(batch, steps, features, units, name):
     cell = GATED[name](units)
     args = inputs(cell, (batch, steps, features, units))
-    got, expected = (values_and_gradients(cell, method, *args) for method in ("native", "scan"))
+    got, expected = (outcome(cell, method, *args) for method in ("native", "scan"))
     close(got, expected, 2e-5)
 
 
