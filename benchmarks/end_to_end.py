@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from experiments.report import Table, cell_text
+from benchmarks.processor import processor
 from seqjax.train import write_atomic
 
 ROOT = Path(__file__).parents[1]
@@ -76,20 +76,6 @@ def data_dir() -> Path | None:
     """The folder of the record of Jena (`$SEQJAX_DATA/jena`, or beside the repository), None if there is none."""
     path = Path(os.environ.get("SEQJAX_DATA", ROOT.parent / "shared" / "data"), "jena")
     return path if path.is_dir() else None
-
-
-def processor() -> str:
-    """The model of the processor, as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def markdown(table: Table) -> str:
-    """A table in Markdown, the header first."""
-    head, *rows = [f"| {' | '.join(map(cell_text, row))} |" for row in table]
-    return "\n".join([head, f"|---{'|--:' * (len(table[0]) - 1)}|", *rows])
 
 
 def verdict(what: str, value: float, bound: float, *, at_least: bool = False) -> str:

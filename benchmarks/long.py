@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.report import COLORS, Table, cell_text, panels, save, text_table
+from experiments.report import COLORS, Table, markdown_table, panels, save, text_table
 from seqjax import cells, unroll
 from seqjax.checkpointed import checkpointed, with_loss
 from seqjax.core import Cell
@@ -305,12 +305,6 @@ computes the coefficients of so many steps at once as fit into the cache, and ru
 Jacobians or their diagonals (`jacobian="diagonal"`), to float accuracy. It does many times the work of scan in a few
 long operations, so it is for narrow cells, long sequences and devices with many cores. Sequences that do not converge
 come out as NaN; `newton_with_report` returns iterations and errors."""
-
-
-def markdown_table(table: Table) -> str:
-    """A table in Markdown, the header first."""
-    lines = [f"| {' | '.join(map(cell_text, row))} |" for row in table]
-    return "\n".join([lines[0], "|" + "--:|" * len(table[0]), *lines[1:]])
 
 
 def conditions(arguments: Sequence[str], load: float, seconds: float) -> list[str]:

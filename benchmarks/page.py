@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.problem import CONDITIONS, NAMES, RATE, Row, Shape
 from benchmarks.programs import AUTO, FLAX, JAX_PEERS, LEARNING_RATE, TORCH, UPDATES
-from experiments.report import COLORS, Table, cell_text, panels, save
+from experiments.report import COLORS, Table, markdown_table, panels, save
 from seqjax.train import write_atomic
 
 PEERS = [entry.name for entry in JAX_PEERS]
@@ -164,12 +164,6 @@ def figure(results: Sequence[Result]) -> Any:
         ax.grid(visible=False, axis="x")
     drawing.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return drawing
-
-
-def markdown_table(table: Table) -> str:
-    """A table in Markdown, the header first."""
-    lines = [f"| {' | '.join(map(cell_text, row))} |" for row in table]
-    return "\n".join([lines[0], f"|---{'|--:' * (len(table[0]) - 1)}|", *lines[1:]])
 
 
 def left_out(results: Sequence[Result]) -> str:

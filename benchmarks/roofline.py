@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import page
-from benchmarks.page import Result, markdown_table
+from benchmarks.page import Result
 from benchmarks.problem import CONDITIONS, DTYPES, GATES, NAMES, Row, Shape, head_loss
 from benchmarks.programs import AUTO, build
-from experiments.report import Table
+from experiments.report import Table, markdown_table
 from seqjax.train import write_atomic
 
 LARGE = 2048  # rows and columns of the large matrix product

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import jax
 
-from benchmarks.end_to_end import Command, configuration, markdown, verdict
+from benchmarks.end_to_end import Command, configuration, verdict
 from experiments import base, tasks, temperature
+from experiments.report import markdown_table
 from seqjax.train import Run, fit, fit_lanes
 
 BUDGET = 100.0  # s, after which no round is started
@@ -75,7 +76,7 @@ def section(one: Sequence[Took], many: Sequence[Took], lanes: int, config: Simpl
             "call; medians. One update is of the calls after the first. The last line has everything: compilation, "
             "updates, and the evaluation and the checkpoint at the end. "
             f"The record: {tasks.climate(config.data_dir).report}.",
-            markdown(table),
+            markdown_table(table),
             verdict(f"One update of {lanes} lanes over that of one run", update_n / update_1, bound),
         ]
     )

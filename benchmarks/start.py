@@ -15,7 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.end_to_end import ROOT, Command, markdown, verdict
+from benchmarks.end_to_end import ROOT, Command, verdict
+from experiments.report import markdown_table
 
 BUDGET = 100.0  # s, after which no pair is started
 PAIRS = 5
@@ -88,7 +89,7 @@ def section(first: Sequence[float], second: Sequence[float], imported: Sequence[
             f"`python launch.py`, the main job, from the start of the process to the end of its first update; "
             f"{len(first)} pairs, each with a cache directory of its own. Before the first pair, the files of the "
             "libraries were read once.",
-            markdown(table),
+            markdown_table(table),
             verdict("The second launch over the first", ratio, TARGET),
         ]
     )

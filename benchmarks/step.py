@@ -35,6 +35,7 @@ import jax
 from benchmarks import page, roofline
 from benchmarks.page import BURST, Measured, Result
 from benchmarks.problem import CONDITIONS, DTYPES, GATES, SHAPES, Row, Shape
+from benchmarks.processor import processor
 from benchmarks.programs import AUTO, ENTRIES, TORCH, Entry, build, tolerance
 from experiments.report import text_table
 
@@ -80,16 +81,6 @@ def measure(row: Row, entries: Sequence[Entry], dtype: Any, budget: float) -> Re
     return Result(row, measured, {entry.name: reason for entry, reason in left_out.items()})
 
 
-def cpu_name() -> str:
-    """The model of the processor, as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def driver() -> str:
     """Model and driver of the GPUs, as nvidia-smi tells them."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -114,7 +105,7 @@ def conditions(arguments: Sequence[str], dtype: str, load: float, seconds: float
         ["date", f"{datetime.date.today():%Y-%m-%d}"],
         ["device", jax.devices()[0].device_kind],
         *gpu,
-        ["processor", f"{cpu_name()}, {os.cpu_count()} cores"],
+        ["processor", f"{processor()}, {os.cpu_count()} cores"],
         ["dtype", dtype],
         ["load average before the run", f"{load:.1f}"],
         ["wall clock of the run", f"{seconds / 60:.1f} min"],

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.end_to_end import Command, configuration, markdown, verdict
+from benchmarks.end_to_end import Command, configuration, verdict
 from experiments import base, tasks, temperature
-from experiments.report import COLORS, panels, save
+from experiments.report import COLORS, markdown_table, panels, save
 from seqjax.data import jena
 from seqjax.train import Run, fit
 
@@ -249,7 +249,7 @@ def section(results: Results, record: str, config: Any) -> str:
             for name, took in by_name.items()
         ]
         head = [network, "updates a second", "seqjax / this", "s to the first update", "loss at the end"]
-        parts.append(markdown([head, *rows]))
+        parts.append(markdown_table([head, *rows]))
         keras = max(rate(took) for name, took in by_name.items() if name in (KERAS, KERAS_MANY))
         verdicts.append(verdict(f"{network}, times the faster Keras", ours / keras, TARGET, at_least=True))
         if TORCH in by_name:

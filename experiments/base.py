@@ -37,6 +37,7 @@ import optax
 from absl import flags as absl_flags
 from absl.flags import FlagValues
 
+from seqjax.native.build import user_cache
 from seqjax.train import loop
 from seqjax.train.run import Run
 
@@ -197,7 +198,7 @@ def keep_compiled_programs(keep: bool) -> None:
         jax_config.update("jax_enable_compilation_cache", False)
     elif jax_config.jax_enable_compilation_cache and jax_config.jax_compilation_cache_dir is None:
         try:
-            directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "seqjax", "jax")
+            directory = user_cache() / "jax"
             directory.mkdir(parents=True, exist_ok=True)
             if not os.access(directory, os.W_OK):
                 raise PermissionError(f"{directory} is not writable")

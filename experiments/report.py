@@ -146,6 +146,12 @@ def cell_text(cell: Any) -> str:
     return str(cell)
 
 
+def markdown_table(table: Table) -> str:
+    """A table in Markdown, the header first."""
+    lines = [f"| {' | '.join(map(cell_text, row))} |" for row in table]
+    return "\n".join([lines[0], f"|---{'|--:' * (len(table[0]) - 1)}|", *lines[1:]])
+
+
 def text_table(table: Table) -> str:
     """Returns a table as aligned lines of text."""
     texts = [[cell_text(cell) for cell in row] for row in table]

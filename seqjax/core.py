@@ -152,6 +152,11 @@ def over_time(f: Callable[..., Tree], *trees: Tree) -> Tree:
     return jax.vmap(f, in_axes, axes(out))(*trees)
 
 
+def project_all(cell: "Cell", params: Params, xs: Tree) -> Tree:
+    """z of all steps, every product done."""
+    return open_dense(over_time(lambda x: cell.project(params, x), xs))
+
+
 def scan_const(body: Callable[[Carry, Tree], tuple[Carry, Tree]], carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
     """`lax.scan`, where a `Const` among the inputs is seen by every step and one among the outputs is not stacked."""
     timed, merge = split_const(xs)

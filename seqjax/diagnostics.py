@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from seqjax.core import Array, Carry, Cell, Params, Tree, open_dense, over_time, scan_const
+from seqjax.core import Array, Carry, Cell, Params, Tree, project_all, scan_const
 from seqjax.solve import length
 
 
@@ -46,7 +46,7 @@ def gradient_against_lag(cell: Cell, params: Params, carry: Carry, xs: Tree, los
             carry = jax.tree.map(jnp.add, cell.transition(params, carry, z), nudge)
             return carry, cell.readout(params, carry, z)
 
-        zs = open_dense(over_time(lambda x: cell.project(params, x), xs))
+        zs = project_all(cell, params, xs)
         return loss(scan_const(body, carry, (zs, nudges))[1])
 
     grads = jax.grad(nudged_loss)(nudges)

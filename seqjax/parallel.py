@@ -10,15 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax.checkpointed import fitting_chunk, over_chunks
-from seqjax.core import Array, Carry, Cell, Gated, Params, Tree, like, matmul, open_dense, over_time, split_const
+from seqjax.core import Array, Carry, Cell, Gated, Params, Tree, like, matmul, over_time, project_all, split_const
 
 # On a CPU, so many numbers of each array are worked on at a time: they stay in its cache.
 CACHED = 2**17
-
-
-def project_all(cell: Cell, params: Params, xs: Tree) -> Tree:
-    """z of all steps."""
-    return open_dense(over_time(partial(cell.project, params), xs))
 
 
 def sequential() -> bool:
@@ -249,7 +244,25 @@ def newton_with_report(
     tolerance: float | None = None,
     iterations: int = 100,
 ) -> tuple[Carry, Tree, NewtonReport]:
-    """`newton`, and how it went: `(carry, ys, report)`."""
+    """`newton`, and how it went.
+
+    Args:
+      cell: as in `newton`, and so are params, carry and xs.
+      params: its params.
+      carry: the carry before the first step.
+      xs: inputs [T, B, D].
+      jacobian: "full", or "diagonal". (A cell without the `gated` and `affine` hints needs n products for a diagonal.)
+      tolerance: of the last correction, over the largest entry of the sequence's carries; by default eps^(3/4), which
+        is 6e-6 in float32 and 2e-12 in float64, and a tenth of it with diagonals.
+      iterations: at most so many.
+
+    Returns:
+      `(carry, ys, report)`.
+
+    Raises:
+      TypeError: for a carry that is not of one real floating dtype.
+      ValueError: for another `jacobian`, or a tolerance or number of iterations that is not positive.
+    """
     leaves, treedef = jax.tree.flatten(carry)
     dtypes = {str(leaf.dtype) for leaf in leaves}
     if len(dtypes) > 1 or not jnp.issubdtype(leaves[0].dtype, jnp.floating):
@@ -293,16 +306,7 @@ def newton_with_report(
     return jax.tree.map(lambda h: h[-1], hs), over_time(partial(cell.readout, params), hs, zs), report
 
 
-def newton(
-    cell: Cell,
-    params: Params,
-    carry: Carry,
-    xs: Tree,
-    *,
-    jacobian: str = "full",
-    tolerance: float | None = None,
-    iterations: int = 100,
-) -> tuple[Carry, Tree]:
+def newton(cell: Cell, params: Params, carry: Carry, xs: Tree, **options: Any) -> tuple[Carry, Tree]:
     """Newton's method on all steps at once (DEER; Lim et al. 2024, arXiv 2309.12252).
 
         h_t <- h_t + d_t,   d_t = J_t d_{t-1} + (f(h_{t-1}, z_t) - h_t),   J_t = df / dh at h_{t-1}
@@ -321,17 +325,12 @@ def newton(
       params: its params.
       carry: the carry before the first step.
       xs: inputs [T, B, D].
-      jacobian: "full", or "diagonal". (A cell without the `gated` and `affine` hints needs n products for a diagonal.)
-      tolerance: of the last correction, over the largest entry of the sequence's carries; by default eps^(3/4), which
-        is 6e-6 in float32 and 2e-12 in float64, and a tenth of it with diagonals.
-      iterations: at most so many.
+      **options: `jacobian`, `tolerance` and `iterations`, as in `newton_with_report`.
 
     Returns:
       `(carry, ys)`, as `unroll`.
 
     Raises:
-      TypeError: for a carry that is not of one real floating dtype.
-      ValueError: for another `jacobian`, or a tolerance or number of iterations that is not positive.
+      TypeError, ValueError: as `newton_with_report`.
     """
-    options: Any = {"jacobian": jacobian, "tolerance": tolerance, "iterations": iterations}
     return newton_with_report(cell, params, carry, xs, **options)[:2]

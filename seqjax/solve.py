@@ -28,6 +28,7 @@ from seqjax.core import (
     matmul,
     open_dense,
     over_time,
+    project_all,
     scan_const,
     split_const,
 )
@@ -56,7 +57,7 @@ def scan(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tre
         carry = cell.transition(params, carry, z)
         return carry, carry
 
-    zs = open_dense(over_time(partial(cell.project, params), xs))
+    zs = project_all(cell, params, xs)
     carry, hs = scan_const(body, carry, zs)
     return carry, over_time(partial(cell.readout, params), hs, zs)
 
@@ -93,7 +94,7 @@ def fused(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tr
     """
     if cell.gated is None:
         raise ValueError('method "fused" needs a cell with the `gated` hint; use "scan"')
-    zs = open_dense(over_time(partial(cell.project, params), xs))
+    zs = project_all(cell, params, xs)
     result: Any = _fused(cell.gated, cell.gated.weights(params), carry, zs)
     carry, hs = result
     return carry, over_time(partial(cell.readout, params), hs, zs)

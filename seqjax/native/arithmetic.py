@@ -70,10 +70,10 @@ class Body:
         self.uses: dict[str, list[tuple[str, str]]] = {}  # of inputs: the lines' operation and their other operand
         self._count = count()
 
-    def line(self, expression: str, vector: bool, kind: str = "auto") -> str:
+    def line(self, expression: str, vector: bool) -> str:
         """Give a name to an expression."""
         name = f"{'v' if vector else 's'}{next(self._count)}"
-        self.lines.append(f"const {kind} {name} = {expression};")
+        self.lines.append(f"const auto {name} = {expression};")
         return name
 
     def slots(self, shape: Sequence[int]) -> int:

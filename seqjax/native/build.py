@@ -28,10 +28,18 @@ def compiler() -> list[str] | None:
     return next(([path] for path in found if path), None)
 
 
+def user_cache() -> Path:
+    """`seqjax` in $XDG_CACHE_HOME, or else in ~/.cache.
+
+    Raises:
+      RuntimeError: if there is no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "seqjax")
+
+
 def cache() -> Path:
-    """`seqjax/native` in the user's cache directory."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "seqjax" / "native"
+    """Where compiled cells are kept."""
+    return user_cache() / "native"
 
 
 @functools.cache
@@ -55,7 +63,7 @@ def library(code: str) -> str:
     if command is None:
         raise RuntimeError("no C++ compiler: neither $CXX nor c++, g++ or clang++ in $PATH")
     here = Path(__file__).parent
-    headers = "".join((here / name).read_text() for name in ("kernel.h", "recurrence.h"))
+    headers = "".join(path.read_text() for path in sorted(here.glob("*.h")))
     parts = (code, headers, *command, *FLAGS, _machine(), jax.__version__)
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     path = cache() / f"{name}.so"

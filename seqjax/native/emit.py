@@ -118,7 +118,7 @@ def generate(
     merged_zero = {  # a product that is added to the projection: the sum comes in the place of the projection
         i for i in range(dense or 0, n_slots) if place[i] in place[: dense or 0]
     }
-    writer = _Writer(leaves, others, units, slots, place, merged_zero, dense or 0)
+    writer = _Writer(leaves, others, units, place, merged_zero)
     code = [
         f"typedef {'float' if dtype == jnp.float32 else 'double'} real;",
         "#include <vector>",
@@ -222,9 +222,9 @@ _HEAD = "template <class N> inline void {}(const Problem& p, long t, long row, l
 class _Writer:
     """Writes functions around the bodies: loads before, stores after."""
 
-    def __init__(self, leaves, others, units, slots, place, merged_zero, dense):
+    def __init__(self, leaves, others, units, place, merged_zero):
         self.leaves, self.others, self.units = leaves, others, units
-        self.slots, self.place, self.merged_zero, self.dense = slots, place, merged_zero, dense
+        self.place, self.merged_zero = place, merged_zero
         self.names = _input_names(leaves, len(place), others, units, leaves[0].dtype)
         # The gradients of inputs that all rows and steps share are summed up in a place of their own.
         self.shared = [
@@ -282,9 +282,7 @@ class _Writer:
         """`name(p, t, row, block, n, a[, v])`: results to `v`, or to the carry after step t."""
         body = Body(self.units)
         results = body.run(jaxpr.jaxpr, jaxpr.consts, self._inputs())
-        head = (
-            f"template <class N> inline void {name}(const Problem& p, long t, long row, long block, N n, const real* a"
-        )
+        head = f"{_HEAD.format(name)}, const real* a"
         stores = []
         for c, parts in enumerate(results):
             if out is None and len(parts) != len(self.names[c]):
@@ -330,7 +328,6 @@ class _Writer:
                 row = f"((t * p.B + row) * {n} + {s}) * p.H + block * VL"
                 loads.append(f"if (p.d_carry[{c}]) vd{c}_{s} += load(p.d_carry[{c}] + {row}, n);")
             cotangents.append(parts)
-        # An output of the elementwise functions in the padding is never read, but an infinite one must not be summed.
         gradients = body.run(jaxpr.jaxpr, jaxpr.consts, [*self._inputs(), *cotangents])
         stores = []
         for i, parts in zip(wanted, gradients, strict=True):

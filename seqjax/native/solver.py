@@ -143,7 +143,7 @@ def _plan(gated: Gated, weights: tuple[Array, ...], carry: Carry, zs: Tree) -> t
         if value.shape[lead : lead + len(batch)] == batch:
             shapes.append((timed, True, value.shape[lead + len(batch) :], value.dtype))
         # A Const that begins like the batch may be one for each sequence, or, by chance, the same for all of them.
-        if not timed and (batch or not shapes):
+        if not timed and batch:
             shapes.append((False, False, value.shape, value.dtype))
         if not shapes:
             raise Unsupported(f"an input {value.shape} of the gates, expected [T, *{batch}, ...]")
