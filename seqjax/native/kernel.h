@@ -19,6 +19,8 @@
 
 #pragma once
 
+#include <chrono>
+
 #include "products.h"
 #include "threads.h"
 #include "vectors.h"
@@ -27,6 +29,7 @@ namespace {
 
 constexpr long PART_ROWS = 32;    // of the batch, that a thread takes through all steps
 constexpr long CHUNK_ROWS = 320;  // rows of a product of the weight gradient
+constexpr long RATE = 50000;      // flop that one core does in a microsecond, roughly
 
 struct Problem {
   long T, B, D, H, blocks, ld, ldv;  // ld: from one row of `a` to the next; ldv: of a carry's gradient
@@ -48,6 +51,10 @@ struct Problem {
     long n = (B + PART_ROWS - 1) / PART_ROWS;
     n += n % 2;
     return static_cast<int>(std::max(1L, std::min(n, B / 4)));
+  }
+  // How long to wait for another thread: a small part of the time that one thread alone would take.
+  std::chrono::microseconds patience() const {
+    return std::chrono::microseconds(std::max(100L, T * B * (D + H) * SLOTS * H / RATE / 8));
   }
   template <class Region>
   Region part(int i) const {

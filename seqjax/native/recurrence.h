@@ -93,7 +93,7 @@ void run_forward(const Problem& p, const XLA_FFI_CallFrame* frame) {
     Memory a(p.a ? 0 : p.B * p.ld), vs(STAGES * p.B * p.ldv);
     real* v[STAGES];
     for (int k = 0; k < STAGES; k++) v[k] = vs + k * p.B * p.ldv;
-    Team::together(frame, p.blocks, [&](int member, int members, auto meet) {
+    Team::together(frame, p.blocks, p.patience(), [&](int member, int members, auto meet) {
       Region r{0, p.B, p.blocks * member / members, p.blocks * (member + 1) / members};
       loop(r, Forward(p, r), a, v, meet);
     });
@@ -261,7 +261,7 @@ void run_backward(const Problem& p, const XLA_FFI_CallFrame* frame) {
   for (int i = 0; i < OTHERS; i++) zero(p.d_other[i], p.d_other_count[i]);
   if (p.columns) {
     Workspace m(p, everything(p));
-    Team::together(frame, p.blocks, [&](int member, int members, auto meet) {
+    Team::together(frame, p.blocks, p.patience(), [&](int member, int members, auto meet) {
       Region r{0, p.B, p.blocks * member / members, p.blocks * (member + 1) / members};
       Backward b(p, r, member, members);
       Sums sums(p, r);

@@ -26,17 +26,17 @@ class Team {
     work->run();
     for (int spin = 0; work->done.load(std::memory_order_acquire) < parts; spin++) pause(spin);
   }
-  // f(member, members, meet) on up to `wanted` threads at once; meet() waits for all of them.
+  // f(member, members, meet) on up to `wanted` threads at once; meet() waits for all of them. Whoever has not come after
+  // `patience` is busy elsewhere: the door closes, and the work is cut among those present.
   template <class F>
-  static void together(const XLA_FFI_CallFrame* frame, int wanted, F f) {
+  static void together(const XLA_FFI_CallFrame* frame, int wanted, std::chrono::microseconds patience, F f) {
     auto work = std::make_shared<Meeting>();
     wanted = std::min(wanted, size(frame));
     auto body = [work, f](int member, int members) { f(member, members, [&] { work->meet(members); }); };
     work->f = body;
     for (int i = 1; i < wanted; i++) schedule(frame, [work] { work->join(); });
-    // Whoever has not come by now is busy elsewhere: the door closes, and the work is cut among those present.
-    auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
-    while (work->present.load() < wanted && std::chrono::steady_clock::now() < until) pause(0);
+    auto until = std::chrono::steady_clock::now() + patience;
+    for (int spin = 0; work->present.load() < wanted && std::chrono::steady_clock::now() < until; spin++) pause(spin);
     int members = work->present.exchange(CLOSED);
     work->members.store(members, std::memory_order_release);
     body(0, members);
