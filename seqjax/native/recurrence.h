@@ -55,16 +55,21 @@ struct Forward {
   }
 };
 
-// a = x_t @ w_x + b, and then the recurrent products added to it. `a` and v[k] point to the first row of the region.
-template <class Meet>
-void preactivate(const Problem& p, const Forward& w, const Region& r, long t, real* a, real* const* v, Meet meet) {
-  elements(p, r, [&](long row, long block, auto) {
+// a = x @ w_x + b for the rows of a region and, if these are all of the batch, for some steps from t on.
+void project(const Problem& p, const Forward& w, const Region& r, long t, long steps, real* a) {
+  Region rows{0, steps * r.rows(), r.block0, r.block1};
+  elements(p, rows, [&](long row, long block, auto) {
     for (int s = 0; s < SLOTS; s++) {
       long place = (block * SLOTS + s) * VL;
-      store(a + (row - r.row0) * p.ld + place, load(w.bias + place));
+      store(a + row * p.ld + place, load(w.bias + place));
     }
   });
-  if (DENSE) w.dense.multiply(p.x + (t * p.B + r.row0) * p.D, p.D, r.rows(), a, p.ld);
+  if (DENSE) w.dense.multiply(p.x + (t * p.B + r.row0) * p.D, p.D, rows.rows(), a, p.ld);
+}
+
+// The recurrent products of a step, added to a. `a` and v[k] point to the first row of the region.
+template <class Meet>
+void recur(const Problem& p, const Forward& w, const Region& r, long t, real* a, real* const* v, Meet meet) {
   for (int k = 0; k < STAGES; k++) {
     if (IDENTITY[k]) {
       w.recurrent[k].multiply(p.before(0, t) + r.row0 * p.H, p.H, r.rows(), a, p.ld);
@@ -79,10 +84,13 @@ void preactivate(const Problem& p, const Forward& w, const Region& r, long t, re
 }
 
 void run_forward(const Problem& p, const XLA_FFI_CallFrame* frame) {
-  auto loop = [&p](const Region& r, const Forward& w, real* a, real* const* v, auto meet) {
+  // A few rows read all of the weights, so where `a` is kept the inputs of several steps are projected at once.
+  long ahead = p.a && p.columns ? std::max(1L, PART_ROWS / p.B) : 1;
+  auto loop = [&p, ahead](const Region& r, const Forward& w, real* a, real* const* v, auto meet) {
     for (long t = 0; t < p.T; t++) {
       real* now = p.a ? p.a + (t * p.B + r.row0) * p.ld : a;
-      preactivate(p, w, r, t, now, v, meet);
+      if (t % ahead == 0) project(p, w, r, t, std::min(ahead, p.T - t), now);
+      recur(p, w, r, t, now, v, meet);
       elements(p, r, [&](long row, long block, auto n) {
         gates(p, t, row, block, n, now + (row - r.row0) * p.ld);
       });
@@ -202,7 +210,8 @@ void backward_loop(const Problem& p, const Region& r, const Forward* w, const Ba
             stage(k, p, t, row, block, n, a + (row - r.row0) * p.ld, vs[k] + (row - r.row0) * p.ldv + block * VL);
           });
     } else {
-      preactivate(p, *w, r, t, m.a, vs, meet);
+      project(p, *w, r, t, 1, m.a);
+      recur(p, *w, r, t, m.a, vs, meet);
     }
     real* now = m.da + slot * rows * p.ld;
     elements(p, r, [&](long row, long block, auto n) {
