@@ -41,6 +41,7 @@ from experiments.report import text_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 MOST = 8  # rounds
+COLD = 0.1  # s; the first call of a faster program is not counted
 
 
 def measure(row: Row, entries: Sequence[Entry], dtype: Any, budget: float) -> Result:
@@ -54,21 +55,25 @@ def measure(row: Row, entries: Sequence[Entry], dtype: Any, budget: float) -> Re
     """
     programs, left_out = build(row, entries, dtype)
 
-    def timed(entry, calls):
-        time.sleep(0.02)  # a pool of threads may spin after its work, at the expense of the next entry
+    def clock(entry, calls):
         start = time.perf_counter()
         programs[entry].run(calls)
         return (time.perf_counter() - start) / calls
 
-    first = {entry: timed(entry, 1) for entry in programs}
-    single = [entry for entry in programs if entry.updates == 1]
-    rounds = min(max(math.ceil(budget / sum(max(first[e], BURST) for e in single)), 3), MOST)
-    # The first turn of a fast program measures too little to count.
-    seconds = {entry: [first[entry]] if first[entry] > BURST else [] for entry in programs}
+    def turn(entry):
+        time.sleep(0.02)  # a pool of threads may spin after its work, at the expense of the next entry
+        # The first call after another program finds cold caches and its memory given back.
+        seconds = clock(entry, 1)
+        return clock(entry, math.ceil(BURST / seconds)) if seconds < COLD else seconds
+
+    start = time.perf_counter()
+    seconds = {entry: [turn(entry)] for entry in programs if entry.updates == 1}
+    rounds = min(max(math.ceil(budget / (time.perf_counter() - start)), 3), MOST)
+    seconds |= {entry: [turn(entry)] for entry in programs if entry.updates > 1}
     for _ in range(rounds - 1):
-        for entry in programs:
-            if not seconds[entry] or sum(seconds[entry]) + first[entry] < budget:
-                seconds[entry].append(timed(entry, math.ceil(BURST / first[entry])))
+        for entry, taken in seconds.items():
+            if sum(taken) + taken[0] < budget:
+                taken.append(turn(entry))
     together = row.condition != "plain"  # compiled two at a time: no time of their own
     measured = {
         entry.name: Measured(

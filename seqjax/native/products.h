@@ -218,9 +218,12 @@ class Panels {
       }
     }
   }
-  // C[rows, places] += A[rows, spans] times the matrix.
-  void multiply(const real* A, long lda, long rows, real* C, long ldc) const {
-    for (size_t v = 0; v < places_.size(); v += TILE_VECTORS) {
+  // C[rows, places] += A[rows, spans] times the matrix. `turned`: from the last panel to the first. Who turns at every
+  // other step finds the last panels of the step before still in the nearer cache, where not all of them fit.
+  void multiply(const real* A, long lda, long rows, real* C, long ldc, bool turned = false) const {
+    size_t panels = (places_.size() + TILE_VECTORS - 1) / TILE_VECTORS;
+    for (size_t i = 0; i < panels; i++) {
+      size_t v = (turned ? panels - 1 - i : i) * TILE_VECTORS;
       const real* panel = *memory_ + K_ * v * VL;
       for (const Depth& depth : depths_) {
         cut(rows, [&](long row, int r) {

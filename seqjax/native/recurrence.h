@@ -72,14 +72,14 @@ template <class Meet>
 void recur(const Problem& p, const Forward& w, const Region& r, long t, real* a, real* const* v, Meet meet) {
   for (int k = 0; k < STAGES; k++) {
     if (IDENTITY[k]) {
-      w.recurrent[k].multiply(p.before(0, t) + r.row0 * p.H, p.H, r.rows(), a, p.ld);
+      w.recurrent[k].multiply(p.before(0, t) + r.row0 * p.H, p.H, r.rows(), a, p.ld, t % 2);
       continue;
     }
     elements(p, r, [&](long row, long block, auto n) {
       stage(k, p, t, row, block, n, a + (row - r.row0) * p.ld, v[k] + (row - r.row0) * p.ldv + block * VL);
     });
     meet();
-    w.recurrent[k].multiply(v[k], p.ldv, r.rows(), a, p.ld);
+    w.recurrent[k].multiply(v[k], p.ldv, r.rows(), a, p.ld, t % 2);
   }
 }
 
@@ -221,12 +221,12 @@ void backward_loop(const Problem& p, const Region& r, const Forward* w, const Ba
     meet();
     for (int k = STAGES - 1; k >= 0; k--) {
       if (IDENTITY[k]) {
-        b.recurrent[k].multiply(now, p.ld, rows, d[0], p.ldv);
+        b.recurrent[k].multiply(now, p.ld, rows, d[0], p.ldv, t % 2);
         continue;
       }
       for (long row = 0; row < rows; row++)
         for (long block = r.block0; block < r.block1; block++) store(m.dv + row * p.ldv + block * VL, vec{});
-      b.recurrent[k].multiply(now, p.ld, rows, m.dv, p.ldv);
+      b.recurrent[k].multiply(now, p.ld, rows, m.dv, p.ldv, t % 2);
       elements(p, r, [&](long row, long block, auto n) {
         long i = row - r.row0;
         stage_transposed(k, p, t, row, block, n, a + i * p.ld, now + i * p.ld, d, i, sums.shared,
