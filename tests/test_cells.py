@@ -17,7 +17,8 @@ from seqjax.core import gated_transition
 from seqjax.wrappers import with_head
 
 CELLS = [name for name, f in vars(cells).items() if inspect.isfunction(f) and name != "stack"]
-ACTIVATIONS = {"rnn": np.tanh, "rnn_relu": lambda u: np.maximum(u, 0.0)}
+RELU = partial(np.maximum, 0.0)
+ACTIVATIONS = {"rnn": np.tanh, "rnn_relu": RELU, "ind_rnn": RELU, "ct_rnn": np.tanh}
 
 
 def docstring_code(function) -> types.CodeType:
@@ -33,11 +34,14 @@ def slow_loop(name, params, carry, xs):
     """The docstring of a cell as a NumPy program over [T, B, D]: the leaves of the last carry, and the outputs."""
     function = getattr(cells, name.removesuffix("_relu"))
     code = docstring_code(function)
+    arguments = inspect.signature(function).parameters.values()
     space = {
         "sigmoid": lambda u: 1 / (1 + np.exp(-u)),
         "tanh": np.tanh,
+        "exp": np.exp,
         "split": lambda u, n: np.split(u, n, axis=-1),
         "activation": ACTIVATIONS.get(name),
+        **{a.name: a.default for a in arguments if isinstance(a.default, float)},
         **{k: np.asarray(v, np.float64) for k, v in params.items()},
     }
     named = carry._asdict() if isinstance(carry, tuple) else {"h": carry}
