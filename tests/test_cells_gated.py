@@ -10,7 +10,7 @@ from agree import check_methods, close, compiled
 from cell_list import BARE, MODELS, D, H, Model, draw, masked, recurrent_dropout
 
 from seqjax import cells, solve, unroll
-from seqjax.initializers import chrono
+from seqjax.initializers import chrono, zeros
 from seqjax.native import compiler
 
 KEY = jax.random.key(0)
@@ -132,7 +132,7 @@ def test_what_is_no_gate_starts_as_documented():
         assert not any(np.allclose(params[own], block) for block in parts(params[shared], 4))
     for draws, bound in (
         (cells.ind_rnn(1000).init(KEY, D)["u"], 1.0),
-        (cells.ct_rnn(1000).init(KEY, D)["log_tau"], 3.0),
+        (cells.ct_rnn(1000, w_h=zeros).init(KEY, D)["log_tau"], 3.0),
     ):
         assert 0 <= draws.min() < 0.01 * bound
         assert 0.99 * bound < draws.max() < bound
@@ -159,7 +159,7 @@ def test_bfloat16_params_are_summed_in_float32(name):
     close(got, expected, 0.02)
 
 
-@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.cell.gated])
+@pytest.mark.parametrize("name", [*(name for name, model in BARE.items() if model.cell.gated), "everything"])
 def test_native_takes_every_cell_whose_gates_are_elementwise(x64, name):
     """The laws let `auto` stand in for `native` where it refuses a cell: here is where it may."""
     assert solve.supports(*draw(MODELS[name], steps=4)) == (name not in NOT_ELEMENTWISE)
@@ -174,10 +174,17 @@ def test_native_refuses_gates_that_are_not_elementwise_and_auto_does_without(x64
     close(unroll(*drawn), unroll(*drawn, method="scan"))
 
 
+@pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("cell", [cells.ind_rnn(20), cells.multiplicative_lstm(20)])
+def test_threads_may_share_the_units_of_no_product_and_of_two(x64, cell):
+    """`native` cuts few sequences of many units the other way."""
+    check_methods(draw(Model(cell), steps=3), {"native": "native"})
+
+
 def test_a_masked_noisy_stack_of_them_keeps_the_fused_path(x64):
     model = masked(recurrent_dropout(Model(cells.stack(cells.layer_norm_lstm(H), cells.projected_lstm(H, 3)))))
     assert all(layer.gated for layer in model.cell.layers)
-    check_methods(draw(model, steps=4), {"fused": "fused", "auto": "auto"})
+    check_methods(draw(model, steps=4), {"fused": "fused"})
 
 
 @pytest.mark.parametrize("name", [*LSTMS, *SIMPLE])
