@@ -14,6 +14,7 @@ from seqjax.cells.stack import stack
 from seqjax.core import (
     Array,
     Cell,
+    Complex,
     Const,
     Gated,
     Tree,
@@ -22,6 +23,7 @@ from seqjax.core import (
     inner,
     is_const,
     like,
+    multiply,
     out_features,
     select,
     with_features,
@@ -69,6 +71,16 @@ def masked(cell: Cell) -> Cell:
         # A gradient that is 0 times NaN is NaN, so the padding must not reach the cell at all.
         return cell.project(params, blank(mask, x)), mask
 
+    def ones(a):
+        """The a of a step that keeps the carry."""
+
+        def one(leaf):
+            if isinstance(leaf, Complex):
+                return Complex(jnp.ones_like(leaf.re), jnp.zeros_like(leaf.im))
+            return jnp.ones_like(leaf)
+
+        return jax.tree.map(one, a, is_leaf=lambda node: isinstance(node, Complex))
+
     def transition(params, carry, z):
         return select(z[1], base.transition(params, carry, z), carry)
 
@@ -78,7 +90,7 @@ def masked(cell: Cell) -> Cell:
     def still(params, z):
         a, b = affine(params, z)
         return (
-            select(z[1], a, jax.tree.map(jnp.ones_like, a)),
+            select(z[1], a, ones(a)),
             select(z[1], b, jax.tree.map(jnp.zeros_like, b)),
         )
 
@@ -115,7 +127,7 @@ def reset(cell: Cell) -> Cell:
     def anew(params, z):
         _, border, start = z
         a, b = affine(params, z)
-        fresh = jax.tree.map(lambda a, h, b: a * like(h, a) + b, a, start.value, b)
+        fresh = jax.tree.map(jnp.add, multiply(a, jax.tree.map(like, start.value, a)), b)
         return select(border, jax.tree.map(jnp.zeros_like, a), a), select(border, fresh, b)
 
     return base._replace(
@@ -162,6 +174,72 @@ def _inside(cell: Cell, name: str = "cell") -> Cell:
         gated=gated and gated._replace(weights=lambda params: gated.weights(params[name])),
         affine=affine and (lambda params, z: affine(params[name], z)),
     )
+
+
+def highway(cell: Cell, *, bias: float = -1.0, w: Initializer = glorot_uniform()) -> Cell:
+    """Carry the input past the cell as far as a gate says (Srivastava, Greff & Schmidhuber 2015, arXiv 1505.00387).
+
+        t = sigmoid(x @ w_t + b_t)
+        y = t * cell(x) + (1 - t) * x
+
+    Input and output have the same number of features D; w_t is [D, D]. The gate starts near `sigmoid(bias)`, so a
+    negative bias starts near a plain copy. It is part of the readout, so all steps go through it at once. Around a
+    stack this is one gate over all of it, as for `residual`.
+
+    Raises:
+      ValueError: for tokens in place of features, or an output of another width.
+    """
+    base = inner(_inside(cell), lambda z: z[0])
+
+    def init(key, in_features):
+        if in_features == 0:
+            raise ValueError("highway mixes features into the output, and this cell reads tokens")
+        k_cell, k_w = jax.random.split(key)
+        p = cell.init(k_cell, in_features)
+        dtype = jax.tree.leaves(p)[0].dtype
+        return {
+            "cell": p,
+            "w_t": w(k_w, (in_features, in_features), dtype),
+            "b_t": jnp.full((in_features,), bias, dtype),
+        }
+
+    def readout(params, carry, z):
+        y, x = base.readout(params, carry, z), z[1]
+        if y.shape != x.shape:
+            raise ValueError(f"highway mixes the input {x.shape} into the output {y.shape}: they must agree")
+        t = jax.nn.sigmoid(dense(x, params["w_t"], params["b_t"])).astype(y.dtype)
+        return t * y + (1 - t) * x.astype(y.dtype)
+
+    return base._replace(
+        init=init,
+        project=lambda params, x: (cell.project(params["cell"], x), features(x)),
+        readout=readout,
+    )
+
+
+def learned_carry(cell: Cell) -> Cell:
+    """The initial carry as params, `{"cell": ..., "start": ...}`, which begin at the cell's own initial carry.
+
+    It is learned where the carry is made inside the differentiated function, as `unroll(cell, params, None, xs)` does,
+    and by `reset`, which goes around it.
+    """
+    if cell.layers:
+        wrapped = tuple(learned_carry(layer) for layer in cell.layers)
+
+        def init_layers(key, in_features):
+            p = cell.init(key, in_features)
+            return tuple({"cell": q, "start": c.initial_carry(q, ())} for c, q in zip(cell.layers, p, strict=True))
+
+        return stack(*wrapped)._replace(init=init_layers)
+
+    def init(key, in_features):
+        p = cell.init(key, in_features)
+        return {"cell": p, "start": cell.initial_carry(p, ())}
+
+    def initial_carry(params, batch_shape):
+        return jax.tree.map(lambda h: jnp.broadcast_to(h, (*batch_shape, *h.shape)), params["start"])
+
+    return _inside(cell)._replace(init=init, initial_carry=initial_carry)
 
 
 def with_head(

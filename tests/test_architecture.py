@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up: a room imports from rooms below its own, and from itself.
 LAYERS = [
     ["core"],
-    ["initializers", "cells", "wrappers", "regularizers", "checkpointed", "parallel", "native", "solve"],
+    ["initializers", "cells", "wrappers", "regularizers", "noise", "checkpointed", "parallel", "native", "solve"],
     ["unroll"],
     ["gradients", "diagnostics", "nnx"],
     ["losses"],

@@ -1,5 +1,7 @@
 """Masks, resets, residuals, heads: identities, and what is refused."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,3 +133,58 @@ def test_reset_of_reversed_documents_has_its_border_at_their_last_step(x64):
     _, ys = unroll(wrappers.reset(cell), params, None, (xs, border), reverse=True)
     close(ys[:3], unroll(cell, params, None, xs[:3], reverse=True)[1])
     close(ys[3:], unroll(cell, params, None, xs[3:], reverse=True)[1])
+
+
+def test_highway_is_a_gate_between_output_and_input_and_opens_with_its_bias(x64):
+    cell, params, carry, xs = draw(MODELS["highway"], steps=3)
+    ys = compiled(partial(unroll, cells.min_gru(H), method="scan"))(params["cell"], carry, xs)[1]
+    w = jax.tree.map(np.asarray, params)
+    t = 1 / (1 + np.exp(-(np.asarray(xs) @ w["w_t"] + w["b_t"])))
+    run = compiled(partial(unroll, cell, method="scan"))
+    close(run(params, carry, xs)[1], t * np.asarray(ys) + (1 - t) * np.asarray(xs))
+    shut = {**params, "w_t": jnp.zeros((H, H)), "b_t": jnp.full((H,), -50.0)}
+    close(run(shut, carry, xs)[1], xs)
+    close(run(shut, carry, xs)[0], run(params, carry, xs)[0])
+    close(run({**shut, "b_t": jnp.full((H,), 50.0)}, carry, xs)[1], ys)
+
+
+def test_highway_starts_near_a_copy_and_refuses_another_width_and_tokens():
+    start = wrappers.highway(cells.gru(H), bias=-3.0).init(KEY, H)
+    assert (start["b_t"] == -3).all()
+    cell = wrappers.highway(cells.gru(H))
+    with pytest.raises(ValueError, match=r"highway mixes the input \(2, 3\) into the output \(2, 4\): they must agree"):
+        unroll(cell, cell.init(KEY, D), None, jnp.ones((5, 2, D)), method="scan")
+    with pytest.raises(ValueError, match="highway mixes features into the output, and this cell reads tokens"):
+        wrappers.highway(wrappers.with_embedding(cells.gru(H), TOKENS, H)).init(KEY, 0)
+
+
+@pytest.mark.parametrize("name", ["lstm", "stack"])
+def test_a_learned_carry_starts_at_the_cell_s_own_and_has_the_gradient_of_the_carry(x64, name):
+    bare, params, carry, xs = draw(MODELS[name], steps=3)
+    cell = wrappers.learned_carry(bare)
+    start = jax.tree.map(lambda h: h[0], carry)
+    own = bare.initial_carry(params, (2,))
+    if name == "stack":
+        learned = tuple({"cell": p, "start": s} for p, s in zip(params, start, strict=True))
+        fresh = tuple(p["start"] for p in cell.init(KEY, D))
+    else:
+        learned, fresh = {"cell": params, "start": start}, cell.init(KEY, D)["start"]
+    assert not any(leaf.any() for leaf in jax.tree.leaves(fresh))
+    assert jax.tree.structure(cell.initial_carry(learned, (2,))) == jax.tree.structure(own)
+
+    @compiled
+    def both(learned, start):
+        def loss(learned):
+            return jnp.square(unroll(cell, learned, None, xs, method="scan")[1]).sum()
+
+        def expected(start):
+            carry = jax.tree.map(lambda h: jnp.broadcast_to(h, (2, *h.shape)), start)
+            return jnp.square(unroll(bare, params, carry, xs, method="scan")[1]).sum()
+
+        return jax.value_and_grad(loss)(learned), jax.value_and_grad(expected)(start)
+
+    (value, grads), (expected, by_start) = both(learned, start)
+    close(value, expected)
+    found = tuple(g["start"] for g in grads) if name == "stack" else grads["start"]
+    close(found, by_start)
+    assert all(leaf.all() for leaf in jax.tree.leaves(found))
