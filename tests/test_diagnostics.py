@@ -283,6 +283,14 @@ def test_gate_saturation_finds_the_gates_of_any_cell():
     close(found, tuple(jax.tree.map(lambda share: jnp.full(H, share), gate) for gate in expected))
 
 
+def test_gate_saturation_sees_gates_that_are_computed_before_the_loop():
+    rnn = cells.rnn(H)
+    cell = rnn._replace(project=lambda params, x: jax.nn.sigmoid(x @ params["w_x"]))
+    params = cell.init(jax.random.key(0), D)
+    (gate,) = gate_saturation(cell, params, cell.initial_carry(params, (2,)), jnp.zeros((3, 2, D)), 0.6)
+    close(gate, Saturation(jnp.ones(H), jnp.ones(H)))
+
+
 def test_gate_saturation_counts_steps_and_sequences(x64):
     cell, params, carry, xs = draw(masked(Model(cells.min_gru(H))), 20, (3,))
     z = (

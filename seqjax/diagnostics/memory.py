@@ -17,6 +17,7 @@ from seqjax.core import (
     Params,
     Tree,
     matmul,
+    open_dense,
     over_time,
     project_all,
     scan_const,
@@ -161,9 +162,10 @@ def gate_saturation(
 ) -> tuple[Saturation, ...]:
     """How often the gates are saturated (Karpathy, Johnson & Fei-Fei 2015, arXiv 1506.02078).
 
-    The gates are the logistic sigmoids that one transition computes, whatever the cell: they are read from its program,
-    in the order of that program. (An LSTM here computes forget, input, output; a GRU reset, update.) Gates of another
-    form (a hard sigmoid, an exponential) are not seen, nor are those inside of a loop or branch of the step.
+    The gates are the logistic sigmoids that projection and transition of a step compute, whatever the cell: they are
+    read from its program, in the order of that program. (An LSTM here computes forget, input, output; a GRU reset,
+    update.) Gates of another form (a hard sigmoid, the exponential of a log_sigmoid) are not seen, nor are those of the
+    readout, or inside of a loop or branch.
 
     Args:
       cell: any cell.
@@ -176,9 +178,12 @@ def gate_saturation(
       One `Saturation` a gate, averaged over steps and sequences; none for a cell without sigmoids.
     """
 
+    def step(carry, x):
+        return cell.transition(params, carry, open_dense(cell.project(params, x)))
+
     def single(carry, xs):
-        zs, before, _ = _path(cell, params, carry, xs)
-        gates = over_time(_sigmoids(lambda carry, z: cell.transition(params, carry, z)), before, zs)
+        _, before, _ = _path(cell, params, carry, xs)
+        gates = over_time(_sigmoids(step), before, xs)
         counts = [((gate < eps).astype(gate.dtype), (gate > 1 - eps).astype(gate.dtype)) for gate in gates]
         return tuple(Saturation(low.mean(0), high.mean(0)) for low, high in counts)
 
