@@ -20,7 +20,8 @@ def _noisy_carry(cell: Cell, name: str, change: Callable, change_affine: Callabl
     its z is `(z, noise)`.
     """
     base = inner(cell, lambda z: z[0])
-    gated, affine = base.gated, base.affine
+    gated = base.gated
+    affine: Any = base.affine
     if gated is None and affine is None:
         raise ValueError(f"{name} needs a cell with a hint: the carry of one without may hold more than its state")
 

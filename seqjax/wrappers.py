@@ -224,11 +224,12 @@ def learned_carry(cell: Cell) -> Cell:
     and by `reset`, which goes around it.
     """
     if cell.layers:
-        wrapped = tuple(learned_carry(layer) for layer in cell.layers)
+        layers = cell.layers
+        wrapped = tuple(learned_carry(layer) for layer in layers)
 
         def init_layers(key, in_features):
             p = cell.init(key, in_features)
-            return tuple({"cell": q, "start": c.initial_carry(q, ())} for c, q in zip(cell.layers, p, strict=True))
+            return tuple({"cell": q, "start": c.initial_carry(q, ())} for c, q in zip(layers, p, strict=True))
 
         return stack(*wrapped)._replace(init=init_layers)
 
