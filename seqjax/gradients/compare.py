@@ -115,7 +115,7 @@ def compare(
         exact = isinstance(make, Estimator)
 
         def gradient(key, *data):
-            return stream_gradient(make if isinstance(make, Estimator) else make(key), *data, chunk)
+            return stream_gradient(make if isinstance(make, Estimator) else make(key), *data, chunk=chunk)
 
         program = jax.jit(gradient).lower(key, *data).compile()
         memory = program.memory_analysis()

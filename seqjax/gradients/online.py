@@ -20,7 +20,7 @@ class Influence(NamedTuple):
     Attributes:
       carry: the carry, leaves [B, ...].
       influence: what is kept of dh/dW [N, P] of each sequence, for N numbers in the carry and P in the params; in
-        `rtrl` all of it, [B, N, P]. A complex number of the carry counts as two, all real parts of a leaf first.
+        `rtrl` all of it, [B, N, P].
       pattern: what the sequences share; nothing in `rtrl`.
     """
 
@@ -36,23 +36,6 @@ class Sizes(NamedTuple):
     numbers: int
     params: int
     dtype: Any
-
-
-def real_parts(tree: Tree) -> list[Array]:
-    """The leaves of a carry, a complex one as its real part and its imaginary part."""
-    leaves = jax.tree.leaves(tree)
-    return [part for leaf in leaves for part in ((leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,))]
-
-
-def join_parts(like: Tree, parts: list[Array]) -> Tree:
-    """The inverse of `real_parts`, for a carry of the structure and dtypes of `like`."""
-    rest = iter(parts)
-    return jax.tree.map(
-        lambda leaf: (
-            jax.lax.complex(next(rest), next(rest)) if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else next(rest)
-        ),
-        like,
-    )
 
 
 def forward_mode(
@@ -75,9 +58,9 @@ def forward_mode(
 
     def init(params, carry, xs):
         weights, _ = ravel_pytree(params)
-        parts = real_parts(carry)
-        batch = parts[0].shape[0]
-        numbers = sum(part.size for part in parts) // batch
+        leaves = jax.tree.leaves(carry)
+        batch = leaves[0].shape[0]
+        numbers = sum(leaf.size for leaf in leaves) // batch
         sizes = Sizes(batch, numbers, weights.size, carry_dtype(weights.dtype))
         return Influence(carry, *start(params, carry, xs, sizes))
 
@@ -90,15 +73,12 @@ def forward_mode(
 
         def step(carry, influence, x, target):
             """One step of one sequence."""
-            h, unravel_parts = ravel_pytree(real_parts(carry))
-
-            def as_carry(h):
-                return join_parts(carry, unravel_parts(h))
+            h, as_carry = ravel_pytree(carry)
 
             def transition(weights, h):
                 params = as_params(weights)
                 z = open_dense(cell.project(params, x))
-                return ravel_pytree(real_parts(cell.transition(params, as_carry(h), z)))[0]
+                return ravel_pytree(cell.transition(params, as_carry(h), z))[0]
 
             def step_loss(weights, h):
                 params = as_params(weights)

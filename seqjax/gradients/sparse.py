@@ -9,7 +9,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from seqjax.core import Array, Cell, Gated, matmul, open_dense, split_const
 from seqjax.gradients.estimator import Estimator, Loss
-from seqjax.gradients.online import Sizes, forward_mode, join_parts, real_parts
+from seqjax.gradients.online import Sizes, forward_mode
 from seqjax.gradients.structure import dependence
 
 
@@ -27,27 +27,27 @@ class Pattern(NamedTuple):
 
 
 def _one_step(cell: Cell, params: Any, carry: Any, xs: Any):
-    """`reach` of `structure.dependence` for one step of one sequence: of params and of the parts of the carry."""
+    """`reach` of `structure.dependence` for one step of one sequence: of params and of the carry."""
     timed, merge = split_const(xs)
     x = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], merge([leaf[0] for leaf in timed])))
     carry = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], carry))
-    parts = jax.eval_shape(real_parts, carry)
 
-    def f(params, parts, x):
+    def f(params, carry, x):
         z = open_dense(cell.project(params, x))
-        return real_parts(cell.transition(params, join_parts(carry, parts), z))
+        return jax.tree.leaves(cell.transition(params, carry, z))
 
-    reach, count = dependence(f, params, parts, x), len(jax.tree.leaves(params))
+    reach, count = dependence(f, params, carry, x), len(jax.tree.leaves(params))
+    sizes = [leaf.size for leaf in jax.tree.leaves(carry)]
 
     def of_params_and_carry(seeds):
         found = reach(seeds)
-        return found[:count], found[count : count + len(parts)]
+        return found[:count], found[count : count + len(sizes)]
 
-    return of_params_and_carry, [part.size for part in parts]
+    return of_params_and_carry, sizes
 
 
 def _own_numbers(cell: Cell, params: Any, carry: Any, xs: Any, name: str) -> np.ndarray:
-    """For each part of the carry and each param, the one number of the part that the param reaches: [parts, P].
+    """For each leaf of the carry and each param, the one number of the leaf that the param reaches: [leaves, P].
 
     Numbers are told apart by the bits of their position, so that this takes 2 log2(N) passes and not N.
     """
@@ -55,30 +55,39 @@ def _own_numbers(cell: Cell, params: Any, carry: Any, xs: Any, name: str) -> np.
     total, offsets = sum(sizes), np.cumsum([0, *sizes])
     bits = max(max(sizes) - 1, 1).bit_length()
     position = np.concatenate([np.arange(size) for size in sizes])
-    part = np.repeat(np.arange(len(sizes)), sizes)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
     wanted = position >> np.arange(bits)[:, None] & 1  # [bits, N]
-    seeds = (part == np.arange(len(sizes))[:, None, None, None]) & (wanted[:, None] == np.arange(2)[:, None])
+    seeds = (owner == np.arange(len(sizes))[:, None, None, None]) & (wanted[:, None] == np.arange(2)[:, None])
     by_params, by_carry = reach(seeds.reshape(-1, total))
 
-    def decode(mark):
+    def decode(mark: np.ndarray) -> tuple[np.ndarray, ...]:
         mark = mark.reshape(len(sizes), bits, 2, -1)
         index = (mark[:, :, 1] * (1 << np.arange(bits))[:, None]).sum(1)
-        return index, mark[:, 0].any(1), mark.all(2).any(1)
+        return index, np.asarray(mark[:, 0].any(1)), np.any(np.all(mark, 2), 1)
 
-    for (path, leaf), mark in zip(tree_leaves_with_path(params), by_params, strict=True):
-        if decode(mark)[2].any():
-            raise ValueError(
-                f"{name} needs params of which each influences at most one number of each leaf of the carry, at its "
-                f"step; those of {keystr(path)} {leaf.shape} influence several"
-            )
-    for mark in by_carry:
+    coupled = []
+    for b, mark in enumerate(by_carry):
         index, some, several = decode(mark)
         if several.any() or (some & (index != np.arange(index.shape[1]))).any():
             raise ValueError(
                 f"{name} needs an elementwise recurrence: a number of this cell's carry depends on others than its own"
             )
-    index, some, _ = decode(np.concatenate(by_params, 1))
-    return np.where(some, index + offsets[:-1, None], total)
+        coupled += [(a, b) for a in np.flatnonzero(some.any(1)) if a != b]
+    rows = []
+    for (path, leaf), mark in zip(tree_leaves_with_path(params), by_params, strict=True):
+        index, some, several = decode(mark)
+        # What reaches one number of a unit reaches the others in later steps.
+        for a, b in coupled * len(sizes):
+            several[a] |= some[a] & some[b] & (index[a] != index[b])
+            index[a] = np.where(some[a], index[a], index[b])
+            some[a] |= some[b]
+        if several.any():
+            raise ValueError(
+                f"{name} needs params of which each influences at most one number of each leaf of the carry; those of "
+                f"{keystr(path)} {leaf.shape} influence several"
+            )
+        rows.append(np.where(some, index + offsets[:-1, None], total))
+    return np.concatenate(rows, 1)
 
 
 def _take(values: Array, rows: Array) -> Array:
@@ -111,7 +120,7 @@ def diagonal_rtrl(cell: Cell, loss: Loss) -> Estimator:
         e_t[p] = a_t[u(p)] e_{t-1}[p] + (1^T dh_t/dW)[p],   a_t = (dh_t/dh_{t-1}) 1
         dL_t/dW[p] = dL_t/dh_t[u(p)] e_t[p] + (the direct part of the readout)
 
-    With C leaves in the carry (a complex leaf counts as two) a unit is C numbers, one of each leaf, and e_t is [C, P].
+    With C leaves in the carry (two of a `Complex`) a unit is C numbers, one of each leaf, and e_t is [C, P].
     Memory B C P and time of order B C^2 P a step. The condition holds for what comes before and within the
     recurrence; a readout may be anything. It is checked in `init`, from the structure of the cell's program, which also
     says u; the `affine` hint is not needed, so cells that are elementwise and not linear are welcome.
@@ -130,7 +139,7 @@ def diagonal_rtrl(cell: Cell, loss: Loss) -> Estimator:
 def _elementwise(cell: Cell, loss: Loss, name: str) -> Estimator:
     def start(params, carry, xs, sizes):
         rows = _own_numbers(cell, params, carry, xs, name)
-        lengths = [part.size // sizes.batch for part in real_parts(carry)]
+        lengths = [leaf.size // sizes.batch for leaf in jax.tree.leaves(carry)]
         return _blank(sizes, rows, np.repeat(np.eye(len(lengths)), lengths, axis=1))
 
     def advance(transition, weights, h, influence, pattern):

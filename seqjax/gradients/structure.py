@@ -68,8 +68,8 @@ def _backward(jaxpr: Any, consts: Any, outs: list[np.ndarray]) -> list[np.ndarra
 def _to_shape(mark: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The mark of an operand of which an axis of size 1, or a single number, goes with all."""
     if not shape:
-        return mark.reshape(len(mark), -1).any(1)
-    return mark.any(tuple(1 + i for i, n in enumerate(shape) if n != mark.shape[1 + i]), keepdims=True)
+        return np.asarray(mark.reshape(len(mark), -1).any(1))
+    return np.asarray(mark.any(tuple(1 + i for i, n in enumerate(shape) if n != mark.shape[1 + i]), keepdims=True))
 
 
 def _rule(eqn: Any, cots: list[np.ndarray], nonzero: dict) -> list[np.ndarray]:
@@ -94,7 +94,7 @@ def _rule(eqn: Any, cots: list[np.ndarray], nonzero: dict) -> list[np.ndarray]:
     if name == "broadcast_in_dim":
         kept = params["broadcast_dimensions"]
         added = tuple(1 + i for i in range(cot.ndim - 1) if i not in kept)
-        return [_to_shape(cot.any(added), shape)]
+        return [_to_shape(np.asarray(cot.any(added)), shape)]
     if name == "concatenate":
         return np.split(cot, np.cumsum([own[params["dimension"]] for own in shapes])[:-1], 1 + params["dimension"])
     if name == "stack":
@@ -103,7 +103,7 @@ def _rule(eqn: Any, cots: list[np.ndarray], nonzero: dict) -> list[np.ndarray]:
         return [np.stack(cots, 1 + params["axis"])]
     if name == "tile":
         apart = [n for pair in zip(params["reps"], shape, strict=True) for n in pair]
-        return [cot.reshape(count, *apart).any(tuple(range(1, 2 * len(shape), 2)))]
+        return [np.asarray(cot.reshape(count, *apart).any(tuple(range(1, 2 * len(shape), 2))))]
     if name == "split":
         return [np.concatenate(cots, 1 + params["axis"])]
     if name == "slice":
@@ -147,11 +147,11 @@ def _nonzero(jaxpr: Any, consts: Any) -> dict[Any, np.ndarray]:
     found = {v: np.asarray(c) != 0 for v, c in zip(jaxpr.constvars, consts, strict=True) if not isinstance(c, Tracer)}
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
-        if not any(not isinstance(var, jex.Literal) and var in found for var in eqn.invars):
+        if not any(_listed(var, found) for var in eqn.invars):
             continue
         masks = _of(eqn, found)
         if name == "mul":
-            found[eqn.outvars[0]] = np.broadcast_to(masks[0] & masks[1], eqn.outvars[0].aval.shape)
+            found[eqn.outvars[0]] = masks[0] & masks[1]
         elif name in ("convert_element_type", "neg", "copy"):
             found[eqn.outvars[0]] = masks[0]
         elif name in ("broadcast_in_dim", "reshape", "transpose", "slice", "squeeze"):
@@ -162,7 +162,8 @@ def _nonzero(jaxpr: Any, consts: Any) -> dict[Any, np.ndarray]:
 
 def _of(eqn: Any, nonzero: dict) -> list[np.ndarray]:
     """Where the operands of an operation may be other than 0."""
-    return [
-        np.ones(var.aval.shape, bool) if isinstance(var, jex.Literal) or var not in nonzero else nonzero[var]
-        for var in eqn.invars
-    ]
+    return [nonzero[var] if _listed(var, nonzero) else np.ones(var.aval.shape, bool) for var in eqn.invars]
+
+
+def _listed(var: Any, nonzero: dict) -> bool:
+    return not isinstance(var, jex.Literal) and var in nonzero
