@@ -78,8 +78,8 @@ def flags(rate: float):
 
     def extra(key, carry, xs):
         first = jax.tree.leaves(xs)[0]
-        h = jax.tree.leaves(carry)[0]
-        return jax.random.bernoulli(key, rate, (first.shape[0], *h.shape[:-1]))
+        shape = first.shape[:-1] if jnp.issubdtype(first.dtype, jnp.floating) else first.shape
+        return jax.random.bernoulli(key, rate, shape)
 
     return extra
 
