@@ -1,6 +1,7 @@
 """The cells that are linear in their carry, and the exponential gates beside them: what the laws do not say of them."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,11 @@ from agree import check_methods, close, compiled, values_and_gradients
 from cell_list import BARE, D, H, Model, draw
 
 from seqjax import cells, parallel, unroll
-from seqjax.cells.state_space import _lru_affine, _s4d_affine, legs_frequencies
+from seqjax.cells.state_space import legs_frequencies
 from seqjax.core import Complex
 from seqjax.parallel import associative
 
 NAMES = ["min_lstm", "qrnn", "sru", "lru", "rg_lru", "s4d", "gated_linear_attention", "delta_net", "mlstm", "slstm"]
-HINTS = {"lru": _lru_affine, "s4d": _s4d_affine}
 
 
 def scan(cell, params, carry, xs):
@@ -30,7 +30,6 @@ def sigmoid(u):
 def test_a_prefix_gives_what_scan_gives(x64, monkeypatch, name):
     """In chunks, step by step and in log depth; so the gradient of a recurrence of pairs has its conjugates right."""
     drawn = draw(BARE[name])
-    drawn = drawn._replace(cell=drawn.cell._replace(affine=HINTS.get(name, drawn.cell.affine)))
     check_methods(drawn, {"chunks": partial(associative, chunk=3), "whole": partial(associative, chunk=7)})
     monkeypatch.setattr(parallel, "sequential", lambda: False)
     check_methods(drawn, {"log depth": associative})
@@ -130,9 +129,10 @@ def test_zero_order_hold_is_exact_for_inputs_that_stand_still(x64):
     short = {**params, "log_dt": params["log_dt"] - np.log(4)}
     xs = jnp.broadcast_to(xs, (4, *xs.shape[1:]))
     close(scan(cell, short, carry, xs)[0], scan(cell, params, carry, xs[:1])[0])
+    affine: Any = cell.affine
     short["log_dt"] = params["log_dt"] - 12
-    _, wide = _s4d_affine(short, xs[0])
-    _, narrow = _s4d_affine(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), short), xs[0].astype(jnp.float32))
+    _, wide = affine(short, xs[0])
+    _, narrow = affine(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), short), xs[0].astype(jnp.float32))
     np.testing.assert_allclose(narrow.re, wide.re, rtol=1e-5)
     np.testing.assert_allclose(np.hypot(*narrow), np.hypot(*wide), rtol=1e-5)
 

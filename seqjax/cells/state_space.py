@@ -55,7 +55,7 @@ def lru(
         and d [D]. gamma starts at log sqrt(1 - |a|^2), so that white noise gives a carry of its own size.
 
     Returns:
-      A cell with the carry `Complex(re, im)`, each [B, H], and the output y [B, D], as wide as the input.
+      A cell with the carry `Complex(re, im)`, each [B, H], affine in it, and the output y [B, D], as wide as the input.
 
     Raises:
       ValueError: unless 0 <= r_min < r_max <= 1 and max_phase is positive.
@@ -96,6 +96,7 @@ def lru(
         project=lambda params, x: (dense(x, params["w_x"]), x.astype(carry_dtype(x.dtype))),
         transition=affine_transition(_lru_affine),
         readout=readout,
+        affine=_lru_affine,
     )
 
 
@@ -202,7 +203,7 @@ def s4d(states: int, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: Any =
         -1/2 + i `legs_frequencies`, c at random with variance 1, d at random.
 
     Returns:
-      A cell with the carry `Complex(re, im)`, each [B, D, N], and the output y [B, D].
+      A cell with the carry `Complex(re, im)`, each [B, D, N], affine in it, and the output y [B, D].
 
     Raises:
       ValueError: for no states, or unless 0 < dt_min <= dt_max.
@@ -238,4 +239,4 @@ def s4d(states: int, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: Any =
         c_re, c_im = (like(_wide(params[name]), carry.re) for name in ("c_re", "c_im"))
         return 2 * (c_re * carry.re - c_im * carry.im).sum(-1) + like(_wide(params["d"]), x) * x
 
-    return Cell(init, initial_carry, project, affine_transition(_s4d_affine), readout)
+    return Cell(init, initial_carry, project, affine_transition(_s4d_affine), readout, affine=_s4d_affine)
