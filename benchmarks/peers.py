@@ -18,7 +18,7 @@ from flax import linen, nnx
 import seqjax
 import seqjax.nnx
 from benchmarks.problem import GATES, RATE, Masks, Row, Tree, Weights, no_masks
-from seqjax.wrappers import dropout_mask, recurrent_dropout
+from seqjax.regularizers import dropout_mask, recurrent_dropout
 
 
 class Unavailable(ValueError):  # noqa: N818 (it is no error of the benchmark)

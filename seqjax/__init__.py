@@ -9,7 +9,7 @@
 
 import importlib
 
-from seqjax import cells, diagnostics, gradients, initializers, solve, wrappers
+from seqjax import cells, diagnostics, gradients, initializers, noise, regularizers, solve, wrappers
 from seqjax.core import Cell, Const, Dense, Gated, from_step
 from seqjax.unroll import bidirectional, generate, mask_from_lengths, unroll
 
@@ -26,6 +26,8 @@ __all__ = [
     "gradients",
     "initializers",
     "mask_from_lengths",
+    "noise",
+    "regularizers",
     "solve",
     "unroll",
     "wrappers",

@@ -23,21 +23,29 @@ Tree = Any
 
 
 class Gated(NamedTuple):
-    """Hint: the transition is matrix products of the carry, and elementwise arithmetic around them.
+    """Hint: the transition is matrix products of the carry, and arithmetic around them.
 
         v_1 = stages[0](h, z, ());  u_1 = v_1 @ weights(params)[0]
         v_2 = stages[1](h, z, (u_1,));  u_2 = v_2 @ weights(params)[1];  ...
         h'  = gates(h, z, (u_1, u_2, ...))
 
-    One stage is enough for most cells; the GRU that resets before the product has two. Stages and gates see no
-    params: what they need (a peephole, a bias) comes through z, in a `Const`. Each v has the shape of the first
-    leaf of the carry. So the gradient of each weight is one matrix product over all steps (`solve.fused`), and
-    recurrent dropout knows what to mask.
+    One stage is enough for most cells; the GRU that resets before the product has two, the IndRNN none. Stages and
+    gates see no params: what they need (a peephole, a bias) comes through z, in a `Const`. Each v has the shape of the
+    first leaf of the carry. So the gradient of each weight is one matrix product over all steps (`solve.fused`), and
+    recurrent dropout knows what to mask. `native` also needs the arithmetic to be elementwise: layer normalization or
+    a projection of the output is refused there, and `auto` takes another method.
     """
 
     weights: Callable[[Params], tuple[Array, ...]]
     stages: tuple[Callable[[Carry, Tree, tuple[Array, ...]], Array], ...]
     gates: Callable[[Carry, Tree, tuple[Array, ...]], Carry]
+
+
+class Complex(NamedTuple):
+    """A node of a carry that holds complex numbers `re + i im`, as two real arrays of one shape."""
+
+    re: Array
+    im: Array
 
 
 class Cell(NamedTuple):
@@ -50,7 +58,8 @@ class Cell(NamedTuple):
       transition: `(params, carry, z) -> carry`, one step.
       readout: `(params, carry, z) -> y`.
       gated: optional hint, see `Gated`.
-      affine: optional hint `(params, z) -> (a, b)`: the transition is `a * carry + b`, elementwise.
+      affine: optional hint `(params, z) -> (a, b)`: the transition is `a * carry + b`, elementwise;
+        where the carry holds a `Complex`, so do a and b, and the product is that of complex numbers (`multiply`).
       layers: optional hint: unrolling this cell is unrolling these cells one after the other, each on the outputs
         of the one before. `params` and the carry are then tuples with one entry a layer.
 
@@ -238,12 +247,23 @@ def gated_transition(gated: Gated) -> Callable[[Params, Carry, Tree], Carry]:
     return transition
 
 
+def multiply(a: Tree, h: Tree) -> Tree:
+    """`a * h` of two trees of one structure, elementwise; of two `Complex`, the product of complex numbers."""
+
+    def product(a, h):
+        if isinstance(a, Complex):
+            return Complex(a.re * h.re - a.im * h.im, a.re * h.im + a.im * h.re)
+        return a * h
+
+    return jax.tree.map(product, a, h, is_leaf=lambda node: isinstance(node, Complex))
+
+
 def affine_transition(affine: Callable[[Params, Tree], tuple[Carry, Carry]]) -> Callable:
     """The transition that an `affine` hint describes."""
 
     def transition(params, carry, z):
         a, b = affine(params, z)
-        return jax.tree.map(lambda a, h, b: a * h + b, a, carry, b)
+        return jax.tree.map(jnp.add, multiply(a, carry), b)
 
     return transition
 

@@ -1,15 +1,26 @@
 """Initial values of weights and gate biases.
 
 A weight initializer is `(key, shape [rows, H], dtype) -> array`, as in `jax.nn.initializers`; a cell calls it once for
-each gate, with a key of its own. A bias initializer is `(key, gates, hidden, dtype) -> array [len(gates) * hidden]`:
-it sees the names of the gates, so that one can be told from another.
+each gate, with a key of its own, or once for all gates side by side where it is `jointly(...)`. A bias initializer is
+`(key, gates, hidden, dtype) -> array [len(gates) * hidden]`: it sees the names of the gates, so that one can be told
+from another. What other libraries draw by default is in `seqjax.presets`.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import glorot_uniform, zeros
+from jax.nn.initializers import (
+    glorot_normal,
+    glorot_uniform,
+    he_normal,
+    he_uniform,
+    lecun_normal,
+    lecun_uniform,
+    normal,
+    zeros,
+)
 
 from seqjax.core import Array, Key, carry_dtype
 
@@ -19,15 +30,37 @@ BiasInitializer = Callable[[Key, tuple[str, ...], int, jnp.dtype], Array]
 __all__ = [
     "BiasInitializer",
     "Initializer",
+    "Jointly",
     "chrono",
+    "critical",
     "gate_bias",
+    "glorot_normal",
     "glorot_uniform",
+    "he_normal",
+    "he_uniform",
     "identity",
+    "jointly",
+    "lecun_normal",
+    "lecun_uniform",
+    "normal",
+    "np_rnn",
     "orthogonal",
     "per_gate",
+    "sparse",
+    "spectral_radius",
     "uniform",
+    "uniform_bias",
+    "uniform_gate",
+    "unit_forget",
     "zeros",
 ]
+
+
+def _check_square(name: str, shape: Sequence[int]) -> int:
+    """The number of units of a square matrix."""
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise ValueError(f"{name} initializes square matrices, got the shape {tuple(shape)}")
+    return shape[0]
 
 
 def orthogonal(scale: float = 1.0) -> Initializer:
@@ -52,9 +85,7 @@ def identity(scale: float = 1.0) -> Initializer:
 
     def init(key, shape, dtype=jnp.float32):
         del key
-        if len(shape) != 2 or shape[0] != shape[1]:
-            raise ValueError(f"identity initializes square matrices, got the shape {tuple(shape)}")
-        return scale * jnp.eye(shape[0], dtype=dtype)
+        return scale * jnp.eye(_check_square("identity", shape), dtype=dtype)
 
     return init
 
@@ -69,11 +100,113 @@ def uniform(scale: float = 1.0) -> Initializer:
     return init
 
 
+def critical(gain: float = 1.0) -> Initializer:
+    """`N(0, gain^2 / rows)`: at the edge of chaos with gain 1 (Sompolinsky, Crisanti & Sommers 1988).
+
+    A large tanh network without input falls silent where the gain is below 1, and is chaotic above;
+    `seqjax.diagnostics.lyapunov_exponents` tells the two apart.
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        return gain * shape[0] ** -0.5 * jax.random.normal(key, shape, dtype)
+
+    return init
+
+
+def sparse(k: int = 15, scale: float = 1.0) -> Initializer:
+    """Every unit reads from exactly `k` others, by weights `scale * N(0, 1)` (Martens 2010, "Hessian-free").
+
+    Every column of the matrix has k nonzero entries. Raises ValueError where it has fewer than k rows.
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        if not 0 < k <= shape[0]:
+            raise ValueError(f"sparse takes between 1 and all {shape[0]} rows for each unit, got k = {k}")
+        k_place, k_value = jax.random.split(key)
+        rank = jnp.argsort(jax.random.uniform(k_place, shape), axis=0)
+        return jnp.where(rank < k, scale * jax.random.normal(k_value, shape, dtype), 0.0)
+
+    return init
+
+
+def _radius(w: Array) -> Array:
+    """The spectral radius of w [H, H], `lim |w^n|^(1/n)` (Gelfand 1941), by 32 squarings.
+
+    Eigenvalues of a matrix that is not symmetric are not to be had on every device, products are.
+    """
+
+    def square(_, state):
+        power, log_radius, weight = state
+        power = jnp.matmul(power, power, precision="highest")
+        norm = jnp.linalg.norm(power)
+        log_radius = log_radius + weight * jnp.log(norm)
+        return power / jnp.where(norm > 0, norm, 1.0), log_radius, weight / 2
+
+    norm = jnp.linalg.norm(w)
+    start = w / jnp.where(norm > 0, norm, 1.0), jnp.log(norm), jnp.full((), 0.5, w.dtype)
+    return jnp.exp(jax.lax.fori_loop(0, 32, square, start)[1])
+
+
+def spectral_radius(radius: float = 0.9, init: Initializer = critical()) -> Initializer:
+    """A draw of `init`, scaled so that its largest eigenvalue has the modulus `radius`.
+
+    The reservoir of an echo state network (Jaeger 2001, "The echo state approach"): `spectral_radius(0.9, sparse(10))`
+    where it is sparse. The shape must be square. A nilpotent draw has no radius to scale and stays as it is.
+    """
+
+    def scaled(key, shape, dtype=jnp.float32):
+        _check_square("spectral_radius", shape)
+        w = init(key, shape, dtype)
+        drawn = _radius(w)
+        return w * jnp.where(drawn > 0, radius / jnp.where(drawn > 0, drawn, 1.0), 1.0)
+
+    return scaled
+
+
+def np_rnn() -> Initializer:
+    """Symmetric and positive definite, with largest eigenvalue 1 (Talathi & Vartak 2015, arXiv 1511.03771).
+
+        w = (r.T r / H + 1) / largest eigenvalue,   r ~ N(0, 1)
+
+    For ReLU networks: one direction is kept and all others decay. The shape must be square.
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        hidden = _check_square("np_rnn", shape)
+        r = jax.random.normal(key, shape, dtype)
+        w = jnp.matmul(r.T, r, precision="highest") / hidden + jnp.eye(hidden, dtype=dtype)
+        return w / _radius(w)
+
+    return init
+
+
+class Jointly(NamedTuple):
+    """A weight initializer that draws the matrices of all gates at once; see `jointly`."""
+
+    init: Initializer
+
+    def __call__(self, key: Key, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
+        """As `init`."""
+        return self.init(key, shape, dtype)
+
+
+def jointly(init: Initializer) -> Jointly:
+    """One draw of `init` for the matrices of all gates side by side, [rows, gates * H], as Keras does.
+
+    `jointly(orthogonal())` makes the rows orthonormal over all gates, and `jointly(glorot_uniform())` counts the units
+    of all gates as outputs, so both give smaller weights than a draw for each gate.
+    """
+    return Jointly(init)
+
+
 def per_gate(init: Initializer, key: Key, rows: int, gates: int, hidden: int, dtype: jnp.dtype) -> Array:
     """One `[rows, hidden]` block a gate, each drawn by `init` with a key of its own: `[rows, gates * hidden]`.
 
-    Drawn in at least float32 and then cast: the decomposition behind `orthogonal` does not exist in 16 bits.
+    Or one draw of that whole shape where `init` is `jointly(...)`. Drawn in at least float32 and then cast: the
+    decomposition behind `orthogonal` does not exist in 16 bits.
     """
+    if isinstance(init, Jointly):
+        return init(key, (rows, gates * hidden), carry_dtype(dtype)).astype(dtype)
     keys = jax.random.split(key, gates)
     blocks = [init(k, (rows, hidden), carry_dtype(dtype)) for k in keys]
     return jnp.concatenate(blocks, axis=1).astype(dtype)
@@ -94,6 +227,36 @@ def gate_bias(**values: float) -> BiasInitializer:
     return init
 
 
+def unit_forget() -> BiasInitializer:
+    """1 for the gate "forget" of a cell that has one, 0 for all others: the default of Keras.
+
+    `gate_bias(forget=1.0)` in contrast refuses a cell without that gate.
+    """
+
+    def init(key, gates, hidden, dtype=jnp.float32):
+        return gate_bias(**{gate: 1.0 for gate in gates if gate == "forget"})(key, gates, hidden, dtype)
+
+    return init
+
+
+def uniform_bias(scale: float = 1.0) -> BiasInitializer:
+    """`U(-s, s)` with `s = scale / sqrt(H)`: `uniform` for the biases of all gates."""
+
+    def init(key, gates, hidden, dtype=jnp.float32):
+        bound = scale / hidden**0.5
+        return jax.random.uniform(key, (len(gates) * hidden,), carry_dtype(dtype), -bound, bound).astype(dtype)
+
+    return init
+
+
+def _keeping(name: str, gates: tuple[str, ...], b: Array) -> Array:
+    """`b` [H] for the gate that keeps the carry, -b for the one that writes to it, 0 for the others."""
+    signs = {"forget": 1.0, "update": 1.0, "input": -1.0}
+    if not set(signs) & set(gates):
+        raise ValueError(f"{name} sets the gates {sorted(signs)}, but the gates are {list(gates)}")
+    return jnp.concatenate([signs.get(gate, 0.0) * b for gate in gates])
+
+
 def chrono(t_max: float) -> BiasInitializer:
     """Chrono initialization (Tallec & Ollivier 2018, arXiv 1804.11188), for dependencies up to `t_max` steps.
 
@@ -104,12 +267,26 @@ def chrono(t_max: float) -> BiasInitializer:
     """
     if not t_max > 2:
         raise ValueError(f"chrono needs t_max > 2 steps, got {t_max}")
-    signs = {"forget": 1.0, "update": 1.0, "input": -1.0}
 
     def init(key, gates, hidden, dtype=jnp.float32):
-        if not set(signs) & set(gates):
-            raise ValueError(f"chrono sets the gates {sorted(signs)}, but the gates are {list(gates)}")
-        b = jnp.log(jax.random.uniform(key, (hidden,), dtype, 1.0, t_max - 1.0))
-        return jnp.concatenate([signs.get(gate, 0.0) * b for gate in gates])
+        return _keeping("chrono", gates, jnp.log(jax.random.uniform(key, (hidden,), dtype, 1.0, t_max - 1.0)))
+
+    return init
+
+
+def uniform_gate() -> BiasInitializer:
+    """Uniform gate initialization (Gu et al. 2020, arXiv 1910.09890): the gate that keeps starts uniformly in (0, 1).
+
+        b = log(u / (1 - u)),   u ~ U(1 / H, 1 - 1 / H), one draw a unit
+
+    Laid out as in `chrono`: b for "forget" or "update", -b for "input", which so starts at 1 minus the forget gate.
+    Raises ValueError for one unit, whose interval is empty, and for a cell without such gates.
+    """
+
+    def init(key, gates, hidden, dtype=jnp.float32):
+        if hidden < 2:
+            raise ValueError(f"uniform_gate draws from [1 / H, 1 - 1 / H] and needs H > 1 units, got {hidden}")
+        u = jax.random.uniform(key, (hidden,), carry_dtype(dtype), 1 / hidden, 1 - 1 / hidden)
+        return _keeping("uniform_gate", gates, jax.scipy.special.logit(u).astype(dtype))
 
     return init

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqjax import core, wrappers
+from seqjax import core, regularizers
 from seqjax.core import Array, Carry, Cell, Key, Params
 from seqjax.solve import Solver
 from seqjax.unroll import batch_shape, mask_from_lengths, unroll
@@ -72,11 +72,15 @@ class Dropout(_Noisy):
           rngs: its stream "dropout" is forked; may be None if every call gives one.
         """
         super().__init__(rngs)
-        self.rate = wrappers.check_rate(rate)
+        self.rate = regularizers.check_rate(rate)
 
     def __call__(self, x: Array, *, rngs: Rngs | None = None) -> Array:
         """`x` of any shape, floating; `rngs` goes before the stream of the module."""
-        return x * wrappers.dropout_mask(self._key(rngs), self.rate, x.shape, x.dtype) if self._active(self.rate) else x
+        return (
+            x * regularizers.dropout_mask(self._key(rngs), self.rate, x.shape, x.dtype)
+            if self._active(self.rate)
+            else x
+        )
 
 
 class Recurrent(_Noisy):
@@ -106,8 +110,8 @@ class Recurrent(_Noisy):
           cell: any cell, also a stack.
           in_features: features D of the inputs; 0 for a cell that reads tokens (`wrappers.with_embedding`).
           rngs: the stream "params" draws the weights through `cell.init`, the stream "dropout" is forked.
-          recurrent_dropout: rate of `wrappers.recurrent_dropout`, in [0, 1).
-          input_dropout: rate of `wrappers.input_dropout`, in [0, 1).
+          recurrent_dropout: rate of `regularizers.recurrent_dropout`, in [0, 1).
+          input_dropout: rate of `regularizers.input_dropout`, in [0, 1).
           return_sequences: the outputs of all steps, or of the step that was processed last.
           reverse: run from the last step to the first; the outputs keep the order of the inputs.
           time_major: inputs, outputs and masks are [T, B, ...] instead of [B, T, ...].
@@ -138,11 +142,11 @@ class Recurrent(_Noisy):
         """Features O of the outputs."""
         return core.out_features(self.cell, self.weights, self.in_features)
 
-    def _regularized(self) -> tuple[Cell, list[wrappers.Sample]]:
+    def _regularized(self) -> tuple[Cell, list[regularizers.Sample]]:
         cell, samples = self.cell, []
         for rate, regularizer in (
-            (self.recurrent_dropout, wrappers.recurrent_dropout),
-            (self.input_dropout, wrappers.input_dropout),
+            (self.recurrent_dropout, regularizers.recurrent_dropout),
+            (self.input_dropout, regularizers.input_dropout),
         ):
             if self._active(rate):
                 cell, sample = regularizer(cell, rate)

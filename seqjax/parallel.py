@@ -10,10 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax.checkpointed import fitting_chunk, over_chunks
-from seqjax.core import Array, Carry, Cell, Gated, Params, Tree, like, matmul, over_time, project_all, split_const
+from seqjax.core import (
+    Array,
+    Carry,
+    Cell,
+    Complex,
+    Gated,
+    Params,
+    Tree,
+    like,
+    matmul,
+    multiply,
+    over_time,
+    project_all,
+    split_const,
+)
 
 # On a CPU, so many numbers of each array are worked on at a time: they stay in its cache.
 CACHED = 2**17
+
+Node = Any  # an array or a `Complex` of two: what one recurrence is about
 
 
 def sequential() -> bool:
@@ -21,21 +37,35 @@ def sequential() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _prefix(a: Array, b: Array, h: Array, reverse: bool = False) -> Array:
+def _add(a: Node, b: Node) -> Node:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _at(values: Node, t: int) -> Node:
+    return jax.tree.map(lambda v: v[t], values)
+
+
+def _conjugate(value: Node) -> Node:
+    return Complex(value.re, -value.im) if isinstance(value, Complex) else value
+
+
+def _prefix(a: Node, b: Node, h: Node, reverse: bool = False) -> Node:
     """`h_t = a_t * h_{t-1} + b_t` for all t, elementwise (or t + 1 in place of t - 1); h is before the first step."""
     if sequential():
 
         def body(h, ab):
-            h = ab[0] * h + ab[1]
+            h = _add(multiply(ab[0], h), ab[1])
             return h, h
 
         return jax.lax.scan(body, h, (a, b), reverse=reverse)[1]
 
     def after(f, g):
-        return f[0] * g[0], g[0] * f[1] + g[1]
+        return multiply(f[0], g[0]), _add(multiply(g[0], f[1]), g[1])
 
     first = -1 if reverse else 0
-    return jax.lax.associative_scan(after, (a, b.at[first].add(a[first] * h)), reverse=reverse)[1]
+    start = multiply(_at(a, first), h)
+    b = jax.tree.map(lambda b, h: b.at[first].add(h), b, start)
+    return jax.lax.associative_scan(after, (a, b), reverse=reverse)[1]
 
 
 def _matrix_prefix(a: Array, b: Array, reverse: bool = False) -> Array:
@@ -48,23 +78,25 @@ def _matrix_prefix(a: Array, b: Array, reverse: bool = False) -> Array:
     return jax.lax.associative_scan(after, (a, b), reverse=reverse)[1]
 
 
-def _before(first: Array, hs: Array) -> Array:
+def _before(first: Node, hs: Node) -> Node:
     """hs one step later in time: the carry that each step begins with."""
-    return jnp.concatenate([first[None], hs[:-1]])
+    return jax.tree.map(lambda first, hs: jnp.concatenate([first[None], hs[:-1]]), first, hs)
 
 
-def _next(values: Array) -> Array:
+def _next(values: Node) -> Node:
     """values of the next step; 0 after the last."""
-    return jnp.concatenate([values[1:], jnp.zeros_like(values[:1])])
+    return jax.tree.map(lambda v: jnp.concatenate([v[1:], jnp.zeros_like(v[:1])]), values)
 
 
 @jax.custom_vjp
-def linear_recurrence(a: Array, b: Array, h: Array) -> Array:
+def linear_recurrence(a: Node, b: Node, h: Node) -> Node:
     """`h_t = a_t * h_{t-1} + b_t` for a, b [T, ...] and h [...] before the first step; returns h of all steps.
+
+    Each of them is an array or a `Complex`.
 
     Its gradient (reverse mode only) is a recurrence of the same kind, backwards, and needs a and h alone:
 
-        lambda_t = g_t + a_{t+1} * lambda_{t+1};   da_t = lambda_t * h_{t-1};   db_t = lambda_t
+        lambda_t = g_t + conj(a_{t+1}) lambda_{t+1};   da_t = lambda_t conj(h_{t-1});   db_t = lambda_t
     """
     return _prefix(a, b, h)
 
@@ -76,8 +108,9 @@ def _linear_forward(a, b, h):
 
 def _linear_backward(residuals, g):
     a, h, hs = residuals
-    lam = _prefix(_next(a), g, jnp.zeros_like(h), reverse=True)
-    return lam * _before(h, hs), lam, a[0] * lam[0]
+    a = _conjugate(a)
+    lam = _prefix(_next(a), g, jax.tree.map(jnp.zeros_like, h), reverse=True)
+    return multiply(lam, _conjugate(_before(h, hs))), lam, multiply(_at(a, 0), _at(lam, 0))
 
 
 linear_recurrence.defvjp(_linear_forward, _linear_backward)
@@ -112,7 +145,7 @@ def associative(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: in
     def run(carry, xs):
         zs = project_all(cell, params, xs)
         a, b = over_time(partial(affine, params), zs)
-        hs = jax.tree.map(linear_recurrence, a, b, carry)
+        hs = jax.tree.map(linear_recurrence, a, b, carry, is_leaf=lambda node: isinstance(node, Complex))
         return jax.tree.map(lambda h: h[-1], hs), over_time(partial(cell.readout, params), hs, zs)
 
     steps = split_const(xs)[0][0].shape[0]

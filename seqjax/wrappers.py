@@ -1,10 +1,7 @@
 """Wrappers: `Cell -> Cell`, each of them mapping the hints of the cell that it wraps.
 
 A wrapper that needs one more input takes `x = (x, extra)`. The features are the first leaf of x, however deep. Around a
-stack, a wrapper goes around every layer, so that the layers stay on their fast paths.
-
-A regularizer is `Cell -> (Cell, sample)`: `sample(key, carry, xs)` draws the noise of one batch of sequences outside
-the loop, and the noisy cell takes `x = (x, noise)`. Noise that lasts a sequence is a `Const`.
+stack, a wrapper goes around every layer, so that the layers stay on their fast paths. (Noise: `regularizers`.)
 """
 
 from collections.abc import Callable
@@ -12,34 +9,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from seqjax.cells.stack import stack
 from seqjax.core import (
     Array,
-    Carry,
     Cell,
+    Complex,
     Const,
     Gated,
-    Key,
     Tree,
     dense,
     features,
-    gated_transition,
     inner,
     is_const,
     like,
-    open_const,
+    multiply,
     out_features,
     select,
     with_features,
 )
 from seqjax.initializers import Initializer, glorot_uniform
 
-Sample = Callable[[Key, Carry, Tree], Tree]
 
-
-def _over_layers(cell: Cell, wrapped: tuple[Cell, ...], pick: Callable[[Tree, int], Tree]) -> Cell:
+def over_layers(cell: Cell, wrapped: tuple[Cell, ...], pick: Callable[[Tree, int], Tree]) -> Cell:
     """A stack of wrapped layers, where layer i takes `(x, pick(extra, i))` and hands `extra` on."""
     last = len(wrapped) - 1
 
@@ -61,7 +53,7 @@ def masked(cell: Cell) -> Cell:
     touches neither an output nor a gradient. The mask may have holes.
     """
     if cell.layers:
-        return _over_layers(cell, tuple(masked(layer) for layer in cell.layers), lambda mask, i: mask)
+        return over_layers(cell, tuple(masked(layer) for layer in cell.layers), lambda mask, i: mask)
     base = inner(cell, lambda z: z[0])
     gated = base.gated
     affine: Any = base.affine
@@ -79,6 +71,16 @@ def masked(cell: Cell) -> Cell:
         # A gradient that is 0 times NaN is NaN, so the padding must not reach the cell at all.
         return cell.project(params, blank(mask, x)), mask
 
+    def ones(a):
+        """The a of a step that keeps the carry."""
+
+        def one(leaf):
+            if isinstance(leaf, Complex):
+                return Complex(jnp.ones_like(leaf.re), jnp.zeros_like(leaf.im))
+            return jnp.ones_like(leaf)
+
+        return jax.tree.map(one, a, is_leaf=lambda node: isinstance(node, Complex))
+
     def transition(params, carry, z):
         return select(z[1], base.transition(params, carry, z), carry)
 
@@ -88,7 +90,7 @@ def masked(cell: Cell) -> Cell:
     def still(params, z):
         a, b = affine(params, z)
         return (
-            select(z[1], a, jax.tree.map(jnp.ones_like, a)),
+            select(z[1], a, ones(a)),
             select(z[1], b, jax.tree.map(jnp.zeros_like, b)),
         )
 
@@ -109,7 +111,7 @@ def reset(cell: Cell) -> Cell:
     a document is its last one, so that is where the border belongs.
     """
     if cell.layers:
-        return _over_layers(cell, tuple(reset(layer) for layer in cell.layers), lambda border, i: border)
+        return over_layers(cell, tuple(reset(layer) for layer in cell.layers), lambda border, i: border)
     base = inner(cell, lambda z: z[0])
     gated = base.gated
     affine: Any = base.affine
@@ -125,7 +127,7 @@ def reset(cell: Cell) -> Cell:
     def anew(params, z):
         _, border, start = z
         a, b = affine(params, z)
-        fresh = jax.tree.map(lambda a, h, b: a * like(h, a) + b, a, start.value, b)
+        fresh = jax.tree.map(jnp.add, multiply(a, jax.tree.map(like, start.value, a)), b)
         return select(border, jax.tree.map(jnp.zeros_like, a), a), select(border, fresh, b)
 
     return base._replace(
@@ -161,113 +163,6 @@ def residual(cell: Cell) -> Cell:
     )
 
 
-def check_rate(rate: Any) -> Any:
-    """Check a dropout rate; a traced one (a lane of a sweep) is taken on trust."""
-    if not isinstance(rate, Tracer) and not 0.0 <= rate < 1.0:
-        raise ValueError(f"a dropout rate lies in [0, 1), got {rate}")
-    return rate
-
-
-def dropout_mask(key: Key, rate: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Inverted dropout: 0 with probability `rate`, otherwise 1 / (1 - rate)."""
-    keep = 1.0 - jnp.asarray(rate, dtype)
-    return jax.random.bernoulli(key, keep, shape).astype(dtype) / jnp.broadcast_to(keep, shape)
-
-
-def recurrent_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple[Cell, Sample]:
-    """Dropout of the carry's output where it enters the recurrent product (Gal & Ghahramani 2016, arXiv 1512.05287).
-
-        v_k = stage_k(h, z) * m,   m ~ Bernoulli(1 - rate) / (1 - rate), [B, H]
-
-    One mask a sequence, the same at every step. It needs the `gated` hint, which says what is multiplied by the
-    recurrent matrix; the carry that the gates keep is not masked.
-
-    Args:
-      cell: a gated cell or a stack of gated cells.
-      rate: probability of dropping a unit, in [0, 1).
-      per_step: draw a new mask at every step. This is the mistake that the paper warns of, for studies of it.
-
-    Returns:
-      The noisy cell, which takes `x = (x, noise)`, and `sample(key, carry, xs) -> noise`.
-    """
-    rate = check_rate(rate)
-    if cell.layers:
-        parts = [recurrent_dropout(layer, rate, per_step=per_step) for layer in cell.layers]
-
-        def sample_layers(key, carry, xs):
-            keys = jax.random.split(key, len(parts))
-            return tuple(s(k, c, xs) for (_, s), k, c in zip(parts, keys, carry, strict=True))
-
-        return _over_layers(cell, tuple(c for c, _ in parts), lambda noise, i: noise[i]), sample_layers
-    base = inner(cell, lambda z: z[0])
-    if base.gated is None:
-        raise ValueError("recurrent_dropout needs a cell with the `gated` hint: this one has no recurrent product")
-
-    def drop(stage):
-        def noisy(carry, z, us):
-            v = stage(carry, z, us)
-            return v * like(open_const(z[1]).astype(v.dtype), v)
-
-        return noisy
-
-    noisy = base.gated._replace(stages=tuple(drop(stage) for stage in base.gated.stages))
-
-    def sample(key, carry, xs):
-        h = jax.tree.leaves(carry)[0]
-        if per_step:
-            return dropout_mask(key, rate, (features(xs).shape[0], *h.shape), h.dtype)
-        return Const(dropout_mask(key, rate, h.shape, h.dtype))
-
-    wrapped = base._replace(
-        project=lambda params, x: (cell.project(params, x[0]), x[1]),
-        transition=gated_transition(noisy),
-        gated=noisy,
-    )
-    return wrapped, sample
-
-
-def input_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple[Cell, Sample]:
-    """Dropout of the input features, one mask a sequence (Gal & Ghahramani 2016, arXiv 1512.05287).
-
-        x_t * m,   m ~ Bernoulli(1 - rate) / (1 - rate), [B, D]
-
-    Around a stack the input of every layer is masked, each by a mask of its own (for the inner layers, of the width of
-    the carry below). Arguments and result as in `recurrent_dropout`.
-    """
-    rate = check_rate(rate)
-    if cell.layers:
-        layers = cell.layers
-        parts = [input_dropout(layer, rate, per_step=per_step) for layer in layers]
-
-        def sample_layers(key, carry, xs):
-            keys = jax.random.split(key, len(parts))
-            length = features(xs).shape[0]
-            below = [features(xs)] + [jax.tree.leaves(c)[0] for c in carry[:-1]]
-            # The masks take only the shape of the inputs: a view of the carry with a time axis is enough.
-            inputs = [below[0]] + [jnp.broadcast_to(h, (length, *h.shape)) for h in below[1:]]
-            return tuple(s(k, c, i) for (_, s), k, c, i in zip(parts, keys, carry, inputs, strict=True))
-
-        return _over_layers(cell, tuple(c for c, _ in parts), lambda noise, i: noise[i]), sample_layers
-    base = inner(cell, lambda z: z)
-
-    def project(params, x):
-        x, noise = x
-        value = features(x)
-        return cell.project(params, with_features(x, value * like(open_const(noise).astype(value.dtype), value)))
-
-    def sample(key, carry, xs):
-        x = features(xs)
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"input_dropout masks floating features, got {x.dtype}")
-        return (
-            dropout_mask(key, rate, x.shape, x.dtype)
-            if per_step
-            else Const(dropout_mask(key, rate, x.shape[1:], x.dtype))
-        )
-
-    return base._replace(project=project), sample
-
-
 def _inside(cell: Cell, name: str = "cell") -> Cell:
     """`cell` with its params under a name, beside those of a wrapper."""
     gated, affine = cell.gated, cell.affine
@@ -279,6 +174,73 @@ def _inside(cell: Cell, name: str = "cell") -> Cell:
         gated=gated and gated._replace(weights=lambda params: gated.weights(params[name])),
         affine=affine and (lambda params, z: affine(params[name], z)),
     )
+
+
+def highway(cell: Cell, *, bias: float = -1.0, w: Initializer = glorot_uniform()) -> Cell:
+    """Carry the input past the cell as far as a gate says (Srivastava, Greff & Schmidhuber 2015, arXiv 1505.00387).
+
+        t = sigmoid(x @ w_t + b_t)
+        y = t * cell(x) + (1 - t) * x
+
+    Input and output have the same number of features D; w_t is [D, D]. The gate starts near `sigmoid(bias)`, so a
+    negative bias starts near a plain copy. It is part of the readout, so all steps go through it at once. Around a
+    stack this is one gate over all of it, as for `residual`.
+
+    Raises:
+      ValueError: for tokens in place of features, or an output of another width.
+    """
+    base = inner(_inside(cell), lambda z: z[0])
+
+    def init(key, in_features):
+        if in_features == 0:
+            raise ValueError("highway mixes features into the output, and this cell reads tokens")
+        k_cell, k_w = jax.random.split(key)
+        p = cell.init(k_cell, in_features)
+        dtype = jax.tree.leaves(p)[0].dtype
+        return {
+            "cell": p,
+            "w_t": w(k_w, (in_features, in_features), dtype),
+            "b_t": jnp.full((in_features,), bias, dtype),
+        }
+
+    def readout(params, carry, z):
+        y, x = base.readout(params, carry, z), z[1]
+        if y.shape != x.shape:
+            raise ValueError(f"highway mixes the input {x.shape} into the output {y.shape}: they must agree")
+        t = jax.nn.sigmoid(dense(x, params["w_t"], params["b_t"])).astype(y.dtype)
+        return t * y + (1 - t) * x.astype(y.dtype)
+
+    return base._replace(
+        init=init,
+        project=lambda params, x: (cell.project(params["cell"], x), features(x)),
+        readout=readout,
+    )
+
+
+def learned_carry(cell: Cell) -> Cell:
+    """The initial carry as params, `{"cell": ..., "start": ...}`, which begin at the cell's own initial carry.
+
+    It is learned where the carry is made inside the differentiated function, as `unroll(cell, params, None, xs)` does,
+    and by `reset`, which goes around it.
+    """
+    if cell.layers:
+        layers = cell.layers
+        wrapped = tuple(learned_carry(layer) for layer in layers)
+
+        def init_layers(key, in_features):
+            p = cell.init(key, in_features)
+            return tuple({"cell": q, "start": c.initial_carry(q, ())} for c, q in zip(layers, p, strict=True))
+
+        return stack(*wrapped)._replace(init=init_layers)
+
+    def init(key, in_features):
+        p = cell.init(key, in_features)
+        return {"cell": p, "start": cell.initial_carry(p, ())}
+
+    def initial_carry(params, batch_shape):
+        return jax.tree.map(lambda h: jnp.broadcast_to(h, (*batch_shape, *h.shape)), params["start"])
+
+    return _inside(cell)._replace(init=init, initial_carry=initial_carry)
 
 
 def with_head(

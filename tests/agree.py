@@ -64,14 +64,20 @@ def layers(cell):
     return [part for layer in cell.layers for part in layers(layer)] if cell.layers else [cell]
 
 
+def native_or_auto(cell, params, carry, xs):
+    """`native`, and for gates that are not elementwise `auto`, which must then find another method."""
+    return (solve.native if solve.supports(cell, params, carry, xs) else solve.auto)(cell, params, carry, xs)
+
+
 def methods_of(cell):
     """Every method but scan that admits the cell; checkpointed also in chunks that do not divide 7 steps."""
     found = ["checkpointed", "rematerialized"]
     if all(layer.gated for layer in layers(cell)):
-        found += ["fused", "native"] if compiler() else ["fused"]
+        found.append("fused")
     if all(layer.affine for layer in layers(cell)):
         found.append("associative")
-    return {name: name for name in found} | {"chunks of 3": partial(solve.checkpointed, chunk=3)}
+    methods = {name: name for name in found} | {"chunks of 3": partial(solve.checkpointed, chunk=3)}
+    return methods | {"native": native_or_auto} if "fused" in found and compiler() else methods
 
 
 def check_methods(drawn, methods, mask=None):

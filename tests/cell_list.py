@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax import cells, from_step, wrappers
+from seqjax import cells, from_step, noise, regularizers, wrappers
 from seqjax.core import Cell, carry_dtype
 
 D, H, TOKENS = 3, 4, 5
@@ -78,8 +78,8 @@ def flags(rate: float):
 
     def extra(key, carry, xs):
         first = jax.tree.leaves(xs)[0]
-        h = jax.tree.leaves(carry)[0]
-        return jax.random.bernoulli(key, rate, (first.shape[0], *h.shape[:-1]))
+        shape = first.shape[:-1] if jnp.issubdtype(first.dtype, jnp.floating) else first.shape
+        return jax.random.bernoulli(key, rate, shape)
 
     return extra
 
@@ -97,11 +97,11 @@ def residual(model: Model) -> Model:
 
 
 def recurrent_dropout(model: Model, per_step: bool = False) -> Model:
-    return dress(model, *wrappers.recurrent_dropout(model.cell, RATE, per_step=per_step))
+    return dress(model, *regularizers.recurrent_dropout(model.cell, RATE, per_step=per_step))
 
 
 def input_dropout(model: Model, per_step: bool = False) -> Model:
-    return dress(model, *wrappers.input_dropout(model.cell, RATE, per_step=per_step))
+    return dress(model, *regularizers.input_dropout(model.cell, RATE, per_step=per_step))
 
 
 def per_step_recurrent_dropout(model: Model) -> Model:
@@ -112,6 +112,34 @@ def per_step_input_dropout(model: Model) -> Model:
     return input_dropout(model, per_step=True)
 
 
+def output_dropout(model: Model) -> Model:
+    return dress(model, *regularizers.output_dropout(model.cell, RATE))
+
+
+def stochastic_depth(model: Model) -> Model:
+    return dress(model, *regularizers.stochastic_depth(model.cell, RATE))
+
+
+def zoneout(model: Model) -> Model:
+    return dress(model, *noise.zoneout(model.cell, RATE))
+
+
+def zoneout_mean(model: Model) -> Model:
+    return model._replace(cell=noise.zoneout_mean(model.cell, RATE))
+
+
+def carry_noise(model: Model) -> Model:
+    return dress(model, *noise.carry_noise(model.cell, RATE))
+
+
+def highway(model: Model) -> Model:
+    return model._replace(cell=wrappers.highway(model.cell))
+
+
+def learned_carry(model: Model) -> Model:
+    return model._replace(cell=wrappers.learned_carry(model.cell))
+
+
 DRESSES = [
     masked,
     reset,
@@ -120,6 +148,13 @@ DRESSES = [
     per_step_recurrent_dropout,
     input_dropout,
     per_step_input_dropout,
+    output_dropout,
+    stochastic_depth,
+    zoneout,
+    zoneout_mean,
+    carry_noise,
+    highway,
+    learned_carry,
 ]
 
 
@@ -155,6 +190,25 @@ BARE = {
     "gru": Model(cells.gru(H)),
     "gru_reset_before": Model(cells.gru_reset_before(H)),
     "min_gru": Model(cells.min_gru(H)),
+    "min_lstm": Model(cells.min_lstm(H)),
+    "qrnn": Model(cells.qrnn(H)),
+    "sru": Model(cells.sru(H)),
+    "lru": Model(cells.lru(H)),
+    "rg_lru": Model(cells.rg_lru()),
+    "s4d": Model(cells.s4d(2)),
+    "gated_linear_attention": Model(cells.gated_linear_attention(2, 3, 2)),
+    "delta_net": Model(cells.delta_net(2, 3, 2)),
+    "mlstm": Model(cells.mlstm(2, 3, 2)),
+    "slstm": Model(cells.slstm(H)),
+    "coupled_lstm": Model(cells.coupled_lstm(H)),
+    "projected_lstm": Model(cells.projected_lstm(H, 2)),
+    "layer_norm_lstm": Model(cells.layer_norm_lstm(H)),
+    "multiplicative_lstm": Model(cells.multiplicative_lstm(H)),
+    "ind_rnn": Model(cells.ind_rnn(H)),
+    "ugrnn": Model(cells.ugrnn(H)),
+    "mgu": Model(cells.mgu(H)),
+    "antisymmetric_rnn": Model(cells.antisymmetric_rnn(H)),
+    "ct_rnn": Model(cells.ct_rnn(H)),
 }
 
 MODELS = {
@@ -185,4 +239,13 @@ MODELS = {
     "dropout_stack": recurrent_dropout(input_dropout(Model(cells.stack(cells.gru(H), cells.lstm(H + 1))))),
     "masked_dropout_stack": masked(recurrent_dropout(Model(cells.stack(cells.gru(H), cells.lstm(H + 1))))),
     "everything": masked(reset(recurrent_dropout(residual(input_dropout(Model(cells.lstm(H), H)))))),
+    "gate_dropout": dress(
+        Model(cells.lstm(H)), *regularizers.recurrent_dropout(cells.lstm(H), RATE, gates=4, per_step=True)
+    ),
+    "zoneout": masked(zoneout(Model(cells.stack(cells.min_gru(H), cells.gru(H))))),
+    "zoneout_mean": zoneout_mean(Model(cells.min_gru(H))),
+    "carry_noise": carry_noise(Model(affine_stack())),
+    "depth": output_dropout(stochastic_depth(Model(cells.stack(*[wrappers.residual(cells.min_gru(H))] * 2), H))),
+    "highway": highway(Model(cells.min_gru(H), H)),
+    "learned_carry": reset(learned_carry(Model(affine_stack()))),
 }

@@ -13,7 +13,18 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up: a room imports from rooms below its own, and from itself.
 LAYERS = [
     ["core"],
-    ["initializers", "cells", "wrappers", "checkpointed", "parallel", "native", "solve"],
+    [
+        "initializers",
+        "presets",
+        "cells",
+        "wrappers",
+        "regularizers",
+        "noise",
+        "checkpointed",
+        "parallel",
+        "native",
+        "solve",
+    ],
     ["unroll"],
     ["gradients", "diagnostics", "nnx"],
     ["losses"],

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import equations
+from agree import compiled, equations
 
 from seqjax import cells, initializers
 
@@ -153,3 +153,97 @@ def test_lanes_draw_orthogonal_matrices_one_after_the_other():
     assert {e.invars[0].aval.shape for e in decomposed} == {(4, 4)}
     for lane, single in zip(jax.tree.leaves(draw(keys)), jax.tree.leaves(cell.init(keys[1], 2)), strict=True):
         np.testing.assert_array_equal(lane[1], single)
+
+
+def eigenvalues(w):
+    return np.linalg.eigvals(np.asarray(w, np.float64))
+
+
+def test_critical_is_normal_with_a_variance_of_one_over_the_rows():
+    w = np.asarray(initializers.critical(1.5)(KEY, (100, 40)))
+    assert w.std() == pytest.approx(1.5 / 10, rel=0.05)
+    assert np.abs(w).max() > 3 * w.std()
+
+
+def test_sparse_connects_every_unit_to_as_many_others():
+    w = np.asarray(initializers.sparse(5, 2.0)(KEY, (40, 200)))
+    np.testing.assert_array_equal((w != 0).sum(0), np.full(200, 5))
+    # Which ones is drawn: every row is read by 25 of 200 units, give or take.
+    assert 8 < (w != 0).sum(1).min() < (w != 0).sum(1).max() < 45
+    assert w[w != 0].std() == pytest.approx(2, rel=0.1)
+    for k in (41, 0):
+        with pytest.raises(ValueError, match=f"sparse takes between 1 and all 40 rows for each unit, got k = {k}"):
+            initializers.sparse(k)(KEY, (40, 200))
+
+
+@pytest.mark.parametrize("init", [initializers.critical(3.0), initializers.sparse(6), initializers.orthogonal(7.0)])
+def test_spectral_radius(init):
+    draw = initializers.spectral_radius(0.8, init)
+
+    @compiled
+    def run(keys):
+        return jax.vmap(lambda key: draw(key, (25, 25)))(keys), draw(keys[1], (25, 25))
+
+    lanes, single = run(jax.random.split(KEY, 3))
+    for w in lanes:
+        assert np.abs(eigenvalues(w)).max() == pytest.approx(0.8, rel=1e-4)
+    np.testing.assert_allclose(lanes[1], single, rtol=1e-4, atol=1e-6)
+
+
+def test_spectral_radius_of_matrices_that_have_none_to_scale():
+    def shift(key, shape, dtype=jnp.float32):
+        return jnp.eye(shape[0], k=1, dtype=dtype)
+
+    np.testing.assert_array_equal(initializers.spectral_radius(0.8, shift)(KEY, (4, 4)), np.eye(4, k=1))
+    np.testing.assert_array_equal(initializers.spectral_radius(0.8, initializers.zeros)(KEY, (4, 4)), np.zeros((4, 4)))
+
+
+def test_np_rnn_is_positive_definite_with_largest_eigenvalue_one():
+    cell = cells.rnn(60, jax.nn.relu, w_h=initializers.np_rnn())
+    w = np.asarray(compiled(lambda key: cell.init(key, 3))(KEY)["w_h"])
+    np.testing.assert_array_equal(w, w.T)
+    values = np.linalg.eigvalsh(w.astype(np.float64))
+    assert values.max() == pytest.approx(1, rel=1e-5)
+    # Before it is scaled the spectrum reaches from 1 to 1 + 4 (Marchenko and Pastur).
+    assert values.min() == pytest.approx(1 / 5, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["spectral_radius", "np_rnn"])
+def test_what_needs_a_square_matrix_says_so(name):
+    with pytest.raises(ValueError, match=rf"{name} initializes square matrices, got the shape \(3, 5\)"):
+        getattr(initializers, name)()(KEY, (3, 5))
+
+
+def test_jointly_draws_all_gates_at_once():
+    found = cells.lstm(4, w_h=initializers.jointly(initializers.orthogonal(2.0)), dtype=jnp.float16).init(KEY, 3)["w_h"]
+    assert found.shape == (4, 16)
+    assert found.dtype == jnp.float16
+    np.testing.assert_allclose(found.astype(np.float32) @ found.astype(np.float32).T, 4 * np.eye(4), atol=0.02)
+    assert initializers.jointly(initializers.zeros)(KEY, (2, 3)).shape == (2, 3)
+
+
+def test_uniform_bias():
+    b = np.asarray(cells.gru(400, w_h=initializers.zeros, b=initializers.uniform_bias(0.5)).init(KEY, 1)["b"])
+    bound = 0.5 / 20
+    assert 0.99 * bound < np.abs(b).max() <= bound
+    assert b.std() == pytest.approx(bound / np.sqrt(3), rel=0.05)
+    assert len(np.unique(b)) > 1000
+
+
+def test_uniform_gates_start_anywhere_between_closed_and_open():
+    hidden = 2000
+    b = np.asarray(cells.lstm(hidden, w_h=initializers.zeros, b=initializers.uniform_gate()).init(KEY, 1)["b"])
+    i, f, g, o = np.split(b, 4)
+    np.testing.assert_array_equal(i, -f)
+    assert not np.any([g, o])
+    activations = np.sort(1 / (1 + np.exp(-f.astype(np.float64))))
+    assert 0.999 / hidden < activations[0] < activations[-1] < 1 - 0.999 / hidden
+    distance = np.abs(activations - (np.arange(hidden) + 0.5) / hidden).max()
+    assert distance < 1.63 / np.sqrt(hidden)
+
+
+def test_uniform_gates_need_units_and_gates():
+    with pytest.raises(ValueError, match=r"uniform_gate draws from .* needs H > 1 units, got 1"):
+        cells.lstm(1, b=initializers.uniform_gate()).init(KEY, 3)
+    with pytest.raises(ValueError, match=r"uniform_gate sets the gates .*, but the gates are \['candidate'\]"):
+        cells.rnn(4, b=initializers.uniform_gate()).init(KEY, 3)

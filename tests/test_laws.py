@@ -10,7 +10,7 @@ from cell_list import BARE, DRESSES, MODELS, H, Model, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqjax import cells, unroll, wrappers
+from seqjax import cells, regularizers, unroll, wrappers
 from seqjax.core import affine_transition, gated_transition, open_dense
 
 
@@ -58,7 +58,7 @@ def test_compositions_of_wrappers_keep_hints_and_methods(cell, dresses, seed):
             try:
                 model = dress(model)
             except ValueError as error:
-                assert "recurrent_dropout needs" in str(error)  # noqa: PT017  min_gru has no recurrent product
+                assert "needs a cell with" in str(error)  # noqa: PT017  min_gru has no recurrent product
         drawn = draw(model, steps=4, seed=seed)
         check_hints(*drawn)
         check_methods(drawn, methods_of(drawn.cell))
@@ -70,7 +70,7 @@ def test_compositions_of_wrappers_keep_hints_and_methods(cell, dresses, seed):
         wrappers.masked,
         wrappers.reset,
         wrappers.residual,
-        lambda cell: wrappers.input_dropout(cell, 0.5)[0],
+        lambda cell: regularizers.input_dropout(cell, 0.5)[0],
         lambda cell: wrappers.with_head(cell, 2),
         lambda cell: wrappers.with_embedding(cell, 9, 3),
     ],
@@ -83,8 +83,8 @@ def test_wrappers_keep_the_fast_paths(wrap):
 
 
 def test_recurrent_dropout_keeps_the_fast_path():
-    assert wrappers.recurrent_dropout(cells.lstm(H), 0.5)[0].gated is not None
-    assert len(wrappers.recurrent_dropout(cells.stack(cells.lstm(H), cells.gru(H)), 0.5)[0].layers) == 2
+    assert regularizers.recurrent_dropout(cells.lstm(H), 0.5)[0].gated is not None
+    assert len(regularizers.recurrent_dropout(cells.stack(cells.lstm(H), cells.gru(H)), 0.5)[0].layers) == 2
 
 
 @pytest.mark.parametrize("name", ["gru_reset_before", "min_gru", "dropout_stack"])
@@ -103,7 +103,7 @@ def test_keys_and_rates_are_lanes_too(x64):
     cell, params, carry, xs = draw(MODELS["lstm"])
 
     def run(key, rate):
-        noisy, sample = wrappers.recurrent_dropout(cell, rate)
+        noisy, sample = regularizers.recurrent_dropout(cell, rate)
         return unroll(noisy, params, carry, (xs, sample(key, carry, xs)))[1]
 
     keys, rates = jax.random.split(jax.random.key(1), 3), jnp.array([0.0, 0.3, 0.9])

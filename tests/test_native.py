@@ -15,7 +15,7 @@ from cell_list import MODELS, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqjax import Const, cells, solve, unroll, wrappers
+from seqjax import Const, cells, regularizers, solve, unroll
 from seqjax.native import Unsupported, build, compiler, solver
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
@@ -144,7 +144,7 @@ def test_the_same_bits_every_time_also_from_many_threads(shape):
 @pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
 def test_threads_that_share_the_units_do_not_overtake_each_other(name):
     """The left factor of the recurrent product is no carry here: every thread writes a part of it at each step."""
-    cell, sample = wrappers.recurrent_dropout(GATED[name](304), 0.4)
+    cell, sample = regularizers.recurrent_dropout(GATED[name](304), 0.4)
     params, carry, xs = inputs(cell, (100, 24, 3, 304))
     args = (params, carry, (xs, sample(jax.random.key(0), carry, xs)))
     assert columns(GATED[name](304), params, carry, xs)
@@ -194,7 +194,7 @@ def test_lanes_loops_and_checkpoints_around_it(x64):
 
 def test_a_const_of_the_batch_size_is_read_as_what_the_gates_make_of_it(x64):
     """The three rows of the peepholes [3, H] and a dropout mask [B, H] look alike if B is 3."""
-    cell, sample = wrappers.recurrent_dropout(cells.peephole_lstm(8), 0.5)
+    cell, sample = regularizers.recurrent_dropout(cells.peephole_lstm(8), 0.5)
     params, carry, xs = inputs(cell._replace(init=cells.peephole_lstm(8).init), (3, 5, 2, 8), jnp.float64)
     xs = (xs, sample(jax.random.key(1), carry, xs))
     assert isinstance(xs[1], Const)

@@ -178,7 +178,7 @@ def test_dropout_is_new_each_call_and_absent_in_eval(xs, name, options):
 def test_masks_are_those_of_the_wrapper(xs):
     rnn = recurrent(recurrent_dropout=0.5)
     ys = outputs(rnn, xs, rngs=nnx.Rngs(dropout=7))
-    noisy, sample = seqjax.wrappers.recurrent_dropout(rnn.cell, 0.5)
+    noisy, sample = seqjax.regularizers.recurrent_dropout(rnn.cell, 0.5)
     carry = rnn.cell.initial_carry(rnn.weights, (B,))
     noise = sample(nnx.Rngs(dropout=7).dropout(), carry, swap(xs))
     same(ys, swap(unroll(noisy, rnn.weights, None, (swap(xs), noise))[1]))

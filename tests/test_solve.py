@@ -51,7 +51,8 @@ def test_checkpointed_with_any_chunk_equals_scan(x64, name):
 def test_one_step_is_a_sequence_too(x64, name):
     drawn = draw(MODELS[name], steps=1)
     step = compiled(drawn.cell.step)(drawn.params, drawn.carry, drawn.xs[0])
-    for method in {"scan", *methods_of(drawn.cell)} - {"chunks of 3"}:
+    methods = methods_of(drawn.cell) | {"scan": "scan"}
+    for method in [method for name, method in methods.items() if name != "chunks of 3"]:
         carry, ys = unroll(*drawn, method=method)
         close((carry, ys[0]), step)
 

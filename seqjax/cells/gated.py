@@ -27,14 +27,14 @@ def _check_size(name: str, hidden: int) -> None:
         raise ValueError(f"{name} takes a positive number of units, got {hidden!r}")
 
 
-def _initial(hidden: int, gates: tuple[str, ...], w_x, w_h, b, dtype) -> Callable:
-    """The init of a cell with weights w_x [D, G*H], w_h [H, G*H] and b [G*H]."""
+def _initial(hidden: int, gates: tuple[str, ...], w_x, w_h, b, dtype, rows: int | None = None) -> Callable:
+    """The init of a cell with weights w_x [D, G*H], w_h [rows, G*H], of H rows unless told, and b [G*H]."""
 
     def init(key, in_features):
         k_x, k_h, k_b = jax.random.split(key, 3)
         return {
             "w_x": per_gate(w_x, k_x, in_features, len(gates), hidden, dtype),
-            "w_h": per_gate(w_h, k_h, hidden, len(gates), hidden, dtype),
+            "w_h": per_gate(w_h, k_h, rows or hidden, len(gates), hidden, dtype),
             "b": b(k_b, gates, hidden, dtype),
         }
 
@@ -88,6 +88,7 @@ def rnn(
 
     Returns:
       A cell with the carry h [B, H]. Elman's separate output map f(W h + b) is `wrappers.with_head(rnn(H), O, f)`.
+      The IRNN (Le, Jaitly & Hinton 2015, arXiv 1504.00941) is `rnn(H, jax.nn.relu, w_h=initializers.identity())`.
     """
     _check_size("rnn", hidden)
     hint = _one_product(lambda h, z, u: activation(z + u))

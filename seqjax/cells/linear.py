@@ -1,13 +1,48 @@
-"""Cells that are linear in their carry: `h_t = a_t * h_{t-1} + b_t`, with a and b computed from the input alone."""
+"""Cells that are linear in their carry: `h_t = a_t * h_{t-1} + b_t`, with a and b computed from the input alone.
 
+Each has the `affine` hint, so `parallel.associative` unrolls it in O(log T) parallel steps. Docstrings show one step as
+in `gated.py`; the carry is h [B, H].
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.nn import sigmoid
+from jax.nn import log_sigmoid, sigmoid
 
-from seqjax.core import Cell, affine_transition, carry_dtype, dense
+from seqjax.cells.gated import _check_size
+from seqjax.core import Array, Cell, affine_transition, carry_dtype, dense
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, per_gate
+
+
+def _linear(
+    hidden: int,
+    gates: tuple[str, ...],
+    w_x: Initializer,
+    b: BiasInitializer,
+    dtype: Any,
+    keep_and_write: Callable[..., tuple[Array, Array]],
+    readout: Callable[..., Array] = lambda h, *gates: h,
+) -> Cell:
+    """A cell of one input product, cut into gates: `a, b = keep_and_write(*gates)` and `y = readout(h, *gates)`."""
+
+    def init(key, in_features):
+        k_x, k_b = jax.random.split(key)
+        w = per_gate(w_x, k_x, in_features, len(gates), hidden, dtype)
+        return {"w_x": w, "b": b(k_b, gates, hidden, dtype)}
+
+    def affine(params, z):
+        return keep_and_write(*jnp.split(z, len(gates), axis=-1))
+
+    return Cell(
+        init=init,
+        initial_carry=lambda params, batch_shape: jnp.zeros((*batch_shape, hidden), carry_dtype(params["w_x"].dtype)),
+        project=lambda params, x: dense(x, params["w_x"], params["b"]),
+        transition=affine_transition(affine),
+        readout=lambda params, h, z: readout(h, *jnp.split(z, len(gates), axis=-1)),
+        affine=affine,
+    )
 
 
 def min_gru(
@@ -30,26 +65,91 @@ def min_gru(
       dtype: of the params.
 
     Returns:
-      A cell with the carry h [B, H], affine in it: `solve.associative` unrolls it in O(log T) parallel steps.
+      A cell with the carry h [B, H].
     """
-    if not isinstance(hidden, int) or hidden < 1:
-        raise ValueError(f"min_gru takes a positive number of units, got {hidden!r}")
-    gates = ("input", "candidate")
+    _check_size("min_gru", hidden)
+    return _linear(hidden, ("input", "candidate"), w_x, b, dtype, lambda z, n: (sigmoid(-z), sigmoid(z) * n))
 
-    def init(key, in_features):
-        k_x, k_b = jax.random.split(key)
-        w = per_gate(w_x, k_x, in_features, len(gates), hidden, dtype)
-        return {"w_x": w, "b": b(k_b, gates, hidden, dtype)}
 
-    def affine(params, z):
-        z, n = jnp.split(z, 2, axis=-1)
-        return sigmoid(-z), sigmoid(z) * n
+def min_lstm(
+    hidden: int,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    b: BiasInitializer = gate_bias(),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """Minimal LSTM, its two gates normalized to the sum 1 (Feng et al. 2024, arXiv 2410.01201)::
 
-    return Cell(
-        init=init,
-        initial_carry=lambda params, batch_shape: jnp.zeros((*batch_shape, hidden), carry_dtype(params["w_x"].dtype)),
-        project=lambda params, x: dense(x, params["w_x"], params["b"]),
-        transition=affine_transition(affine),
-        readout=lambda params, h, z: h,
-        affine=affine,
+        f, i, n = split(x @ w_x + b, 3)
+        f, i = sigmoid(f), sigmoid(i)
+        h = (f * h + i * n) / (f + i)
+        y = h
+
+    Arguments and carry as in `min_gru`; the gates are "forget", "input" and "candidate".
+    """
+    _check_size("min_lstm", hidden)
+
+    def keep_and_write(f, i, n):
+        # f / (f + i) is a sigmoid too, and has no 0 / 0 where both gates are shut.
+        d = log_sigmoid(f) - log_sigmoid(i)
+        return sigmoid(d), sigmoid(-d) * n
+
+    return _linear(hidden, ("forget", "input", "candidate"), w_x, b, dtype, keep_and_write)
+
+
+def qrnn(
+    hidden: int,
+    output_gate: bool = True,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    b: BiasInitializer = gate_bias(),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """Quasi-recurrent network, fo-pooling (Bradbury et al. 2016, arXiv 1611.01576)::
+
+        f, n, o = split(x @ w_x + b, 3)
+        h = sigmoid(f) * h + (1 - sigmoid(f)) * tanh(n)
+        y = sigmoid(o) * h
+
+    The paper's convolution has a window of 1 here; for a wider one, concatenate each input with those before it.
+    Without `output_gate` this is f-pooling: y = h, and no o. Other arguments and carry as in `min_gru`; the gates are
+    "forget", "candidate" and "output".
+    """
+    _check_size("qrnn", hidden)
+
+    def keep_and_write(f, n, *o):
+        return sigmoid(f), sigmoid(-f) * jnp.tanh(n)
+
+    if not output_gate:
+        return _linear(hidden, ("forget", "candidate"), w_x, b, dtype, keep_and_write)
+    gates = ("forget", "candidate", "output")
+    return _linear(hidden, gates, w_x, b, dtype, keep_and_write, lambda h, f, n, o: sigmoid(o) * h)
+
+
+def sru(
+    hidden: int,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    b: BiasInitializer = gate_bias(),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """Simple recurrent unit, whose output is a highway around it (Lei et al. 2017, arXiv 1709.02755, first version)::
+
+        f, n, r, s = split(x @ w_x + b, 4)
+        h = sigmoid(f) * h + (1 - sigmoid(f)) * n
+        y = sigmoid(r) * tanh(h) + (1 - sigmoid(r)) * s
+
+    Gates see the input alone, as in the first version of the paper; later ones add peepholes `v * h`, with which the
+    recurrence is no longer linear. The highway s is a product of x, so that its width may be another than H. Arguments
+    and carry as in `min_gru`; the gates are "forget", "candidate", "reset" and "highway".
+    """
+    _check_size("sru", hidden)
+    return _linear(
+        hidden,
+        ("forget", "candidate", "reset", "highway"),
+        w_x,
+        b,
+        dtype,
+        lambda f, n, r, s: (sigmoid(f), sigmoid(-f) * n),
+        lambda h, f, n, r, s: sigmoid(r) * jnp.tanh(h) + sigmoid(-r) * s,
     )

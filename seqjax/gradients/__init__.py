@@ -1,7 +1,25 @@
 """Ways to obtain a recurrent network's gradient, behind one interface."""
 
 from seqjax.gradients.bptt import bptt, truncated_bptt
+from seqjax.gradients.compare import Comparison, compare, stream_gradient
 from seqjax.gradients.estimator import Estimator, Loss
 from seqjax.gradients.online import rtrl
+from seqjax.gradients.sparse import diagonal_rtrl, eprop, snap
+from seqjax.gradients.stochastic import artbp, persistent_evolution, uoro
 
-__all__ = ["Estimator", "Loss", "bptt", "rtrl", "truncated_bptt"]
+__all__ = [
+    "Comparison",
+    "Estimator",
+    "Loss",
+    "artbp",
+    "bptt",
+    "compare",
+    "diagonal_rtrl",
+    "eprop",
+    "persistent_evolution",
+    "rtrl",
+    "snap",
+    "stream_gradient",
+    "truncated_bptt",
+    "uoro",
+]

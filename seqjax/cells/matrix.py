@@ -1,0 +1,261 @@
+"""Cells whose carry is a matrix: they store a value under a key and read with a query, by an outer product a step.
+
+There are N heads, keys and queries of K numbers and values of V; the docstrings show one step as in `gated.py`. What
+surrounds the recurrence in the papers (convolution, normalization and gating of the output) is left to other layers.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import log_sigmoid, sigmoid, silu
+
+from seqjax.core import Array, Cell, Tree, affine_transition, carry_dtype, dense, like
+from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform
+
+
+def _check_sizes(name: str, **sizes: int) -> None:
+    if any(not isinstance(size, int) or size < 1 for size in sizes.values()):
+        raise ValueError(f"{name} takes positive sizes, got {sizes}")
+
+
+def _initial(widths: dict[str, int], w: Initializer, dtype: Any, **biases: Callable) -> Callable:
+    """The init of weights [D, width] of these names, and of biases `key -> array`."""
+
+    def init(key, in_features):
+        k_w, k_b = jax.random.split(key)
+        keys = jax.random.split(k_w, len(widths))
+        weights = {
+            name: w(k, (in_features, width), carry_dtype(dtype)).astype(dtype)
+            for k, (name, width) in zip(keys, widths.items(), strict=True)
+        }
+        return weights | {name: b(k_b) for name, b in biases.items()}
+
+    return init
+
+
+def _zeros(params: Tree, *shape: int) -> Array:
+    return jnp.zeros(shape, carry_dtype(params["w_q"].dtype))
+
+
+def _heads(u: Array, heads: int) -> Array:
+    """[..., N * K] as [..., N, K]."""
+    return u.reshape(*u.shape[:-1], heads, -1)
+
+
+def _outer(k: Array, v: Array) -> Array:
+    """k v^T: [..., K] and [..., V] give [..., K, V]."""
+    return k[..., :, None] * v[..., None, :]
+
+
+def _read(q: Array, h: Array) -> Array:
+    """q^T h: [..., K] and [..., K, V] give [..., V]."""
+    return (q[..., :, None] * h).sum(-2)
+
+
+def _flat(y: Array) -> Array:
+    """[..., N, V] as [..., N * V]."""
+    return y.reshape(*y.shape[:-2], -1)
+
+
+def gated_linear_attention(
+    heads: int,
+    keys: int,
+    values: int,
+    *,
+    temperature: float = 16.0,
+    w: Initializer = glorot_uniform(),
+    b: BiasInitializer = gate_bias(),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """Gated linear attention (Yang et al. 2023, arXiv 2312.06635)::
+
+        B, N, K, V = h.shape
+        q, k = ((x @ w).reshape(B, N, K, 1) for w in (w_q, w_k))
+        v = (x @ w_v).reshape(B, N, 1, V)
+        a = sigmoid(x @ w_a + b_a).reshape(B, N, K, 1) ** (1 / temperature)
+        h = a * h + k * v
+        y = (q * h).sum(2).reshape(B, N * V)
+
+    Args:
+      heads: number of heads N.
+      keys: numbers in the key of a head K.
+      values: numbers in the value of a head V.
+      temperature: 16 makes the forget gate a slow one.
+      w: initializer of the weights w_q, w_k, w_a [D, N K] and w_v [D, N V]. (The paper's w_a has rank 16.)
+      b: bias initializer, of the gate "forget" of N K units.
+      dtype: of the params.
+
+    Returns:
+      A cell with the carry h [B, N, K, V], affine in it, and the output y [B, N V].
+    """
+    _check_sizes("gated_linear_attention", heads=heads, keys=keys, values=values)
+    if not temperature > 0:
+        raise ValueError(f"gated_linear_attention needs a positive temperature, got {temperature}")
+    width = heads * keys
+
+    def project(params, x):
+        q, k, v = (_heads(dense(x, params[name]), heads) for name in ("w_q", "w_k", "w_v"))
+        a = jnp.exp(log_sigmoid(dense(x, params["w_a"], params["b_a"])) / temperature)
+        return q, k, v, _heads(a, heads)
+
+    def affine(params, z):
+        _, k, v, a = z
+        b = _outer(k, v)
+        return jnp.broadcast_to(a[..., None], b.shape), b
+
+    return Cell(
+        init=_initial(
+            {"w_q": width, "w_k": width, "w_v": heads * values, "w_a": width},
+            w,
+            dtype,
+            b_a=lambda key: b(key, ("forget",), width, dtype),
+        ),
+        initial_carry=lambda params, batch: _zeros(params, *batch, heads, keys, values),
+        project=project,
+        transition=affine_transition(affine),
+        readout=lambda params, h, z: _flat(_read(z[0], h)),
+        affine=affine,
+    )
+
+
+def delta_net(
+    heads: int,
+    keys: int,
+    values: int,
+    *,
+    w: Initializer = glorot_uniform(),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """DeltaNet: what is stored under a key is corrected, not added to (Yang et al. 2024, arXiv 2406.06484)::
+
+        B, N, K, V = h.shape
+        q, k = ((x @ w).reshape(B, N, K, 1) for w in (w_q, w_k))
+        q, k = (u * sigmoid(u) for u in (q, k))
+        q, k = (u / ((u * u).sum(2, keepdims=True) + 1e-6) ** 0.5 for u in (q, k))
+        v = (x @ w_v).reshape(B, N, 1, V)
+        rate = sigmoid(x @ w_rate).reshape(B, N, 1, 1)
+        h = h + rate * k * (v - (k * h).sum(2, keepdims=True))
+        y = (q * h).sum(2).reshape(B, N * V)
+
+    One step of gradient descent, at the rate of the step, on |k^T h - v|^2 / 2. The carry is multiplied by
+    I - rate k k^T, which is no elementwise product, so there is no `affine` hint.
+
+    Args:
+      heads: number of heads N.
+      keys: numbers in the key of a head K.
+      values: numbers in the value of a head V.
+      w: initializer of the weights w_q, w_k [D, N K], w_v [D, N V] and w_rate [D, N].
+      dtype: of the params.
+
+    Returns:
+      A cell with the carry h [B, N, K, V] and the output y [B, N V].
+    """
+    _check_sizes("delta_net", heads=heads, keys=keys, values=values)
+
+    def normal(u):
+        u = silu(u)
+        return u * like(jax.lax.rsqrt(jnp.square(u).sum(-1, keepdims=True) + 1e-6), u)
+
+    def project(params, x):
+        q, k, v, rate = (_heads(dense(x, params[name]), heads) for name in ("w_q", "w_k", "w_v", "w_rate"))
+        return normal(q), normal(k), v, sigmoid(rate)
+
+    def transition(params, h, z):
+        _, k, v, rate = z
+        return h + _outer(rate * k, v - _read(k, h))
+
+    return Cell(
+        init=_initial({"w_q": heads * keys, "w_k": heads * keys, "w_v": heads * values, "w_rate": heads}, w, dtype),
+        initial_carry=lambda params, batch: _zeros(params, *batch, heads, keys, values),
+        project=project,
+        transition=transition,
+        readout=lambda params, h, z: _flat(_read(z[0], h)),
+    )
+
+
+class MLSTMCarry(NamedTuple):
+    """Carry of the mLSTM: memory c [B, N, K, V] and normalizer n [B, N, K], both times exp(-m), and m [B, N]."""
+
+    c: Array
+    n: Array
+    m: Array
+
+
+def mlstm(
+    heads: int,
+    keys: int,
+    values: int,
+    *,
+    w: Initializer = glorot_uniform(),
+    b: BiasInitializer = gate_bias(forget=3.0),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """LSTM with a matrix memory and an exponential input gate (Beck et al. 2024, arXiv 2405.04517)::
+
+        from numpy import log, maximum
+        B, N, K, V = c.shape
+        q, k = ((x @ w).reshape(B, N, K) for w in (w_q, w_k))
+        v = (x @ w_v).reshape(B, N, 1, V)
+        i, f = split(x @ w_gates + b, 2)
+        m_before, m = m, maximum(maximum(log(sigmoid(f)) + m, i), 0)
+        i, f = exp(i - m)[..., None], sigmoid(f)[..., None] * exp(m_before - m)[..., None]
+        k = k / K**0.5
+        c = f[..., None] * c + i[..., None] * k[..., None] * v
+        n = f * n + i * k
+        scale = maximum(abs((q * n).sum(-1, keepdims=True)), exp(-m)[..., None])
+        y = sigmoid(x @ w_o + b_o) * ((q[..., None] * c).sum(2) / scale).reshape(B, N * V)
+
+    The stabilizer m keeps every exponential at most 1, and changes no output: exp(-m) is the 1 of the paper's
+    max(|q^T n|, 1) on the scale of c and n. It stays above 0 here, so that exp(-m) cannot overflow either.
+
+    Args:
+      heads: number of heads N.
+      keys: numbers in the key of a head K.
+      values: numbers in the value of a head V.
+      w: initializer of the weights w_q, w_k [D, N K], w_v, w_o [D, N V] and w_gates [D, 2 N].
+      b: bias initializer, of the gates "input" and "forget" of N units. (The authors spread the forget bias from 3 to
+        6 over the heads.) The bias b_o of the output gate starts at 0.
+      dtype: of the params.
+
+    Returns:
+      A cell with the carry `MLSTMCarry(c, n, m)` and the output y [B, N V]. m makes it nonlinear: no hint.
+    """
+    _check_sizes("mlstm", heads=heads, keys=keys, values=values)
+
+    def project(params, x):
+        q, k, v = (_heads(dense(x, params[name]), heads) for name in ("w_q", "w_k", "w_v"))
+        i, f = jnp.split(dense(x, params["w_gates"], params["b"]), 2, axis=-1)
+        o = sigmoid(dense(x, params["w_o"], params["b_o"]))
+        return q, k / keys**0.5, v, i, log_sigmoid(f), o
+
+    def transition(params, carry, z):
+        _, k, v, i, log_f, _ = z
+        m = jnp.maximum(jnp.maximum(log_f + carry.m, i), 0.0)
+        i, f = jnp.exp(i - m)[..., None], jnp.exp(log_f + carry.m - m)[..., None]
+        return MLSTMCarry(f[..., None] * carry.c + _outer(i * k, v), f * carry.n + i * k, m)
+
+    def readout(params, carry, z):
+        q, o = z[0], z[-1]
+        scale = jnp.maximum(jnp.abs((q * carry.n).sum(-1)), jnp.exp(-carry.m))
+        return o * _flat(_read(q, carry.c) / scale[..., None])
+
+    return Cell(
+        init=_initial(
+            {"w_q": heads * keys, "w_k": heads * keys, "w_v": heads * values}
+            | {"w_gates": 2 * heads, "w_o": heads * values},
+            w,
+            dtype,
+            b=lambda key: b(key, ("input", "forget"), heads, dtype),
+            b_o=lambda key: jnp.zeros((heads * values,), dtype),
+        ),
+        initial_carry=lambda params, batch: MLSTMCarry(
+            _zeros(params, *batch, heads, keys, values),
+            _zeros(params, *batch, heads, keys),
+            _zeros(params, *batch, heads),
+        ),
+        project=project,
+        transition=transition,
+        readout=readout,
+    )

@@ -1,0 +1,103 @@
+"""The scalar cell of the xLSTM. (Its matrix cell: `matrix.mlstm`.)"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import log_sigmoid, sigmoid
+
+from seqjax.cells.gated import _check_size, _project
+from seqjax.core import Array, Cell, Gated, carry_dtype, gated_transition
+from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
+
+
+class SLSTMCarry(NamedTuple):
+    """Carry of the sLSTM: output h, cell c and normalizer n, both times exp(-m), and m; each [B, H]."""
+
+    h: Array
+    c: Array
+    n: Array
+    m: Array
+
+
+def slstm(
+    hidden: int,
+    heads: int = 1,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    w_h: Initializer = orthogonal(),
+    b: BiasInitializer = gate_bias(forget=3.0),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """LSTM with an exponential input gate and a normalizer (Beck et al. 2024, arXiv 2405.04517)::
+
+        from numpy import log, maximum, where
+        i, f, g, o = split(x @ w_x + h @ w_h[0] + b, 4)
+        m_before, m = m, where(n == 0, i, maximum(log(sigmoid(f)) + m, i))
+        i, f = exp(i - m), sigmoid(f) * exp(m_before - m)
+        c = f * c + i * tanh(g)
+        n = f * n + i
+        h = sigmoid(o) * c / n
+        y = h
+
+    The stabilizer m keeps every exponential at most 1, and changes no output. Before the first step n is 0, and m is i
+    after it.
+
+    Args:
+      hidden: number of units H.
+      heads: number of heads N; a head sees the h of its own H / N units only.
+      w_x: initializer of the input weights [D, H] of each gate.
+      w_h: initializer of the recurrent weights [H / N, H / N] of each gate and head; w_h is [N, H / N, 4 H / N].
+      b: bias initializer, of the gates "input", "forget", "candidate" and "output". (The authors spread the forget bias
+        over the units.)
+      dtype: of the params.
+
+    Returns:
+      A cell with the carry `SLSTMCarry(h, c, n, m)`. With heads, the recurrent product is computed with a [H, 4 H] that
+      holds their blocks among zeros: heads save params, not time.
+
+    Raises:
+      ValueError: unless heads divide the units.
+    """
+    _check_size("slstm", hidden)
+    if not isinstance(heads, int) or heads < 1 or hidden % heads:
+        raise ValueError(f"slstm takes a number of heads that divides its {hidden} units, got {heads!r}")
+    names, size = ("input", "forget", "candidate", "output"), hidden // heads
+
+    def init(key, in_features):
+        k_x, k_h, k_b = jax.random.split(key, 3)
+        return {
+            "w_x": per_gate(w_x, k_x, in_features, 4, hidden, dtype),
+            "w_h": jnp.stack([per_gate(w_h, k, size, 4, size, dtype) for k in jax.random.split(k_h, heads)]),
+            "b": b(k_b, names, hidden, dtype),
+        }
+
+    def weights(params):
+        blocks = params["w_h"].reshape(heads, size, 4, 1, size)
+        own = jnp.eye(heads, dtype=blocks.dtype).reshape(heads, 1, 1, heads, 1)
+        return ((blocks * own).reshape(hidden, 4 * hidden),)
+
+    def gates(carry, z, us):
+        i, f, g, o = jnp.split(z + us[0], 4, axis=-1)
+        log_f = log_sigmoid(f)
+        m = jnp.where(carry.n == 0, i, jnp.maximum(log_f + carry.m, i))
+        f = jnp.exp(jnp.where(carry.n == 0, jnp.zeros_like(m), log_f + carry.m - m))
+        i = jnp.exp(i - m)
+        c = f * carry.c + i * jnp.tanh(g)
+        n = f * carry.n + i
+        return SLSTMCarry(sigmoid(o) * c / n, c, n, m)
+
+    hint = Gated(weights, (lambda carry, z, us: carry.h,), gates)
+
+    def initial_carry(params, batch_shape):
+        zeros = jnp.zeros((*batch_shape, hidden), carry_dtype(params["w_x"].dtype))
+        return SLSTMCarry(zeros, zeros, zeros, zeros)
+
+    return Cell(
+        init=init,
+        initial_carry=initial_carry,
+        project=_project,
+        transition=gated_transition(hint),
+        readout=lambda params, carry, z: carry.h,
+        gated=hint,
+    )

@@ -1,0 +1,30 @@
+"""What a recurrence does to gradients and to its memory: every function is pure, compiled, and takes any cell.
+
+    norms = gradient_against_lag(cell, params, carry, xs, loss)      # [T]
+    figure = figures.against_lag({"lstm": norms}, "|dL/dh|")
+
+`gradient` looks at gradients, `spectrum` at the Jacobians of the steps, `memory` at what the carry holds and for how
+long; `figures` draws each of them. A cell and a loss are static arguments: the same ones again compile nothing new.
+"""
+
+from seqjax.diagnostics import figures
+from seqjax.diagnostics.gradient import alignment, contributions, gradient_against_lag, receptive_field
+from seqjax.diagnostics.memory import Saturation, gate_saturation, half_lives, participation_ratio, trajectory
+from seqjax.diagnostics.spectrum import lyapunov_exponents, product_spectrum, singular_values, step_jacobians
+
+__all__ = [
+    "Saturation",
+    "alignment",
+    "contributions",
+    "figures",
+    "gate_saturation",
+    "gradient_against_lag",
+    "half_lives",
+    "lyapunov_exponents",
+    "participation_ratio",
+    "product_spectrum",
+    "receptive_field",
+    "singular_values",
+    "step_jacobians",
+    "trajectory",
+]

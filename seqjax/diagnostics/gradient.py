@@ -1,0 +1,149 @@
+"""What a gradient looks like: how it compares with another, how it decays with the time lag, where it comes from."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from seqjax.core import (
+    Array,
+    Carry,
+    Cell,
+    Params,
+    Tree,
+    carry_dtype,
+    features,
+    open_dense,
+    project_all,
+    scan_const,
+    with_features,
+)
+from seqjax.solve import length
+from seqjax.unroll import unroll
+
+
+def alignment(gradient: Params, reference: Params) -> tuple[Array, Array]:
+    """How a gradient compares with a reference, over all params at once.
+
+    Returns:
+      `(cosine, norm ratio)`: `<g, r> / (|g| |r|)`, between -1 and 1, and `|g| / |r|`. Where one of the two is 0 the
+      cosine is nan; where the reference is 0 the ratio is inf or nan.
+    """
+    g, _ = ravel_pytree(gradient)
+    r, _ = ravel_pytree(reference)
+    g_norm, r_norm = jnp.linalg.norm(g), jnp.linalg.norm(r)
+    return g @ r / (g_norm * r_norm), g_norm / r_norm
+
+
+def _adjoints(cell: Cell, params: Params, carry: Carry, xs: Tree, loss: Callable) -> tuple[Carry, Carry, Tree]:
+    """h_t, dL/dh_t with the effect on y_t, and y_t, for all steps."""
+    nudges = jax.tree.map(lambda leaf: jnp.zeros((length(xs), *leaf.shape), leaf.dtype), carry)
+
+    def nudged_loss(nudges):
+        def body(carry, inputs):
+            z, nudge = inputs
+            carry = jax.tree.map(jnp.add, cell.transition(params, carry, z), nudge)
+            return carry, (carry, cell.readout(params, carry, z))
+
+        zs = project_all(cell, params, xs)
+        hs, ys = scan_const(body, carry, (zs, nudges))[1]
+        return loss(ys), (hs, ys)
+
+    d_hs, (hs, ys) = jax.grad(nudged_loss, has_aux=True)(nudges)
+    return hs, d_hs, ys
+
+
+def _norms(tree: Tree, axes: int) -> Array:
+    """The Euclidean norm over all leaves and all but the first `axes` axes, in at least float32."""
+
+    def squares(leaf):
+        wide = leaf.astype(carry_dtype(leaf.dtype))
+        return jnp.square(wide).sum(tuple(range(axes, leaf.ndim)))
+
+    leaves = [squares(leaf) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(leaves[1:], leaves[0]))
+
+
+@partial(jax.jit, static_argnames=("cell", "loss"))
+def gradient_against_lag(cell: Cell, params: Params, carry: Carry, xs: Tree, loss: Callable[[Tree], Array]) -> Array:
+    """The norm of dL/dh_t for every step: how fast a gradient vanishes or explodes on its way back in time.
+
+    Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013 (arXiv 1211.5063).
+
+    Args:
+      cell: any cell.
+      params: its params.
+      carry: the carry before the first step, leaves [B, ...].
+      xs: inputs [T, B, ...].
+      loss: `ys [T, B, O] -> []`. With a loss of the last output alone, entry t is the gradient at lag T - 1 - t.
+
+    Returns:
+      [T]: the Euclidean norm of dL/dh_t over all leaves of the carry and the batch. h_t includes the effect on y_t.
+    """
+    return _norms(_adjoints(cell, params, carry, xs, loss)[1], 1)
+
+
+@partial(jax.jit, static_argnames=("cell", "loss"))
+def contributions(cell: Cell, params: Params, carry: Carry, xs: Tree, loss: Callable[[Tree], Array]) -> Array:
+    """What each step adds to the gradient: the norm of dL/dW_t, W_t the params as step t alone uses them.
+
+        dL/dW = sum_t dL/dW_t,   dL/dW_t = dL/dh_t dh_t/dW + (the direct part of the readout)
+
+    The terms of the sum in Pascanu, Mikolov & Bengio 2013 (arXiv 1211.5063), section 2. Arguments as in
+    `gradient_against_lag`; the memory is that of one gradient and not of T.
+
+    Returns:
+      [T]: the Euclidean norm of dL/dW_t over all params, summed over the batch before the norm is taken.
+    """
+    hs, d_hs, ys = _adjoints(cell, params, carry, xs, loss)
+    before = jax.tree.map(lambda first, h: jnp.concatenate([first[None], h[:-1]]), carry, hs)
+
+    def body(carry, inputs):
+        x, h_before, h, cotangents = inputs
+
+        def step(params):
+            z = open_dense(cell.project(params, x))
+            return cell.transition(params, h_before, z), cell.readout(params, h, z)
+
+        return carry, _norms(jax.vjp(step, params)[1](cotangents), 0)
+
+    return scan_const(body, (), (xs, before, hs, (d_hs, jax.grad(loss)(ys))))[1]
+
+
+@partial(jax.jit, static_argnames="cell")
+def receptive_field(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Array:
+    """The norm of dy_T/dx_t for every step: how far back the last output still depends on the input.
+
+    The effective receptive field of Luo et al. 2016 (arXiv 1701.04128), in time.
+
+    Args:
+      cell: any cell that reads floating features, the first leaf of xs.
+      params: its params.
+      carry: the carry before the first step, leaves [B, ...].
+      xs: inputs [T, B, ...].
+
+    Returns:
+      [T, B]: the Frobenius norm of the Jacobian [O, D] of each sequence. Entry t is that of lag T - 1 - t.
+
+    Raises:
+      TypeError: for integer inputs (tokens), which have no derivative.
+    """
+    x = features(xs)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"receptive_field differentiates by the inputs, expected a floating dtype, got {x.dtype}")
+
+    def last(x):
+        return unroll(cell, params, carry, with_features(xs, x), method="scan")[1][-1]
+
+    y, pull = jax.vjp(last, x)
+    outputs = math.prod(y.shape[1:])
+
+    def squares(one_hot):
+        cotangent = jnp.broadcast_to(one_hot.reshape(1, *y.shape[1:]), y.shape)
+        return jnp.square(_norms(pull(cotangent), 2))
+
+    # One output after the other, so that the memory is that of one gradient.
+    return jnp.sqrt(jax.lax.map(squares, jnp.eye(outputs, dtype=y.dtype)).sum(0))

@@ -1,0 +1,211 @@
+"""What a carry holds, and for how long: decay of each unit, use of the gates, dimensions of the path."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+from seqjax.core import (
+    Array,
+    Carry,
+    Cell,
+    Complex,
+    Gated,
+    Params,
+    Tree,
+    matmul,
+    open_dense,
+    over_time,
+    project_all,
+    scan_const,
+)
+from seqjax.diagnostics.spectrum import each_sequence
+from seqjax.unroll import unroll
+
+
+class Saturation(NamedTuple):
+    """How often a gate is as good as closed and as good as open, for each of its units.
+
+    Attributes:
+      low: the share of steps and sequences with an activation below `eps`, [H].
+      high: the share above `1 - eps`, [H].
+    """
+
+    low: Array
+    high: Array
+
+
+def _path(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Tree, Carry, Carry]:
+    """z_t, h_{t-1} and h_t of all steps."""
+
+    def body(carry, z):
+        after = cell.transition(params, carry, z)
+        return after, (carry, after)
+
+    zs = project_all(cell, params, xs)
+    before, after = scan_const(body, carry, zs)[1]
+    return zs, before, after
+
+
+@partial(jax.jit, static_argnames="cell")
+def trajectory(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Carry:
+    """The carries h_1 ... h_T that the inputs xs [T, B, ...] lead through: a tree as the carry, leaves [T, B, ...]."""
+    return _path(cell, params, carry, xs)[2]
+
+
+def _kept(gated: Gated, params: Params, carry: Carry, z: Tree) -> Carry:
+    """The direct derivative of each leaf of the next carry by the same leaf, the products u held fixed."""
+    us = ()
+    for stage, w in zip(gated.stages, gated.weights(params), strict=True):
+        us = (*us, matmul(stage(carry, z, us), w))
+    leaves, treedef = jax.tree.flatten(carry)
+
+    def along(i):
+        tangent = [jnp.ones_like(leaf) if j == i else jnp.zeros_like(leaf) for j, leaf in enumerate(leaves)]
+        _, out = jax.jvp(lambda h: gated.gates(h, z, us), (carry,), (treedef.unflatten(tangent),))
+        return jax.tree.leaves(out)[i]
+
+    return treedef.unflatten([along(i) for i in range(len(leaves))])
+
+
+@partial(jax.jit, static_argnames="cell")
+def half_lives(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Carry:
+    """The steps after which half of what a unit holds is left, by its gates alone.
+
+        a_t = dh_t/dh_{t-1} of the unit, matrix products held fixed;   half life = log 2 / -mean_t log |a_t|
+
+    a_t is the forget gate of an LSTM (leaf c) and the update gate of a GRU; Mahto et al. 2021 (arXiv 2009.12727) read
+    time scales of language from it. A leaf that no gate keeps, h of an LSTM or of a simple network, has half life 0;
+    a unit that does not decay, inf.
+
+    Args:
+      cell: a cell with the hint `gated` or `affine`, or a stack of such.
+      params: its params.
+      carry: the carry before the first step, leaves [B, ...].
+      xs: inputs [T, B, ...].
+
+    Returns:
+      A tree as the carry, leaves [B, ...]; one in the place of each `Complex`. Where the arithmetic around the
+      products mixes units (a normalization of the carry), the derivative is that by all of them at once.
+
+    Raises:
+      ValueError: for a cell without these hints.
+    """
+    if cell.layers:
+        found = []
+        for layer, p, c in zip(cell.layers, params, carry, strict=True):
+            found.append(half_lives(layer, p, c, xs))
+            _, xs = unroll(layer, p, c, xs, method="scan")
+        return tuple(found)
+    gated: Any = cell.gated
+    affine: Any = cell.affine
+    if not (gated or affine):
+        raise ValueError("half_lives needs a cell with the hint gated or affine, which say what the gates keep")
+
+    def kept(carry, z):
+        return affine(params, z)[0] if affine else _kept(gated, params, carry, z)
+
+    zs, before, _ = _path(cell, params, carry, xs)
+
+    def half_life(a):
+        size = jnp.hypot(a.re, a.im) if isinstance(a, Complex) else jnp.abs(a)
+        rate = -jnp.log(size).mean(0)
+        return jnp.where(rate > 0, jnp.log(2.0).astype(rate.dtype) / rate, jnp.inf)
+
+    decays = over_time(kept, before, zs)
+    return jax.tree.map(half_life, decays, is_leaf=lambda node: isinstance(node, Complex))
+
+
+# Primitives that only hold a program; what is inside a loop or a branch is not looked at.
+_CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call", "custom_vjp_call")
+
+
+def _sigmoids(f: Callable) -> Callable[..., tuple[Array, ...]]:
+    """`f`, giving the values of all logistic sigmoids that it computes, in the order of its program."""
+
+    def run(*args):
+        found = []
+
+        def evaluate(jaxpr, consts, values):
+            env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *values], strict=True))
+
+            def read(v):
+                return v.val if isinstance(v, jex.Literal) else env[v]
+
+            for e in jaxpr.eqns:
+                ins = [read(v) for v in e.invars]
+                if e.primitive.name in _CALLS:
+                    inner = e.params.get("jaxpr", e.params.get("call_jaxpr"))
+                    closed = inner if hasattr(inner, "consts") else jex.ClosedJaxpr(inner, ())
+                    outs = evaluate(closed.jaxpr, closed.consts, ins)
+                else:
+                    outs = e.primitive.bind(*ins, **e.primitive.get_bind_params(e.params))
+                    outs = outs if e.primitive.multiple_results else [outs]
+                if e.primitive.name == "logistic":
+                    found.extend(outs)
+                env.update(zip(e.outvars, outs, strict=True))
+            return [read(v) for v in jaxpr.outvars]
+
+        program = jax.make_jaxpr(f)(*args)
+        evaluate(program.jaxpr, program.consts, jax.tree.leaves(args))
+        return tuple(found)
+
+    return run
+
+
+@partial(jax.jit, static_argnames="cell")
+def gate_saturation(
+    cell: Cell, params: Params, carry: Carry, xs: Tree, eps: float | Array = 0.1
+) -> tuple[Saturation, ...]:
+    """How often the gates are saturated (Karpathy, Johnson & Fei-Fei 2015, arXiv 1506.02078).
+
+    The gates are the logistic sigmoids that projection and transition of a step compute, whatever the cell: they are
+    read from its program, in the order of that program. (An LSTM here computes forget, input, output; a GRU reset,
+    update.) Gates of another form (a hard sigmoid, the exponential of a log_sigmoid) are not seen, nor are those of the
+    readout, or inside of a loop or branch.
+
+    Args:
+      cell: any cell.
+      params: its params.
+      carry: the carry before the first step, leaves [B, ...].
+      xs: inputs [T, B, ...].
+      eps: what counts as saturated.
+
+    Returns:
+      One `Saturation` a gate, averaged over steps and sequences; none for a cell without sigmoids.
+    """
+
+    def step(carry, x):
+        return cell.transition(params, carry, open_dense(cell.project(params, x)))
+
+    def single(carry, xs):
+        _, before, _ = _path(cell, params, carry, xs)
+        gates = over_time(_sigmoids(step), before, xs)
+        counts = [((gate < eps).astype(gate.dtype), (gate > 1 - eps).astype(gate.dtype)) for gate in gates]
+        return tuple(Saturation(low.mean(0), high.mean(0)) for low, high in counts)
+
+    return jax.tree.map(lambda share: share.mean(0), each_sequence(single, xs, 0)(carry, xs))
+
+
+@jax.jit
+def participation_ratio(states: Array) -> Array:
+    """How many dimensions the states fill: `tr(C)^2 / tr(C^2)`, C [H, H] their covariance.
+
+    Rajan, Abbott & Sompolinsky 2010; Gao et al. 2017, "A theory of multineuronal dimensionality, dynamics and
+    measurement". 1 for states on a line, H where all directions vary alike.
+
+    Args:
+      states: [..., H], at least two that differ (nan otherwise), such as a leaf [T, B, H] of `trajectory`.
+
+    Returns:
+      [], between 1 and H.
+    """
+    rows = states.reshape(-1, states.shape[-1])
+    rows = rows - rows.mean(0, keepdims=True)
+    covariance = jnp.matmul(rows.T, rows, precision="highest")
+    # Scaled, so that no square leaves the range of the dtype.
+    covariance = covariance / jnp.trace(covariance)
+    return 1 / jnp.square(covariance).sum()

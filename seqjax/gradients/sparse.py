@@ -1,0 +1,251 @@
+"""Real-time recurrent learning that keeps only some entries of the influence dh/dW: exact where the others are 0."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from seqjax.core import Array, Cell, Gated, matmul, open_dense, split_const
+from seqjax.gradients.estimator import Estimator, Loss
+from seqjax.gradients.online import Sizes, forward_mode
+from seqjax.gradients.structure import dependence
+
+
+class Pattern(NamedTuple):
+    """Which entries of dh/dW are kept: C for each of the P params, in C groups of numbers of the carry.
+
+    Attributes:
+      rows: int32 [C, P], the one number of group c that the param influences; N where it influences none.
+      groups: [C, N], 1 where a number is in the group. So the row vector `groups[c] @ (dh/dW)` holds the kept entries
+        of group c, and is one vector-Jacobian product.
+    """
+
+    rows: Array
+    groups: Array
+
+
+def _one_step(cell: Cell, params: Any, carry: Any, xs: Any):
+    """`reach` of `structure.dependence` for one step of one sequence: of params and of the carry."""
+    timed, merge = split_const(xs)
+    x = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], merge([leaf[0] for leaf in timed])))
+    carry = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], carry))
+
+    def f(params, carry, x):
+        z = open_dense(cell.project(params, x))
+        return jax.tree.leaves(cell.transition(params, carry, z))
+
+    reach, count = dependence(f, params, carry, x), len(jax.tree.leaves(params))
+    sizes = [leaf.size for leaf in jax.tree.leaves(carry)]
+
+    def of_params_and_carry(seeds):
+        found = reach(seeds)
+        return found[:count], found[count : count + len(sizes)]
+
+    return of_params_and_carry, sizes
+
+
+def _own_numbers(cell: Cell, params: Any, carry: Any, xs: Any, name: str) -> np.ndarray:
+    """For each leaf of the carry and each param, the one number of the leaf that the param reaches: [leaves, P].
+
+    Numbers are told apart by the bits of their position, so that this takes 2 log2(N) passes and not N.
+    """
+    reach, sizes = _one_step(cell, params, carry, xs)
+    total, offsets = sum(sizes), np.cumsum([0, *sizes])
+    bits = max(max(sizes) - 1, 1).bit_length()
+    position = np.concatenate([np.arange(size) for size in sizes])
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    wanted = position >> np.arange(bits)[:, None] & 1  # [bits, N]
+    seeds = (owner == np.arange(len(sizes))[:, None, None, None]) & (wanted[:, None] == np.arange(2)[:, None])
+    by_params, by_carry = reach(seeds.reshape(-1, total))
+
+    def decode(mark: np.ndarray) -> tuple[np.ndarray, ...]:
+        mark = mark.reshape(len(sizes), bits, 2, -1)
+        index = (mark[:, :, 1] * (1 << np.arange(bits))[:, None]).sum(1)
+        return index, np.asarray(mark[:, 0].any(1)), np.any(np.all(mark, 2), 1)
+
+    coupled = []
+    for b, mark in enumerate(by_carry):
+        index, some, several = decode(mark)
+        if several.any() or (some & (index != np.arange(index.shape[1]))).any():
+            raise ValueError(
+                f"{name} needs an elementwise recurrence: a number of this cell's carry depends on others than its own"
+            )
+        coupled += [(a, b) for a in np.flatnonzero(some.any(1)) if a != b]
+    rows = []
+    for (path, leaf), mark in zip(tree_leaves_with_path(params), by_params, strict=True):
+        index, some, several = decode(mark)
+        # What reaches one number of a unit reaches the others in later steps.
+        for a, b in coupled * len(sizes):
+            several[a] |= some[a] & some[b] & (index[a] != index[b])
+            index[a] = np.where(some[a], index[a], index[b])
+            some[a] |= some[b]
+        if several.any():
+            raise ValueError(
+                f"{name} needs params of which each influences at most one number of each leaf of the carry; those of "
+                f"{keystr(path)} {leaf.shape} influence several"
+            )
+        rows.append(np.where(some, index + offsets[:-1, None], total))
+    return np.concatenate(rows, 1)
+
+
+def _take(values: Array, rows: Array) -> Array:
+    """`values[..., rows]`, and 0 where there is no such row."""
+    return jnp.take(values, rows, axis=-1, mode="fill", fill_value=0)
+
+
+def _immediate(transition: Any, weights: Array, h: Array, pattern: Pattern) -> tuple[Array, Array]:
+    """The next h, and the kept entries [C, P] of dh/dW of this step."""
+    h, pull = jax.vjp(lambda weights: transition(weights, h), weights)
+    return h, jax.vmap(pull)(pattern.groups)[0]
+
+
+def _pull(dh: Array, influence: Array, pattern: Pattern) -> Array:
+    return jnp.sum(_take(dh, pattern.rows) * influence, 0)
+
+
+def _blank(sizes: Sizes, rows: np.ndarray, groups: np.ndarray) -> tuple[Array, Pattern]:
+    influence = jnp.zeros((sizes.batch, *rows.shape), sizes.dtype)
+    return influence, Pattern(jnp.asarray(rows, jnp.int32), jnp.asarray(groups, sizes.dtype))
+
+
+def diagonal_rtrl(cell: Cell, loss: Loss) -> Estimator:
+    """Real-time recurrent learning of an elementwise recurrence: exact, at a cost linear in the params.
+
+    Where unit i of the carry depends on no other unit, and every param p belongs to one unit u(p), dh/dW has one
+    entry for each param (Mozer 1989, "A focused backpropagation algorithm for temporal pattern recognition"), and the
+    entries of a step are one vector-Jacobian product with a vector of ones:
+
+        e_t[p] = a_t[u(p)] e_{t-1}[p] + (1^T dh_t/dW)[p],   a_t = (dh_t/dh_{t-1}) 1
+        dL_t/dW[p] = dL_t/dh_t[u(p)] e_t[p] + (the direct part of the readout)
+
+    With C leaves in the carry (two of a `Complex`) a unit is C numbers, one of each leaf, and e_t is [C, P].
+    Memory B C P and time of order B C^2 P a step. The condition holds for what comes before and within the
+    recurrence; a readout may be anything. It is checked in `init`, from the structure of the cell's program, which also
+    says u; the `affine` hint is not needed, so cells that are elementwise and not linear are welcome.
+
+    Args:
+      cell: the model, for inputs with exactly one batch axis; a `Const` among its inputs must have it too.
+      loss: `(ys [B, O], targets [B, ...]) -> losses [B]`.
+
+    Raises:
+      ValueError: in `init`, if a number of the carry depends on another than its own, or a param influences several (as
+        in any stack, and in an embedding).
+    """
+    return _elementwise(cell, loss, "diagonal_rtrl")
+
+
+def _elementwise(cell: Cell, loss: Loss, name: str) -> Estimator:
+    def start(params, carry, xs, sizes):
+        rows = _own_numbers(cell, params, carry, xs, name)
+        lengths = [leaf.size // sizes.batch for leaf in jax.tree.leaves(carry)]
+        return _blank(sizes, rows, np.repeat(np.eye(len(lengths)), lengths, axis=1))
+
+    def advance(transition, weights, h, influence, pattern):
+        by_carry = jax.vmap(lambda ones: jax.jvp(lambda h: transition(weights, h), (h,), (ones,))[1])(pattern.groups)
+        h, immediate = _immediate(transition, weights, h, pattern)
+        return h, jnp.sum(_take(by_carry, pattern.rows) * influence[:, None], 0) + immediate
+
+    return forward_mode(cell, loss, start, advance, _pull)
+
+
+def eprop(cell: Cell, loss: Loss) -> Estimator:
+    """Eligibility propagation (Bellec et al. 2019, arXiv 1901.09049), with the exact learning signal dL_t/dh_t.
+
+        e_t = (dh_t/dh_{t-1} with the recurrent products held fixed) e_{t-1} + dh_t/dW
+
+    What reaches the past through a recurrent matrix is dropped; what a unit keeps by itself (the cell state of an LSTM,
+    the kept part of a GRU) is followed in full. For leaky rate units this is random feedback local online learning
+    (Murray 2019, "Local online learning in recurrent networks with random feedback") but for the random feedback. A
+    simple RNN keeps nothing by itself, so there it is truncated BPTT(1, 1). Memory and time as in `diagonal_rtrl`.
+
+    Args:
+      cell: a gated model, for inputs with exactly one batch axis.
+      loss: `(ys [B, O], targets [B, ...]) -> losses [B]`.
+
+    Raises:
+      ValueError: for a cell without the `gated` hint; in `init`, if at its step a param influences several numbers of a
+        leaf of the carry, as the reset gate before a product does.
+    """
+    if cell.gated is None:
+        raise ValueError("eprop needs a cell with the `gated` hint: this one has no recurrent product to hold fixed")
+    return _elementwise(cell._replace(transition=_local_transition(cell.gated)), loss, "eprop")
+
+
+def _local_transition(gated: Gated) -> Any:
+    """The transition, whose derivative by the carry leaves the recurrent products out."""
+
+    def transition(params, carry, z):
+        us = ()
+        for stage, w in zip(gated.stages, gated.weights(params), strict=True):
+            us = (*us, matmul(stage(jax.lax.stop_gradient(carry), z, us), w))
+        return gated.gates(carry, z, us)
+
+    return transition
+
+
+def snap(cell: Cell, loss: Loss, n: int = 1) -> Estimator:
+    """Sparse n-step approximation of RTRL, SnAp-n (Menick et al. 2021, arXiv 2006.07232).
+
+        J_t = S_n * (dh_t/dh_{t-1} J_{t-1} + dh_t/dW),   S_n [N, P] 0 or 1
+
+    S_n keeps the entries of dh/dW that are reached within n steps. The pattern comes from the structure of the cell's
+    program. For most dense cells every number is reached in 2 steps, and SnAp-2 is RTRL; a recurrent matrix times a
+    constant mask makes a sparse one. Where the pattern closes in itself (elementwise recurrences), SnAp-1 is exact.
+
+    J is kept as [C, P], in C groups of numbers that no param shares: 1 for the SnAp-1 of a GRU, 2 for an LSTM (h and
+    c), N for a dense pattern. Memory B C P, time of order B C^2 P a step and N times that of a step for dh_t/dh_{t-1}.
+    The pattern is found in `init` with N P bits of memory.
+
+    Args:
+      cell: the model, for inputs with exactly one batch axis; a `Const` among its inputs must have it too.
+      loss: `(ys [B, O], targets [B, ...]) -> losses [B]`.
+      n: steps, at least 1.
+
+    Raises:
+      ValueError: unless n >= 1.
+    """
+    if n < 1:
+        raise ValueError(f"snap needs n >= 1 steps, got {n}")
+
+    def start(params, carry, xs, sizes):
+        reach, _ = _one_step(cell, params, carry, xs)
+        immediate, once = (np.concatenate(marks, 1) for marks in reach(np.eye(sizes.numbers, dtype=bool)))
+        kept = immediate
+        for _ in range(n - 1):
+            kept = immediate | (once.astype(np.float32) @ kept.astype(np.float32) > 0)
+        groups = _groups(kept)
+        rows = np.full((len(groups), sizes.params), sizes.numbers)
+        for group, row in zip(groups, rows, strict=True):
+            for number in np.flatnonzero(group):
+                row[kept[number]] = number
+        return _blank(sizes, rows, groups)
+
+    def advance(transition, weights, h, influence, pattern):
+        by_carry = jax.jacrev(lambda h: transition(weights, h))(h)
+        h, immediate = _immediate(transition, weights, h, pattern)
+        # A row beyond the last, which stands for none, and so does a column.
+        by_carry = jnp.pad(by_carry, ((0, 1), (0, 1)))
+
+        def add(total, group):
+            rows, influence = group
+            return total + by_carry[pattern.rows, rows[None]] * influence[None], None
+
+        return h, jax.lax.scan(add, immediate, (pattern.rows, influence))[0]
+
+    return forward_mode(cell, loss, start, advance, _pull)
+
+
+def _groups(kept: np.ndarray) -> np.ndarray:
+    """Groups of rows that share no column, greedily: bool [C, N]."""
+    groups, taken = [], []
+    for number, row in enumerate(kept):
+        fit = next((i for i, columns in enumerate(taken) if not (columns & row).any()), None)
+        if fit is None:
+            fit = len(groups)
+            groups.append(np.zeros(len(kept), bool))
+            taken.append(np.zeros_like(row))
+        groups[fit][number] = True
+        taken[fit] |= row
+    return np.stack(groups)

@@ -1,0 +1,190 @@
+"""Gradients with noise and without bias: the mean over many draws is that of back-propagation through time."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from seqjax.core import Array, Carry, Cell, Key, carry_dtype, inner
+from seqjax.gradients.bptt import bptt
+from seqjax.gradients.estimator import Estimator, Loss
+from seqjax.gradients.online import forward_mode
+from seqjax.solve import length
+from seqjax.unroll import batch_shape, unroll
+
+
+class RankOne(NamedTuple):
+    """The influence of UORO: dh/dW is the mean of the outer products h w^T.
+
+    Attributes:
+      h: [B, N].
+      w: [B, P].
+      key: one key a sequence [B].
+    """
+
+    h: Array
+    w: Array
+    key: Key
+
+
+def uoro(cell: Cell, loss: Loss, key: Key) -> Estimator:
+    """Unbiased online recurrent optimization (Tallec & Ollivier 2017, arXiv 1702.05043).
+
+        nu_t = random signs [N]
+        h~_t = p dh_t/dh_{t-1} h~_{t-1} + q nu_t,   w~_t = w~_{t-1} / p + nu_t^T dh_t/dW / q
+        dL_t/dW = (dL_t/dh_t h~_t) w~_t + (the direct part of the readout)
+
+    The mean of h~ w~^T over the signs is the influence J of `rtrl`. p and q make the norms of what is added equal,
+    which keeps the variance small. Memory B (N + P), and the time of a few steps a step.
+
+    Args:
+      cell: the model, for inputs with exactly one batch axis; a `Const` among its inputs must have it too.
+      loss: `(ys [B, O], targets [B, ...]) -> losses [B]`.
+      key: PRNG key; the state carries it on.
+    """
+
+    def start(params, carry, xs, sizes):
+        del params, carry, xs
+        h = jnp.zeros((sizes.batch, sizes.numbers), sizes.dtype)
+        w = jnp.zeros((sizes.batch, sizes.params), sizes.dtype)
+        return RankOne(h, w, jax.random.split(key, sizes.batch)), ()
+
+    def balance(a, b):
+        # Any positive number will do where both are 0, but not one that is infinite.
+        small = jnp.asarray(1e-12, a.dtype)
+        return jnp.sqrt((jnp.linalg.norm(a) + small) / (jnp.linalg.norm(b) + small))
+
+    def advance(transition, weights, h, influence, pattern):
+        del pattern
+        key, sub = jax.random.split(influence.key)
+        signs = jax.random.rademacher(sub, h.shape, h.dtype)
+        _, moved = jax.jvp(lambda h: transition(weights, h), (h,), (influence.h,))
+        h, pull = jax.vjp(lambda weights: transition(weights, h), weights)
+        (immediate,) = pull(signs)
+        p, q = balance(influence.w, moved), balance(immediate, signs)
+        return h, RankOne(p * moved + q * signs, influence.w / p + immediate / q, key)
+
+    return forward_mode(cell, loss, start, advance, lambda dh, influence, pattern: (dh @ influence.h) * influence.w)
+
+
+class Stream(NamedTuple):
+    """State of randomly truncated back-propagation: the carry, and the key of what is to come."""
+
+    carry: Carry
+    key: Key
+
+
+def artbp(cell: Cell, loss: Loss, rate: float, key: Key) -> Estimator:
+    """Randomly truncated back-propagation without bias (Tallec & Ollivier 2017, arXiv 1705.08209).
+
+        dL/dW = sum_t dL_t/dh_t  sum_{k <= t} (prod_{k < j <= t} r_j dh_j/dh_{j-1})  dh_k/dW
+        r_j = 0 with probability rate, otherwise 1 / (1 - rate)
+
+    for each sequence and step anew, so that the mean over r is the gradient of `bptt`, and so are its chunks: between
+    chunks the state goes on and the gradient does not. Rate 0 is BPTT. On average a gradient reaches 1 / rate
+    steps back. Memory is that of the chunk nonetheless, since a compiled program cannot free what chance does not
+    need: the estimator is here for its variance.
+
+    Args:
+      cell: the model.
+      loss: `(ys [T, B, O], targets [T, B, ...]) -> losses [T, B]`.
+      rate: the probability to truncate at a step, in [0, 1).
+      key: PRNG key; the state carries it on.
+
+    Raises:
+      ValueError: for a rate outside [0, 1).
+    """
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"artbp truncates at a rate in [0, 1), got {rate}")
+    base = inner(cell, lambda z: z[0])
+
+    def scaled(carry, r):
+        def scale(leaf):
+            factor = jnp.broadcast_to(r.reshape(r.shape + (1,) * (leaf.ndim - r.ndim)), leaf.shape)
+            # The second term is 0; its derivative makes the whole r.
+            return leaf + (factor.astype(leaf.dtype) - 1) * (leaf - jax.lax.stop_gradient(leaf))
+
+        return jax.tree.map(scale, carry)
+
+    truncated = base._replace(
+        project=lambda params, x: (cell.project(params, x[0]), x[1]),
+        transition=lambda params, carry, z: base.transition(params, scaled(carry, z[1]), z),
+        gated=None,
+        affine=None,
+    )
+    plain = bptt(truncated, loss, method="scan")
+
+    def update(params, state: Any, xs, targets):
+        key, sub = jax.random.split(state.key)
+        dtype = carry_dtype(jax.tree.leaves(params)[0].dtype)
+        kept = jax.random.bernoulli(sub, 1 - rate, (length(xs), *batch_shape(xs))).astype(dtype)
+        value, grads, carry = plain.update(params, state.carry, (xs, kept / (1 - rate)), targets)
+        return value, grads, Stream(carry, key)
+
+    return Estimator(init=lambda params, carry, xs: Stream(carry, key), update=update)
+
+
+class Particles(NamedTuple):
+    """State of persistent evolution strategies.
+
+    Attributes:
+      carries: of the particles, leaves [2, M, B, ...]: those with the noise added, and those with it subtracted.
+      noise: [M, P], the sum of the noise that each pair has seen.
+      key: of the noise to come.
+    """
+
+    carries: Carry
+    noise: Array
+    key: Key
+
+
+def persistent_evolution(cell: Cell, loss: Loss, key: Key, *, pairs: int = 32, sigma: float = 0.01) -> Estimator:
+    """Persistent evolution strategies (Vicol, Metz & Sohl-Dickstein 2021, arXiv 2112.13835), no back-propagation.
+
+        eps_i ~ N(0, sigma^2),   xi_i = xi_i + eps_i
+        dL/dW = 1 / (M sigma^2) sum_i xi_i (L(W + eps_i) - L(W - eps_i)) / 2
+
+    Each of M antithetic pairs runs on with carries of its own, under new noise at every chunk; since xi sums up all
+    the noise that a carry has seen, chunks are not truncations. The mean over the noise is the gradient of a loss that
+    is smoothed by it: for a fixed W, the mean over all chunks goes to that of BPTT over the stream as sigma goes to 0.
+    Its variance grows with the number of chunks since `init` and of params. Memory of 2 M carries.
+
+    Args:
+      cell: the model.
+      loss: `(ys [T, B, O], targets [T, B, ...]) -> losses [T, B]`.
+      key: PRNG key; the state carries it on.
+      pairs: M, which the whole batch shares.
+      sigma: standard deviation of the noise on the params.
+
+    Raises:
+      ValueError: unless pairs >= 1 and sigma > 0.
+    """
+    if pairs < 1 or sigma <= 0:
+        raise ValueError(f"persistent_evolution needs pairs >= 1 and sigma > 0, got {pairs} and {sigma}")
+
+    def init(params, carry, xs):
+        del xs
+        weights, _ = ravel_pytree(params)
+        carries = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (2, pairs, *leaf.shape)), carry)
+        return Particles(carries, jnp.zeros((pairs, weights.size), carry_dtype(weights.dtype)), key)
+
+    def update(params, state: Any, xs, targets):
+        narrow, unravel = ravel_pytree(params)
+        weights = narrow.astype(state.noise.dtype)
+        key, sub = jax.random.split(state.key)
+        noise = sigma * jax.random.normal(sub, state.noise.shape, state.noise.dtype)
+
+        def run(sign, noise, carry):
+            params = unravel((weights + sign * noise).astype(narrow.dtype))
+            carry, ys = unroll(cell, params, carry, xs, method="scan")
+            return carry, jnp.mean(loss(ys, targets))
+
+        over_pairs = jax.vmap(run, (None, 0, 0))
+        signs = jnp.asarray([1, -1], weights.dtype)
+        carries, values = jax.vmap(over_pairs, (0, None, 0))(signs, noise, state.carries)
+        seen = state.noise + noise
+        gradient = (values[0] - values[1]) @ seen / (2 * pairs * sigma**2)
+        return values.mean(), unravel(gradient.astype(narrow.dtype)), Particles(carries, seen, key)
+
+    return Estimator(init=init, update=update)

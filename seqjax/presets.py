@@ -1,0 +1,65 @@
+"""How other libraries and papers initialize a recurrent layer, as keyword arguments of a cell.
+
+    cell = seqjax.cells.lstm(64, **presets.keras())
+
+Each sets the input weights `w_x`, the recurrent weights `w_h` and the biases `b` of any cell that takes them, so that
+the params are drawn from the distribution that the source draws from. One entry may be replaced:
+`lstm(64, **presets.keras() | {"b": initializers.chrono(100)})`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqjax import initializers
+from seqjax.initializers import gate_bias, glorot_uniform, identity, jointly, lecun_normal, normal, orthogonal, uniform
+
+__all__ = ["chrono", "flax", "irnn", "keras", "pytorch"]
+
+
+def keras() -> dict[str, Any]:
+    """`keras.layers.SimpleRNN`, `LSTM` and `GRU` (Keras 3).
+
+    Glorot uniform and orthogonal, each one draw for all gates; biases 0, of a forget gate 1.
+    """
+    return {"w_x": jointly(glorot_uniform()), "w_h": jointly(orthogonal()), "b": initializers.unit_forget()}
+
+
+def flax(*, packed: bool = False) -> dict[str, Any]:
+    """`flax.nnx.SimpleCell` and `LSTMCell`; where `packed`, `GRUCell` and `OptimizedLSTMCell`.
+
+    LeCun normal, orthogonal, biases 0. What is packed is one orthogonal draw for all gates.
+    """
+    return {"w_x": lecun_normal(), "w_h": jointly(orthogonal()) if packed else orthogonal(), "b": gate_bias()}
+
+
+def pytorch() -> dict[str, Any]:
+    """`torch.nn.RNN`, `LSTM` and `GRU`: everything `U(-1 / sqrt(H), 1 / sqrt(H))`.
+
+    PyTorch adds two biases where the cells here have one, which is drawn as the sum of two. The candidate of a GRU has
+    one of the two inside its reset: the `b_n` of `cells.gru`, which no keyword reaches and which starts at 0.
+    """
+
+    def b(key, gates, hidden, dtype=jnp.float32):
+        of_inputs, of_carry = (initializers.uniform_bias()(k, gates, hidden, dtype) for k in jax.random.split(key))
+        one_of_two = [gate == "candidate" and "reset" in gates for gate in gates]
+        return of_inputs + jnp.where(jnp.repeat(jnp.asarray(one_of_two), hidden), 0.0, of_carry)
+
+    return {"w_x": uniform(), "w_h": uniform(), "b": b}
+
+
+def chrono(t_max: float) -> dict[str, Any]:
+    """Biases for dependencies up to `t_max` steps (Tallec & Ollivier 2018), see `initializers.chrono`.
+
+    The weights are left to the cell. Raises ValueError unless `t_max > 2`.
+    """
+    return {"b": initializers.chrono(t_max)}
+
+
+def irnn(scale: float = 1.0) -> dict[str, Any]:
+    """The IRNN (Le, Jaitly & Hinton 2015, arXiv 1504.00941), for `cells.rnn`.
+
+    ReLU, recurrent weights `scale` times the identity, input weights `N(0, 0.001^2)`, biases 0.
+    """
+    return {"activation": jax.nn.relu, "w_x": normal(1e-3), "w_h": identity(scale), "b": gate_bias()}

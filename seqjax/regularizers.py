@@ -1,0 +1,319 @@
+"""Regularizers: `Cell -> (Cell, sample)`, each of them mapping the hints of the cell that it wraps.
+
+`sample(key, carry, xs)` draws the noise of one batch of sequences outside the loop, and the noisy cell takes
+`x = (x, noise)`. Noise that lasts a sequence is a `Const`. The params are those of the bare cell, which is the cell for
+evaluation. Rates and scales may be traced numbers, such as the lanes of a sweep. Around a stack every layer has noise
+of its own.
+
+What acts on weights is `(key, params, rate) -> params`, and penalties are functions of the outputs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from seqjax.core import (
+    Array,
+    Carry,
+    Cell,
+    Const,
+    Gated,
+    Key,
+    Params,
+    Tree,
+    carry_dtype,
+    features,
+    gated_transition,
+    inner,
+    like,
+    open_const,
+    with_features,
+)
+from seqjax.wrappers import over_layers
+
+Sample = Callable[[Key, Carry, Tree], Tree]
+
+
+def check_rate(rate: Any) -> Any:
+    """Check a dropout rate; a traced one (a lane of a sweep) is taken on trust."""
+    if not isinstance(rate, Tracer) and not 0.0 <= rate < 1.0:
+        raise ValueError(f"a dropout rate lies in [0, 1), got {rate}")
+    return rate
+
+
+def dropout_mask(key: Key, rate: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Inverted dropout: 0 with probability `rate`, otherwise 1 / (1 - rate)."""
+    keep = 1.0 - jnp.asarray(rate, dtype)
+    return jax.random.bernoulli(key, keep, shape).astype(dtype) / jnp.broadcast_to(keep, shape)
+
+
+def each_layer(cell: Cell, *parts: tuple[Cell, Sample]) -> tuple[Cell, Sample]:
+    """A stack of regularized layers, each with noise of its own."""
+
+    def sample(key, carry, xs):
+        keys = jax.random.split(key, len(parts))
+        length = features(xs).shape[0]
+        # Noise takes only the shape of the inputs: a view of the carry below with a time axis is enough.
+        below = [jnp.broadcast_to(h, (length, *h.shape)) for h in (jax.tree.leaves(c)[0] for c in carry[:-1])]
+        return tuple(s(k, c, x) for (_, s), k, c, x in zip(parts, keys, carry, [xs, *below], strict=True))
+
+    return over_layers(cell, tuple(c for c, _ in parts), lambda noise, i: noise[i]), sample
+
+
+def recurrent_dropout(cell: Cell, rate: Any, *, gates: int = 1, per_step: bool = False) -> tuple[Cell, Sample]:
+    """Dropout of the carry's output where it enters the recurrent product (Gal & Ghahramani 2016, arXiv 1512.05287).
+
+        v_k = stage_k(h, z) * m,   m ~ Bernoulli(1 - rate) / (1 - rate), [B, H]
+
+    One mask a sequence, the same at every step. It needs the `gated` hint, which says what is multiplied by the
+    recurrent matrix; the carry that the gates keep is not masked.
+
+    Args:
+      cell: a gated cell or a stack of gated cells.
+      rate: probability of dropping a unit, in [0, 1).
+      gates: into how many gates the columns of the one recurrent matrix [H, gates * H] are cut, each multiplied by h
+        under a mask of its own (the paper's untied weights; Keras 2). 1 is one mask for all gates.
+      per_step: draw a new mask at every step. This is the mistake that the paper warns of, for studies of it.
+
+    Returns:
+      The noisy cell, which takes `x = (x, noise)`, and `sample(key, carry, xs) -> noise`, [B, gates * H].
+
+    Raises:
+      ValueError: for a rate outside [0, 1), a cell without the `gated` hint, or a number of gates that it has not.
+    """
+    rate = check_rate(rate)
+    if cell.layers:
+        return each_layer(cell, *(recurrent_dropout(c, rate, gates=gates, per_step=per_step) for c in cell.layers))
+    base = inner(cell, lambda z: z[0])
+    gated = base.gated
+    if gated is None or not gated.stages:
+        raise ValueError("recurrent_dropout needs a cell with the `gated` hint: this one has no recurrent product")
+    if gates != 1 and len(gated.stages) != 1:
+        raise ValueError(f"one mask a gate needs a cell with one recurrent product, this one has {len(gated.stages)}")
+
+    def drop(stage, gate=0):
+        def noisy(carry, z, us):
+            v = stage(carry, z, us)
+            mask = jnp.split(open_const(z[1]), gates, axis=-1)[gate]
+            return v * like(mask.astype(v.dtype), v)
+
+        return noisy
+
+    def columns(params):
+        (w,) = gated.weights(params)
+        if w.shape[1] != gates * w.shape[0]:
+            raise ValueError(f"masks for {gates} gates need recurrent weights [H, {gates} * H], got {w.shape}")
+        return tuple(jnp.split(w, gates, axis=1))
+
+    if gates == 1:
+        noisy = gated._replace(stages=tuple(drop(stage) for stage in gated.stages))
+    else:
+        noisy = Gated(
+            weights=columns,
+            stages=tuple(
+                lambda carry, z, us, masked=drop(gated.stages[0], gate): masked(carry, z, ()) for gate in range(gates)
+            ),
+            gates=lambda carry, z, us: gated.gates(carry, z, (jnp.concatenate(us, axis=-1),)),
+        )
+
+    def sample(key, carry, xs):
+        h = jax.tree.leaves(carry)[0]
+        shape = (*h.shape[:-1], gates * h.shape[-1])
+        if per_step:
+            return dropout_mask(key, rate, (features(xs).shape[0], *shape), h.dtype)
+        return Const(dropout_mask(key, rate, shape, h.dtype))
+
+    wrapped = base._replace(
+        project=lambda params, x: (cell.project(params, x[0]), x[1]),
+        transition=gated_transition(noisy),
+        gated=noisy,
+    )
+    return wrapped, sample
+
+
+def input_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple[Cell, Sample]:
+    """Dropout of the input features, one mask a sequence (Gal & Ghahramani 2016, arXiv 1512.05287).
+
+        x_t * m,   m ~ Bernoulli(1 - rate) / (1 - rate), [B, D]
+
+    Around a stack the input of every layer is masked, each by a mask of its own (for the inner layers, of the width of
+    the carry below). Arguments and result as in `recurrent_dropout`.
+    """
+    rate = check_rate(rate)
+    if cell.layers:
+        return each_layer(cell, *(input_dropout(layer, rate, per_step=per_step) for layer in cell.layers))
+    base = inner(cell, lambda z: z)
+
+    def project(params, x):
+        x, noise = x
+        value = features(x)
+        return cell.project(params, with_features(x, value * like(open_const(noise).astype(value.dtype), value)))
+
+    def sample(key, carry, xs):
+        x = features(xs)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"input_dropout masks floating features, got {x.dtype}")
+        return (
+            dropout_mask(key, rate, x.shape, x.dtype)
+            if per_step
+            else Const(dropout_mask(key, rate, x.shape[1:], x.dtype))
+        )
+
+    return base._replace(project=project), sample
+
+
+def _noisy_readout(cell: Cell, readout: Callable[[Array, Array, Array], Array]) -> Cell:
+    """`cell` with the output `readout(y, x, noise)`."""
+    base = inner(cell, lambda z: z[0])
+
+    def noisy(params, carry, z):
+        y = base.readout(params, carry, z)
+        return readout(y, z[1], open_const(z[2]).astype(y.dtype))
+
+    return base._replace(
+        project=lambda params, x: (cell.project(params, x[0]), features(x[0]), x[1]),
+        readout=noisy,
+    )
+
+
+def output_dropout(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
+    """Dropout of the output, one mask a sequence (Gal & Ghahramani 2016, arXiv 1512.05287); the carry is not masked.
+
+        y_t * m,   m ~ Bernoulli(1 - rate) / (1 - rate), [B, H]
+
+    Around a stack the output of the last layer is masked; those between layers are for `input_dropout`. H is the width
+    of the first leaf of the carry, so a head goes around the noisy cell: `with_head(noisy, O)` takes the params of
+    `with_head(cell, O)`. Arguments and result as in `recurrent_dropout`.
+    """
+    rate = check_rate(rate)
+
+    def readout(y, x, mask):
+        del x
+        if y.shape[-1:] != mask.shape[-1:]:
+            raise ValueError(f"output_dropout masks outputs {mask.shape} as wide as the carry, got {y.shape}")
+        return y * like(mask, y)
+
+    def sample(key, carry, xs):
+        del xs
+        h = jax.tree.leaves(carry[-1] if cell.layers else carry)[0]
+        return Const(dropout_mask(key, rate, h.shape, h.dtype))
+
+    if cell.layers is None:
+        return _noisy_readout(cell, readout), sample
+    bare = tuple(
+        inner(layer, lambda z: z)._replace(project=lambda params, x, layer=layer: layer.project(params, x[0]))
+        for layer in cell.layers[:-1]
+    )
+    last, sample_last = output_dropout(cell.layers[-1], rate)
+    wrapped = over_layers(cell, (*bare, last), lambda noise, i: noise)
+    return wrapped, lambda key, carry, xs: sample_last(key, carry[-1], xs)
+
+
+def stochastic_depth(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
+    """Skip whole layers, each for a whole sequence (Huang et al. 2016, "Deep networks with stochastic depth").
+
+        y_t = m * layer(x)_t + (1 - m) * x_t,   m ~ Bernoulli(1 - rate_l) / (1 - rate_l), [B]
+
+    Around a stack of L layers, layer l = 1 ... L is skipped at the rate `rate_l = rate * l / L`, as in the paper, whose
+    layers are residual: `stack(*[residual(gru(H))] * L)`. Inputs and outputs have the same number of features. A layer
+    that is skipped still moves its own carry. Arguments and result as in `recurrent_dropout`.
+    """
+    rate = check_rate(rate)
+    if cell.layers:
+        depth = len(cell.layers)
+        return each_layer(cell, *(stochastic_depth(c, rate * (i / depth)) for i, c in enumerate(cell.layers, 1)))
+
+    def readout(y, x, m):
+        if y.shape != x.shape:
+            raise ValueError(f"stochastic_depth puts the input {x.shape} in place of the output {y.shape}")
+        return like(m, y) * y + like(1 - m, y) * x.astype(y.dtype)
+
+    def sample(key, carry, xs):
+        del xs
+        h = jax.tree.leaves(carry)[0]
+        return Const(dropout_mask(key, rate, (*h.shape[:-1], 1), h.dtype))
+
+    return _noisy_readout(cell, readout), sample
+
+
+def _drop_named(
+    key: Key, params: Params, rate: Any, names: tuple[str, ...], shape: Callable[[Array], tuple[int, ...]]
+) -> Params:
+    """`params` with the leaves of these names multiplied by masks of the given shapes, each of its own key."""
+    rate = check_rate(rate)
+    paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+    named = [isinstance(path[-1], jax.tree_util.DictKey) and path[-1].key in names for path, _ in paths]
+    if not any(named):
+        raise ValueError(f"no leaf of the params is named {' or '.join(names)}: {treedef}")
+    keys = jax.random.split(key, len(paths))
+    leaves = [
+        w * like(dropout_mask(k, rate, shape(w), w.dtype), w) if hit else w
+        for (_, w), k, hit in zip(paths, keys, named, strict=True)
+    ]
+    return treedef.unflatten(leaves)
+
+
+def weight_drop(key: Key, params: Params, rate: Any, names: tuple[str, ...] = ("w_h",)) -> Params:
+    """Dropout of the recurrent weights themselves (Merity, Keskar & Socher 2017, AWD-LSTM, arXiv 1708.02182).
+
+        w_h * m,   m ~ Bernoulli(1 - rate) / (1 - rate), [H, G * H]
+
+    The same entries are dropped at all steps of all sequences of a batch: call it once an update, inside the function
+    that is differentiated, `unroll(cell, weight_drop(key, params, 0.5), ...)`. Any cell and any method will do.
+
+    Args:
+      key: of the masks, one for each leaf.
+      params: of a cell, or of a stack.
+      rate: probability of dropping an entry, in [0, 1).
+      names: which leaves; those of every layer.
+
+    Returns:
+      The params with entries dropped.
+
+    Raises:
+      ValueError: for a rate outside [0, 1), or if no leaf has such a name.
+    """
+    return _drop_named(key, params, rate, names, lambda w: w.shape)
+
+
+def embedding_dropout(key: Key, params: Params, rate: Any, names: tuple[str, ...] = ("embedding",)) -> Params:
+    """Dropout of word types (Gal & Ghahramani 2016, arXiv 1512.05287): whole rows of an embedding table [V, D].
+
+    A word that is dropped is dropped wherever it stands in the batch. Arguments and result as in `weight_drop`.
+    """
+    return _drop_named(key, params, rate, names, lambda w: (w.shape[0], 1))
+
+
+def _mean(values: Array, real: Array | None) -> Array:
+    """Mean of values [T, B, O] over the steps where `real` [T, B] is true."""
+    values = values.astype(carry_dtype(values.dtype))
+    if real is None:
+        return jnp.mean(values)
+    count = jnp.maximum(jnp.sum(real), 1).astype(values.dtype) * values.shape[-1]
+    return jnp.sum(jnp.where(like(jnp.expand_dims(real, -1), values), values, 0)) / count
+
+
+def activation_penalty(ys: Array, mask: Array | None = None) -> Array:
+    """`mean(y^2)`, a scalar to add to a loss, times alpha (Merity, McCann & Socher 2017, arXiv 1708.01009).
+
+    Args:
+      ys: outputs [T, B, O].
+      mask: bool [T, B], true at the steps that count.
+    """
+    return _mean(jnp.square(ys), mask)
+
+
+def temporal_activation_penalty(ys: Array, mask: Array | None = None) -> Array:
+    """`mean((y_t - y_{t-1})^2)`, times beta in a loss (Merity, McCann & Socher 2017, arXiv 1708.01009).
+
+    Arguments as in `activation_penalty`; a pair of steps counts if both do.
+
+    Raises:
+      ValueError: for fewer than two steps.
+    """
+    if ys.shape[0] < 2:
+        raise ValueError(f"temporal_activation_penalty compares two steps, got outputs {ys.shape}")
+    return _mean(jnp.square(ys[1:] - ys[:-1]), None if mask is None else mask[1:] & mask[:-1])

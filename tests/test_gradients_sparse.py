@@ -1,0 +1,227 @@
+"""The structure of a program; sparse RTRL is exact where the structure says so, and what it says elsewhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from agree import close, compiled
+from cell_list import MODELS, TOKENS, D, H, Model, draw, masked, reset, tokens
+from jax.flatten_util import ravel_pytree
+from test_gradients import T, full_gradient, mean, run_chunks, squared_error, targets_for
+
+from seqjax import Cell, cells, unroll, wrappers
+from seqjax.core import gated_transition, open_dense
+from seqjax.gradients import diagonal_rtrl, eprop, snap, truncated_bptt
+from seqjax.gradients.structure import dependence
+
+
+def independent() -> Cell:
+    """Elementwise, not linear, with two leaves that depend on each other."""
+
+    def init(key, in_features):
+        return {"w": jax.random.normal(key, (in_features, H)), "u": jnp.ones(H), "v": jnp.ones(H)}
+
+    def transition(params, carry, z):
+        h, c = carry
+        u, v = (jnp.broadcast_to(params[name], h.shape) for name in "uv")
+        c = jax.nn.relu(u * h + v * c + z)
+        return jnp.tanh(v * c * h), c
+
+    return Cell(
+        init=init,
+        initial_carry=lambda params, batch: (jnp.zeros((*batch, H), params["w"].dtype),) * 2,
+        project=lambda params, x: x @ params["w"],
+        transition=transition,
+        readout=lambda params, carry, z: carry[0],
+    )
+
+
+ELEMENTWISE = {
+    "head": Model(wrappers.with_head(cells.min_gru(H), 2)),
+    "dressed": masked(reset(MODELS["min_gru"])),
+    "lru": Model(wrappers.with_head(cells.lru(H), 2)),
+    "ind_rnn": Model(cells.ind_rnn(H)),
+    "independent": Model(independent()),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_diagonal_rtrl_is_bptt_over_chunks(x64, name):
+    drawn = draw(ELEMENTWISE[name], T)
+    targets = targets_for(drawn)
+    found, state = run_chunks(diagonal_rtrl(drawn.cell, squared_error), drawn, targets, 3)
+    close(mean(found), full_gradient(drawn, targets), 1e-9)
+    close(state.carry, unroll(*drawn)[0], 1e-9)
+    assert state.influence.size == 2 * state.pattern.rows.size  # linear in the params: B C P
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rnn", "a number of this cell's carry depends on others than its own"),
+        ("reset_stack", "a number of this cell's carry depends on others than its own"),
+        ("table", r"\['embedding'\] \(5, 3\) influence several"),
+    ],
+)
+def test_diagonal_rtrl_refuses_what_is_not_elementwise(name, message):
+    table = Model(wrappers.with_embedding(cells.min_gru(H), TOKENS, D), 0, tokens)
+    drawn = draw(table if name == "table" else MODELS[name], T, dtype=jnp.float32)
+    with pytest.raises(ValueError, match=message):
+        diagonal_rtrl(drawn.cell, squared_error).init(*drawn[1:])
+
+
+def jacobian_pattern(f, *args):
+    """Where a Jacobian is not 0 at a random point, with all inputs in one row."""
+    jac = compiled(jax.jacrev(f, argnums=tuple(range(len(args)))))(*args)
+    n = sum(part.size for part in jax.eval_shape(f, *args))
+    rows = [np.concatenate([np.reshape(j, (-1, arg.size)) for j, arg in zip(js, args, strict=True)], 1) for js in jac]
+    return np.concatenate(rows).reshape(n, -1) != 0
+
+
+MASK = np.array([[0, 1, 1], [1, 0, 0]], np.float32)
+FUNCTIONS = {
+    "products": lambda a, b, c: [a @ b, jnp.einsum("ij,ij->j", a, jnp.tile(b[:, :1].T, (2, 1)))],
+    "batched products": lambda a, b, c: [jnp.einsum("ij,jk,k->ji", a, b, c)],
+    "slices": lambda a, b, c: [jnp.concatenate([a[:, ::2], b[:2, 1:3]], 1), jnp.stack(jnp.split(c, 2)[::-1]), *b.T],
+    "shapes": lambda a, b, c: [a.T.reshape(2, 3) * 2.0, jnp.broadcast_to(c, (3, 4)) + b, c[None] * c[:, None]],
+    "sums": lambda a, b, c: [a.sum(0), b.max(1) * a[0], jnp.tanh(c).mean()],
+    "branches": lambda a, b, c: [jax.nn.sigmoid(jnp.where(a > 0, a, 2 * a)), jax.jit(jnp.cumsum)(c)],
+    "a constant mask": lambda a, b, c: [a * MASK, (MASK * a) @ b, jnp.tanh(b) @ c],
+    "constants": lambda a, b, c: [jax.lax.stop_gradient(a) * 2.0, jnp.zeros(3), c],
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_dependence_is_the_pattern_of_the_jacobian(name):
+    rng = np.random.default_rng(0)
+    args = [jnp.asarray(rng.uniform(0.1, 1, size), jnp.float32) for size in [(2, 3), (3, 4), (4,)]]
+    n = sum(part.size for part in jax.eval_shape(FUNCTIONS[name], *args))
+    found = np.concatenate(dependence(FUNCTIONS[name], *args)(np.eye(n, dtype=bool)), 1)
+    expected = jacobian_pattern(FUNCTIONS[name], *args)
+    if name in ("sums", "branches"):  # the largest of a row is known only from its numbers; a cumsum is not looked into
+        assert (found >= expected).all()
+        assert not found.all()
+    else:
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_dead_unit_still_depends_on_its_inputs():
+    found = dependence(lambda x: [jax.nn.relu(x - 10.0)], jnp.ones(3))(np.eye(3, dtype=bool))
+    np.testing.assert_array_equal(found[0], np.eye(3, dtype=bool))
+
+
+def chain(hidden: int) -> Cell:
+    """A simple RNN where unit i hears itself and unit i - 1."""
+    mask = jnp.eye(hidden) + jnp.eye(hidden, k=1)
+    base = cells.rnn(hidden)
+    hint = base.gated._replace(weights=lambda params: (params["w_h"] * mask.astype(params["w_h"].dtype),))
+    return base._replace(gated=hint, transition=gated_transition(hint))
+
+
+def by_definition(drawn, targets, keep, by_carry=None):
+    """Loss and gradient of `J = keep(D J + I)`, densely, one sequence after the other."""
+    cell, params, carry, xs = drawn
+    weights, as_params = ravel_pytree(params)
+    as_carry = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], carry))[1]
+
+    def transition(weights, h, x):
+        params = as_params(weights)
+        return ravel_pytree(cell.transition(params, as_carry(h), open_dense(cell.project(params, x))))[0]
+
+    def step_loss(weights, h, x, target):
+        params = as_params(weights)
+        z = open_dense(cell.project(params, x))
+        return squared_error(cell.readout(params, as_carry(h), z), target)
+
+    @compiled
+    def step(weights, h, x, target):
+        immediate, dense = jax.jacrev(transition, (0, 1))(weights, h, x)
+        after = transition(weights, h, x)
+        local = dense if by_carry is None else by_carry(params, h, after, x)
+        return after, immediate, local, jax.value_and_grad(step_loss, (0, 1))(weights, after, x, target)
+
+    steps, batch = targets.shape[:2]
+    total, gradient = 0.0, 0.0
+    for b in range(batch):
+        h, influence = ravel_pytree(jax.tree.map(lambda leaf, b=b: leaf[b], carry))[0], 0.0
+        for t in range(steps):
+            h, immediate, d, (value, (direct, dh)) = step(weights, h, xs[t, b], targets[t, b])
+            influence = keep(d @ influence + immediate if t else immediate, immediate, d)
+            total, gradient = total + value, gradient + direct + dh @ influence
+    count = steps * batch
+    return total / count, as_params(gradient / count)
+
+
+def within(n):
+    """The pattern of n steps, from the Jacobians of one of them at a random point."""
+
+    def keep(influence, immediate, d):
+        pattern = immediate != 0
+        for _ in range(n - 1):
+            pattern = (immediate != 0) | ((d != 0).astype(d.dtype) @ pattern.astype(d.dtype) > 0)
+        return jnp.where(pattern, influence, 0)
+
+    return keep
+
+
+@pytest.mark.parametrize(("name", "n"), [("ind_rnn", 1), ("lru", 2)])
+def test_snap_is_exact_where_the_pattern_closes(x64, name, n):
+    drawn = draw(ELEMENTWISE[name], T)
+    targets = targets_for(drawn)
+    found, _ = run_chunks(snap(drawn.cell, squared_error, n), drawn, targets, 3)
+    close(mean(found), full_gradient(drawn, targets), 1e-9)
+
+
+@pytest.mark.parametrize(("n", "groups"), [(1, 1), (2, 2), (4, 4)])
+def test_snap_of_a_sparse_network_keeps_what_n_steps_reach(x64, n, groups):
+    drawn = draw(Model(chain(4)), T)
+    targets = targets_for(drawn)
+    found, state = run_chunks(snap(drawn.cell, squared_error, n), drawn, targets, 3)
+    full = full_gradient(drawn, targets)
+    close(mean(found), full if n == 4 else by_definition(drawn, targets, within(n)), 1e-9)
+    assert len(state.pattern.groups) == groups
+    assert np.allclose(mean(found)[1]["w_h"], full[1]["w_h"], rtol=1e-6) == (n == 4)
+
+
+@pytest.mark.parametrize(("name", "n", "groups"), [("gru", 1, 1), ("lstm", 1, 2), ("lstm", 2, 8)])
+def test_snap_of_dense_cells(x64, name, n, groups):
+    drawn = draw(MODELS[name], T)
+    targets = targets_for(drawn)
+    found, state = run_chunks(snap(drawn.cell, squared_error, n), drawn, targets, 3)
+    expected = full_gradient(drawn, targets) if n == 2 else by_definition(drawn, targets, within(1))
+    close(mean(found), expected, 1e-9)
+    assert len(state.pattern.groups) == groups
+
+
+def lstm_cell_path(params, h, after, x):
+    """dh_t/dh_{t-1} of an LSTM by hand, without its recurrent product: from c to c, and to h."""
+    size = len(h) // 2
+    u = x @ params["w_x"] + h[:size] @ params["w_h"] + params["b"]
+    _, f, _, o = jax.nn.sigmoid(u).reshape(4, size)
+    zero = jnp.zeros((size, size))
+    return jnp.block([[zero, jnp.diag(o * (1 - jnp.tanh(after[size:]) ** 2) * f)], [zero, jnp.diag(f)]])
+
+
+def test_eprop_follows_the_cell_state_of_an_lstm_and_no_more(x64):
+    drawn = draw(MODELS["lstm"], T)
+    targets = targets_for(drawn)
+    found, _ = run_chunks(eprop(drawn.cell, squared_error), drawn, targets, 3)
+    close(mean(found), by_definition(drawn, targets, lambda j, *_: j, lstm_cell_path), 1e-9)
+
+
+def test_eprop_of_a_simple_rnn_is_truncation_to_one_step(x64):
+    drawn = draw(MODELS["rnn"], T)
+    targets = targets_for(drawn)
+    found, _ = run_chunks(eprop(drawn.cell, squared_error), drawn, targets, 3)
+    expected, _ = run_chunks(truncated_bptt(drawn.cell, squared_error, 1, 1), drawn, targets, 1)
+    close(mean(found), mean(expected), 1e-9)
+
+
+def test_eprop_and_snap_refuse_what_they_cannot_do():
+    with pytest.raises(ValueError, match="eprop needs a cell with the `gated` hint"):
+        eprop(cells.min_gru(H), squared_error)
+    drawn = draw(MODELS["gru_reset_before"], T, dtype=jnp.float32)
+    with pytest.raises(ValueError, match="eprop needs params of which each influences at most one number"):
+        eprop(drawn.cell, squared_error).init(*drawn[1:])
+    with pytest.raises(ValueError, match="snap needs n >= 1 steps, got 0"):
+        snap(cells.rnn(H), squared_error, 0)
