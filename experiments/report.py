@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from cycler import cycler
 
+from seqjax.diagnostics.figures import COLORS
 from seqjax.train.metrics import mean_and_interval
 from seqjax.train.run import Run, write_atomic
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:  # imported where something is drawn: no run waits for it befo
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito (2008), without the yellow, which is too light for a line on white.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
 STYLE: dict = {
     "axes.grid": True,

@@ -9,12 +9,13 @@
 
 import importlib
 
-from seqjax import cells, diagnostics, gradients, initializers, noise, regularizers, solve, wrappers
-from seqjax.core import Cell, Const, Dense, Gated, from_step
+from seqjax import cells, diagnostics, gradients, initializers, noise, presets, regularizers, solve, wrappers
+from seqjax.core import Cell, Complex, Const, Dense, Gated, from_step
 from seqjax.unroll import bidirectional, generate, mask_from_lengths, unroll
 
 __all__ = [
     "Cell",
+    "Complex",
     "Const",
     "Dense",
     "Gated",
@@ -27,6 +28,7 @@ __all__ = [
     "initializers",
     "mask_from_lengths",
     "noise",
+    "presets",
     "regularizers",
     "solve",
     "unroll",

@@ -162,6 +162,14 @@ def test_recurrent_dropout_needs_a_recurrent_product(cell):
         regularizers.recurrent_dropout(cell, 0.5)
 
 
+def test_input_dropout_of_a_stack_refuses_outputs_that_are_not_as_wide_as_the_carry():
+    noisy, sample = regularizers.input_dropout(cells.stack(cells.lru(H + 1), cells.gru(H)), 0.5)
+    params, xs = noisy.init(jax.random.key(0), D), jnp.ones((3, 2, D))
+    carry = noisy.initial_carry(params, (2,))
+    with pytest.raises(ValueError, match=r"(?s)a mask \(2, 5\) for inputs \(2, 3\).*wrapped one by one"):
+        unroll(noisy, params, carry, (xs, sample(jax.random.key(1), carry, xs)))
+
+
 def test_input_dropout_refuses_tokens():
     _, sample = regularizers.input_dropout(cells.gru(H), 0.5)
     with pytest.raises(TypeError, match="input_dropout masks floating features, got int32"):
