@@ -152,8 +152,8 @@ def input_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple[Cel
         value, mask = features(x), open_const(noise)
         if mask.shape[-1:] != value.shape[-1:]:
             raise ValueError(
-                f"input_dropout got a mask {mask.shape} for inputs {value.shape}; in a stack it takes the output of a layer "
-                "to be as wide as its carry, and where that is not so the layers are to be wrapped one by one"
+                f"input_dropout got a mask {mask.shape} for inputs {value.shape}: in a stack it takes the output of a "
+                "layer to be as wide as its carry, and where that is not so the layers are to be wrapped one by one"
             )
         return cell.project(params, with_features(x, value * like(mask.astype(value.dtype), value)))
 
