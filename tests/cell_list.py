@@ -238,6 +238,7 @@ MODELS = {
     "per_step_dropout": recurrent_dropout(input_dropout(Model(cells.gru(H)), per_step=True), per_step=True),
     "dropout_stack": recurrent_dropout(input_dropout(Model(cells.stack(cells.gru(H), cells.lstm(H + 1))))),
     "masked_dropout_stack": masked(recurrent_dropout(Model(cells.stack(cells.gru(H), cells.lstm(H + 1))))),
+    "masked_reset_lru": masked(reset(Model(cells.lru(H)))),
     "everything": masked(reset(recurrent_dropout(residual(input_dropout(Model(cells.lstm(H), H)))))),
     "gate_dropout": dress(
         Model(cells.lstm(H)), *regularizers.recurrent_dropout(cells.lstm(H), RATE, gates=4, per_step=True)
