@@ -48,6 +48,11 @@ class Complex(NamedTuple):
     im: Array
 
 
+def is_complex(node: Tree) -> bool:
+    """Whether a node of a carry is a `Complex`."""
+    return isinstance(node, Complex)
+
+
 class Cell(NamedTuple):
     """A recurrent cell as a tuple of pure functions.
 
@@ -251,11 +256,11 @@ def multiply(a: Tree, h: Tree) -> Tree:
     """`a * h` of two trees of one structure, elementwise; of two `Complex`, the product of complex numbers."""
 
     def product(a, h):
-        if isinstance(a, Complex):
+        if is_complex(a):
             return Complex(a.re * h.re - a.im * h.im, a.re * h.im + a.im * h.re)
         return a * h
 
-    return jax.tree.map(product, a, h, is_leaf=lambda node: isinstance(node, Complex))
+    return jax.tree.map(product, a, h, is_leaf=is_complex)
 
 
 def affine_transition(affine: Callable[[Params, Tree], tuple[Carry, Carry]]) -> Callable:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from seqjax.cells.stack import stack
-from seqjax.core import Array, Carry, Cell, Complex, Const, Key, Tree, features, inner, like, open_const
+from seqjax.core import Array, Carry, Cell, Const, Key, Tree, features, inner, is_complex, like, open_const
 from seqjax.regularizers import Sample, check_rate, each_layer
 
 
@@ -63,9 +63,7 @@ def _keep(cell: Cell) -> Cell:
 
 def _rates(rate: Any, carry: Carry) -> Carry:
     """A rate for each leaf of the carry."""
-    if any(
-        isinstance(node, Complex) for node in jax.tree.leaves(carry, is_leaf=lambda node: isinstance(node, Complex))
-    ):
+    if any(is_complex(node) for node in jax.tree.leaves(carry, is_leaf=is_complex)):
         raise ValueError("zoneout keeps real numbers, and this carry holds complex ones")
     if jax.tree.structure(rate) == jax.tree.structure(carry):
         return rate

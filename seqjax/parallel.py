@@ -18,6 +18,7 @@ from seqjax.core import (
     Gated,
     Params,
     Tree,
+    is_complex,
     like,
     matmul,
     multiply,
@@ -46,7 +47,7 @@ def _at(values: Node, t: int) -> Node:
 
 
 def _conjugate(value: Node) -> Node:
-    return Complex(value.re, -value.im) if isinstance(value, Complex) else value
+    return Complex(value.re, -value.im) if is_complex(value) else value
 
 
 def _prefix(a: Node, b: Node, h: Node, reverse: bool = False) -> Node:
@@ -145,7 +146,7 @@ def associative(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: in
     def run(carry, xs):
         zs = project_all(cell, params, xs)
         a, b = over_time(partial(affine, params), zs)
-        hs = jax.tree.map(linear_recurrence, a, b, carry, is_leaf=lambda node: isinstance(node, Complex))
+        hs = jax.tree.map(linear_recurrence, a, b, carry, is_leaf=is_complex)
         return jax.tree.map(lambda h: h[-1], hs), over_time(partial(cell.readout, params), hs, zs)
 
     steps = split_const(xs)[0][0].shape[0]

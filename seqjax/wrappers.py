@@ -21,6 +21,7 @@ from seqjax.core import (
     dense,
     features,
     inner,
+    is_complex,
     is_const,
     like,
     multiply,
@@ -75,11 +76,11 @@ def masked(cell: Cell) -> Cell:
         """The a of a step that keeps the carry."""
 
         def one(leaf):
-            if isinstance(leaf, Complex):
+            if is_complex(leaf):
                 return Complex(jnp.ones_like(leaf.re), jnp.zeros_like(leaf.im))
             return jnp.ones_like(leaf)
 
-        return jax.tree.map(one, a, is_leaf=lambda node: isinstance(node, Complex))
+        return jax.tree.map(one, a, is_leaf=is_complex)
 
     def transition(params, carry, z):
         return select(z[1], base.transition(params, carry, z), carry)

@@ -64,6 +64,25 @@ def _one_product(gates: Callable) -> Gated:
     )
 
 
+def _gated(init: Callable, hint: Gated, *, initial_carry: Callable = _zeros, project: Callable = _project) -> Cell:
+    """A cell of nothing but its hint, whose output is the first leaf of its carry."""
+    return Cell(
+        init=init,
+        initial_carry=initial_carry,
+        project=project,
+        transition=gated_transition(hint),
+        readout=lambda params, carry, z: jax.tree.leaves(carry)[0],
+        gated=hint,
+    )
+
+
+def _lstm_gates(carry: LSTMCarry, u: Array) -> LSTMCarry:
+    """The LSTM's arithmetic on its pre-activations u [..., 4H]."""
+    i, f, g, o = jnp.split(u, 4, axis=-1)
+    c = sigmoid(f) * carry.c + sigmoid(i) * jnp.tanh(g)
+    return LSTMCarry(sigmoid(o) * jnp.tanh(c), c)
+
+
 def rnn(
     hidden: int,
     activation: Callable[[Array], Array] = jnp.tanh,
@@ -92,14 +111,7 @@ def rnn(
     """
     _check_size("rnn", hidden)
     hint = _one_product(lambda h, z, u: activation(z + u))
-    return Cell(
-        init=_initial(hidden, ("candidate",), w_x, w_h, b, dtype),
-        initial_carry=_zeros,
-        project=_project,
-        transition=gated_transition(hint),
-        readout=lambda params, h, z: h,
-        gated=hint,
-    )
+    return _gated(_initial(hidden, ("candidate",), w_x, w_h, b, dtype), hint)
 
 
 def lstm(
@@ -129,19 +141,11 @@ def lstm(
     """
     _check_size("lstm", hidden)
 
-    def gates(carry, z, u):
-        i, f, g, o = jnp.split(z + u, 4, axis=-1)
-        c = sigmoid(f) * carry.c + sigmoid(i) * jnp.tanh(g)
-        return LSTMCarry(sigmoid(o) * jnp.tanh(c), c)
-
-    hint = _one_product(gates)
-    return Cell(
-        init=_initial(hidden, ("input", "forget", "candidate", "output"), w_x, w_h, b, dtype),
+    hint = _one_product(lambda carry, z, u: _lstm_gates(carry, z + u))
+    return _gated(
+        _initial(hidden, ("input", "forget", "candidate", "output"), w_x, w_h, b, dtype),
+        hint,
         initial_carry=_zeros_lstm,
-        project=_project,
-        transition=gated_transition(hint),
-        readout=lambda params, carry, z: carry.h,
-        gated=hint,
     )
 
 
@@ -179,13 +183,11 @@ def peephole_lstm(
         return LSTMCarry(sigmoid(o + p_o * c) * jnp.tanh(c), c)
 
     hint = _one_product(gates)
-    return Cell(
-        init=lambda key, in_features: {**initial(key, in_features), "p": jnp.zeros((3, hidden), dtype)},
+    return _gated(
+        lambda key, in_features: {**initial(key, in_features), "p": jnp.zeros((3, hidden), dtype)},
+        hint,
         initial_carry=_zeros_lstm,
         project=project,
-        transition=gated_transition(hint),
-        readout=lambda params, carry, z: carry.h,
-        gated=hint,
     )
 
 
@@ -233,13 +235,10 @@ def gru(
         return z * h + (1 - z) * n
 
     hint = _one_product(gates)
-    return Cell(
-        init=lambda key, in_features: {**initial(key, in_features), "b_n": jnp.zeros((hidden,), dtype)},
-        initial_carry=_zeros,
+    return _gated(
+        lambda key, in_features: {**initial(key, in_features), "b_n": jnp.zeros((hidden,), dtype)},
+        hint,
         project=project,
-        transition=gated_transition(hint),
-        readout=lambda params, h, z: h,
-        gated=hint,
     )
 
 
@@ -276,11 +275,4 @@ def gru_reset_before(
         return z * h + (1 - z) * jnp.tanh(x_n + us[1])
 
     hint = Gated(weights, (lambda h, z, us: h, reset_carry), gates)
-    return Cell(
-        init=_initial(hidden, ("reset", "update", "candidate"), w_x, w_h, b, dtype),
-        initial_carry=_zeros,
-        project=_project,
-        transition=gated_transition(hint),
-        readout=lambda params, h, z: h,
-        gated=hint,
-    )
+    return _gated(_initial(hidden, ("reset", "update", "candidate"), w_x, w_h, b, dtype), hint)

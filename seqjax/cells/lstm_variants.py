@@ -9,8 +9,18 @@ import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
-from seqjax.cells.gated import LSTMCarry, _check_size, _initial, _one_product, _project, _zeros, _zeros_lstm
-from seqjax.core import Cell, Const, Dense, Gated, check_features, dense, gated_transition, like, matmul
+from seqjax.cells.gated import (
+    LSTMCarry,
+    _check_size,
+    _gated,
+    _initial,
+    _lstm_gates,
+    _one_product,
+    _project,
+    _zeros,
+    _zeros_lstm,
+)
+from seqjax.core import Cell, Const, Dense, Gated, check_features, dense, like, matmul
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 _GATES = ("input", "forget", "candidate", "output")
@@ -42,13 +52,8 @@ def coupled_lstm(
         return LSTMCarry(sigmoid(o) * jnp.tanh(c), c)
 
     hint = _one_product(gates)
-    return Cell(
-        init=_initial(hidden, ("forget", "candidate", "output"), w_x, w_h, b, dtype),
-        initial_carry=_zeros_lstm,
-        project=_project,
-        transition=gated_transition(hint),
-        readout=lambda params, carry, z: carry.h,
-        gated=hint,
+    return _gated(
+        _initial(hidden, ("forget", "candidate", "output"), w_x, w_h, b, dtype), hint, initial_carry=_zeros_lstm
     )
 
 
@@ -98,18 +103,12 @@ def projected_lstm(
 
     def gates(carry, z, u):
         z, w_p = z
-        i, f, g, o = jnp.split(z + u, 4, axis=-1)
-        c = sigmoid(f) * carry.c + sigmoid(i) * jnp.tanh(g)
-        return LSTMCarry(matmul(sigmoid(o) * jnp.tanh(c), w_p.value), c)
+        wide, c = _lstm_gates(carry, z + u)
+        return LSTMCarry(matmul(wide, w_p.value), c)
 
     hint = _one_product(gates)
-    return Cell(
-        init=init,
-        initial_carry=initial_carry,
-        project=lambda params, x: (_project(params, x), Const(params["w_p"])),
-        transition=gated_transition(hint),
-        readout=lambda params, carry, z: carry.h,
-        gated=hint,
+    return _gated(
+        init, hint, initial_carry=initial_carry, project=lambda params, x: (_project(params, x), Const(params["w_p"]))
     )
 
 
@@ -164,14 +163,7 @@ def layer_norm_lstm(
         return LSTMCarry(sigmoid(o) * jnp.tanh(normalized), c)
 
     hint = _one_product(gates)
-    return Cell(
-        init=init,
-        initial_carry=_zeros_lstm,
-        project=project,
-        transition=gated_transition(hint),
-        readout=lambda params, carry, z: carry.h,
-        gated=hint,
-    )
+    return _gated(init, hint, initial_carry=_zeros_lstm, project=project)
 
 
 def multiplicative_lstm(
@@ -210,21 +202,9 @@ def multiplicative_lstm(
         check_features(x, w)
         return Dense(x, Const(w), Const(jnp.pad(params["b"], (hidden, 0))))
 
-    def gates(carry, z, us):
-        i, f, g, o = jnp.split(z[..., hidden:] + us[1], 4, axis=-1)
-        c = sigmoid(f) * carry.c + sigmoid(i) * jnp.tanh(g)
-        return LSTMCarry(sigmoid(o) * jnp.tanh(c), c)
-
     hint = Gated(
         weights=lambda params: (params["w_mh"], params["w_h"]),
         stages=(lambda carry, z, us: carry.h, lambda carry, z, us: z[..., :hidden] * us[0]),
-        gates=gates,
+        gates=lambda carry, z, us: _lstm_gates(carry, z[..., hidden:] + us[1]),
     )
-    return Cell(
-        init=init,
-        initial_carry=_zeros_lstm,
-        project=project,
-        transition=gated_transition(hint),
-        readout=lambda params, carry, z: carry.h,
-        gated=hint,
-    )
+    return _gated(init, hint, initial_carry=_zeros_lstm, project=project)

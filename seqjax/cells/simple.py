@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
-from seqjax.cells.gated import _check_size, _initial, _one_product, _project, _zeros
-from seqjax.core import Array, Cell, Const, Gated, carry_dtype, gated_transition, like
+from seqjax.cells.gated import _check_size, _gated, _initial, _one_product, _project
+from seqjax.core import Array, Cell, Const, Gated, carry_dtype, like
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
@@ -63,13 +63,11 @@ def ind_rnn(
         return activation(z + like(u.value.astype(h.dtype), h) * h)
 
     hint = Gated(lambda params: (), (), gates)
-    return Cell(
-        init=init,
+    return _gated(
+        init,
+        hint,
         initial_carry=lambda params, batch_shape: jnp.zeros((*batch_shape, hidden), carry_dtype(params["u"].dtype)),
         project=lambda params, x: (_project(params, x), Const(params["u"])),
-        transition=gated_transition(hint),
-        readout=lambda params, h, z: h,
-        gated=hint,
     )
 
 
@@ -96,14 +94,7 @@ def ugrnn(
         return sigmoid(z) * h + sigmoid(-z) * jnp.tanh(n)
 
     hint = _one_product(gates)
-    return Cell(
-        init=_initial(hidden, ("update", "candidate"), w_x, w_h, b, dtype),
-        initial_carry=_zeros,
-        project=_project,
-        transition=gated_transition(hint),
-        readout=lambda params, h, z: h,
-        gated=hint,
-    )
+    return _gated(_initial(hidden, ("update", "candidate"), w_x, w_h, b, dtype), hint)
 
 
 def mgu(
@@ -139,14 +130,7 @@ def mgu(
         stages=(lambda h, z, us: h, lambda h, z, us: gate(z, us) * h),
         gates=gates,
     )
-    return Cell(
-        init=_initial(hidden, ("input", "candidate"), w_x, w_h, b, dtype),
-        initial_carry=_zeros,
-        project=_project,
-        transition=gated_transition(hint),
-        readout=lambda params, h, z: h,
-        gated=hint,
-    )
+    return _gated(_initial(hidden, ("input", "candidate"), w_x, w_h, b, dtype), hint)
 
 
 def antisymmetric_rnn(
@@ -188,14 +172,7 @@ def antisymmetric_rnn(
         stages=(lambda h, z, us: h,),
         gates=lambda h, z, us: h + step * jnp.tanh(z + us[0] - diffusion * h),
     )
-    return Cell(
-        init=_initial(hidden, ("candidate",), w_x, w_h, b, dtype),
-        initial_carry=_zeros,
-        project=_project,
-        transition=gated_transition(hint),
-        readout=lambda params, h, z: h,
-        gated=hint,
-    )
+    return _gated(_initial(hidden, ("candidate",), w_x, w_h, b, dtype), hint)
 
 
 def ct_rnn(
@@ -247,11 +224,4 @@ def ct_rnn(
         return h + like(rate.value, h) * (activation(z + u) - h)
 
     hint = _one_product(gates)
-    return Cell(
-        init=init,
-        initial_carry=_zeros,
-        project=project,
-        transition=gated_transition(hint),
-        readout=lambda params, h, z: h,
-        gated=hint,
-    )
+    return _gated(init, hint, project=project)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 
-from seqjax.cells.gated import _check_size, _project
-from seqjax.core import Array, Cell, Gated, carry_dtype, gated_transition
+from seqjax.cells.gated import _check_size, _gated
+from seqjax.core import Array, Cell, Gated, carry_dtype
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
@@ -93,11 +93,4 @@ def slstm(
         zeros = jnp.zeros((*batch_shape, hidden), carry_dtype(params["w_x"].dtype))
         return SLSTMCarry(zeros, zeros, zeros, zeros)
 
-    return Cell(
-        init=init,
-        initial_carry=initial_carry,
-        project=_project,
-        transition=gated_transition(hint),
-        readout=lambda params, carry, z: carry.h,
-        gated=hint,
-    )
+    return _gated(init, hint, initial_carry=initial_carry)

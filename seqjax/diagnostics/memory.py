@@ -12,10 +12,10 @@ from seqjax.core import (
     Array,
     Carry,
     Cell,
-    Complex,
     Gated,
     Params,
     Tree,
+    is_complex,
     matmul,
     open_dense,
     over_time,
@@ -111,12 +111,12 @@ def half_lives(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Carry:
     zs, before, _ = _path(cell, params, carry, xs)
 
     def half_life(a):
-        size = jnp.hypot(a.re, a.im) if isinstance(a, Complex) else jnp.abs(a)
+        size = jnp.hypot(a.re, a.im) if is_complex(a) else jnp.abs(a)
         rate = -jnp.log(size).mean(0)
         return jnp.where(rate > 0, jnp.log(2.0).astype(rate.dtype) / rate, jnp.inf)
 
     decays = over_time(kept, before, zs)
-    return jax.tree.map(half_life, decays, is_leaf=lambda node: isinstance(node, Complex))
+    return jax.tree.map(half_life, decays, is_leaf=is_complex)
 
 
 # Primitives that only hold a program; what is inside a loop or a branch is not looked at.
