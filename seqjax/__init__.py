@@ -9,7 +9,18 @@
 
 import importlib
 
-from seqjax import cells, diagnostics, gradients, initializers, noise, presets, regularizers, solve, wrappers
+from seqjax import (
+    cells,
+    diagnostics,
+    gradients,
+    initializers,
+    noise,
+    normalization,
+    presets,
+    regularizers,
+    solve,
+    wrappers,
+)
 from seqjax.core import Cell, Complex, Const, Dense, Gated, from_step
 from seqjax.unroll import bidirectional, generate, mask_from_lengths, unroll
 
@@ -28,6 +39,7 @@ __all__ = [
     "initializers",
     "mask_from_lengths",
     "noise",
+    "normalization",
     "presets",
     "regularizers",
     "solve",

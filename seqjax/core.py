@@ -34,11 +34,15 @@ class Gated(NamedTuple):
     first leaf of the carry. So the gradient of each weight is one matrix product over all steps (`solve.fused`), and
     recurrent dropout knows what to mask. `native` also needs the arithmetic to be elementwise: layer normalization or
     a projection of the output is refused there, and `auto` takes another method.
+
+    A cell may also name its candidate n, what a step proposes to write (the LSTM's tanh(g)), of the shape of the last
+    leaf of the carry: `candidate(h, z, us, f)` is the gates with f(n) in place of n, and so with f(n) = n the gates.
     """
 
     weights: Callable[[Params], tuple[Array, ...]]
     stages: tuple[Callable[[Carry, Tree, tuple[Array, ...]], Array], ...]
     gates: Callable[[Carry, Tree, tuple[Array, ...]], Carry]
+    candidate: Callable[[Carry, Tree, tuple[Array, ...], Callable[[Array], Array]], Carry] | None = None
 
 
 class Complex(NamedTuple):
@@ -273,6 +277,21 @@ def affine_transition(affine: Callable[[Params, Tree], tuple[Carry, Carry]]) -> 
     return transition
 
 
+def around(
+    gated: Gated,
+    enter: Callable[[Carry, Tree, tuple[Array, ...]], tuple] = lambda h, z, us: (h, z, us),
+    leave: Callable[[Carry, Tree, Carry], Carry] = lambda h, z, new: new,
+) -> Gated:
+    """`gated` whose stages and gates see `enter(h, z, us)`, and whose carry after the step is `leave(h, z, new)`."""
+    stages, gates, candidate = gated.stages, gated.gates, gated.candidate
+    return Gated(
+        weights=gated.weights,
+        stages=tuple(lambda h, z, us, stage=stage: stage(*enter(h, z, us)) for stage in stages),
+        gates=lambda h, z, us: leave(h, z, gates(*enter(h, z, us))),
+        candidate=candidate and (lambda h, z, us, f: leave(h, z, candidate(*enter(h, z, us), f))),
+    )
+
+
 def inner(cell: Cell, through: Callable[[Tree], Tree]) -> Cell:
     """`cell` seen through a wider z: every function and hint that takes z gets `through(z)` instead.
 
@@ -282,21 +301,22 @@ def inner(cell: Cell, through: Callable[[Tree], Tree]) -> Cell:
     return cell._replace(
         transition=lambda params, carry, z: cell.transition(params, carry, through(z)),
         readout=lambda params, carry, z: cell.readout(params, carry, through(z)),
-        gated=gated
-        and Gated(
-            weights=gated.weights,
-            stages=tuple(lambda carry, z, us, stage=stage: stage(carry, through(z), us) for stage in gated.stages),
-            gates=lambda carry, z, us: gated.gates(carry, through(z), us),
-        ),
+        gated=gated and around(gated, lambda carry, z, us: (carry, through(z), us)),
         affine=affine and (lambda params, z: affine(params, through(z))),
         layers=None,
     )
 
 
+def one_input(params: Params, in_features: int) -> jax.ShapeDtypeStruct:
+    """What an x of one sequence at one step looks like, of as many floating features (0: a token)."""
+    if in_features == 0:
+        return jax.ShapeDtypeStruct((), jnp.int32)
+    return jax.ShapeDtypeStruct((in_features,), jax.tree.leaves(params)[0].dtype)
+
+
 def out_features(cell: Cell, params: Params, in_features: int) -> int:
     """The number of features of the output of a cell that reads `in_features` floating features (0: tokens)."""
-    dtype = jax.tree.leaves(params)[0].dtype
-    x = jax.ShapeDtypeStruct((in_features,), dtype) if in_features else jax.ShapeDtypeStruct((), jnp.int32)
+    x = one_input(params, in_features)
     try:
         _, y = jax.eval_shape(lambda params, x: cell.step(params, cell.initial_carry(params, ()), x), params, x)
     except (TypeError, ValueError) as error:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from seqjax.cells.stack import stack
-from seqjax.core import Array, Carry, Cell, Const, Key, Tree, features, inner, is_complex, like, open_const
+from seqjax.core import Array, Carry, Cell, Const, Key, Tree, around, features, inner, is_complex, like, open_const
 from seqjax.regularizers import Sample, check_rate, each_layer
 
 
@@ -38,7 +38,7 @@ def _noisy_carry(cell: Cell, name: str, change: Callable, change_affine: Callabl
 
     return base._replace(
         transition=lambda params, carry, z: changed(z, carry, base.transition(params, carry, z)),
-        gated=gated and gated._replace(gates=lambda carry, z, us: changed(z, carry, gated.gates(carry, z, us))),
+        gated=gated and around(gated, leave=lambda carry, z, new: changed(z, carry, new)),
         affine=affine and changed_affine,
     )
 

@@ -24,6 +24,7 @@ from seqjax.core import (
     Key,
     Params,
     Tree,
+    around,
     carry_dtype,
     features,
     gated_transition,
@@ -111,27 +112,77 @@ def recurrent_dropout(cell: Cell, rate: Any, *, gates: int = 1, per_step: bool =
     if gates == 1:
         noisy = gated._replace(stages=tuple(drop(stage) for stage in gated.stages))
     else:
-        noisy = Gated(
+        joined = around(gated, lambda carry, z, us: (carry, z, (jnp.concatenate(us, axis=-1),)))
+        noisy = joined._replace(
             weights=columns,
             stages=tuple(
                 lambda carry, z, us, masked=drop(gated.stages[0], gate): masked(carry, z, ()) for gate in range(gates)
             ),
-            gates=lambda carry, z, us: gated.gates(carry, z, (jnp.concatenate(us, axis=-1),)),
         )
 
     def sample(key, carry, xs):
-        h = jax.tree.leaves(carry)[0]
-        shape = (*h.shape[:-1], gates * h.shape[-1])
-        if per_step:
-            return dropout_mask(key, rate, (features(xs).shape[0], *shape), h.dtype)
-        return Const(dropout_mask(key, rate, shape, h.dtype))
+        return _carry_mask(key, rate, jax.tree.leaves(carry)[0], xs, per_step, gates)
 
-    wrapped = base._replace(
+    return _noisy_gates(cell, base, noisy), sample
+
+
+def _carry_mask(key: Key, rate: Any, h: Array, xs: Tree, per_step: bool, gates: int = 1) -> Tree:
+    """A mask for a leaf h [B, H] of the carry, or for that many gates: [B, gates * H], or one for each step."""
+    shape = (*h.shape[:-1], gates * h.shape[-1])
+    if per_step:
+        return dropout_mask(key, rate, (features(xs).shape[0], *shape), h.dtype)
+    return Const(dropout_mask(key, rate, shape, h.dtype))
+
+
+def _noisy_gates(cell: Cell, base: Cell, noisy: Gated) -> Cell:
+    """`base`, which is `inner(cell, lambda z: z[0])`, with the hint `noisy` on z = (z, noise)."""
+    return base._replace(
         project=lambda params, x: (cell.project(params, x[0]), x[1]),
         transition=gated_transition(noisy),
         gated=noisy,
     )
-    return wrapped, sample
+
+
+def candidate_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple[Cell, Sample]:
+    """Recurrent dropout without memory loss (Semeniuta, Severyn & Barth 2016, arXiv 1603.05118).
+
+        lstm:  c_t = f * c_{t-1} + i * (m * n)            gru:  h_t = z * h_{t-1} + (1 - z) * (m * n)
+        m ~ Bernoulli(1 - rate) / (1 - rate), [B, H]
+
+    The candidate n alone is masked, what a step proposes to write, so nothing that the carry holds is lost, even under
+    a new mask at each step. All gated cells but `ltc` and `cfc` have a candidate; in `rnn` it is all that there is.
+
+    Args:
+      cell: a gated cell that names its candidate (`core.Gated`), or a stack of such; wrapped or not.
+      rate: probability of dropping a unit, in [0, 1).
+      per_step: draw a new mask at every step. The paper finds both of use.
+
+    Returns:
+      The noisy cell, which takes `x = (x, noise)`, and `sample(key, carry, xs) -> noise`, [B, H].
+
+    Raises:
+      ValueError: for a rate outside [0, 1), or a cell whose hint names no candidate.
+    """
+    rate = check_rate(rate)
+    if cell.layers:
+        return each_layer(cell, *(candidate_dropout(layer, rate, per_step=per_step) for layer in cell.layers))
+    base = inner(cell, lambda z: z[0])
+    candidate = base.gated and base.gated.candidate
+    if base.gated is None or candidate is None:
+        raise ValueError("candidate_dropout needs a cell with a `gated` hint that names its candidate")
+
+    def drop(carry, z, us, f):
+        def masked(n):
+            return f(n * like(open_const(z[1]).astype(n.dtype), n))
+
+        return candidate(carry, z, us, masked)
+
+    noisy = base.gated._replace(gates=lambda carry, z, us: drop(carry, z, us, lambda n: n), candidate=drop)
+
+    def sample(key, carry, xs):
+        return _carry_mask(key, rate, jax.tree.leaves(carry)[-1], xs, per_step)
+
+    return _noisy_gates(cell, base, noisy), sample
 
 
 def input_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple[Cell, Sample]:

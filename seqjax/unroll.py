@@ -35,7 +35,8 @@ def batch_shape(xs: Tree) -> tuple[int, ...]:
     return x.shape[1:] if jnp.issubdtype(x.dtype, jnp.integer) else x.shape[1:-1]
 
 
-def _check_inputs(xs: Tree, mask: Array | None) -> None:
+def check_inputs(xs: Tree, mask: Array | None) -> None:
+    """Check that inputs [T, B, ...] have one number of steps, not 0, and that a mask is bool [T, B]."""
     timed, _ = split_const(xs)
     if not timed:
         raise ValueError("unroll needs inputs with a time axis, got only Const leaves")
@@ -95,7 +96,7 @@ def unroll(
         the weights, or a method that the cell does not admit.
       TypeError: for inputs of a dtype that the cell does not take.
     """
-    _check_inputs(xs, mask)
+    check_inputs(xs, mask)
     if carry is None:
         carry = cell.initial_carry(params, batch_shape(xs))
     _check_carry(cell, params, carry, xs)

@@ -16,8 +16,8 @@ from seqjax.core import (
     Cell,
     Complex,
     Const,
-    Gated,
     Tree,
+    around,
     dense,
     features,
     inner,
@@ -99,7 +99,7 @@ def masked(cell: Cell) -> Cell:
         project=project,
         transition=transition,
         readout=readout,
-        gated=gated and gated._replace(gates=lambda carry, z, us: select(z[1], gated.gates(carry, z, us), carry)),
+        gated=gated and around(gated, leave=lambda carry, z, new: select(z[1], new, carry)),
         affine=affine and still,
     )
 
@@ -134,12 +134,7 @@ def reset(cell: Cell) -> Cell:
     return base._replace(
         project=project,
         transition=lambda params, carry, z: base.transition(params, before(carry, z), z),
-        gated=gated
-        and Gated(
-            weights=gated.weights,
-            stages=tuple(lambda carry, z, us, stage=stage: stage(before(carry, z), z, us) for stage in gated.stages),
-            gates=lambda carry, z, us: gated.gates(before(carry, z), z, us),
-        ),
+        gated=gated and around(gated, lambda carry, z, us: (before(carry, z), z, us)),
         affine=affine and anew,
     )
 
@@ -164,7 +159,7 @@ def residual(cell: Cell) -> Cell:
     )
 
 
-def _inside(cell: Cell, name: str = "cell") -> Cell:
+def inside(cell: Cell, name: str = "cell") -> Cell:
     """`cell` with its params under a name, beside those of a wrapper."""
     gated, affine = cell.gated, cell.affine
     return cell._replace(
@@ -190,7 +185,7 @@ def highway(cell: Cell, *, bias: float = -1.0, w: Initializer = glorot_uniform()
     Raises:
       ValueError: for tokens in place of features, or an output of another width.
     """
-    base = inner(_inside(cell), lambda z: z[0])
+    base = inner(inside(cell), lambda z: z[0])
 
     def init(key, in_features):
         if in_features == 0:
@@ -241,7 +236,7 @@ def learned_carry(cell: Cell) -> Cell:
     def initial_carry(params, batch_shape):
         return jax.tree.map(lambda h: jnp.broadcast_to(h, (*batch_shape, *h.shape)), params["start"])
 
-    return _inside(cell)._replace(init=init, initial_carry=initial_carry)
+    return inside(cell)._replace(init=init, initial_carry=initial_carry)
 
 
 def with_head(
@@ -258,7 +253,7 @@ def with_head(
     """
     if cell.layers:
         return stack(*cell.layers[:-1], with_head(cell.layers[-1], features, activation, w=w))
-    base = _inside(cell)
+    base = inside(cell)
 
     def init(key, in_features):
         k_cell, k_w = jax.random.split(key)
@@ -282,7 +277,7 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
         first = with_embedding(cell.layers[0], vocabulary, features, scale=scale)
         below = stack(first, *cell.layers[1:])
     else:
-        first = below = _inside(cell)
+        first = below = inside(cell)
 
     def table(key, dtype):
         return scale * features**-0.5 * jax.random.normal(key, (vocabulary, features), dtype)

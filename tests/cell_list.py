@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax import cells, from_step, noise, regularizers, wrappers
-from seqjax.core import Cell, carry_dtype
+from seqjax import cells, from_step, noise, normalization, regularizers, wrappers
+from seqjax.core import Cell, Const, carry_dtype
 
 D, H, TOKENS = 3, 4, 5
 RATE = 0.4
@@ -84,6 +84,11 @@ def flags(rate: float):
     return extra
 
 
+def times(key, carry, xs):
+    """The time that passed before each step, [T, B]: some of it short, some of it long."""
+    return jax.random.uniform(key, xs.shape[:-1], xs.dtype, 0.1, 3.0)
+
+
 def masked(model: Model) -> Model:
     return dress(model, wrappers.masked(model.cell), flags(0.6))
 
@@ -102,6 +107,10 @@ def recurrent_dropout(model: Model, per_step: bool = False) -> Model:
 
 def input_dropout(model: Model, per_step: bool = False) -> Model:
     return dress(model, *regularizers.input_dropout(model.cell, RATE, per_step=per_step))
+
+
+def candidate_dropout(model: Model) -> Model:
+    return dress(model, *regularizers.candidate_dropout(model.cell, RATE))
 
 
 def per_step_recurrent_dropout(model: Model) -> Model:
@@ -148,6 +157,7 @@ DRESSES = [
     per_step_recurrent_dropout,
     input_dropout,
     per_step_input_dropout,
+    candidate_dropout,
     output_dropout,
     stochastic_depth,
     zoneout,
@@ -156,6 +166,36 @@ DRESSES = [
     highway,
     learned_carry,
 ]
+
+
+def moments(key, width: int, batch: tuple[int, ...] = ()) -> normalization.Moments:
+    """Some mean and variance of a product, at each of so many steps."""
+    mean, log = jax.random.normal(key, (2, *batch, width), jnp.float64)
+    return normalization.Moments(0.3 * mean, jnp.exp(log))
+
+
+def batch_normed(normalized: Cell, x: int, h: tuple[int, ...], c: int | None = None) -> Model:
+    """A batch-normalized cell and statistics for it, of products so wide."""
+
+    def statistics(key, carry, xs):
+        keys = jax.random.split(key, 2 + len(h))
+        each = normalization.Statistics(
+            moments(keys[0], x, (3,)),
+            tuple(moments(k, width, (3,)) for k, width in zip(keys[2:], h, strict=True)),
+            None if c is None else moments(keys[1], c, (3,)),
+        )
+        return normalization.spread(each, xs)
+
+    return dress(Model(cells.lstm(H)), normalized, statistics)
+
+
+def sequence_batch_normed() -> Model:
+    normalized, _ = normalization.sequence_batch_norm(cells.stack(cells.gru(H), cells.ind_rnn(H)))
+
+    def statistics(key, carry, xs):
+        return tuple(Const(moments(k, w)) for k, w in zip(jax.random.split(key), (3 * H, H), strict=True))
+
+    return dress(Model(cells.gru(H)), normalized, statistics)
 
 
 def leaky() -> Cell:
@@ -211,6 +251,8 @@ BARE = {
     "ct_rnn": Model(cells.ct_rnn(H)),
 }
 
+BARE |= {name: dress(Model(cell), cell, times) for name, cell in {"ltc": cells.ltc(H), "cfc": cells.cfc(H)}.items()}
+
 MODELS = {
     **BARE,
     "from_step": Model(leaky()),
@@ -240,9 +282,15 @@ MODELS = {
     "masked_dropout_stack": masked(recurrent_dropout(Model(cells.stack(cells.gru(H), cells.lstm(H + 1))))),
     "masked_reset_lru": masked(reset(Model(cells.lru(H)))),
     "everything": masked(reset(recurrent_dropout(residual(input_dropout(Model(cells.lstm(H), H)))))),
+    "layer_norm": masked(candidate_dropout(Model(normalization.layer_norm(cells.gru_reset_before(H))))),
+    "layer_norm_stack": Model(normalization.layer_norm(cells.stack(cells.lstm(H), cells.multiplicative_lstm(H)))),
+    "batch_norm": masked(batch_normed(normalization.batch_norm(cells.mgu(H))[0], 2 * H, (H, H))),
+    "batch_norm_lstm": batch_normed(normalization.batch_norm_lstm(H)[0], 4 * H, (4 * H,), H),
+    "sequence_batch_norm": sequence_batch_normed(),
     "gate_dropout": dress(
         Model(cells.lstm(H)), *regularizers.recurrent_dropout(cells.lstm(H), RATE, gates=4, per_step=True)
     ),
+    "candidate_dropout": candidate_dropout(masked(reset(zoneout(Model(cells.stack(cells.gru(H), cells.mgu(H))))))),
     "zoneout": masked(zoneout(Model(cells.stack(cells.min_gru(H), cells.gru(H))))),
     "zoneout_mean": zoneout_mean(Model(cells.min_gru(H))),
     "carry_noise": carry_noise(Model(affine_stack())),

@@ -26,7 +26,7 @@ LAYERS = [
         "solve",
     ],
     ["unroll"],
-    ["gradients", "diagnostics", "nnx"],
+    ["gradients", "diagnostics", "normalization", "nnx"],
     ["losses"],
     ["models"],
     ["train"],

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import compiled
+from agree import at, compiled
 from cell_list import BARE, D, H, Model, draw
 
 from seqjax import cells, unroll
 from seqjax.core import gated_transition
+from seqjax.solve import length
 from seqjax.wrappers import with_head
 
 CELLS = [name for name, f in vars(cells).items() if inspect.isfunction(f) and name != "stack"]
@@ -41,14 +42,14 @@ def slow_loop(name, params, carry, xs):
         "exp": np.exp,
         "split": lambda u, n: np.split(u, n, axis=-1),
         "activation": ACTIVATIONS.get(name),
-        **{a.name: a.default for a in arguments if isinstance(a.default, float)},
+        **{a.name: a.default for a in arguments if isinstance(a.default, int | float)},
         **{k: np.asarray(v, np.float64) for k, v in params.items()},
     }
     named = carry._asdict() if isinstance(carry, tuple) else {"h": carry}
     space |= {name: np.asarray(leaf, np.float64) for name, leaf in named.items()}
     ys = []
-    for x in np.asarray(xs, np.float64):
-        space["x"] = x
+    for t in range(length(xs)):
+        space["x"] = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), at(xs, t))
         exec(code, space)
         ys.append(space["y"])
     return [space[name] for name in named], np.stack(ys)

@@ -15,7 +15,7 @@ from seqjax.core import Cell, open_dense
 KEY = jax.random.key(0)
 DROPOUTS = [
     partial(dropout, per_step=per_step)
-    for dropout in (regularizers.recurrent_dropout, regularizers.input_dropout)
+    for dropout in (regularizers.recurrent_dropout, regularizers.input_dropout, regularizers.candidate_dropout)
     for per_step in (False, True)
 ]
 
@@ -68,7 +68,9 @@ def test_noise_differs_between_sequences_and_keys_and_repeats_for_a_key(dropout)
     assert abs(float((one == other).mean()) - 0.5) < 4 * 0.5 / np.sqrt(one.size)
 
 
-@pytest.mark.parametrize("dropout", [regularizers.recurrent_dropout, regularizers.input_dropout])
+@pytest.mark.parametrize(
+    "dropout", [regularizers.recurrent_dropout, regularizers.input_dropout, regularizers.candidate_dropout]
+)
 def test_a_mask_lasts_the_sequence_unless_it_is_drawn_per_step(dropout):
     lasting = dropout(cells.lstm(20), 0.5)[1](KEY, zeros_of(cells.lstm(20), (3,), 20), jnp.zeros((9, 3, 20)))
     assert isinstance(lasting, Const)
@@ -127,7 +129,9 @@ def test_what_enters_the_first_product_is_right_in_expectation(name):
     assert np.all(found.std(0) > 0)
 
 
-@pytest.mark.parametrize("dropout", [regularizers.recurrent_dropout, regularizers.input_dropout])
+@pytest.mark.parametrize(
+    "dropout", [regularizers.recurrent_dropout, regularizers.input_dropout, regularizers.candidate_dropout]
+)
 def test_layers_of_a_stack_have_masks_of_their_own(dropout):
     cell = cells.stack(*[cells.gru(20)] * 3)
     _, sample = dropout(cell, 0.5)
@@ -149,7 +153,9 @@ def test_dropout_in_one_layer_of_a_stack_reaches_that_layer(x64):
     close(unroll(cell, params, carry, xs), (tuple(last), ys))
 
 
-@pytest.mark.parametrize("dropout", [regularizers.recurrent_dropout, regularizers.input_dropout])
+@pytest.mark.parametrize(
+    "dropout", [regularizers.recurrent_dropout, regularizers.input_dropout, regularizers.candidate_dropout]
+)
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
 def test_a_rate_outside_0_and_1_is_refused(dropout, rate):
     with pytest.raises(ValueError, match=rf"a dropout rate lies in \[0, 1\), got {rate}"):
@@ -208,6 +214,81 @@ def test_masks_for_gates_that_a_cell_has_not_are_refused():
     params, xs = cell.init(KEY, D), jnp.ones((2, 2, D))
     with pytest.raises(ValueError, match=r"masks for 4 gates need recurrent weights \[H, 4 \* H\], got \(4, 12\)"):
         unroll(cell, params, None, (xs, sample(KEY, jnp.zeros((2, H)), xs)), method="scan")
+
+
+def candidate_loop(name, w, mask, h, c, x):
+    """One step with the candidate masked, in NumPy: the new (h, c); cells without a c have None."""
+
+    def sigmoid(u):
+        return 1 / (1 + np.exp(-u))
+
+    if name == "gru":
+        x_r, x_z, x_n = np.split(x @ w["w_x"] + w["b"], 3, -1)
+        h_r, h_z, h_n = np.split(h @ w["w_h"], 3, -1)
+        z = sigmoid(x_z + h_z)
+        return z * h + (1 - z) * mask * np.tanh(x_n + sigmoid(x_r + h_r) * (h_n + w["b_n"])), None
+    parts = x @ w["w_x"] + h @ w["w_h"] + w["b"]
+    if name == "ugrnn":
+        z, n = np.split(parts, 2, -1)
+        return sigmoid(z) * h + (1 - sigmoid(z)) * mask * np.tanh(n), None
+    if name == "coupled_lstm":
+        f, g, o = np.split(parts, 3, -1)
+        i = -f
+    else:
+        i, f, g, o = np.split(parts, 4, -1)
+    c = sigmoid(f) * c + sigmoid(i) * mask * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("name", ["lstm", "coupled_lstm", "gru", "ugrnn"])
+def test_candidate_dropout_masks_what_is_written_and_nothing_that_is_kept(x64, name, per_step):
+    cell, params, carry, xs = draw(MODELS[name], steps=4)
+    noisy, sample = regularizers.candidate_dropout(cell, 0.5, per_step=per_step)
+    drawn = sample(KEY, carry, xs)
+    mask = np.asarray(drawn) if per_step else np.broadcast_to(drawn.value, (4, *drawn.value.shape))
+    assert 0 < int((mask == 0).sum()) < mask.size
+    w = jax.tree.map(np.asarray, params)
+    h, c = (np.asarray(leaf) for leaf in carry) if isinstance(carry, tuple) else (np.asarray(carry), None)
+    for m, x in zip(mask, np.asarray(xs), strict=True):
+        h, c = candidate_loop(name, w, m, h, c, x)
+    expected = [jnp.asarray(leaf) for leaf in (h, c) if leaf is not None]
+    for method in ("scan", "auto"):
+        close(jax.tree.leaves(unroll(noisy, params, carry, (xs, drawn), method=method)[0]), expected)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, model in MODELS.items() if model.cell.gated and model.cell.gated.candidate]
+)
+def test_every_candidate_is_a_part_of_the_gates_and_without_it_less_is_written(x64, name):
+    """As it is, it gives the gates; a mask of 1 changes nothing, and one of 0 something."""
+    cell, params, carry, xs = draw(MODELS[name], steps=1)
+    noisy, sample = regularizers.candidate_dropout(cell, 0.0)
+
+    @compiled
+    def run(scale):
+        noise = jax.tree.map(lambda m: scale * m, sample(KEY, carry, xs))
+        return unroll(noisy, params, carry, (xs, noise), method="scan")[0]
+
+    bare = compiled(partial(unroll, cell, method="scan"))(params, carry, xs)[0]
+    close(run(1.0), bare, 1e-15)
+    changed = [float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (run(0.0), bare)), strict=True)]
+    assert max(changed) > 1e-3
+
+
+def test_two_masks_on_the_candidate_are_their_product(x64):
+    cell, params, carry, xs = draw(MODELS["lstm"], steps=3)
+    one, sample = regularizers.candidate_dropout(cell, 0.3)
+    two, _ = regularizers.candidate_dropout(one, 0.3)
+    first, second = (sample(jax.random.key(seed), carry, xs) for seed in (1, 2))
+    product = Const(first.value * second.value)
+    close(scan(two, params, carry, ((xs, first), second)), scan(one, params, carry, (xs, product)), 1e-15)
+
+
+@pytest.mark.parametrize("cell", [cells.min_gru(H), leaky(), cells.stack(cells.gru(H), cells.min_gru(H)), cells.cfc(H)])
+def test_candidate_dropout_needs_a_candidate(cell):
+    with pytest.raises(ValueError, match="needs a cell with a `gated` hint that names its candidate"):
+        regularizers.candidate_dropout(cell, 0.5)
 
 
 MORE = [regularizers.output_dropout, regularizers.stochastic_depth, noise.zoneout, noise.carry_noise]

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from agree import check_methods, close, compiled, equations, methods_of, values_and_gradients
+from agree import at, check_methods, close, compiled, equations, methods_of, values_and_gradients
 from cell_list import BARE, MODELS, D, Model, draw
 from jax.test_util import check_grads
 
@@ -50,7 +50,7 @@ def test_checkpointed_with_any_chunk_equals_scan(x64, name):
 @pytest.mark.parametrize("name", BARE)
 def test_one_step_is_a_sequence_too(x64, name):
     drawn = draw(MODELS[name], steps=1)
-    step = compiled(drawn.cell.step)(drawn.params, drawn.carry, drawn.xs[0])
+    step = compiled(drawn.cell.step)(drawn.params, drawn.carry, at(drawn.xs, 0))
     methods = methods_of(drawn.cell) | {"scan": "scan"}
     for method in [method for name, method in methods.items() if name != "chunks of 3"]:
         carry, ys = unroll(*drawn, method=method)

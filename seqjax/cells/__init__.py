@@ -1,5 +1,6 @@
 """Recurrent cells: functions that return a `seqjax.core.Cell`."""
 
+from seqjax.cells.continuous import cfc, ltc
 from seqjax.cells.gated import LSTMCarry, gru, gru_reset_before, lstm, peephole_lstm, rnn
 from seqjax.cells.linear import min_gru, min_lstm, qrnn, sru
 from seqjax.cells.lstm_variants import coupled_lstm, layer_norm_lstm, multiplicative_lstm, projected_lstm
@@ -14,6 +15,7 @@ __all__ = [
     "MLSTMCarry",
     "SLSTMCarry",
     "antisymmetric_rnn",
+    "cfc",
     "coupled_lstm",
     "ct_rnn",
     "delta_net",
@@ -24,6 +26,7 @@ __all__ = [
     "layer_norm_lstm",
     "lru",
     "lstm",
+    "ltc",
     "mgu",
     "min_gru",
     "min_lstm",

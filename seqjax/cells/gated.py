@@ -55,12 +55,21 @@ def _project(params, x) -> Dense:
     return Dense(x, Const(params["w_x"]), Const(params["b"]))
 
 
+def _itself(n: Array) -> Array:
+    return n
+
+
+def _hint(weights: Callable, stages: tuple[Callable, ...], gates: Callable) -> Gated:
+    """The hint of a cell with `gates(carry, z, us, write)`, where `write(n)` stands for the candidate n."""
+    return Gated(weights, stages, lambda carry, z, us: gates(carry, z, us, _itself), gates)
+
+
 def _one_product(gates: Callable) -> Gated:
-    """The hint of a cell whose only matrix product is that of its output h."""
-    return Gated(
+    """The hint of a cell with `gates(carry, z, u, write)`, whose only matrix product u is that of its output h."""
+    return _hint(
         weights=lambda params: (params["w_h"],),
         stages=(lambda carry, z, us: jax.tree.leaves(carry)[0],),
-        gates=lambda carry, z, us: gates(carry, z, us[0]),
+        gates=lambda carry, z, us, write: gates(carry, z, us[0], write),
     )
 
 
@@ -76,11 +85,18 @@ def _gated(init: Callable, hint: Gated, *, initial_carry: Callable = _zeros, pro
     )
 
 
-def _lstm_gates(carry: LSTMCarry, u: Array) -> LSTMCarry:
-    """The LSTM's arithmetic on its pre-activations u [..., 4H]."""
+def _lstm_gates(carry: LSTMCarry, u: Array, write: Callable = _itself, show: Callable = _itself) -> LSTMCarry:
+    """The LSTM's arithmetic on its pre-activations u [..., 4H]; the output sees `show(c)`."""
     i, f, g, o = jnp.split(u, 4, axis=-1)
-    c = sigmoid(f) * carry.c + sigmoid(i) * jnp.tanh(g)
-    return LSTMCarry(sigmoid(o) * jnp.tanh(c), c)
+    c = sigmoid(f) * carry.c + sigmoid(i) * write(jnp.tanh(g))
+    return LSTMCarry(sigmoid(o) * jnp.tanh(show(c)), c)
+
+
+def normalize(u: Array, gain: Array, epsilon: float) -> Array:
+    """`gain * (u - mean) / sqrt(variance + epsilon)`, mean and variance of the last axis; u [..., G], gain [G]."""
+    u = u - u.mean(-1, keepdims=True)
+    scale = jax.lax.rsqrt(jnp.square(u).mean(-1, keepdims=True) + epsilon)
+    return u * scale * like(gain.astype(u.dtype), u)
 
 
 def rnn(
@@ -110,7 +126,7 @@ def rnn(
       The IRNN (Le, Jaitly & Hinton 2015, arXiv 1504.00941) is `rnn(H, jax.nn.relu, w_h=initializers.identity())`.
     """
     _check_size("rnn", hidden)
-    hint = _one_product(lambda h, z, u: activation(z + u))
+    hint = _one_product(lambda h, z, u, write: write(activation(z + u)))
     return _gated(_initial(hidden, ("candidate",), w_x, w_h, b, dtype), hint)
 
 
@@ -141,7 +157,7 @@ def lstm(
     """
     _check_size("lstm", hidden)
 
-    hint = _one_product(lambda carry, z, u: _lstm_gates(carry, z + u))
+    hint = _one_product(lambda carry, z, u, write: _lstm_gates(carry, z + u, write))
     return _gated(
         _initial(hidden, ("input", "forget", "candidate", "output"), w_x, w_h, b, dtype),
         hint,
@@ -175,11 +191,11 @@ def peephole_lstm(
     def project(params, x):
         return _project(params, x), Const(params["p"])
 
-    def gates(carry, z, u):
+    def gates(carry, z, u, write):
         z, p = z
         i, f, g, o = jnp.split(z + u, 4, axis=-1)
         p_i, p_f, p_o = (like(row.astype(u.dtype), g) for row in p.value)
-        c = sigmoid(f + p_f * carry.c) * carry.c + sigmoid(i + p_i * carry.c) * jnp.tanh(g)
+        c = sigmoid(f + p_f * carry.c) * carry.c + sigmoid(i + p_i * carry.c) * write(jnp.tanh(g))
         return LSTMCarry(sigmoid(o + p_o * c) * jnp.tanh(c), c)
 
     hint = _one_product(gates)
@@ -226,13 +242,13 @@ def gru(
     def project(params, x):
         return _project(params, x), Const(params["b_n"])
 
-    def gates(h, z, u):
+    def gates(h, z, u, write):
         z, b_n = z
         x_r, x_z, x_n = jnp.split(z, 3, axis=-1)
         h_r, h_z, h_n = jnp.split(u, 3, axis=-1)
         r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
         n = jnp.tanh(x_n + r * (h_n + like(b_n.value.astype(h_n.dtype), h_n)))
-        return z * h + (1 - z) * n
+        return z * h + (1 - z) * write(n)
 
     hint = _one_product(gates)
     return _gated(
@@ -269,10 +285,10 @@ def gru_reset_before(
     def reset_carry(h, z, us):
         return sigmoid(z[..., :hidden] + us[0][..., :hidden]) * h
 
-    def gates(h, z, us):
+    def gates(h, z, us, write):
         _, x_z, x_n = jnp.split(z, 3, axis=-1)
         z = sigmoid(x_z + us[0][..., hidden:])
-        return z * h + (1 - z) * jnp.tanh(x_n + us[1])
+        return z * h + (1 - z) * write(jnp.tanh(x_n + us[1]))
 
-    hint = Gated(weights, (lambda h, z, us: h, reset_carry), gates)
+    hint = _hint(weights, (lambda h, z, us: h, reset_carry), gates)
     return _gated(_initial(hidden, ("reset", "update", "candidate"), w_x, w_h, b, dtype), hint)

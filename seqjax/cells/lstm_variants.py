@@ -13,14 +13,16 @@ from seqjax.cells.gated import (
     LSTMCarry,
     _check_size,
     _gated,
+    _hint,
     _initial,
     _lstm_gates,
     _one_product,
     _project,
     _zeros,
     _zeros_lstm,
+    normalize,
 )
-from seqjax.core import Cell, Const, Dense, Gated, check_features, dense, like, matmul
+from seqjax.core import Cell, Const, Dense, check_features, dense, like, matmul
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 _GATES = ("input", "forget", "candidate", "output")
@@ -46,9 +48,9 @@ def coupled_lstm(
     """
     _check_size("coupled_lstm", hidden)
 
-    def gates(carry, z, u):
+    def gates(carry, z, u, write):
         f, g, o = jnp.split(z + u, 3, axis=-1)
-        c = sigmoid(f) * carry.c + sigmoid(-f) * jnp.tanh(g)
+        c = sigmoid(f) * carry.c + sigmoid(-f) * write(jnp.tanh(g))
         return LSTMCarry(sigmoid(o) * jnp.tanh(c), c)
 
     hint = _one_product(gates)
@@ -101,9 +103,9 @@ def projected_lstm(
         h = _zeros(params, batch_shape)
         return LSTMCarry(h, jnp.zeros((*batch_shape, hidden), h.dtype))
 
-    def gates(carry, z, u):
+    def gates(carry, z, u, write):
         z, w_p = z
-        wide, c = _lstm_gates(carry, z + u)
+        wide, c = _lstm_gates(carry, z + u, write)
         return LSTMCarry(matmul(wide, w_p.value), c)
 
     hint = _one_product(gates)
@@ -139,28 +141,24 @@ def layer_norm_lstm(
     _check_size("layer_norm_lstm", hidden)
     initial = _initial(hidden, _GATES, w_x, w_h, b, dtype)
 
-    def normalize(u, gain):
-        u = u - u.mean(-1, keepdims=True)
-        scale = jax.lax.rsqrt(jnp.square(u).mean(-1, keepdims=True) + epsilon)
-        return u * scale * like(gain.astype(u.dtype), u)
-
     def init(key, in_features):
         gains = {"a_x": 4 * hidden, "a_h": 4 * hidden, "a_c": hidden}
         ones = {name: jnp.ones((size,), dtype) for name, size in gains.items()}
         return {**initial(key, in_features), **ones, "b_c": jnp.zeros((hidden,), dtype)}
 
     def project(params, x):
-        z = normalize(dense(x, params["w_x"]), params["a_x"])
+        z = normalize(dense(x, params["w_x"]), params["a_x"], epsilon)
         z = z + like(params["b"].astype(z.dtype), z)
         return z, Const((params["a_h"], params["a_c"], params["b_c"]))
 
-    def gates(carry, z, u):
+    def gates(carry, z, u, write):
         z, const = z
         a_h, a_c, b_c = const.value
-        i, f, g, o = jnp.split(z + normalize(u, a_h), 4, axis=-1)
-        c = sigmoid(f) * carry.c + sigmoid(i) * jnp.tanh(g)
-        normalized = normalize(c, a_c) + like(b_c.astype(c.dtype), c)
-        return LSTMCarry(sigmoid(o) * jnp.tanh(normalized), c)
+
+        def show(c):
+            return normalize(c, a_c, epsilon) + like(b_c.astype(c.dtype), c)
+
+        return _lstm_gates(carry, z + normalize(u, a_h, epsilon), write, show)
 
     hint = _one_product(gates)
     return _gated(init, hint, initial_carry=_zeros_lstm, project=project)
@@ -202,9 +200,9 @@ def multiplicative_lstm(
         check_features(x, w)
         return Dense(x, Const(w), Const(jnp.pad(params["b"], (hidden, 0))))
 
-    hint = Gated(
+    hint = _hint(
         weights=lambda params: (params["w_mh"], params["w_h"]),
         stages=(lambda carry, z, us: carry.h, lambda carry, z, us: z[..., :hidden] * us[0]),
-        gates=lambda carry, z, us: _lstm_gates(carry, z[..., hidden:] + us[1]),
+        gates=lambda carry, z, us, write: _lstm_gates(carry, z[..., hidden:] + us[1], write),
     )
     return _gated(init, hint, initial_carry=_zeros_lstm, project=project)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
-from seqjax.cells.gated import _check_size, _gated, _initial, _one_product, _project
-from seqjax.core import Array, Cell, Const, Gated, carry_dtype, like
+from seqjax.cells.gated import _check_size, _gated, _hint, _initial, _one_product, _project
+from seqjax.core import Array, Cell, Const, carry_dtype, like
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
@@ -58,11 +58,11 @@ def ind_rnn(
             "b": b(k_b, ("candidate",), hidden, dtype),
         }
 
-    def gates(h, z, us):
+    def gates(h, z, us, write):
         z, u = z
-        return activation(z + like(u.value.astype(h.dtype), h) * h)
+        return write(activation(z + like(u.value.astype(h.dtype), h) * h))
 
-    hint = Gated(lambda params: (), (), gates)
+    hint = _hint(lambda params: (), (), gates)
     return _gated(
         init,
         hint,
@@ -89,9 +89,9 @@ def ugrnn(
     """
     _check_size("ugrnn", hidden)
 
-    def gates(h, z, u):
+    def gates(h, z, u, write):
         z, n = jnp.split(z + u, 2, axis=-1)
-        return sigmoid(z) * h + sigmoid(-z) * jnp.tanh(n)
+        return sigmoid(z) * h + sigmoid(-z) * write(jnp.tanh(n))
 
     hint = _one_product(gates)
     return _gated(_initial(hidden, ("update", "candidate"), w_x, w_h, b, dtype), hint)
@@ -121,11 +121,11 @@ def mgu(
     def gate(z, us):
         return sigmoid(z[..., :hidden] + us[0])
 
-    def gates(h, z, us):
+    def gates(h, z, us, write):
         f = gate(z, us)
-        return (1 - f) * h + f * jnp.tanh(z[..., hidden:] + us[1])
+        return (1 - f) * h + f * write(jnp.tanh(z[..., hidden:] + us[1]))
 
-    hint = Gated(
+    hint = _hint(
         weights=lambda params: (params["w_h"][:, :hidden], params["w_h"][:, hidden:]),
         stages=(lambda h, z, us: h, lambda h, z, us: gate(z, us) * h),
         gates=gates,
@@ -167,10 +167,10 @@ def antisymmetric_rnn(
     _check_positive("antisymmetric_rnn", "step", step)
     if not diffusion >= 0:
         raise ValueError(f"antisymmetric_rnn takes a diffusion of at least 0, got {diffusion}")
-    hint = Gated(
+    hint = _hint(
         weights=lambda params: (params["w_h"] - params["w_h"].T,),
         stages=(lambda h, z, us: h,),
-        gates=lambda h, z, us: h + step * jnp.tanh(z + us[0] - diffusion * h),
+        gates=lambda h, z, us, write: h + step * write(jnp.tanh(z + us[0] - diffusion * h)),
     )
     return _gated(_initial(hidden, ("candidate",), w_x, w_h, b, dtype), hint)
 
@@ -219,9 +219,9 @@ def ct_rnn(
         rate = dt * jnp.exp(-params["log_tau"].astype(carry_dtype(params["log_tau"].dtype)))
         return _project(params, x), Const(rate)
 
-    def gates(h, z, u):
+    def gates(h, z, u, write):
         z, rate = z
-        return h + like(rate.value, h) * (activation(z + u) - h)
+        return h + like(rate.value, h) * (write(activation(z + u)) - h)
 
     hint = _one_product(gates)
     return _gated(init, hint, project=project)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 
-from seqjax.cells.gated import _check_size, _gated
-from seqjax.core import Array, Cell, Gated, carry_dtype
+from seqjax.cells.gated import _check_size, _gated, _hint
+from seqjax.core import Array, Cell, carry_dtype
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
@@ -77,17 +77,17 @@ def slstm(
         own = jnp.eye(heads, dtype=blocks.dtype).reshape(heads, 1, 1, heads, 1)
         return ((blocks * own).reshape(hidden, 4 * hidden),)
 
-    def gates(carry, z, us):
+    def gates(carry, z, us, write):
         i, f, g, o = jnp.split(z + us[0], 4, axis=-1)
         log_f = log_sigmoid(f)
         m = jnp.where(carry.n == 0, i, jnp.maximum(log_f + carry.m, i))
         f = jnp.exp(jnp.where(carry.n == 0, jnp.zeros_like(m), log_f + carry.m - m))
         i = jnp.exp(i - m)
-        c = f * carry.c + i * jnp.tanh(g)
+        c = f * carry.c + i * write(jnp.tanh(g))
         n = f * carry.n + i
         return SLSTMCarry(sigmoid(o) * c / n, c, n, m)
 
-    hint = Gated(weights, (lambda carry, z, us: carry.h,), gates)
+    hint = _hint(weights, (lambda carry, z, us: carry.h,), gates)
 
     def initial_carry(params, batch_shape):
         zeros = jnp.zeros((*batch_shape, hidden), carry_dtype(params["w_x"].dtype))

@@ -1,0 +1,163 @@
+"""Cells in continuous time, for steps of any length: x = (x, elapsed), or x alone for steps of length 1.
+
+Docstrings show one step as in `gated.py`, with the carry h [B, H] and the input x = (x [B, D], elapsed [B]).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+
+from seqjax.cells.gated import _check_size, _gated, _initial, _project
+from seqjax.core import Array, Cell, Const, Gated, Tree, carry_dtype, like
+from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
+
+
+def _timed(cell: str, x: Tree, hidden: int, dtype: Any) -> tuple[Array, Array]:
+    """The features [..., D], and for each unit [..., H] the time since the step before, which is 1 where none is given.
+
+    (Gates that see one number a sequence have a gradient for it that sums over the units: no work for `native`.)
+    """
+    x, elapsed = x if isinstance(x, tuple) else (x, jnp.ones(x.shape[:-1], x.dtype))
+    if not jnp.issubdtype(elapsed.dtype, jnp.floating) or elapsed.shape != x.shape[:-1]:
+        raise ValueError(
+            f"{cell} takes x = (x, elapsed), elapsed a floating {list(x.shape[:-1])} for x {list(x.shape)}, "
+            f"got {elapsed.dtype}{list(elapsed.shape)}"
+        )
+    elapsed = jnp.expand_dims(elapsed.astype(carry_dtype(dtype)), -1)
+    return x, jnp.broadcast_to(elapsed, (*elapsed.shape[:-1], hidden))
+
+
+def ltc(
+    hidden: int,
+    unfolds: int = 6,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    w_h: Initializer = orthogonal(),
+    a: Initializer = jax.nn.initializers.normal(1.0),
+    log_tau: Initializer = jax.nn.initializers.uniform(3.0),
+    b: BiasInitializer = gate_bias(),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """Liquid time-constant network (Hasani et al. 2021, arXiv 2006.04439)::
+
+        x, elapsed = x
+        dt = elapsed[:, None] / unfolds
+        for _ in range(unfolds):
+            f = sigmoid(x @ w_x + h @ w_h + b)
+            h = (h + dt * f * a) / (1 + dt * (exp(-log_tau) + f))
+        y = h
+
+    The differential equation dh/dt = -(1 / tau + f(x, h)) * h + f(x, h) * a, whose input sets the time constant as well
+    as what it goes to, by the paper's fused semi-implicit Euler steps. They stay between the smallest and the largest
+    of a, h and 0, however long a step is.
+
+    Args:
+      hidden: number of units H.
+      unfolds: Euler steps between two inputs, each with a matrix product.
+      w_x: initializer of the input weights [D, H].
+      w_h: initializer of the recurrent weights [H, H].
+      a: initializer of the targets a [H], called with the shape [1, H].
+      log_tau: initializer of the logarithm [H] of the time constants, called with the shape [1, H]: from 1 to 20.
+      b: bias initializer, of the one gate "input".
+      dtype: of the params.
+
+    Returns:
+      A cell with the carry h [B, H]. It takes `x = (x, elapsed)`: x [B, D], and elapsed [B], floating and not negative,
+      the time since the step before, in the unit of tau; or x alone, for steps of length 1.
+
+    Raises:
+      ValueError: for numbers below 1, or an elapsed of another shape or dtype.
+    """
+    _check_size("ltc", hidden)
+    if not isinstance(unfolds, int) or unfolds < 1:
+        raise ValueError(f"ltc takes a positive number of unfolds, got {unfolds!r}")
+    initial = _initial(hidden, ("input",), w_x, w_h, b, dtype)
+
+    def init(key, in_features):
+        key, k_a, k_tau = jax.random.split(key, 3)
+        own = {
+            "a": per_gate(a, k_a, 1, 1, hidden, dtype)[0],
+            "log_tau": per_gate(log_tau, k_tau, 1, 1, hidden, dtype)[0],
+        }
+        return {**initial(key, in_features), **own}
+
+    def project(params, x):
+        x, elapsed = _timed("ltc", x, hidden, params["a"].dtype)
+        a, log_tau = (params[name].astype(elapsed.dtype) for name in ("a", "log_tau"))
+        return _project(params, x), elapsed / unfolds, Const((a, jnp.exp(-log_tau)))
+
+    def after(h, z, us):
+        """The carry after as many Euler steps as there are products."""
+        z, dt, const = z
+        a, rate = (like(value, h) for value in const.value)
+        for u in us:
+            f = sigmoid(z + u)
+            h = (h + dt * f * a) / (1 + dt * (rate + f))
+        return h
+
+    hint = Gated(lambda params: (params["w_h"],) * unfolds, (after,) * unfolds, after)
+    return _gated(init, hint, project=project)
+
+
+def cfc(
+    hidden: int,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    w_h: Initializer = orthogonal(),
+    w_o: Initializer = glorot_uniform(),
+    b: BiasInitializer = gate_bias(),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """Closed-form continuous-time network (Hasani et al. 2022, arXiv 2106.13898)::
+
+        x, elapsed = x
+        v = tanh(x @ w_x + h @ w_h + b)
+        f, g, k = split(v @ w_o + b_o, 3)
+        gate = sigmoid(-f * elapsed[:, None])
+        h = gate * tanh(g) + (1 - gate) * tanh(k)
+        y = h
+
+    In place of a solver's steps the carry goes from tanh(g) to tanh(k) as time passes (back, where f is negative), by a
+    gate that approximates the solution of the `ltc`. The backbone v has one layer of H units, and the heads f, g and k
+    one layer each. Two short steps are not one long step: the step is learned, not a flow.
+
+    Args:
+      hidden: number of units H, of the backbone too.
+      w_x: initializer of the input weights [D, H].
+      w_h: initializer of the recurrent weights [H, H].
+      w_o: initializer of the weights [H, H] of each head.
+      b: bias initializer, of the one gate "candidate", the backbone. The heads' bias b_o [3H] starts at 0.
+      dtype: of the params.
+
+    Returns:
+      A cell with the carry h [B, H], and inputs as `ltc`.
+
+    Raises:
+      ValueError: for a number of units below 1, or an elapsed of another shape or dtype.
+    """
+    _check_size("cfc", hidden)
+    initial = _initial(hidden, ("candidate",), w_x, w_h, b, dtype)
+
+    def init(key, in_features):
+        key, k_o = jax.random.split(key)
+        heads = {"w_o": per_gate(w_o, k_o, hidden, 3, hidden, dtype), "b_o": jnp.zeros((3 * hidden,), dtype)}
+        return {**initial(key, in_features), **heads}
+
+    def project(params, x):
+        x, elapsed = _timed("cfc", x, hidden, params["b_o"].dtype)
+        return _project(params, x), elapsed, Const(params["b_o"].astype(elapsed.dtype))
+
+    def gates(h, z, us):
+        _, elapsed, b_o = z
+        f, g, k = jnp.split(us[1] + like(b_o.value, us[1]), 3, axis=-1)
+        gate = sigmoid(-f * elapsed)
+        return gate * jnp.tanh(g) + (1 - gate) * jnp.tanh(k)
+
+    hint = Gated(
+        weights=lambda params: (params["w_h"], params["w_o"]),
+        stages=(lambda h, z, us: h, lambda h, z, us: jnp.tanh(z[0] + us[0])),
+        gates=gates,
+    )
+    return _gated(init, hint, project=project)
