@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.cells.gated import _lstm_gates, lstm, normalize
+from seqjax.cells.gated import _hint, _lstm_gates, lstm, normalize
 from seqjax.cells.stack import stack
 from seqjax.core import (
     Array,
@@ -80,12 +80,12 @@ def _moments(u: Array, real: Array | None) -> Moments:
     return Moments(mean, (weight * jnp.square(u - like(mean, u))).sum(axes))
 
 
-def _scale(moments: Moments, gain: Array, epsilon: float) -> Array:
-    return like(gain.astype(moments.variance.dtype), moments.variance) * jax.lax.rsqrt(moments.variance + epsilon)
+def _scale(variance: Array, gain: Array, epsilon: float) -> Array:
+    return like(gain.astype(variance.dtype), variance) * jax.lax.rsqrt(variance + epsilon)
 
 
 def _standardize(u: Array, moments: Moments, gain: Array, epsilon: float) -> Array:
-    return (u - like(moments.mean, u)) * like(_scale(moments, gain, epsilon), u)
+    return (u - like(moments.mean, u)) * like(_scale(moments.variance, gain, epsilon), u)
 
 
 def _over_dense(z: Tree, change: Callable[[Dense], Any]) -> Tree:
@@ -93,9 +93,7 @@ def _over_dense(z: Tree, change: Callable[[Dense], Any]) -> Tree:
     leaves, tree = jax.tree.flatten(z, is_leaf=is_dense)
     found = sum(map(is_dense, leaves))
     if found != 1:
-        raise ValueError(
-            f"normalization needs a cell with one input product in z, left to the solver; this has {found}"
-        )
+        raise ValueError(f"normalization needs a cell with one input product in z, a `Dense`; this has {found}")
     return tree.unflatten([change(leaf) if is_dense(leaf) else leaf for leaf in leaves])
 
 
@@ -103,10 +101,13 @@ def _shifted(u: Array, bias: Array) -> Array:
     return u + like(bias.astype(u.dtype), u)
 
 
-def _check_gated(name: str, cell: Cell) -> Gated:
+def _check_gated(name: str, cell: Cell) -> None:
     if cell.gated is None:
         raise ValueError(f"{name} needs a cell with the `gated` hint, which says what its recurrent products are")
-    return cell.gated
+
+
+def _with_hint(cell: Cell, gated: Gated, project: Callable) -> Cell:
+    return cell._replace(project=project, transition=gated_transition(gated), gated=gated)
 
 
 def _with_gains(cell: Cell, gain: float, recurrent: bool = True, state: bool = False) -> Cell:
@@ -162,6 +163,7 @@ def layer_norm(cell: Cell, *, epsilon: float = 1e-5) -> Cell:
         return stack(*(layer_norm(layer, epsilon=epsilon) for layer in cell.layers))
     _check_gated("layer_norm", cell)
     base = inner(_with_gains(cell, 1.0), lambda z: z[0])
+    gated: Any = base.gated
 
     def project(params, x):
         def norm(product):
@@ -174,8 +176,7 @@ def layer_norm(cell: Cell, *, epsilon: float = 1e-5) -> Cell:
         # A stage sees fewer products than there are gains.
         return carry, z, tuple(normalize(u, gain, epsilon) for u, gain in zip(us, z[1].value, strict=False))
 
-    hint = around(_check_gated("layer_norm", base), products)
-    return base._replace(project=project, transition=gated_transition(hint), gated=hint)
+    return _with_hint(base, around(gated, products), project)
 
 
 def _standardized(cell: Cell, epsilon: float, moments: Callable, state: Callable | None) -> Cell:
@@ -185,46 +186,39 @@ def _standardized(cell: Cell, epsilon: float, moments: Callable, state: Callable
     """
     base = inner(cell, lambda z: z[0])
     gated: Any = base.gated
+    norm = partial(_standardize, epsilon=epsilon)
 
     def project(params, x):
         x, extra = x
         found = []
 
-        def norm(product):
+        def normed(product):
             u = dense(product.x, product.w.value)
             found.append(moments(extra, lambda statistics: statistics.x, u))
-            return _shifted(_standardize(u, found[0], params["gain_x"], epsilon), product.b.value)
+            return _shifted(norm(u, found[0], params["gain_x"]), product.b.value)
 
-        z = _over_dense(cell.project(params, x), norm)
+        z = _over_dense(cell.project(params, x), normed)
         return z, extra, Const({name: params[name] for name in params if name not in ("cell", "gain_x")}), found[0]
 
     def products(carry, z, us):
         _, extra, gains, _ = z
-        pairs = zip(us, gains.value["gain_h"], strict=False)
-        return (
-            carry,
-            z,
-            tuple(
-                _standardize(u, moments(extra, lambda statistics, k=k: statistics.h[k], u), gain, epsilon)
-                for k, (u, gain) in enumerate(pairs)
-            ),
-        )
+        own = [moments(extra, lambda statistics, k=k: statistics.h[k], u) for k, u in enumerate(us)]
+        return carry, z, tuple(map(norm, us, own, gains.value["gain_h"]))
 
     if state is not None:
 
         def gates(carry, z, us, write):
             def show(c):
                 own = moments(z[1], lambda statistics: statistics.c, c)
-                return _shifted(_standardize(c, own, z[2].value["gain_c"], epsilon), z[2].value["b_c"])
+                return _shifted(norm(c, own, z[2].value["gain_c"]), z[2].value["b_c"])
 
             return state(carry, z[0], us, write, show)
 
-        gated = Gated(gated.weights, gated.stages, lambda *seen: gates(*seen, lambda n: n), gates)
-    hint = around(gated, products)
-    return base._replace(project=project, transition=gated_transition(hint), gated=hint)
+        gated = _hint(gated.weights, gated.stages, gates)
+    return _with_hint(base, around(gated, products), project)
 
 
-METHODS = ("scan", "rematerialized", "checkpointed", "fused")
+METHODS = ("scan", "rematerialized", "checkpointed", "fused")  # those that step all sequences of a batch together
 
 
 def _batch_norm(cell: Cell, epsilon: float, state: Callable | None = None) -> tuple[Cell, Train]:
@@ -271,23 +265,19 @@ def _hold(statistics: Statistics, mask: Array) -> Statistics:
     return jax.tree.map(lambda leaf: leaf[last], statistics)
 
 
-def _train_layers(trains: tuple[Train, ...]) -> Train:
-    """The layers of a stack one after the other."""
+def _each_layer(cell: Cell, gained: Cell, parts: list[tuple[Cell, Train]]) -> tuple[Cell, Train]:
+    """A stack of normalized layers, trained one after the other."""
 
     def train(params, carry, xs, **options):
         carries, statistics = [], []
-        for i, layer in enumerate(trains):
+        for i, (_, layer) in enumerate(parts):
             (last, xs), found = layer(params[i], None if carry is None else carry[i], xs, **options)
             carries.append(last)
             statistics.append(found)
         return (tuple(carries), xs), tuple(statistics)
 
-    return train
-
-
-def _each_layer(cell: Cell, gained: Cell, parts: list[tuple[Cell, Train]]) -> tuple[Cell, Train]:
     normalized = over_layers(cell, tuple(part for part, _ in parts), lambda statistics, i: statistics[i])
-    return normalized._replace(init=gained.init), _train_layers(tuple(train for _, train in parts))
+    return normalized._replace(init=gained.init), train
 
 
 def batch_norm(cell: Cell, *, epsilon: float = 1e-5) -> tuple[Cell, Train]:
@@ -303,8 +293,8 @@ def batch_norm(cell: Cell, *, epsilon: float = 1e-5) -> tuple[Cell, Train]:
     `train(params, carry, xs, *, mask=None, method="fused") -> ((carry, ys), statistics)` is `unroll` on the statistics
     of the batch at hand (over the steps that the mask calls real), differentiable through them. What it hands out is
     `Statistics` [T, G] (for a stack a tuple, one a layer). Where a step has no real sequence they are those of the step
-    before; late steps that few sequences reach have noisy ones. It takes "scan", "rematerialized", "checkpointed" or
-    "fused", the methods that run all sequences of a batch together.
+    before; those of late steps that few sequences reach are noisy (of one sequence alone, the variance is 0). It runs
+    forward in time, by "scan", "rematerialized", "checkpointed" or "fused", the methods that run a batch together.
 
     The cell takes `x = (x, statistics)`, [T, B, G] as made by `spread`, and every method; with the statistics from
     `train` it gives what `train` gave.
@@ -369,7 +359,8 @@ def sequence_batch_norm(cell: Cell, *, epsilon: float = 1e-5) -> tuple[Cell, Tra
     `x = (x, statistics)`, a `Const` of `Moments` [G] just as `train` hands them out (for a stack a tuple, one a layer).
 
     Args:
-      cell: a cell whose input enters by one product, as that of all gated cells does, or a stack of such.
+      cell: a cell whose input enters by one product that is left to the solver (a `Dense`), as that of most gated
+        cells is, or a stack of such.
       epsilon: what is added to the variances.
 
     Returns:
@@ -388,12 +379,9 @@ def sequence_batch_norm(cell: Cell, *, epsilon: float = 1e-5) -> tuple[Cell, Tra
 
         def fold(product):
             w, b = product.w.value, product.b.value
-            scale = _scale(moments, params["gain_x"], epsilon)
-            return Dense(
-                product.x,
-                Const(w * like(scale.astype(w.dtype), w)),
-                Const(b.astype(scale.dtype) - moments.mean * scale),
-            )
+            scale = _scale(moments.variance, params["gain_x"], epsilon)
+            shift = b.astype(scale.dtype) - moments.mean * scale
+            return Dense(product.x, Const(w * like(scale.astype(w.dtype), w)), Const(shift))
 
         return _over_dense(gained.project(params, x), fold)
 
@@ -401,10 +389,8 @@ def sequence_batch_norm(cell: Cell, *, epsilon: float = 1e-5) -> tuple[Cell, Tra
 
     def train(params, carry, xs, *, mask=None, method="auto"):
         check_inputs(xs, mask)
-        if mask is None:
-            z = over_time(lambda x: gained.project(params, x), xs)
-        else:
-            z = over_time(lambda x: masked(gained).project(params, x), (xs, mask))
+        read, inputs = (gained, xs) if mask is None else (masked(gained), (xs, mask))
+        z = over_time(partial(read.project, params), inputs)
         found = []
         _over_dense(z, lambda product: found.append(_moments(dense(product.x, product.w.value), mask)))
         statistics = Const(found[0])

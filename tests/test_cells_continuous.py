@@ -46,7 +46,7 @@ def test_one_long_step_of_the_ltc_is_two_short_ones(x64):
 
 
 def test_the_ltc_converges_to_the_solution_of_its_equation(x64):
-    """Without w_h it is linear: h goes to f a / (1 / tau + f) as exp(-(1 / tau + f) t). The error falls as 1 / unfolds."""
+    """Without w_h it is linear: h goes to f a / (1 / tau + f) as exp(-(1 / tau + f) t). Order 1."""
     params, carry, x = drawn(cells.ltc(H))
     params = params | {"w_h": 0 * params["w_h"]}
     f = jax.nn.sigmoid(x @ params["w_x"] + params["b"][None])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agree import close, compiled
-from cell_list import MODELS, D, H, Model, draw, leaky
+from cell_list import BARE, MODELS, D, H, Model, draw, leaky
 
 from seqjax import Const, cells, noise, regularizers, unroll, wrappers
 from seqjax.core import Cell, open_dense
@@ -258,7 +258,7 @@ def test_candidate_dropout_masks_what_is_written_and_nothing_that_is_kept(x64, n
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, model in MODELS.items() if model.cell.gated and model.cell.gated.candidate]
+    "name", [name for name, model in BARE.items() if model.cell.gated and model.cell.gated.candidate]
 )
 def test_every_candidate_is_a_part_of_the_gates_and_without_it_less_is_written(x64, name):
     """As it is, it gives the gates; a mask of 1 changes nothing, and one of 0 something."""
