@@ -257,8 +257,11 @@ def test_candidate_dropout_masks_what_is_written_and_nothing_that_is_kept(x64, n
         close(jax.tree.leaves(unroll(noisy, params, carry, (xs, drawn), method=method)[0]), expected)
 
 
+WITH_CANDIDATE = [name for name, model in BARE.items() if model.cell.gated and model.cell.gated.candidate]
+
+
 @pytest.mark.parametrize(
-    "name", [name for name, model in BARE.items() if model.cell.gated and model.cell.gated.candidate]
+    "name", [*WITH_CANDIDATE, "masked", "everything", "gate_dropout", "layer_norm", "batch_norm_lstm"]
 )
 def test_every_candidate_is_a_part_of_the_gates_and_without_it_less_is_written(x64, name):
     """As it is, it gives the gates; a mask of 1 changes nothing, and one of 0 something."""
