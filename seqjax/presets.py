@@ -3,7 +3,8 @@
     cell = seqjax.cells.lstm(64, **presets.keras())
 
 Each sets the input weights `w_x`, the recurrent weights `w_h` and the biases `b` of any cell that takes them (and the
-second bias `b_n` of a GRU, which else starts at 0), so that the params are drawn from the distribution that the source draws from. One entry may be replaced:
+second bias `b_n` of a GRU, which else starts at 0), so that the params are drawn from the distribution that the source
+draws from. One entry may be replaced:
 `lstm(64, **presets.keras() | {"b": initializers.chrono(100)})`.
 """
 
