@@ -15,6 +15,7 @@ from seqjax.cells.gated import (
     _gated,
     _initial,
     _lstm_gates,
+    _normalize,
     _one_product,
     _project,
     _zeros,
@@ -139,27 +140,22 @@ def layer_norm_lstm(
     _check_size("layer_norm_lstm", hidden)
     initial = _initial(hidden, _GATES, w_x, w_h, b, dtype)
 
-    def normalize(u, gain):
-        u = u - u.mean(-1, keepdims=True)
-        scale = jax.lax.rsqrt(jnp.square(u).mean(-1, keepdims=True) + epsilon)
-        return u * scale * like(gain.astype(u.dtype), u)
-
     def init(key, in_features):
         gains = {"a_x": 4 * hidden, "a_h": 4 * hidden, "a_c": hidden}
         ones = {name: jnp.ones((size,), dtype) for name, size in gains.items()}
         return {**initial(key, in_features), **ones, "b_c": jnp.zeros((hidden,), dtype)}
 
     def project(params, x):
-        z = normalize(dense(x, params["w_x"]), params["a_x"])
+        z = _normalize(dense(x, params["w_x"]), params["a_x"], epsilon)
         z = z + like(params["b"].astype(z.dtype), z)
         return z, Const((params["a_h"], params["a_c"], params["b_c"]))
 
     def gates(carry, z, u):
         z, const = z
         a_h, a_c, b_c = const.value
-        i, f, g, o = jnp.split(z + normalize(u, a_h), 4, axis=-1)
+        i, f, g, o = jnp.split(z + _normalize(u, a_h, epsilon), 4, axis=-1)
         c = sigmoid(f) * carry.c + sigmoid(i) * jnp.tanh(g)
-        normalized = normalize(c, a_c) + like(b_c.astype(c.dtype), c)
+        normalized = _normalize(c, a_c, epsilon) + like(b_c.astype(c.dtype), c)
         return LSTMCarry(sigmoid(o) * jnp.tanh(normalized), c)
 
     hint = _one_product(gates)
