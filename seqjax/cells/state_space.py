@@ -174,21 +174,18 @@ def rg_lru(
     )
 
 
-def legs(states: int) -> tuple[np.ndarray, np.ndarray]:
-    """What diagonalizes HiPPO-LegS without its part of rank 1, HiPPO-N (Gu et al. 2022, arXiv 2206.11893).
+def legs_frequencies(states: int) -> np.ndarray:
+    """The positive imaginary parts [states] of the diagonal of HiPPO-LegS (Gu et al. 2022, arXiv 2206.11893).
 
-    The matrix of `2 states` rows is -1/2 plus the antisymmetric
+    The matrix of `2 states` rows is, up to a part of rank 1, -1/2 plus the antisymmetric
 
-        S[n, k] = -sqrt((2 n + 1) (2 k + 1)) / 2  for n > k;   S v = i w v
+        S[n, k] = -sqrt((2 n + 1) (2 k + 1)) / 2  for n > k
 
-    Returns:
-      The positive w [states], in ascending order, and their v [2 states, states] of length 1. (The others are -w, with
-      the conjugates of v.)
+    whose eigenvalues are +-i times its singular values.
     """
     root = np.sqrt(2 * np.arange(2 * states) + 1.0)
     below = np.tril(np.outer(root, root), -1) / 2
-    values, vectors = np.linalg.eigh(-1j * (below.T - below))
-    return values[states:], vectors[:, states:]
+    return np.sort(np.linalg.svd(below.T - below, compute_uv=False))[::2]
 
 
 def _check_steps(cell: str, dt_min: float, dt_max: float) -> None:
@@ -236,7 +233,7 @@ def s4d(states: int, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: Any =
       dt_min: log dt is drawn uniformly between the logarithms of this
       dt_max: and this, one dt a feature.
       dtype: of the params: log_dt and d [D], log_decay, frequency, c_re and c_im [D, N]. A starts at
-        -1/2 + i w of `legs`, c at random with variance 1, d at random.
+        -1/2 + i `legs_frequencies`, c at random with variance 1, d at random.
 
     Returns:
       A cell with the carry `Complex(re, im)`, each [B, D, N], affine in it, and the output y [B, D].
@@ -255,7 +252,7 @@ def s4d(states: int, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: Any =
         params = {
             "log_dt": _draw_log_dt(k_dt, (in_features,), wide, dt_min, dt_max),
             "log_decay": jnp.full(shape, math.log(0.5), wide),
-            "frequency": jnp.broadcast_to(jnp.asarray(legs(states)[0], wide), shape),
+            "frequency": jnp.broadcast_to(jnp.asarray(legs_frequencies(states), wide), shape),
             "c_re": c_re,
             "c_im": c_im,
             "d": jax.random.normal(k_d, (in_features,), wide),
@@ -305,7 +302,8 @@ def s5(hidden: int, blocks: int = 1, *, dt_min: float = 0.001, dt_max: float = 0
       dt_min: log dt is drawn uniformly between the logarithms of this
       dt_max: and this, one dt a state.
       dtype: of the params: log_dt, log_decay and frequency [H], w_x [D, 2 H], w_y [2 H, D] (real parts before imaginary
-        ones) and d [D]. A starts at -1/2 + i w of `legs` and B at v^H times a normal draw of variance 1 / (2 H).
+        ones) and d [D]. A starts at -1/2 + i `legs_frequencies`, w_x and w_y at random with variances 1 / (4 H) and
+        2 / H: what the authors' draws are in the coordinates of the eigenvectors of HiPPO-N, which are orthonormal.
 
     Returns:
       A cell with the carry `Complex(re, im)`, each [B, H], affine in it, and the output y [B, D], as wide as the input.
@@ -320,15 +318,12 @@ def s5(hidden: int, blocks: int = 1, *, dt_min: float = 0.001, dt_max: float = 0
 
     def init(key, in_features):
         k_dt, k_x, k_y, k_d = jax.random.split(key, 4)
-        wide, size = carry_dtype(dtype), hidden // blocks
-        frequency, vectors = legs(size)
-        real = jax.random.normal(k_x, (in_features, blocks, 2 * size), wide) / (2 * hidden) ** 0.5
-        parts = [(real @ jnp.asarray(v, wide)).reshape(in_features, hidden) for v in (np.real(vectors), -np.imag(vectors))]
+        wide = carry_dtype(dtype)
         params = {
             "log_dt": _draw_log_dt(k_dt, (hidden,), wide, dt_min, dt_max),
             "log_decay": jnp.full((hidden,), math.log(0.5), wide),
-            "frequency": jnp.tile(jnp.asarray(frequency, wide), blocks),
-            "w_x": jnp.concatenate(parts, axis=1),
+            "frequency": jnp.tile(jnp.asarray(legs_frequencies(hidden // blocks), wide), blocks),
+            "w_x": jax.random.normal(k_x, (in_features, 2 * hidden), wide) * (1 / 4 / hidden) ** 0.5,
             "w_y": jax.random.normal(k_y, (2 * hidden, in_features), wide) * (2 / hidden) ** 0.5,
             "d": jax.random.normal(k_d, (in_features,), wide),
         }
