@@ -71,6 +71,8 @@ class Cell(NamedTuple):
         where the carry holds a `Complex`, so do a and b, and the product is that of complex numbers (`multiply`).
       layers: optional hint: unrolling this cell is unrolling these cells one after the other, each on the outputs
         of the one before. `params` and the carry are then tuples with one entry a layer.
+      space: the sizes of the axes that an input has between batch and features: (H, W) for images [B, H, W, D], and
+        () for vectors [B, D]. They belong to one sequence, and every leaf of its carry may mix them.
 
     A hint is a second description of the same transition. The tests hold every hint against `transition`.
     """
@@ -83,6 +85,7 @@ class Cell(NamedTuple):
     gated: Gated | None = None
     affine: Callable[[Params, Tree], tuple[Carry, Carry]] | None = None
     layers: "tuple[Cell, ...] | None" = None
+    space: tuple[int, ...] = ()
 
     def step(self, params: Params, carry: Carry, x: Tree) -> tuple[Carry, Tree]:
         """One step: `(params, carry, x [B, D]) -> (carry, y [B, O])`."""
@@ -222,19 +225,20 @@ def matmul(x: Array, w: Array) -> Array:
     return jnp.matmul(x.astype(w.dtype), w, preferred_element_type=carry_dtype(w.dtype))
 
 
-def check_features(x: Array, w: Array) -> None:
-    """Check that `x [..., D]` can be multiplied by `w [D, G]`.
+def check_features(x: Array, w: Array, space: tuple[int, ...] = ()) -> None:
+    """Check that `x [..., *space, D]` can be multiplied by `w [D, G]`.
 
     Raises:
       TypeError: if x is not floating, or wider than float32 where the weights are narrower than it.
-      ValueError: if x does not end in D features.
+      ValueError: if x does not end in the axes of the space and D features.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"inputs have dtype {x.dtype}, expected a floating dtype (the weights are {w.dtype})")
     if carry_dtype(x.dtype) != carry_dtype(w.dtype):
         raise TypeError(f"inputs have dtype {x.dtype} and the weights {w.dtype}: cast one of them")
-    if x.ndim == 0 or x.shape[-1] != w.shape[0]:
-        raise ValueError(f"inputs have shape {x.shape}, expected [..., {w.shape[0]}] (weights {w.shape})")
+    own = (*space, w.shape[0])
+    if x.shape[max(x.ndim - len(own), 0) :] != own:
+        raise ValueError(f"inputs have shape {x.shape}, expected [..., {', '.join(map(str, own))}] (weights {w.shape})")
 
 
 def dense(x: Array, w: Array, b: Array | None = None) -> Array:
@@ -244,16 +248,17 @@ def dense(x: Array, w: Array, b: Array | None = None) -> Array:
     return z if b is None else z + like(b.astype(z.dtype), z)
 
 
+def gated_step(gated: Gated, weights: tuple[Array, ...], carry: Carry, z: Tree) -> Carry:
+    """One step of the transition that a `Gated` hint describes, from the value of its weights."""
+    us = ()
+    for stage, w in zip(gated.stages, weights, strict=True):
+        us = (*us, matmul(stage(carry, z, us), w))
+    return gated.gates(carry, z, us)
+
+
 def gated_transition(gated: Gated) -> Callable[[Params, Carry, Tree], Carry]:
     """The transition that a `Gated` hint describes."""
-
-    def transition(params, carry, z):
-        us = ()
-        for stage, w in zip(gated.stages, gated.weights(params), strict=True):
-            us = (*us, matmul(stage(carry, z, us), w))
-        return gated.gates(carry, z, us)
-
-    return transition
+    return lambda params, carry, z: gated_step(gated, gated.weights(params), carry, z)
 
 
 def multiply(a: Tree, h: Tree) -> Tree:
@@ -311,16 +316,16 @@ def inner(cell: Cell, through: Callable[[Tree], Tree]) -> Cell:
     )
 
 
-def one_input(params: Params, in_features: int) -> jax.ShapeDtypeStruct:
+def one_input(params: Params, in_features: int, space: tuple[int, ...] = ()) -> jax.ShapeDtypeStruct:
     """What an x of one sequence at one step looks like, of as many floating features (0: a token)."""
     if in_features == 0:
-        return jax.ShapeDtypeStruct((), jnp.int32)
-    return jax.ShapeDtypeStruct((in_features,), jax.tree.leaves(params)[0].dtype)
+        return jax.ShapeDtypeStruct(space, jnp.int32)
+    return jax.ShapeDtypeStruct((*space, in_features), jax.tree.leaves(params)[0].dtype)
 
 
 def out_features(cell: Cell, params: Params, in_features: int) -> int:
     """The number of features of the output of a cell that reads `in_features` floating features (0: tokens)."""
-    x = one_input(params, in_features)
+    x = one_input(params, in_features, cell.space)
     try:
         _, y = jax.eval_shape(lambda params, x: cell.step(params, cell.initial_carry(params, ()), x), params, x)
     except (TypeError, ValueError) as error:

@@ -6,6 +6,7 @@ each gate, with a key of its own, or once for all gates side by side where it is
 from another. What other libraries draw by default is in `seqjax.presets`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -46,6 +47,7 @@ __all__ = [
     "np_rnn",
     "orthogonal",
     "per_gate",
+    "rotations",
     "sparse",
     "spectral_radius",
     "uniform",
@@ -86,6 +88,27 @@ def identity(scale: float = 1.0) -> Initializer:
     def init(key, shape, dtype=jnp.float32):
         del key
         return scale * jnp.eye(_check_square("identity", shape), dtype=dtype)
+
+    return init
+
+
+def rotations(low: float = -math.pi, high: float = math.pi) -> Initializer:
+    """The logarithm of rotations: blocks `[[0, s], [-s, 0]]` on the diagonal, `s ~ U(low, high)`, and 0 elsewhere.
+
+    For `cells.exp_rnn`, whose recurrent matrix then turns pairs of units by the angles s. All angles are those of
+    Henaff, Szlam & LeCun 2016 (arXiv 1602.06662), `rotations(0, pi / 2)` those of Helfrich, Willmott & Ye 2018 (arXiv
+    1707.09520). The last of an odd number of units is not turned. The shape must be square.
+
+    Raises ValueError unless `low < high`.
+    """
+    if not low < high:
+        raise ValueError(f"rotations draws angles between low < high, got {low} and {high}")
+
+    def init(key, shape, dtype=jnp.float32):
+        hidden = _check_square("rotations", shape)
+        angles = jax.random.uniform(key, (hidden // 2,), dtype, low, high)
+        first = 2 * jnp.arange(hidden // 2)
+        return jnp.zeros(shape, dtype).at[first, first + 1].set(angles).at[first + 1, first].set(-angles)
 
     return init
 

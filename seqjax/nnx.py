@@ -156,10 +156,11 @@ class Recurrent(_Noisy):
     def _time_axis(self, xs: Array, lengths: Array | None, mask: Array | None) -> int:
         """Where the time axis is, after a look at the shapes."""
         tokens = self.in_features == 0
-        shape = xs.shape if tokens else xs.shape[:-1]
-        if len(shape) < 1 or not (tokens or xs.shape[-1] == self.in_features):
-            axes = "T, B" if self.time_major else "B, T"
-            raise ValueError(f"inputs have shape {xs.shape}, expected [{axes}, {self.in_features}]")
+        own = (*self.cell.space, *(() if tokens else (self.in_features,)))
+        shape = xs.shape[: max(xs.ndim - len(own), 0)]
+        if len(shape) < 1 or xs.shape[len(shape) :] != own:
+            axes = ", ".join(["T, B" if self.time_major else "B, T", *map(str, own)])
+            raise ValueError(f"inputs have shape {xs.shape}, expected [{axes}]")
         if lengths is not None and mask is not None:
             raise ValueError("lengths and mask both say which steps are real: give one of them")
         time = 0 if self.time_major else len(shape) - 1
@@ -213,7 +214,9 @@ class Recurrent(_Noisy):
         elif lengths is not None:
             mask = mask_from_lengths(lengths, inputs.shape[0])
         params = self.weights
-        carry = self.cell.initial_carry(params, batch_shape(inputs)) if initial_carry is None else initial_carry
+        carry = initial_carry
+        if carry is None:
+            carry = self.cell.initial_carry(params, batch_shape(inputs, self.cell.space))
         cell, samples = self._regularized()
         for sample in samples:
             inputs = (inputs, sample(self._key(rngs), carry, inputs))
@@ -227,7 +230,7 @@ def _processed_last(ys: Array, mask: Array | None, reverse: bool) -> Array:
     if mask is None:
         return ys[0] if reverse else ys[-1]
     step = jnp.argmax(mask, 0) if reverse else mask.shape[0] - 1 - jnp.argmax(jnp.flip(mask, 0), 0)
-    return jnp.take_along_axis(ys, jnp.expand_dims(step, (0, -1)), axis=0)[0]
+    return jnp.take_along_axis(ys, jnp.expand_dims(step, (0, *range(1 + step.ndim, ys.ndim))), axis=0)[0]
 
 
 class Bidirectional(nnx.Module):

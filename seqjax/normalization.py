@@ -119,7 +119,7 @@ def _with_gains(cell: Cell, gain: float, recurrent: bool = True, state: bool = F
         p = cell.init(key, in_features)
         out_features(cell, p, in_features)  # a cell that takes more than x is told so
         widths = []
-        x = one_input(p, in_features)
+        x = one_input(p, in_features, cell.space)
         _over_dense(jax.eval_shape(cell.project, p, x), lambda product: widths.append(product.w.value.shape[1]))
 
         def gains(width):
@@ -229,8 +229,8 @@ def _batch_norm(cell: Cell, epsilon: float, state: Callable | None = None) -> tu
     batched = _standardized(gained, epsilon, lambda real, pick, u: _moments(u, real), state)
 
     def train(params, carry, xs, *, mask=None, method="fused"):
-        check_inputs(xs, mask)
-        batch = batch_shape(xs)
+        check_inputs(cell, xs, mask)
+        batch = batch_shape(xs, cell.space)
         if math.prod(batch) < 2:
             raise ValueError(f"batch_norm takes statistics over two or more sequences, got inputs {features(xs).shape}")
         if method not in METHODS:
@@ -388,7 +388,7 @@ def sequence_batch_norm(cell: Cell, *, epsilon: float = 1e-5) -> tuple[Cell, Tra
     normalized = inner(gained, lambda z: z)._replace(project=project)
 
     def train(params, carry, xs, *, mask=None, method="auto"):
-        check_inputs(xs, mask)
+        check_inputs(cell, xs, mask)
         read, inputs = (gained, xs) if mask is None else (masked(gained), (xs, mask))
         z = over_time(partial(read.project, params), inputs)
         found = []

@@ -2,8 +2,9 @@
 
     cell = seqjax.cells.lstm(64, **presets.keras())
 
-Each sets the input weights `w_x`, the recurrent weights `w_h` and the biases `b` of any cell that takes them, so that
-the params are drawn from the distribution that the source draws from. One entry may be replaced:
+Each sets the input weights `w_x`, the recurrent weights `w_h` and the biases `b` of any cell that takes them (and the
+second bias `b_n` of a GRU, which else starts at 0), so that the params are drawn from the distribution that the source
+draws from. One entry may be replaced:
 `lstm(64, **presets.keras() | {"b": initializers.chrono(100)})`.
 """
 
@@ -34,19 +35,20 @@ def flax(*, packed: bool = False) -> dict[str, Any]:
     return {"w_x": lecun_normal(), "w_h": jointly(orthogonal()) if packed else orthogonal(), "b": gate_bias()}
 
 
-def pytorch() -> dict[str, Any]:
-    """`torch.nn.RNN`, `LSTM` and `GRU`: everything `U(-1 / sqrt(H), 1 / sqrt(H))`.
+def pytorch(*, gru: bool = False) -> dict[str, Any]:
+    """`torch.nn.RNN` and `LSTM`; where `gru`, `GRU`: everything `U(-1 / sqrt(H), 1 / sqrt(H))`.
 
     PyTorch adds two biases where the cells here have one, which is drawn as the sum of two. The candidate of a GRU has
-    one of the two inside its reset: the `b_n` of `cells.gru`, which no keyword reaches and which starts at 0.
+    one of the two inside its reset, the `b_n` of `cells.gru`: it is drawn there, and the other one outside.
     """
 
     def b(key, gates, hidden, dtype=jnp.float32):
         of_inputs, of_carry = (initializers.uniform_bias()(k, gates, hidden, dtype) for k in jax.random.split(key))
-        one_of_two = [gate == "candidate" and "reset" in gates for gate in gates]
-        return of_inputs + jnp.where(jnp.repeat(jnp.asarray(one_of_two), hidden), 0.0, of_carry)
+        one_of_two = jnp.repeat(jnp.asarray([gru and gate == "candidate" for gate in gates]), hidden)
+        return of_inputs + jnp.where(one_of_two, 0.0, of_carry)
 
-    return {"w_x": uniform(), "w_h": uniform(), "b": b}
+    preset = {"w_x": uniform(), "w_h": uniform(), "b": b}
+    return preset | {"b_n": initializers.uniform_bias()} if gru else preset
 
 
 def chrono(t_max: float) -> dict[str, Any]:

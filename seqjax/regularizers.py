@@ -290,7 +290,8 @@ def stochastic_depth(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
     def sample(key, carry, xs):
         del xs
         h = jax.tree.leaves(carry)[0]
-        return Const(dropout_mask(key, rate, (*h.shape[:-1], 1), h.dtype))
+        own = 1 + len(cell.space)
+        return Const(dropout_mask(key, rate, (*h.shape[: h.ndim - own], *(1,) * own), h.dtype))
 
     return _noisy_readout(cell, readout), sample
 

@@ -25,6 +25,7 @@ from seqjax.core import (
     Params,
     Tree,
     carry_dtype,
+    gated_step,
     matmul,
     open_dense,
     over_time,
@@ -44,6 +45,13 @@ def length(xs: Tree) -> int:
     return timed[0].shape[0]
 
 
+def _transition(cell: Cell, params: Params) -> Callable[[Carry, Tree], Carry]:
+    """The transition for these params; the weights of a gated cell, which may be a long computation, are made once."""
+    if cell.gated is None:
+        return partial(cell.transition, params)
+    return partial(gated_step, cell.gated, cell.gated.weights(params))
+
+
 def scan(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
     """`lax.scan` over the steps; the memory of its gradient grows as T.
 
@@ -53,8 +61,10 @@ def scan(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tre
     if cell.gated is None and cell.affine is None:
         return scan_const(partial(cell.step, params), carry, xs)
 
+    transition = _transition(cell, params)
+
     def body(carry, z):
-        carry = cell.transition(params, carry, z)
+        carry = transition(carry, z)
         return carry, carry
 
     zs = project_all(cell, params, xs)
@@ -71,9 +81,11 @@ def rematerialized(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[
     if cell.gated is None and cell.affine is None:
         return scan_const(jax.checkpoint(partial(cell.step, params)), carry, xs)
 
+    transition = _transition(cell, params)
+
     @jax.checkpoint
     def body(carry, x):
-        carry = cell.transition(params, carry, open_dense(cell.project(params, x)))
+        carry = transition(carry, open_dense(cell.project(params, x)))
         return carry, carry
 
     def readout(carry, x):

@@ -29,13 +29,14 @@ def reverse_time(xs: Tree) -> Tree:
     return merge([jnp.flip(leaf, 0) for leaf in timed])
 
 
-def batch_shape(xs: Tree) -> tuple[int, ...]:
-    """The axes between time and features: of `[T, *batch, D]`, or of tokens `[T, *batch]`."""
+def batch_shape(xs: Tree, space: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """The batch axes of `[T, *batch, *space, D]`, or of tokens `[T, *batch, *space]`; `space` is that of the cell."""
     x = features(xs)
-    return x.shape[1:] if jnp.issubdtype(x.dtype, jnp.integer) else x.shape[1:-1]
+    own = len(space) if jnp.issubdtype(x.dtype, jnp.integer) else len(space) + 1
+    return x.shape[1 : x.ndim - own]
 
 
-def check_inputs(xs: Tree, mask: Array | None) -> None:
+def check_inputs(cell: Cell, xs: Tree, mask: Array | None) -> None:
     """Check that inputs [T, B, ...] have one number of steps, not 0, and that a mask is bool [T, B]."""
     timed, _ = split_const(xs)
     if not timed:
@@ -45,17 +46,20 @@ def check_inputs(xs: Tree, mask: Array | None) -> None:
         raise ValueError(f"all inputs must have the same number of steps, got {[leaf.shape for leaf in timed]}")
     if lengths == {0}:
         raise ValueError("unroll got an empty sequence: the inputs have 0 steps")
-    if mask is not None and (mask.dtype != bool or mask.shape != (*lengths, *batch_shape(xs))):
-        raise ValueError(
-            f"mask must be bool {(*lengths, *batch_shape(xs))}, [T, B] of the inputs, got {mask.dtype} {mask.shape}"
-        )
+    batch = batch_shape(xs, cell.space)
+    shape, after = features(xs).shape, 1 + len(batch)
+    if shape[after : after + len(cell.space)] != cell.space:
+        axes = ", ".join(map(str, cell.space))
+        raise ValueError(f"inputs have shape {shape}, expected [T, B, {axes}, D] for a cell of the space {cell.space}")
+    if mask is not None and (mask.dtype != bool or mask.shape != (*lengths, *batch)):
+        raise ValueError(f"mask must be bool {(*lengths, *batch)}, [T, B] of the inputs, got {mask.dtype} {mask.shape}")
 
 
 def _check_carry(cell: Cell, params: Params, carry: Carry, xs: Tree) -> None:
     def describe(tree):
         return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
 
-    expected = describe(jax.eval_shape(lambda params: cell.initial_carry(params, batch_shape(xs)), params))
+    expected = describe(jax.eval_shape(lambda params: cell.initial_carry(params, batch_shape(xs, cell.space)), params))
     given = describe(jax.eval_shape(lambda carry: carry, carry))
     # A named tuple equals a plain one, so the structures are compared too.
     if jax.tree.structure(given) != jax.tree.structure(expected) or given != expected:
@@ -80,8 +84,8 @@ def unroll(
       cell: the cell.
       params: its params, as from `cell.init(key, D)`.
       carry: the carry before the first step, or None for the cell's initial carry.
-      xs: inputs [T, B, D] (any number of batch axes), tokens int [T, B], or a tree of such as the cell takes; a `Const`
-        in it has no time axis.
+      xs: inputs [T, B, D] (any number of batch axes), tokens int [T, B], images [T, B, H, W, D] where the cell has such
+        a `space`, or a tree of such as the cell takes; a `Const` in it has no time axis.
       mask: bool [T, B]; steps where it is false are skipped (`wrappers.masked`): the carry stays, the output is 0.
       reverse: run from the last step to the first; ys stays in the order of xs. With a mask that pads at the end, each
         sequence starts at its own last step.
@@ -96,9 +100,9 @@ def unroll(
         the weights, or a method that the cell does not admit.
       TypeError: for inputs of a dtype that the cell does not take.
     """
-    check_inputs(xs, mask)
+    check_inputs(cell, xs, mask)
     if carry is None:
-        carry = cell.initial_carry(params, batch_shape(xs))
+        carry = cell.initial_carry(params, batch_shape(xs, cell.space))
     _check_carry(cell, params, carry, xs)
     if mask is not None:
         cell, xs = masked(cell), (xs, mask)

@@ -12,6 +12,7 @@ import numpy as np
 
 from seqjax import cells, from_step, noise, normalization, regularizers, wrappers
 from seqjax.core import Cell, Const, carry_dtype
+from seqjax.unroll import batch_shape
 
 D, H, TOKENS = 3, 4, 5
 RATE = 0.4
@@ -58,7 +59,7 @@ def draw(model: Model, steps: int = 7, batch: tuple[int, ...] = (2,), seed: int 
 
     params = randomize(jax.eval_shape(lambda: model.cell.init(jax.random.key(0), model.in_features)), dtype)
     carry = randomize(jax.eval_shape(lambda: model.cell.initial_carry(params, batch)), carry_dtype(dtype))
-    xs = model.draw(rng, (steps, *batch, model.in_features), dtype)
+    xs = model.draw(rng, (steps, *batch, *model.cell.space, model.in_features), dtype)
     return Drawn(model.cell, params, carry, model.dress(jax.random.key(seed), carry, xs))
 
 
@@ -73,13 +74,12 @@ def dress(model: Model, cell: Cell, extra: Callable[[jax.Array, Any, Any], Any])
     return model._replace(cell=cell, dress=inputs)
 
 
-def flags(rate: float):
+def flags(model: Model, rate: float):
     """bool [T, B], true at `rate`."""
 
     def extra(key, carry, xs):
-        first = jax.tree.leaves(xs)[0]
-        shape = first.shape[:-1] if jnp.issubdtype(first.dtype, jnp.floating) else first.shape
-        return jax.random.bernoulli(key, rate, shape)
+        steps = jax.tree.leaves(xs)[0].shape[0]
+        return jax.random.bernoulli(key, rate, (steps, *batch_shape(xs, model.cell.space)))
 
     return extra
 
@@ -90,11 +90,11 @@ def times(key, carry, xs):
 
 
 def masked(model: Model) -> Model:
-    return dress(model, wrappers.masked(model.cell), flags(0.6))
+    return dress(model, wrappers.masked(model.cell), flags(model, 0.6))
 
 
 def reset(model: Model) -> Model:
-    return dress(model, wrappers.reset(model.cell), flags(0.3))
+    return dress(model, wrappers.reset(model.cell), flags(model, 0.3))
 
 
 def residual(model: Model) -> Model:
@@ -236,6 +236,7 @@ BARE = {
     "lru": Model(cells.lru(H)),
     "rg_lru": Model(cells.rg_lru()),
     "s4d": Model(cells.s4d(2)),
+    "s5": Model(cells.s5(H)),
     "gated_linear_attention": Model(cells.gated_linear_attention(2, 3, 2)),
     "delta_net": Model(cells.delta_net(2, 3, 2)),
     "mlstm": Model(cells.mlstm(2, 3, 2)),
@@ -244,7 +245,11 @@ BARE = {
     "projected_lstm": Model(cells.projected_lstm(H, 2)),
     "layer_norm_lstm": Model(cells.layer_norm_lstm(H)),
     "multiplicative_lstm": Model(cells.multiplicative_lstm(H)),
+    "conv_lstm": Model(cells.conv_lstm(2, (5,))),
+    "fast_weights": Model(cells.fast_weights(3, steps=2)),
     "ind_rnn": Model(cells.ind_rnn(H)),
+    "peephole_sru": Model(cells.peephole_sru(H)),
+    "exp_rnn": Model(cells.exp_rnn(H)),
     "ugrnn": Model(cells.ugrnn(H)),
     "mgu": Model(cells.mgu(H)),
     "antisymmetric_rnn": Model(cells.antisymmetric_rnn(H)),
@@ -256,7 +261,10 @@ BARE |= {name: dress(Model(cell), cell, times) for name, cell in {"ltc": cells.l
 MODELS = {
     **BARE,
     "from_step": Model(leaky()),
+    "qrnn_window": Model(cells.qrnn(H, window=2)),
     "stack": Model(deep()),
+    "conv_lstm_2d": Model(cells.conv_lstm(2, (3, 4), (3, 2)), 2),
+    "masked_conv_stack": masked(Model(cells.stack(cells.conv_lstm(2, (4,)), cells.conv_lstm(3, (4,), 2)), 2)),
     "stack_of_one": Model(cells.stack(cells.gru(H))),
     "nested_stack": Model(cells.stack(cells.stack(cells.rnn(H), cells.min_gru(H)), cells.peephole_lstm(H))),
     "stack_of_from_step": Model(cells.stack(leaky(), cells.gru(H))),

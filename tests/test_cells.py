@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from agree import at, compiled
-from cell_list import BARE, D, H, Model, draw
+from cell_list import BARE, MODELS, D, H, Model, draw
 
 from seqjax import cells, unroll
 from seqjax.core import gated_transition
@@ -18,8 +18,21 @@ from seqjax.solve import length
 from seqjax.wrappers import with_head
 
 CELLS = [name for name, f in vars(cells).items() if inspect.isfunction(f) and name != "stack"]
+SIZES = {"fast_weights": {"steps": 2}}
 RELU = partial(np.maximum, 0.0)
-ACTIVATIONS = {"rnn": np.tanh, "rnn_relu": RELU, "ind_rnn": RELU, "ct_rnn": np.tanh}
+ACTIVATIONS = {"rnn": np.tanh, "rnn_relu": RELU, "ind_rnn": RELU, "ct_rnn": np.tanh, "fast_weights": RELU}
+
+
+def convolve(x, w):
+    """x [B, *space, D] and w [*kernel, D, G], place by place."""
+    y = np.zeros((*x.shape[:-1], w.shape[-1]))
+    space, kernel = x.shape[1:-1], w.shape[:-2]
+    for p in np.ndindex(space):
+        for k in np.ndindex(kernel):
+            at = tuple(i + j - (n - 1) // 2 for i, j, n in zip(p, k, kernel, strict=True))
+            if all(0 <= i < n for i, n in zip(at, space, strict=True)):
+                y[:, *p] += x[:, *at] @ w[k]
+    return y
 
 
 def docstring_code(function) -> types.CodeType:
@@ -33,7 +46,7 @@ def docstring_code(function) -> types.CodeType:
 
 def slow_loop(name, params, carry, xs):
     """The docstring of a cell as a NumPy program over [T, B, D]: the leaves of the last carry, and the outputs."""
-    function = getattr(cells, name.removesuffix("_relu"))
+    function = getattr(cells, name.removesuffix("_relu").removesuffix("_2d"))
     code = docstring_code(function)
     arguments = inspect.signature(function).parameters.values()
     space = {
@@ -41,8 +54,10 @@ def slow_loop(name, params, carry, xs):
         "tanh": np.tanh,
         "exp": np.exp,
         "split": lambda u, n: np.split(u, n, axis=-1),
+        "convolve": convolve,
         "activation": ACTIVATIONS.get(name),
         **{a.name: a.default for a in arguments if isinstance(a.default, int | float)},
+        **SIZES.get(name, {}),
         **{k: np.asarray(v, np.float64) for k, v in params.items()},
     }
     named = carry._asdict() if isinstance(carry, tuple) else {"h": carry}
@@ -55,9 +70,9 @@ def slow_loop(name, params, carry, xs):
     return [space[name] for name in named], np.stack(ys)
 
 
-@pytest.mark.parametrize("name", BARE)
+@pytest.mark.parametrize("name", [*BARE, "conv_lstm_2d"])
 def test_a_cell_is_the_loop_in_its_docstring(x64, name):
-    cell, params, carry, xs = draw(BARE[name])
+    cell, params, carry, xs = draw(MODELS[name])
     got, ys = unroll(cell, params, carry, xs, method="scan")
     expected, expected_ys = slow_loop(name, params, carry, xs)
     for a, b in zip(jax.tree.leaves((got, ys)), jax.tree.leaves((expected, expected_ys)), strict=True):
@@ -74,8 +89,8 @@ def test_initial_carry_is_zero_and_outputs_have_the_batch(name):
     params = cell.init(jax.random.key(0), D)
     carry = cell.initial_carry(params, (2, 5))
     assert all(leaf.shape[:2] == (2, 5) and not leaf.any() for leaf in jax.tree.leaves(carry))
-    _, ys = unroll(cell, params, None, jnp.ones((3, 2, 5, D)))
-    assert ys.shape[:-1] == (3, 2, 5)
+    _, ys = unroll(cell, params, None, jnp.ones((3, 2, 5, *cell.space, D)))
+    assert ys.shape[:-1] == (3, 2, 5, *cell.space)
     assert ys.dtype == jnp.float32
 
 

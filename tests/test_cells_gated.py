@@ -10,13 +10,14 @@ from agree import check_methods, close, compiled
 from cell_list import BARE, MODELS, D, H, Model, draw, masked, recurrent_dropout
 
 from seqjax import cells, solve, unroll
+from seqjax.core import dense
 from seqjax.initializers import chrono, zeros
 from seqjax.native import compiler
 
 KEY = jax.random.key(0)
 LSTMS = ["coupled_lstm", "projected_lstm", "layer_norm_lstm", "multiplicative_lstm"]
-SIMPLE = ["ind_rnn", "ugrnn", "mgu", "antisymmetric_rnn", "ct_rnn"]
-NOT_ELEMENTWISE = {"projected_lstm", "layer_norm_lstm"}
+SIMPLE = ["ind_rnn", "peephole_sru", "fast_weights", "exp_rnn", "ugrnn", "mgu", "antisymmetric_rnn", "ct_rnn"]
+NOT_ELEMENTWISE = {"projected_lstm", "layer_norm_lstm", "fast_weights"}
 MAKE = {name: getattr(cells, name) for name in LSTMS + SIMPLE} | {
     "projected_lstm": lambda hidden, **options: cells.projected_lstm(hidden, 3, **options)
 }
@@ -103,6 +104,34 @@ def test_a_cell_reduces_to_a_simpler_one(x64, name):
     close(got, expected)
 
 
+def test_sru_without_peepholes_has_the_state_of_the_first_version(x64):
+    _, params, carry, xs = draw(BARE["peephole_sru"])
+    params = params | {"p": jnp.zeros((2, H))}
+    _, hs = compiled(partial(unroll, cells.peephole_sru(H), method="scan"))(params, carry, xs)
+    step, c = compiled(cells.sru(H).step), carry.c
+    for x, h in zip(xs, hs, strict=True):
+        _, _, r, s = parts(dense(x, params["w_x"], params["b"]), 4)
+        c, _ = step({name: params[name] for name in ("w_x", "b")}, c, x)
+        close(h, jax.nn.sigmoid(r) * c + jax.nn.sigmoid(-r) * s)
+
+
+def test_fast_weights_attend_to_the_past_outputs(x64):
+    """Equation 4 of the paper: no matrix is written, and past outputs are weighted by their products with this one."""
+    decay, rate = 0.9, 0.4
+    cell = cells.fast_weights(H, decay=decay, rate=rate, activation=jnp.tanh)
+    params = draw(Model(cell)).params
+    xs = draw(Model(cell)).xs[:, 0]
+    _, ys = compiled(partial(unroll, cell))(params, None, xs)
+    past, p = [np.zeros(H)], jax.tree.map(np.asarray, params)
+    for x, y in zip(np.asarray(xs), ys, strict=True):
+        u = x @ p["w_x"] + past[-1] @ p["w_h"] + p["b"]
+        h = np.tanh(u)
+        u = u + rate * sum(decay**lag * (one @ h) * one for lag, one in enumerate(reversed(past)))
+        h = np.tanh(p["gain"] * (u - u.mean()) / np.sqrt(u.var() + 1e-5) + p["shift"])
+        close(y, jnp.asarray(h))
+        past.append(h)
+
+
 @pytest.mark.parametrize("name", [*LSTMS, "ugrnn", "mgu"])
 def test_chrono_starts_a_cell_that_keeps_its_carry(name):
     cell = MAKE[name](H, b=chrono(1e12))
@@ -124,6 +153,10 @@ def test_what_is_no_gate_starts_as_documented():
     params = cells.layer_norm_lstm(H).init(KEY, D)
     assert all((params[gain] == 1).all() for gain in ("a_x", "a_h", "a_c"))
     assert not params["b_c"].any()
+    params = cells.fast_weights(H).init(KEY, D)
+    assert (params["gain"] == 1).all()
+    assert not params["shift"].any()
+    assert not cells.peephole_sru(H).init(KEY, D)["p"].any()
     params = cells.projected_lstm(H, 3).init(KEY, D)
     assert (params["w_h"].shape, params["w_p"].shape) == ((3, 4 * H), (H, 3))
     np.testing.assert_allclose(params["w_p"].T @ params["w_p"], np.eye(3), atol=1e-6)
@@ -203,6 +236,9 @@ def test_a_number_of_units_that_is_none_and_features_that_do_not_fit_are_refused
         (lambda: cells.antisymmetric_rnn(H, step=0.0), "antisymmetric_rnn takes a positive step, got 0.0"),
         (lambda: cells.antisymmetric_rnn(H, diffusion=-0.1), "takes a diffusion of at least 0, got -0.1"),
         (lambda: cells.ct_rnn(H, dt=-1.0), "ct_rnn takes a positive dt, got -1.0"),
+        (lambda: cells.fast_weights(H, 0), "fast_weights takes a positive number of steps, got 0"),
+        (lambda: cells.fast_weights(H, decay=1.1), "needs 0 <= decay <= 1 and rate >= 0, got 1.1 and 0.5"),
+        (lambda: cells.fast_weights(H, rate=-0.5), "needs 0 <= decay <= 1 and rate >= 0, got 0.95 and -0.5"),
     ],
 )
 def test_numbers_out_of_range_are_refused(make, message):

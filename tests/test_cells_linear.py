@@ -9,13 +9,18 @@ import numpy as np
 import pytest
 from agree import check_methods, close, compiled, values_and_gradients
 from cell_list import BARE, D, H, Model, draw
+from scipy.linalg import expm
 
 from seqjax import cells, parallel, unroll
 from seqjax.cells.state_space import legs_frequencies
 from seqjax.core import Complex
 from seqjax.parallel import associative
 
-NAMES = ["min_lstm", "qrnn", "sru", "lru", "rg_lru", "s4d", "gated_linear_attention", "delta_net", "mlstm", "slstm"]
+NAMES = ["min_lstm", "qrnn", "sru", "lru", "rg_lru", "s4d", "s5", "gated_linear_attention", "delta_net"]
+NAMES += ["mlstm", "slstm"]
+
+
+KEY = jax.random.key(0)
 
 
 def scan(cell, params, carry, xs):
@@ -26,7 +31,7 @@ def sigmoid(u):
     return 1 / (1 + np.exp(-u))
 
 
-@pytest.mark.parametrize("name", ["lru", "s4d", "rg_lru", "gated_linear_attention"])
+@pytest.mark.parametrize("name", ["lru", "s4d", "s5", "rg_lru", "gated_linear_attention"])
 def test_a_prefix_gives_what_scan_gives(x64, monkeypatch, name):
     """In chunks, step by step and in log depth; so the gradient of a recurrence of pairs has its conjugates right."""
     drawn = draw(BARE[name])
@@ -57,6 +62,15 @@ def test_f_pooling_is_fo_pooling_without_its_output_gate(x64):
     close((carry_f, hs[-1]), (carry_fo, carry_fo))
     o = np.asarray(xs) @ np.asarray(params["w_x"][:, 2 * H :]) + np.asarray(params["b"][2 * H :])
     close(ys, sigmoid(o) * hs)
+
+
+@pytest.mark.parametrize("output_gate", [True, False])
+def test_a_window_of_qrnn_is_the_inputs_concatenated(x64, output_gate):
+    wide, window = cells.qrnn(H, output_gate), cells.qrnn(H, output_gate, 3)
+    _, params, carry, xs = draw(Model(window))
+    before = jnp.concatenate([jnp.moveaxis(carry.x[:, 1:], 1, 0), xs])
+    expected, ys = scan(wide, params, carry.h, jnp.concatenate([before[:-2], before[1:-1], before[2:]], axis=-1))
+    close(scan(window, params, carry, xs), (cells.QRNNCarry(expected, jnp.moveaxis(xs[-3:], 0, 1)), ys))
 
 
 def test_lru_starts_on_a_ring():
@@ -123,16 +137,54 @@ def test_the_frequencies_are_those_of_hippo_legs():
     np.testing.assert_allclose(legs_frequencies(8), np.sort(values.imag)[8:])
 
 
-def test_zero_order_hold_is_exact_for_inputs_that_stand_still(x64):
+def test_s5_starts_as_hippo_n_of_all_features(x64):
+    """The complex states are those of the real system X' = A X + B x, in the coordinates of its eigenvectors."""
+    states, dt = 3, 0.07
+    cell = cells.s5(2 * states, blocks=2, dt_min=dt, dt_max=dt, dtype=jnp.float64)
+    params, xs = cell.init(jax.random.key(0), D), draw(Model(cell)).xs
+    n = np.arange(2 * states)
+    root = np.sqrt(2 * n + 1)
+    block = -np.tril(np.outer(root, root), -1) - np.diag(n + 1) + np.outer(root, root) / 2
+    matrix = np.kron(np.eye(2), block)
+    back = np.kron(np.eye(2), np.linalg.eigh(-1j * (block + np.eye(2 * states) / 2))[1][:, states:])
+    w_x, w_y, d = (np.asarray(params[name]) for name in ("w_x", "w_y", "d"))
+    b = 2 * (back @ (w_x[:, : 2 * states] + 1j * w_x[:, 2 * states :]).T).real
+    keep = expm(dt * matrix)
+    write = np.linalg.solve(matrix, keep - np.eye(len(keep))) @ b
+    state, c = np.zeros((2, 4 * states)), w_y[: 2 * states] - 1j * w_y[2 * states :]
+    run = compiled(partial(unroll, cell, method="scan"))
+    for t, x in enumerate(np.asarray(xs)):
+        state = state @ keep.T + x @ write.T
+        carry, ys = run(params, None, xs[: t + 1]) if t in (0, 6) else (None, None)
+        if carry is not None:
+            close(jnp.asarray(2 * ((np.asarray(carry.re) + 1j * np.asarray(carry.im)) @ back.T).real), state)
+            # What is read from a state is read from its conjugate too, which is not computed.
+            close(ys[-1], (state @ back.conj() @ c).real + d * x)
+
+
+def test_s5_starts_as_documented():
+    cell = cells.s5(150, blocks=3, dt_min=0.01, dt_max=0.1)
+    params = {name: np.asarray(leaf) for name, leaf in compiled(lambda key: cell.init(key, 60))(KEY).items()}
+    assert params["w_x"].std() == pytest.approx((1 / 2 / 300) ** 0.5, rel=0.03)
+    assert params["w_y"].std() == pytest.approx((2 / 150) ** 0.5, rel=0.03)
+    np.testing.assert_allclose(np.exp(params["log_decay"]), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(params["frequency"], np.tile(legs_frequencies(50), 3), rtol=1e-6)
+    quartiles = np.quantile(params["log_dt"] / np.log(10), [0, 0.5, 1])
+    np.testing.assert_allclose(quartiles, [-2, -1.5, -1], atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["s4d", "s5"])
+def test_zero_order_hold_is_exact_for_inputs_that_stand_still(x64, name):
     """So one step of dt is four of dt / 4; and nothing is lost in float32 where dt is small."""
-    cell, params, carry, xs = draw(BARE["s4d"], steps=1)
+    cell, params, carry, xs = draw(BARE[name], steps=1)
     short = {**params, "log_dt": params["log_dt"] - np.log(4)}
     xs = jnp.broadcast_to(xs, (4, *xs.shape[1:]))
     close(scan(cell, short, carry, xs)[0], scan(cell, params, carry, xs[:1])[0])
     affine: Any = cell.affine
     short["log_dt"] = params["log_dt"] - 12
-    _, wide = affine(short, xs[0])
-    _, narrow = affine(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), short), xs[0].astype(jnp.float32))
+    z = cell.project(short, xs[0])
+    _, wide = affine(short, z)
+    _, narrow = affine(*jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (short, z)))
     np.testing.assert_allclose(narrow.re, wide.re, rtol=1e-5)
     np.testing.assert_allclose(np.hypot(*narrow), np.hypot(*wide), rtol=1e-5)
 
@@ -206,7 +258,8 @@ def test_heads_of_slstm_are_cells_side_by_side(x64):
 
 def test_sixteen_bit_params_have_float32_carries_and_gradients_of_their_dtype():
     made = [cells.min_lstm(H, dtype=jnp.bfloat16), cells.qrnn(H, dtype=jnp.bfloat16), cells.sru(H, dtype=jnp.bfloat16)]
-    made += [cells.lru(H, dtype=jnp.bfloat16), cells.rg_lru(dtype=jnp.bfloat16), cells.s4d(2, dtype=jnp.bfloat16)]
+    made += [cells.s5(H, dtype=jnp.bfloat16), cells.lru(H, dtype=jnp.bfloat16)]
+    made += [cells.rg_lru(dtype=jnp.bfloat16), cells.s4d(2, dtype=jnp.bfloat16)]
     made += [make(2, 3, 2, dtype=jnp.bfloat16) for make in (cells.gated_linear_attention, cells.delta_net, cells.mlstm)]
     made += [cells.slstm(H, dtype=jnp.bfloat16)]
 
@@ -228,6 +281,7 @@ def test_initial_values_are_finite_in_sixteen_bits():
         cells.lru(256, dtype=jnp.bfloat16),
         cells.rg_lru(dtype=jnp.bfloat16),
         cells.s4d(8, dtype=jnp.bfloat16),
+        cells.s5(8, dtype=jnp.bfloat16),
     ):
         assert all(
             jnp.isfinite(leaf).all()
@@ -248,11 +302,15 @@ def test_biases_start_as_documented():
     [
         (lambda: cells.min_lstm(0), "min_lstm takes a positive number of units, got 0"),
         (lambda: cells.qrnn(0), "qrnn takes a positive number of units, got 0"),
+        (lambda: cells.qrnn(2, window=0), "qrnn takes a window of at least one step, got 0"),
         (lambda: cells.sru(-1), "sru takes a positive number of units, got -1"),
         (lambda: cells.lru(2, r_min=0.9, r_max=0.5), "lru needs 0 <= r_min < r_max <= 1 and max_phase > 0, got 0.9"),
         (lambda: cells.lru(2, max_phase=0.0), "max_phase > 0, got"),
         (lambda: cells.rg_lru(c=0.0), "rg_lru needs c > 0, got 0.0"),
         (lambda: cells.s4d(0), "s4d takes a positive number of states, got 0"),
+        (lambda: cells.s5(0), "s5 takes a positive number of units, got 0"),
+        (lambda: cells.s5(4, blocks=3), "s5 takes a number of blocks that divides its 4 units, got 3"),
+        (lambda: cells.s5(2, dt_max=0.0), "s5 needs 0 < dt_min <= dt_max, got 0.001 and 0.0"),
         (lambda: cells.s4d(2, dt_min=0.2), "s4d needs 0 < dt_min <= dt_max, got 0.2 and 0.1"),
         (lambda: cells.delta_net(2, 0, 1), "delta_net takes positive sizes, got .*'keys': 0"),
         (lambda: cells.mlstm(2, 1, 1.5), "mlstm takes positive sizes, got .*'values': 1.5"),
@@ -267,9 +325,8 @@ def test_what_makes_no_cell_is_refused(make, message):
 
 
 def test_inputs_of_another_width_are_refused():
-    for name in NAMES:
-        cell = BARE[name].cell
-        params = cell.init(jax.random.key(0), D)
+    for cell in [*(BARE[name].cell for name in NAMES), cells.qrnn(H, window=2)]:
+        params = draw(Model(cell), dtype=jnp.float32).params
         with pytest.raises(ValueError, match=rf"inputs have shape .*, expected \[..., {D}\]"):
             unroll(cell, params, None, jnp.ones((3, 2, D + 1)))
 

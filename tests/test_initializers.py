@@ -208,7 +208,7 @@ def test_np_rnn_is_positive_definite_with_largest_eigenvalue_one():
     assert values.min() == pytest.approx(1 / 5, rel=0.2)
 
 
-@pytest.mark.parametrize("name", ["spectral_radius", "np_rnn"])
+@pytest.mark.parametrize("name", ["spectral_radius", "np_rnn", "rotations"])
 def test_what_needs_a_square_matrix_says_so(name):
     with pytest.raises(ValueError, match=rf"{name} initializes square matrices, got the shape \(3, 5\)"):
         getattr(initializers, name)()(KEY, (3, 5))
@@ -247,3 +247,21 @@ def test_uniform_gates_need_units_and_gates():
         cells.lstm(1, b=initializers.uniform_gate()).init(KEY, 3)
     with pytest.raises(ValueError, match=r"uniform_gate sets the gates .*, but the gates are \['candidate'\]"):
         cells.rnn(4, b=initializers.uniform_gate()).init(KEY, 3)
+
+
+def test_rotations_turn_pairs_of_units_by_angles_drawn_uniformly():
+    w = np.asarray(initializers.rotations()(KEY, (2001, 2001)))
+    np.testing.assert_array_equal(w, -w.T)
+    angles = np.diag(w, 1)[::2]
+    # All that is not 0 are these, so that the last unit, which has no partner, stands still.
+    assert (np.count_nonzero(w), np.count_nonzero(angles), angles.shape) == (2000, 1000, (1000,))
+    distance = np.abs(np.sort(angles) / (2 * np.pi) + 0.5 - (np.arange(1000) + 0.5) / 1000).max()
+    assert distance < 1.63 / np.sqrt(1000)
+    few = np.diag(np.asarray(initializers.rotations(0, np.pi / 2)(KEY, (400, 400))), 1)[::2]
+    assert 0 <= few.min() < 0.05
+    assert np.pi / 2 - 0.05 < few.max() <= np.pi / 2
+
+
+def test_rotations_need_a_range():
+    with pytest.raises(ValueError, match=r"rotations draws angles between low < high, got 1.0 and 1.0"):
+        initializers.rotations(1.0, 1.0)

@@ -84,8 +84,9 @@ def test_lanes_may_be_vmapped(x64, method):
 
 
 NEWTON = {"full": newton, "diagonal": partial(newton, jacobian="diagonal")}
-# Constants in z, two stages, no hint, two leaves, layers and tokens, noise.
+# Constants in z, two stages, no hint, two leaves, layers and tokens, noise, a carry that is an image.
 SOLVED = ["gru", "gru_reset_before", "peephole_lstm", "min_gru", "from_step", "language_model", "dropout_stack"]
+SOLVED += ["conv_lstm_2d"]
 
 
 def check_newton(drawn, methods, mask=None, tolerance=1e-10):

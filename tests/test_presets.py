@@ -15,6 +15,7 @@ D, H = 40, 30
 SIZES = {"rnn": 1, "lstm": 4, "gru": 3}
 FLAX = {"rnn": nnx.SimpleCell, "lstm": nnx.LSTMCell, "gru": nnx.GRUCell, "packed lstm": nnx.OptimizedLSTMCell}
 FORGET = slice(H, 2 * H)
+INSIDE = np.arange(3 * H) >= 2 * H  # the candidate's part of a GRU's biases
 
 
 def ours(name, preset, seed=0):
@@ -32,8 +33,7 @@ def keras_layer(name):
         layer.build((None, None, D))
     w_x, w_h, b = (np.asarray(weight.value) for weight in layer.weights)
     if name == "gru":
-        assert not b.any()
-        b = b[0]
+        return {"w_x": w_x, "w_h": w_h, "b": b[0] + np.where(INSIDE, 0, b[1]), "b_n": b[1][INSIDE]}
     return {"w_x": w_x, "w_h": w_h, "b": b}
 
 
@@ -44,8 +44,10 @@ def torch_layer(name):
     w_x, w_h, b_x, b_h = (
         getattr(layer, f"{part}_l0").detach().numpy() for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
-    inside = np.arange(len(b_h)) >= 2 * H
-    return {"w_x": w_x.T, "w_h": w_h.T, "b": b_x + np.where((name == "gru") & inside, 0, b_h)}
+    weights = {"w_x": w_x.T, "w_h": w_h.T}
+    if name == "gru":
+        return {**weights, "b": b_x + np.where(INSIDE, 0, b_h), "b_n": b_h[INSIDE]}
+    return {**weights, "b": b_x + b_h}
 
 
 def flax_layer(name):
@@ -73,10 +75,11 @@ def agree(one, other):
         same_distribution(one[name], other[name])
         # A bound, such as that of a uniform draw, is seen in the extremes long before it is in the distance.
         assert np.abs(one[name]).max() == pytest.approx(np.abs(other[name]).max(), rel=0.3)
-    if other["b"].std() == 0 or set(np.unique(other["b"])) <= {0, 1}:
-        np.testing.assert_array_equal(one["b"], other["b"])
-    else:
-        same_distribution(one["b"], other["b"])
+    for name in sorted({"b", "b_n"} & set(other)):
+        if other[name].std() == 0 or set(np.unique(other[name])) <= {0, 1}:
+            np.testing.assert_array_equal(one[name], other[name])
+        else:
+            same_distribution(one[name], other[name])
 
 
 def overlaps(w):
@@ -113,8 +116,11 @@ def test_flax(name):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_pytorch(name):
-    theirs, found = torch_layer(name), ours(name, presets.pytorch())
+    theirs, found = torch_layer(name), ours(name, presets.pytorch(gru=name == "gru"))
     agree(found, theirs)
+    if name == "gru":
+        for b_n in (found["b_n"], theirs["b_n"]):
+            assert 0.8 * H**-0.5 < np.abs(b_n).max() <= H**-0.5
     for gate, (b, other) in enumerate(
         zip(np.split(found["b"], SIZES[name]), np.split(theirs["b"], SIZES[name]), strict=True)
     ):
@@ -150,3 +156,15 @@ def test_presets_are_for_any_cell_with_their_arguments_and_any_width(make, prese
     narrow, usual = (jax.eval_shape(lambda c=c: c.init(jax.random.key(0), 3)) for c in (cell, make(4)))
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(narrow))
     assert jax.tree.map(jnp.shape, narrow) == jax.tree.map(jnp.shape, usual)
+
+
+def test_the_second_bias_of_a_gru_changes_no_other_draw():
+    key = jax.random.key(0)
+    with_it, without = (cells.gru(5, **preset).init(key, 3) for preset in (presets.pytorch(gru=True), {}))
+    assert not without["b_n"].any()
+    again = cells.gru(5, b=initializers.uniform_bias(), b_n=initializers.uniform_bias()).init(key, 3)
+    np.testing.assert_array_equal(again["b_n"], with_it["b_n"])
+    for name in ("w_x", "w_h"):
+        np.testing.assert_array_equal(again[name], without[name])
+    # Not the same numbers in both biases either.
+    assert not np.isin(again["b_n"], again["b"]).any()

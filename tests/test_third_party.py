@@ -62,7 +62,7 @@ def relaxed():
 
 def draw(cell, dtype, seed=0):
     """`(weights, xs [B, T, D])`, normal."""
-    tree = jax.eval_shape(lambda: (cell.init(jax.random.key(0), D), jnp.zeros((B, T, D))))
+    tree = jax.eval_shape(lambda: (cell.init(jax.random.key(0), D), jnp.zeros((B, T, *cell.space, D))))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.5, dtype), tree)
 
@@ -163,7 +163,7 @@ def test_flax(name, dtype, padded_and_reversed):
 
 def keras_weights(cell, p):
     """Kernel, recurrent kernel and bias of a Keras layer. Its GRU has the update gate before the reset gate."""
-    if cell in ("rnn", "lstm"):
+    if cell in ("rnn", "lstm", "conv_lstm"):
         return [p["w_x"], p["w_h"], p["b"]]
 
     def swap(w):
@@ -185,9 +185,9 @@ def keras_layer(keras, cell, **options):
     return keras.layers.GRU(H, reset_after=cell == "gru", **options)
 
 
-def keras_run(layer, names, mask):
+def keras_run(layer, names, mask, space=()):
     with relaxed():
-        layer.build((B, T, D))
+        layer.build((B, T, *space, D))
     fixed = [v.value for v in layer.non_trainable_variables]
 
     def run(weights, xs):
@@ -212,6 +212,16 @@ def test_keras(keras, cell, mask):
     weights, xs = draw(CELLS[cell], "float32")
     theirs = keras_run(keras_layer(keras, cell, **FULL), [cell], mask)
     agree(results(ours(CELLS[cell], mask), weights, xs), results(theirs, weights, xs), "float32")
+
+
+@pytest.mark.parametrize(("space", "kernel"), [((6,), (4,)), ((4, 5), (2, 3))])
+def test_keras_convolution(keras, space, kernel):
+    cell = cells.conv_lstm(H, space, kernel)
+    weights, xs = draw(cell, "float32")
+    make = keras.layers.ConvLSTM1D if len(space) == 1 else keras.layers.ConvLSTM2D
+    options = {"padding": "same", "recurrent_activation": "sigmoid", "return_sequences": True, "return_state": True}
+    theirs = keras_run(make(H, kernel, recurrent_initializer="zeros", **options), ["conv_lstm"], None, space)
+    agree(results(ours(cell), weights, xs), results(theirs, weights, xs), "float32")
 
 
 @MASKS

@@ -213,6 +213,7 @@ def gru(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(),
+    b_n: BiasInitializer = gate_bias(),
     dtype: Any = jnp.float32,
 ) -> Cell:
     """Gated recurrent unit, reset after the product: the form of cuDNN, PyTorch and Keras::
@@ -224,13 +225,14 @@ def gru(
         h = z * h + (1 - z) * n
         y = h
 
-    Cho et al. 2014 (arXiv 1406.1078). The bias b_n [H] inside the reset starts at 0; z near 1 keeps the carry.
+    Cho et al. 2014 (arXiv 1406.1078). z near 1 keeps the carry.
 
     Args:
       hidden: number of units H.
       w_x: initializer of the input weights [D, H] of each gate.
       w_h: initializer of the recurrent weights [H, H] of each gate.
       b: bias initializer, of the gates "reset", "update" and "candidate".
+      b_n: bias initializer, of the one gate "candidate", for the bias b_n [H] inside the reset.
       dtype: of the params.
 
     Returns:
@@ -238,6 +240,10 @@ def gru(
     """
     _check_size("gru", hidden)
     initial = _initial(hidden, ("reset", "update", "candidate"), w_x, w_h, b, dtype)
+
+    def init(key, in_features):
+        # The key is one that `initial` does not make: what it draws does not depend on b_n.
+        return {**initial(key, in_features), "b_n": b_n(jax.random.fold_in(key, 3), ("candidate",), hidden, dtype)}
 
     def project(params, x):
         return _project(params, x), Const(params["b_n"])
@@ -251,11 +257,7 @@ def gru(
         return z * h + (1 - z) * write(n)
 
     hint = _one_product(gates)
-    return _gated(
-        lambda key, in_features: {**initial(key, in_features), "b_n": jnp.zeros((hidden,), dtype)},
-        hint,
-        project=project,
-    )
+    return _gated(init, hint, project=project)
 
 
 def gru_reset_before(

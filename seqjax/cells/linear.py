@@ -5,14 +5,14 @@ in `gated.py`; the carry is h [B, H].
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 
 from seqjax.cells.gated import _check_size
-from seqjax.core import Array, Cell, affine_transition, carry_dtype, dense
+from seqjax.core import Array, Cell, affine_transition, carry_dtype, check_features, dense
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, per_gate
 
 
@@ -100,6 +100,7 @@ def min_lstm(
 def qrnn(
     hidden: int,
     output_gate: bool = True,
+    window: int = 1,
     *,
     w_x: Initializer = glorot_uniform(),
     b: BiasInitializer = gate_bias(),
@@ -111,19 +112,60 @@ def qrnn(
         h = sigmoid(f) * h + (1 - sigmoid(f)) * tanh(n)
         y = sigmoid(o) * h
 
-    The paper's convolution has a window of 1 here; for a wider one, concatenate each input with those before it.
-    Without `output_gate` this is f-pooling: y = h, and no o. Other arguments and carry as in `min_gru`; the gates are
+    Without `output_gate` this is f-pooling: y = h, and no o. With a `window` of k, the paper's masked convolution of
+    width k, x is the last k inputs one after the other, the oldest first, and w_x is [k D, 3 H]; the carry is then
+    `QRNNCarry(h, x)`, in which the cell is not affine: it loses that hint and is scanned. (To keep it, concatenate the
+    inputs of all steps beforehand and take a window of 1.) Other arguments and carry as in `min_gru`; the gates are
     "forget", "candidate" and "output".
     """
     _check_size("qrnn", hidden)
+    if not isinstance(window, int) or window < 1:
+        raise ValueError(f"qrnn takes a window of at least one step, got {window!r}")
 
     def keep_and_write(f, n, *o):
         return sigmoid(f), sigmoid(-f) * jnp.tanh(n)
 
-    if not output_gate:
-        return _linear(hidden, ("forget", "candidate"), w_x, b, dtype, keep_and_write)
-    gates = ("forget", "candidate", "output")
-    return _linear(hidden, gates, w_x, b, dtype, keep_and_write, lambda h, f, n, o: sigmoid(o) * h)
+    if output_gate:
+        gates, readout = ("forget", "candidate", "output"), lambda h, f, n, o: sigmoid(o) * h
+    else:
+        gates, readout = ("forget", "candidate"), lambda h, f, n: h
+    cell = _linear(hidden, gates, w_x, b, dtype, keep_and_write, readout)
+    return cell if window == 1 else _over_windows(cell, window)
+
+
+class QRNNCarry(NamedTuple):
+    """Carry of a QRNN with a window: output h [B, H], and the last inputs x [B, window, D], the oldest first."""
+
+    h: Array
+    x: Array
+
+
+def _over_windows(cell: Cell, window: int) -> Cell:
+    """`cell` on the last `window` inputs one after the other; 0 stands for those before the first."""
+
+    def initial_carry(params, batch_shape):
+        h, features = cell.initial_carry(params, batch_shape), params["w_x"].shape[0] // window
+        return QRNNCarry(h, jnp.zeros((*batch_shape, window, features), h.dtype))
+
+    def project(params, x):
+        w = params["w_x"]
+        check_features(x, w[: w.shape[0] // window])
+        return x.astype(carry_dtype(w.dtype))
+
+    def seen(params, x):
+        return cell.project(params, x.reshape(*x.shape[:-2], -1))
+
+    def transition(params, carry, x):
+        x = jnp.concatenate([carry.x[..., 1:, :], x[..., None, :]], axis=-2)
+        return QRNNCarry(cell.transition(params, carry.h, seen(params, x)), x)
+
+    return Cell(
+        init=lambda key, in_features: cell.init(key, window * in_features),
+        initial_carry=initial_carry,
+        project=project,
+        transition=transition,
+        readout=lambda params, carry, x: cell.readout(params, carry.h, seen(params, carry.x)),
+    )
 
 
 def sru(

@@ -1,4 +1,4 @@
-"""Cells with one gate or none, and few weights.
+"""Cells with few weights: one gate or none, or a recurrence that keeps the units apart.
 
 Docstrings show one step as in `gated.py`, with the carry h [B, H].
 """
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
-from seqjax.cells.gated import _check_size, _gated, _hint, _initial, _one_product, _project
+from seqjax.cells.gated import LSTMCarry, _check_size, _gated, _hint, _initial, _one_product, _project
 from seqjax.core import Array, Cell, Const, carry_dtype, like
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
@@ -68,6 +68,63 @@ def ind_rnn(
         hint,
         initial_carry=lambda params, batch_shape: jnp.zeros((*batch_shape, hidden), carry_dtype(params["u"].dtype)),
         project=lambda params, x: (_project(params, x), Const(params["u"])),
+    )
+
+
+def peephole_sru(
+    hidden: int,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    b: BiasInitializer = gate_bias(),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """Simple recurrent unit whose gates see the cell state (Lei et al. 2018, arXiv 1709.02755, last version)::
+
+        f, n, r, s = split(x @ w_x + b, 4)
+        p_f, p_r = p
+        f, r = sigmoid(f + p_f * c), sigmoid(r + p_r * c)
+        c = f * c + (1 - f) * n
+        h = r * c + (1 - r) * s
+        y = h
+
+    Both gates see the state before the step. Units meet in the next layer, and there is no matrix product of the carry,
+    but it is not linear in it either: `sru` is, which has no peepholes. The highway s is a product of x, so that its
+    width may be another than H, and the paper's factor on it is left to `w_x`.
+
+    Args:
+      hidden: number of units H.
+      w_x: initializer of the weights [D, H] of each gate.
+      b: bias initializer, of the gates "forget", "candidate", "reset" and "highway".
+      dtype: of the params. The peepholes p [2, H] start at 0.
+
+    Returns:
+      A cell with the carry `LSTMCarry(h, c)`.
+    """
+    _check_size("peephole_sru", hidden)
+    names = ("forget", "candidate", "reset", "highway")
+
+    def init(key, in_features):
+        k_x, k_b = jax.random.split(key)
+        w = per_gate(w_x, k_x, in_features, 4, hidden, dtype)
+        return {"w_x": w, "b": b(k_b, names, hidden, dtype), "p": jnp.zeros((2, hidden), dtype)}
+
+    def initial_carry(params, batch_shape):
+        zeros = jnp.zeros((*batch_shape, hidden), carry_dtype(params["p"].dtype))
+        return LSTMCarry(zeros, zeros)
+
+    def gates(carry, z, us, write):
+        z, p = z
+        f, n, r, s = jnp.split(z, 4, axis=-1)
+        p_f, p_r = (like(row.astype(f.dtype), f) for row in p.value)
+        f, r = sigmoid(f + p_f * carry.c), sigmoid(r + p_r * carry.c)
+        c = f * carry.c + (1 - f) * write(n)
+        return LSTMCarry(r * c + (1 - r) * s, c)
+
+    return _gated(
+        init,
+        _hint(lambda params: (), (), gates),
+        initial_carry=initial_carry,
+        project=lambda params, x: (_project(params, x), Const(params["p"])),
     )
 
 

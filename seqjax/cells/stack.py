@@ -9,10 +9,12 @@ def stack(*cells: Cell) -> Cell:
     """Layers: each cell reads the output of the one before.
 
     Params and carry are tuples with one entry a layer. The `layers` hint lets `unroll` run each layer over all of time
-    before the next, on its own fast path.
+    before the next, on its own fast path. All layers have the same `space`.
     """
     if not cells:
         raise ValueError("stack needs at least one cell")
+    if len({cell.space for cell in cells}) > 1:
+        raise ValueError(f"stack needs cells of one space, got those of {[cell.space for cell in cells]}")
 
     def init(key, in_features):
         params = []
@@ -48,4 +50,5 @@ def stack(*cells: Cell) -> Cell:
         transition=transition,
         readout=readout,
         layers=cells,
+        space=cells[0].space,
     )

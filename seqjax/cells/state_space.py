@@ -5,6 +5,7 @@ docstrings show one step as in `gated.py`, with complex NumPy: x [B, D], carry [
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,13 +14,46 @@ import numpy as np
 from jax.nn import log_sigmoid, sigmoid
 
 from seqjax.cells.gated import _check_size
-from seqjax.core import Array, Cell, Complex, Tree, affine_transition, carry_dtype, check_features, dense, like, matmul
+from seqjax.core import (
+    Array,
+    Cell,
+    Complex,
+    Tree,
+    affine_transition,
+    carry_dtype,
+    check_features,
+    dense,
+    like,
+    matmul,
+    multiply,
+)
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, per_gate
 
 
 def _wide(value: Array) -> Array:
     """A param in the dtype of the carry."""
     return value.astype(carry_dtype(value.dtype))
+
+
+def _between_products(init: Callable, affine: Callable) -> Cell:
+    """A cell of H complex units, with `x @ w_x` [B, 2 H] before them and a product with w_y [2 H, D] after them."""
+
+    def initial_carry(params, batch_shape):
+        zeros = jnp.zeros((*batch_shape, params["w_y"].shape[0] // 2), carry_dtype(params["w_y"].dtype))
+        return Complex(zeros, zeros)
+
+    def readout(params, carry, z):
+        y = matmul(jnp.concatenate(carry, axis=-1), params["w_y"])
+        return y + like(_wide(params["d"]), y) * z[1]
+
+    return Cell(
+        init=init,
+        initial_carry=initial_carry,
+        project=lambda params, x: (dense(x, params["w_x"]), x.astype(carry_dtype(x.dtype))),
+        transition=affine_transition(affine),
+        readout=readout,
+        affine=affine,
+    )
 
 
 def _lru_affine(params: Tree, z: tuple[Array, Array]) -> tuple[Complex, Complex]:
@@ -82,22 +116,7 @@ def lru(
         }
         return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
-    def initial_carry(params, batch_shape):
-        zeros = jnp.zeros((*batch_shape, hidden), carry_dtype(params["nu"].dtype))
-        return Complex(zeros, zeros)
-
-    def readout(params, carry, z):
-        y = matmul(jnp.concatenate(carry, axis=-1), params["w_y"])
-        return y + like(_wide(params["d"]), y) * z[1]
-
-    return Cell(
-        init=init,
-        initial_carry=initial_carry,
-        project=lambda params, x: (dense(x, params["w_x"]), x.astype(carry_dtype(x.dtype))),
-        transition=affine_transition(_lru_affine),
-        readout=readout,
-        affine=_lru_affine,
-    )
+    return _between_products(init, _lru_affine)
 
 
 def rg_lru(
@@ -169,15 +188,29 @@ def legs_frequencies(states: int) -> np.ndarray:
     return np.sort(np.linalg.svd(below.T - below, compute_uv=False))[::2]
 
 
-def _s4d_affine(params: Tree, x: Array) -> tuple[Complex, Complex]:
-    dt = jnp.exp(_wide(params["log_dt"]))[:, None]
-    decay, frequency = jnp.exp(_wide(params["log_decay"])), _wide(params["frequency"])
+def _check_steps(cell: str, dt_min: float, dt_max: float) -> None:
+    if not 0 < dt_min <= dt_max:
+        raise ValueError(f"{cell} needs 0 < dt_min <= dt_max, got {dt_min} and {dt_max}")
+
+
+def _draw_log_dt(key: Any, shape: tuple[int, ...], dtype: Any, dt_min: float, dt_max: float) -> Array:
+    return jax.random.uniform(key, shape, dtype, math.log(dt_min), math.log(dt_max))
+
+
+def _zero_order_hold(log_dt: Array, log_decay: Array, frequency: Array) -> tuple[Complex, Complex]:
+    """exp(dt A) and (exp(dt A) - 1) / A of A = -decay + i frequency."""
+    dt, decay = jnp.exp(log_dt), jnp.exp(log_decay)
     shrink, turn = -dt * decay, dt * frequency
     a = Complex(jnp.exp(shrink) * jnp.cos(turn), jnp.exp(shrink) * jnp.sin(turn))
     # a - 1 without the difference of two numbers near 1; then (a - 1) / (-decay + i frequency).
     less = jnp.expm1(shrink) * jnp.cos(turn) - 2 * jnp.sin(turn / 2) ** 2
     norm = decay**2 + frequency**2
-    b = Complex((a.im * frequency - less * decay) / norm, -(less * frequency + a.im * decay) / norm)
+    return a, Complex((a.im * frequency - less * decay) / norm, -(less * frequency + a.im * decay) / norm)
+
+
+def _s4d_affine(params: Tree, x: Array) -> tuple[Complex, Complex]:
+    log_dt, log_decay, frequency = (_wide(params[name]) for name in ("log_dt", "log_decay", "frequency"))
+    a, b = _zero_order_hold(like(log_dt[:, None], frequency), log_decay, frequency)
     x = jnp.broadcast_to(x[..., None], (*x.shape, frequency.shape[-1]))
     return jax.tree.map(lambda a: like(a, x), a), jax.tree.map(lambda b: like(b, x) * x, b)
 
@@ -210,15 +243,14 @@ def s4d(states: int, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: Any =
     """
     if not isinstance(states, int) or states < 1:
         raise ValueError(f"s4d takes a positive number of states, got {states!r}")
-    if not 0 < dt_min <= dt_max:
-        raise ValueError(f"s4d needs 0 < dt_min <= dt_max, got {dt_min} and {dt_max}")
+    _check_steps("s4d", dt_min, dt_max)
 
     def init(key, in_features):
         k_dt, k_c, k_d = jax.random.split(key, 3)
         wide, shape = carry_dtype(dtype), (in_features, states)
         c_re, c_im = jax.random.normal(k_c, (2, *shape), wide) * 0.5**0.5
         params = {
-            "log_dt": jax.random.uniform(k_dt, (in_features,), wide, math.log(dt_min), math.log(dt_max)),
+            "log_dt": _draw_log_dt(k_dt, (in_features,), wide, dt_min, dt_max),
             "log_decay": jnp.full(shape, math.log(0.5), wide),
             "frequency": jnp.broadcast_to(jnp.asarray(legs_frequencies(states), wide), shape),
             "c_re": c_re,
@@ -240,3 +272,61 @@ def s4d(states: int, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: Any =
         return 2 * (c_re * carry.re - c_im * carry.im).sum(-1) + like(_wide(params["d"]), x) * x
 
     return Cell(init, initial_carry, project, affine_transition(_s4d_affine), readout, affine=_s4d_affine)
+
+
+def _s5_affine(params: Tree, z: tuple[Array, Array]) -> tuple[Complex, Complex]:
+    u, v = jnp.split(z[0], 2, axis=-1)
+    hold = _zero_order_hold(*(_wide(params[name]) for name in ("log_dt", "log_decay", "frequency")))
+    a, b = jax.tree.map(lambda leaf: like(leaf, u), hold)
+    return a, multiply(b, Complex(u, v))
+
+
+def s5(hidden: int, blocks: int = 1, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: Any = jnp.float32) -> Cell:
+    """Diagonal state space that mixes the features, S5, zero-order hold (Smith et al. 2023, arXiv 2208.04933)::
+
+        A = -exp(log_decay) + 1j * frequency
+        a = exp(exp(log_dt) * A)
+        u, v = split(x @ w_x, 2)
+        h = a * (re + 1j * im) + (a - 1) / A * (u + 1j * v)
+        re, im = h.real, h.imag
+        c_re, c_im = w_y[: len(log_dt)], w_y[len(log_dt) :]
+        y = (h @ (c_re - 1j * c_im)).real + d * x
+
+    The exact solution of h' = A h + B x over a time dt in which x stands still; every state has a dt of its own. The
+    conjugate of each state is not computed: w_y counts it, and is twice the paper's C. The paper's activation and gate
+    are the layers after this one.
+
+    Args:
+      hidden: number of complex states H, half of the paper's P.
+      blocks: A starts as so many equal blocks of HiPPO-N, each of hidden / blocks states.
+      dt_min: log dt is drawn uniformly between the logarithms of this
+      dt_max: and this, one dt a state.
+      dtype: of the params: log_dt, log_decay and frequency [H], w_x [D, 2 H], w_y [2 H, D] (real parts before imaginary
+        ones) and d [D]. A starts at -1/2 + i `legs_frequencies`, w_x and w_y at random with variances 1 / (4 H) and
+        2 / H: what the authors' draws are in the coordinates of the eigenvectors of HiPPO-N, which are orthonormal.
+
+    Returns:
+      A cell with the carry `Complex(re, im)`, each [B, H], affine in it, and the output y [B, D], as wide as the input.
+
+    Raises:
+      ValueError: for no states, blocks that do not divide them, or unless 0 < dt_min <= dt_max.
+    """
+    _check_size("s5", hidden)
+    if not isinstance(blocks, int) or blocks < 1 or hidden % blocks:
+        raise ValueError(f"s5 takes a number of blocks that divides its {hidden} units, got {blocks!r}")
+    _check_steps("s5", dt_min, dt_max)
+
+    def init(key, in_features):
+        k_dt, k_x, k_y, k_d = jax.random.split(key, 4)
+        wide = carry_dtype(dtype)
+        params = {
+            "log_dt": _draw_log_dt(k_dt, (hidden,), wide, dt_min, dt_max),
+            "log_decay": jnp.full((hidden,), math.log(0.5), wide),
+            "frequency": jnp.tile(jnp.asarray(legs_frequencies(hidden // blocks), wide), blocks),
+            "w_x": jax.random.normal(k_x, (in_features, 2 * hidden), wide) * (1 / 4 / hidden) ** 0.5,
+            "w_y": jax.random.normal(k_y, (2 * hidden, in_features), wide) * (2 / hidden) ** 0.5,
+            "d": jax.random.normal(k_d, (in_features,), wide),
+        }
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+    return _between_products(init, _s5_affine)

@@ -93,7 +93,8 @@ def truncated_bptt(cell: Cell, loss: Loss, k1: int, k2: int, *, method: str | So
         timed, merge = split_const(xs)
         window = [jnp.concatenate([old, new]) for old, new in zip(state.past, timed, strict=True)]
         seen = jnp.arange(k2, dtype=jnp.int32) >= kept - state.filled
-        mask = jnp.broadcast_to(seen.reshape(k2, *(1,) * len(batch_shape(xs))), (k2, *batch_shape(xs)))
+        batch = batch_shape(xs, cell.space)
+        mask = jnp.broadcast_to(seen.reshape(k2, *(1,) * len(batch)), (k2, *batch))
 
         def objective(params):
             # The next window begins k1 steps later, so the carry there is wanted too.

@@ -118,7 +118,7 @@ def artbp(cell: Cell, loss: Loss, rate: float, key: Key) -> Estimator:
     def update(params, state: Any, xs, targets):
         key, sub = jax.random.split(state.key)
         dtype = carry_dtype(jax.tree.leaves(params)[0].dtype)
-        kept = jax.random.bernoulli(sub, 1 - rate, (length(xs), *batch_shape(xs))).astype(dtype)
+        kept = jax.random.bernoulli(sub, 1 - rate, (length(xs), *batch_shape(xs, cell.space))).astype(dtype)
         value, grads, carry = plain.update(params, state.carry, (xs, kept / (1 - rate)), targets)
         return value, grads, Stream(carry, key)
 

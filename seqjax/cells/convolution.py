@@ -1,0 +1,108 @@
+"""Cells whose products are convolutions: the carry is an image, or a line, of vectors.
+
+The axes of the image stand between batch and features and are the `space` of the cell. The docstrings show one step as
+in `gated.py`, with `convolve(x, w)[p] = sum_k x[p + k - (K - 1) // 2] @ w[k]` over all axes of the image, 0 outside.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.cells.gated import LSTMCarry, _check_size, _lstm_gates
+from seqjax.core import Array, Cell, carry_dtype, check_features, like
+from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
+
+
+def _convolve(x: Array, w: Array) -> Array:
+    """x [..., *space, D] with w [*kernel, D, G], summed and returned in `carry_dtype(w.dtype)`."""
+    n = w.ndim - 2
+    image, kernel = (0, n + 1, *range(1, n + 1)), (n + 1, n, *range(n))
+    y = jax.lax.conv_general_dilated(
+        x.reshape(-1, *x.shape[-n - 1 :]).astype(w.dtype),
+        w,
+        window_strides=(1,) * n,
+        padding="SAME",
+        dimension_numbers=jax.lax.ConvDimensionNumbers(image, kernel, image),
+        preferred_element_type=carry_dtype(w.dtype),
+    )
+    return y.reshape(*x.shape[:-1], w.shape[-1])
+
+
+def _check_sizes(name: str, sizes: Any) -> None:
+    if not isinstance(sizes, tuple) or not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"conv_lstm takes a {name} of positive sizes, one for each axis, got {sizes!r}")
+
+
+def conv_lstm(
+    hidden: int,
+    space: tuple[int, ...],
+    kernel: int | tuple[int, ...] = 3,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    w_h: Initializer = orthogonal(),
+    b: BiasInitializer = gate_bias(forget=1.0),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """Convolutional LSTM (Shi et al. 2015, arXiv 1506.04214)::
+
+        i, f, g, o = split(convolve(x, w_x) + convolve(h, w_h) + b, 4)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h = sigmoid(o) * tanh(c)
+        y = h
+
+    Inputs are [T, B, W, D] for the space (W,) and [T, B, H, W, D] for (H, W), masks [T, B]. As in Keras there are no
+    peepholes, and the image keeps its size. The params do not depend on the space, so that those of a cell for small
+    images also run one for large images.
+
+    Args:
+      hidden: number of units (channels) at each place of the image.
+      space: size of the image, one number for each axis.
+      kernel: size of the kernels, one number for all axes or one for each.
+      w_x: initializer of the input kernels, called with the shape [kernel * D, hidden] for each gate; w_x is
+        [*kernel, D, 4 * hidden].
+      w_h: initializer of the recurrent kernels [*kernel, hidden, 4 * hidden], called in the same way.
+      b: bias initializer, of the gates "input", "forget", "candidate" and "output".
+      dtype: of the params.
+
+    Returns:
+      A cell with the carry `LSTMCarry(h, c)`, each [B, *space, hidden]. It has no hint: a convolution is no matrix
+      product of the carry.
+
+    Raises:
+      ValueError: for sizes that are not positive, or a kernel of another number of axes than the space.
+    """
+    _check_size("conv_lstm", hidden)
+    _check_sizes("space", space)
+    kernel = (kernel,) * len(space) if isinstance(kernel, int) else kernel
+    _check_sizes("kernel", kernel)
+    if len(kernel) != len(space):
+        raise ValueError(f"conv_lstm takes a kernel of as many axes as the space {space}, got {kernel}")
+    gates = ("input", "forget", "candidate", "output")
+
+    def draw(w, key, rows):
+        return per_gate(w, key, math.prod(kernel) * rows, 4, hidden, dtype).reshape(*kernel, rows, 4 * hidden)
+
+    def init(key, in_features):
+        k_x, k_h, k_b = jax.random.split(key, 3)
+        return {"w_x": draw(w_x, k_x, in_features), "w_h": draw(w_h, k_h, hidden), "b": b(k_b, gates, hidden, dtype)}
+
+    def initial_carry(params, batch_shape):
+        zeros = jnp.zeros((*batch_shape, *space, hidden), carry_dtype(params["w_h"].dtype))
+        return LSTMCarry(zeros, zeros)
+
+    def project(params, x):
+        w = params["w_x"]
+        check_features(x, w[(0,) * len(space)], space)
+        z = _convolve(x, w)
+        return z + like(params["b"].astype(z.dtype), z)
+
+    return Cell(
+        init=init,
+        initial_carry=initial_carry,
+        project=project,
+        transition=lambda params, carry, z: _lstm_gates(carry, z + _convolve(carry.h, params["w_h"])),
+        readout=lambda params, carry, z: carry.h,
+        space=space,
+    )
