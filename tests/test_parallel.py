@@ -11,7 +11,8 @@ from cell_list import MODELS, D, Model, draw, masked, reset, residual
 
 from seqjax import cells, parallel, unroll
 from seqjax.core import Cell
-from seqjax.parallel import associative, linear_recurrence, newton, newton_with_report
+from seqjax.newton import newton, newton_with_report
+from seqjax.parallel import associative, linear_recurrence
 
 AFFINE = {
     "min_gru": MODELS["min_gru"],
