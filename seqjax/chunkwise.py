@@ -50,6 +50,13 @@ def _scores(q: Array, k: Array, log_decay: Array | None) -> Array:
 
 def _stabilizer(m: Array, step: Any) -> Array:
     """m <- max(log_decay + m, log_write) for all steps, from m before the first."""
+    if sequential():
+
+        def body(m, x):
+            m = jnp.maximum(x[0] + m, x[1])
+            return m, m
+
+        return jax.lax.scan(body, m, (step.log_decay, step.log_write))[1]
 
     def after(f, g):
         return f[0] + g[0], jnp.maximum(f[1] + g[0], g[1])

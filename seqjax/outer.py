@@ -20,7 +20,7 @@ class Write(NamedTuple):
       log_decay: [B, N, K] or [B, N, 1], at most 0 and -inf to forget all; None where nothing decays.
       erase: [B, N, K]; None where nothing is erased.
       log_write: [B, N, 1]: the key counts exp(log_write) times. What the carry holds is then exp(-m) h, beside the
-        stabilizer m <- max(log_decay + m, log_write). None where the carry is h itself.
+        stabilizer m <- max(log_decay + m, log_write). None where the carry is h itself, and beside `erase`.
     """
 
     query: Array
