@@ -28,7 +28,8 @@ from experiments.report import COLORS, Table, markdown_table, panels, save, text
 from seqjax import cells, unroll
 from seqjax.checkpointed import checkpointed, with_loss
 from seqjax.core import Cell
-from seqjax.parallel import NewtonReport, associative, newton_with_report
+from seqjax.newton import NewtonReport, newton_with_report
+from seqjax.parallel import associative
 from seqjax.train import write_atomic
 
 DOCS = Path(__file__).parents[1] / "docs"

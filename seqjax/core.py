@@ -10,10 +10,13 @@ unrolls a cell maps `project` and `readout` over time, in parallel (`over_time`)
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from seqjax.outer import Outer
 
 Array = jax.Array
 Key = jax.Array
@@ -71,6 +74,7 @@ class Cell(NamedTuple):
         where the carry holds a `Complex`, so do a and b, and the product is that of complex numbers (`multiply`).
       layers: optional hint: unrolling this cell is unrolling these cells one after the other, each on the outputs
         of the one before. `params` and the carry are then tuples with one entry a layer.
+      outer: optional hint, see `outer.Outer`.
       space: the sizes of the axes that an input has between batch and features: (H, W) for images [B, H, W, D], and
         () for vectors [B, D]. They belong to one sequence, and every leaf of its carry may mix them.
 
@@ -85,6 +89,7 @@ class Cell(NamedTuple):
     gated: Gated | None = None
     affine: Callable[[Params, Tree], tuple[Carry, Carry]] | None = None
     layers: "tuple[Cell, ...] | None" = None
+    outer: "Outer | None" = None
     space: tuple[int, ...] = ()
 
     def step(self, params: Params, carry: Carry, x: Tree) -> tuple[Carry, Tree]:
@@ -306,12 +311,13 @@ def inner(cell: Cell, through: Callable[[Tree], Tree]) -> Cell:
 
     The start of a wrapper that adds something to z; `project` is left for the wrapper to replace.
     """
-    gated, affine = cell.gated, cell.affine
+    gated, affine, outer = cell.gated, cell.affine, cell.outer
     return cell._replace(
         transition=lambda params, carry, z: cell.transition(params, carry, through(z)),
         readout=lambda params, carry, z: cell.readout(params, carry, through(z)),
         gated=gated and around(gated, lambda carry, z, us: (carry, through(z), us)),
         affine=affine and (lambda params, z: affine(params, through(z))),
+        outer=outer and outer._replace(write=lambda params, z: outer.write(params, through(z))),
         layers=None,
     )
 

@@ -40,6 +40,7 @@ def _noisy_carry(cell: Cell, name: str, change: Callable, change_affine: Callabl
         transition=lambda params, carry, z: changed(z, carry, base.transition(params, carry, z)),
         gated=gated and around(gated, leave=lambda carry, z, new: changed(z, carry, new)),
         affine=affine and changed_affine,
+        outer=None,
     )
 
 

@@ -2,7 +2,7 @@
 
 Each is `(cell, params, carry, xs) -> (last carry, ys)` on xs [T, B, ...]. What differs is speed, memory, and what the
 cell must offer: `scan`, `rematerialized` and `checkpointed` run anything, `fused` and `native` the gated cells,
-`associative` the affine ones, `newton` those with a real carry.
+`associative` the affine ones, `chunkwise` those with a matrix carry, `newton` those with a real one.
 """
 
 import csv
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.checkpointed import checkpointed
+from seqjax.chunkwise import chunkwise
 from seqjax.core import (
     Array,
     Carry,
@@ -34,7 +35,9 @@ from seqjax.core import (
     split_const,
 )
 from seqjax.native import compiler, native, supports
-from seqjax.parallel import associative, newton
+from seqjax.newton import newton
+from seqjax.newton import newton_with_report as newton_with_report
+from seqjax.parallel import associative
 
 Solver = Callable[[Cell, Params, Carry, Tree], tuple[Carry, Tree]]
 
@@ -202,8 +205,10 @@ def auto(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tre
     """The method that is expected to be fastest for this cell on this device.
 
     It is the first of the `ranking` for the cell's hint, batch and units that can run it here: `native` needs a C++
-    compiler and arithmetic that it knows. A cell without hints is scanned.
+    compiler and arithmetic that it knows. A matrix carry is run `chunkwise`, and a cell without hints is scanned.
     """
+    if cell.outer is not None:
+        return chunkwise(cell, params, carry, xs)
     if cell.gated is None and cell.affine is None:
         return scan(cell, params, carry, xs)
     recurrence = "gated" if cell.gated is not None else "affine"
@@ -227,6 +232,7 @@ METHODS = {
     "fused": fused,
     "native": native,
     "associative": associative,
+    "chunkwise": chunkwise,
     "newton": newton,
 }
 

@@ -56,7 +56,7 @@ def masked(cell: Cell) -> Cell:
     if cell.layers:
         return over_layers(cell, tuple(masked(layer) for layer in cell.layers), lambda mask, i: mask)
     base = inner(cell, lambda z: z[0])
-    gated = base.gated
+    gated, outer = base.gated, base.outer
     affine: Any = base.affine
 
     def blank(mask, tree):
@@ -95,12 +95,17 @@ def masked(cell: Cell) -> Cell:
             select(z[1], b, jax.tree.map(jnp.zeros_like, b)),
         )
 
+    def idle(params, z):
+        step = outer.write(params, z)
+        return select(z[1], step, step.idle())
+
     return base._replace(
         project=project,
         transition=transition,
         readout=readout,
         gated=gated and around(gated, leave=lambda carry, z, new: select(z[1], new, carry)),
         affine=affine and still,
+        outer=outer and outer._replace(write=idle),
     )
 
 
@@ -114,7 +119,7 @@ def reset(cell: Cell) -> Cell:
     if cell.layers:
         return over_layers(cell, tuple(reset(layer) for layer in cell.layers), lambda border, i: border)
     base = inner(cell, lambda z: z[0])
-    gated = base.gated
+    gated, outer = base.gated, base.outer
     affine: Any = base.affine
 
     def project(params, x):
@@ -131,11 +136,16 @@ def reset(cell: Cell) -> Cell:
         fresh = jax.tree.map(jnp.add, multiply(a, jax.tree.map(like, start.value, a)), b)
         return select(border, jax.tree.map(jnp.zeros_like, a), a), select(border, fresh, b)
 
+    def forget(params, z):
+        step = outer.write(params, z).decaying()
+        return select(z[1], step.fresh(), step)
+
     return base._replace(
         project=project,
         transition=lambda params, carry, z: base.transition(params, before(carry, z), z),
         gated=gated and around(gated, lambda carry, z, us: (before(carry, z), z, us)),
         affine=affine and anew,
+        outer=outer and outer._replace(write=forget),
     )
 
 
@@ -161,7 +171,7 @@ def residual(cell: Cell) -> Cell:
 
 def inside(cell: Cell, name: str = "cell") -> Cell:
     """`cell` with its params under a name, beside those of a wrapper."""
-    gated, affine = cell.gated, cell.affine
+    gated, affine, outer = cell.gated, cell.affine, cell.outer
     return cell._replace(
         initial_carry=lambda params, batch_shape: cell.initial_carry(params[name], batch_shape),
         project=lambda params, x: cell.project(params[name], x),
@@ -169,6 +179,7 @@ def inside(cell: Cell, name: str = "cell") -> Cell:
         readout=lambda params, carry, z: cell.readout(params[name], carry, z),
         gated=gated and gated._replace(weights=lambda params: gated.weights(params[name])),
         affine=affine and (lambda params, z: affine(params[name], z)),
+        outer=outer and outer._replace(write=lambda params, z: outer.write(params[name], z)),
     )
 
 
@@ -236,7 +247,8 @@ def learned_carry(cell: Cell) -> Cell:
     def initial_carry(params, batch_shape):
         return jax.tree.map(lambda h: jnp.broadcast_to(h, (*batch_shape, *h.shape)), params["start"])
 
-    return inside(cell)._replace(init=init, initial_carry=initial_carry)
+    # The hint `outer` says that a carry begins at 0, and `reset` goes by it.
+    return inside(cell)._replace(init=init, initial_carry=initial_carry, outer=None)
 
 
 def with_head(

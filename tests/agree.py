@@ -76,6 +76,8 @@ def methods_of(cell):
         found.append("fused")
     if all(layer.affine for layer in layers(cell)):
         found.append("associative")
+    if all(layer.outer for layer in layers(cell)):
+        found.append("chunkwise")
     methods = {name: name for name in found} | {"chunks of 3": partial(solve.checkpointed, chunk=3)}
     return methods | {"native": native_or_auto} if "fused" in found and compiler() else methods
 

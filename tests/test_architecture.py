@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom up: a room imports from rooms below its own, and from itself.
 LAYERS = [
-    ["core"],
+    ["core", "outer"],
     [
         "initializers",
         "presets",
@@ -22,6 +22,8 @@ LAYERS = [
         "noise",
         "checkpointed",
         "parallel",
+        "newton",
+        "chunkwise",
         "native",
         "solve",
     ],

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from seqjax import cells, regularizers, unroll, wrappers
 from seqjax.core import Cell, Complex, affine_transition, gated_transition, open_dense
+from seqjax.outer import outer_transition
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -29,6 +30,7 @@ def check_hints(cell, params, carry, xs):
         return
     hints = [gated_transition(cell.gated)] if cell.gated else []
     hints += [affine_transition(cell.affine)] if cell.affine else []
+    hints += [outer_transition(cell.outer)] if cell.outer else []
 
     @compiled
     def run(params, carry, x):
@@ -96,6 +98,7 @@ def test_compositions_of_wrappers_keep_hints_and_methods(cell, dresses, seed):
 def test_wrappers_keep_the_fast_paths(wrap):
     assert wrap(cells.lstm(H)).gated is not None
     assert wrap(cells.min_gru(H)).affine is not None
+    assert wrap(cells.delta_net(1, 2, 2)).outer is not None
     if wrap is not wrappers.residual:
         assert len(wrap(MODELS["stack"].cell).layers) == 2
 

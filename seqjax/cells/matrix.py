@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid, silu
 
-from seqjax.core import Array, Cell, Tree, affine_transition, carry_dtype, dense, like
+from seqjax.core import Array, Cell, Tree, carry_dtype, dense, like
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform
+from seqjax.outer import Outer, Write, outer_transition, read
 
 
 def _check_sizes(name: str, **sizes: int) -> None:
@@ -42,16 +43,6 @@ def _zeros(params: Tree, *shape: int) -> Array:
 def _heads(u: Array, heads: int) -> Array:
     """[..., N * K] as [..., N, K]."""
     return u.reshape(*u.shape[:-1], heads, -1)
-
-
-def _outer(k: Array, v: Array) -> Array:
-    """k v^T: [..., K] and [..., V] give [..., K, V]."""
-    return k[..., :, None] * v[..., None, :]
-
-
-def _read(q: Array, h: Array) -> Array:
-    """q^T h: [..., K] and [..., K, V] give [..., V]."""
-    return (q[..., :, None] * h).sum(-2)
 
 
 def _flat(y: Array) -> Array:
@@ -97,13 +88,14 @@ def gated_linear_attention(
 
     def project(params, x):
         q, k, v = (_heads(dense(x, params[name]), heads) for name in ("w_q", "w_k", "w_v"))
-        a = jnp.exp(log_sigmoid(dense(x, params["w_a"], params["b_a"])) / temperature)
-        return q, k, v, _heads(a, heads)
+        log_a = log_sigmoid(dense(x, params["w_a"], params["b_a"])) / temperature
+        return Write(q, k, v, _heads(log_a, heads))
 
     def affine(params, z):
-        _, k, v, a = z
-        b = _outer(k, v)
-        return jnp.broadcast_to(a[..., None], b.shape), b
+        b = z.key[..., :, None] * z.value[..., None, :]
+        return like(jnp.exp(z.log_decay)[..., None], b), b
+
+    outer = Outer(lambda params, z: z)
 
     return Cell(
         init=_initial(
@@ -114,9 +106,10 @@ def gated_linear_attention(
         ),
         initial_carry=lambda params, batch: _zeros(params, *batch, heads, keys, values),
         project=project,
-        transition=affine_transition(affine),
-        readout=lambda params, h, z: _flat(_read(z[0], h)),
+        transition=outer_transition(outer),
+        readout=lambda params, h, z: _flat(read(z.query, h)),
         affine=affine,
+        outer=outer,
     )
 
 
@@ -140,7 +133,7 @@ def delta_net(
         y = (q * h).sum(2).reshape(B, N * V)
 
     One step of gradient descent, at the rate of the step, on |k^T h - v|^2 / 2. The carry is multiplied by
-    I - rate k k^T, which is no elementwise product, so there is no `affine` hint.
+    I - rate k k^T, which is no elementwise product, so there is no `affine` hint; `chunkwise` runs it.
 
     Args:
       heads: number of heads N.
@@ -160,18 +153,17 @@ def delta_net(
 
     def project(params, x):
         q, k, v, rate = (_heads(dense(x, params[name]), heads) for name in ("w_q", "w_k", "w_v", "w_rate"))
-        return normal(q), normal(k), v, sigmoid(rate)
+        k = normal(k)
+        return Write(normal(q), like(sigmoid(rate), k) * k, v, erase=k)
 
-    def transition(params, h, z):
-        _, k, v, rate = z
-        return h + _outer(rate * k, v - _read(k, h))
-
+    outer = Outer(lambda params, z: z)
     return Cell(
         init=_initial({"w_q": heads * keys, "w_k": heads * keys, "w_v": heads * values, "w_rate": heads}, w, dtype),
         initial_carry=lambda params, batch: _zeros(params, *batch, heads, keys, values),
         project=project,
-        transition=transition,
-        readout=lambda params, h, z: _flat(_read(z[0], h)),
+        transition=outer_transition(outer),
+        readout=lambda params, h, z: _flat(read(z.query, h)),
+        outer=outer,
     )
 
 
@@ -220,26 +212,31 @@ def mlstm(
       dtype: of the params.
 
     Returns:
-      A cell with the carry `MLSTMCarry(c, n, m)` and the output y [B, N V]. m makes it nonlinear: no hint.
+      A cell with the carry `MLSTMCarry(c, n, m)` and the output y [B, N V]. m makes it nonlinear.
     """
     _check_sizes("mlstm", heads=heads, keys=keys, values=values)
 
     def project(params, x):
         q, k, v = (_heads(dense(x, params[name]), heads) for name in ("w_q", "w_k", "w_v"))
-        i, f = jnp.split(dense(x, params["w_gates"], params["b"]), 2, axis=-1)
+        i, f = (u[..., None] for u in jnp.split(dense(x, params["w_gates"], params["b"]), 2, axis=-1))
+        k = k * like(jnp.exp(jnp.minimum(i, 0.0)) / keys**0.5, k)
+        v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
         o = sigmoid(dense(x, params["w_o"], params["b_o"]))
-        return q, k / keys**0.5, v, i, log_sigmoid(f), o
+        return Write(q, k, v, log_sigmoid(f), log_write=jnp.maximum(i, 0.0)), o
 
-    def transition(params, carry, z):
-        _, k, v, i, log_f, _ = z
-        m = jnp.maximum(jnp.maximum(log_f + carry.m, i), 0.0)
-        i, f = jnp.exp(i - m)[..., None], jnp.exp(log_f + carry.m - m)[..., None]
-        return MLSTMCarry(f[..., None] * carry.c + _outer(i * k, v), f * carry.n + i * k, m)
+    def pack(carry):
+        return jax.tree.map(lambda c, n: jnp.concatenate([c, n[..., None]], -1), carry.c, carry.n), carry.m[..., None]
+
+    def unpack(h, m):
+        c, n = (jax.tree.map(lambda h, i=i: h[..., i], h) for i in (slice(-1), -1))
+        return MLSTMCarry(c, n, m[..., 0])
+
+    outer = Outer(lambda params, z: z[0], pack, unpack)
 
     def readout(params, carry, z):
-        q, o = z[0], z[-1]
-        scale = jnp.maximum(jnp.abs((q * carry.n).sum(-1)), jnp.exp(-carry.m))
-        return o * _flat(_read(q, carry.c) / scale[..., None])
+        r = read(z[0].query, pack(carry)[0])
+        scale = jnp.maximum(jnp.abs(r[..., -1:]), jnp.exp(-carry.m)[..., None])
+        return z[1] * _flat(r[..., :-1] / scale)
 
     return Cell(
         init=_initial(
@@ -256,6 +253,7 @@ def mlstm(
             _zeros(params, *batch, heads),
         ),
         project=project,
-        transition=transition,
+        transition=outer_transition(outer),
         readout=readout,
+        outer=outer,
     )

@@ -112,6 +112,7 @@ def artbp(cell: Cell, loss: Loss, rate: float, key: Key) -> Estimator:
         transition=lambda params, carry, z: base.transition(params, scaled(carry, z[1]), z),
         gated=None,
         affine=None,
+        outer=None,
     )
     plain = bptt(truncated, loss, method="scan")
 
