@@ -50,22 +50,28 @@ def uoro(cell: Cell, loss: Loss, key: Key) -> Estimator:
         w = jnp.zeros((sizes.batch, sizes.params), sizes.dtype)
         return RankOne(h, w, jax.random.split(key, sizes.batch)), ()
 
-    def balance(a, b):
-        # Any positive number will do where both are 0, but not one that is infinite.
-        small = jnp.asarray(1e-12, a.dtype)
-        return jnp.sqrt((jnp.linalg.norm(a) + small) / (jnp.linalg.norm(b) + small))
-
-    def advance(transition, weights, h, influence, pattern):
+    def advance(step, h, influence, pattern):
         del pattern
         key, sub = jax.random.split(influence.key)
         signs = jax.random.rademacher(sub, h.shape, h.dtype)
-        _, moved = jax.jvp(lambda h: transition(weights, h), (h,), (influence.h,))
-        h, pull = jax.vjp(lambda weights: transition(weights, h), weights)
+        _, moved = jax.jvp(lambda h: step.transition(step.weights, h), (h,), (influence.h,))
+        h, pull = jax.vjp(lambda weights: step.transition(weights, h), step.weights)
         (immediate,) = pull(signs)
         p, q = balance(influence.w, moved), balance(immediate, signs)
         return h, RankOne(p * moved + q * signs, influence.w / p + immediate / q, key)
 
-    return forward_mode(cell, loss, start, advance, lambda dh, influence, pattern: (dh @ influence.h) * influence.w)
+    def pull(step, dh, influence, pattern):
+        del step, pattern
+        return (dh @ influence.h) * influence.w
+
+    return forward_mode(cell, loss, start, advance, pull)
+
+
+def balance(a: Array, b: Array) -> Array:
+    """The p for which `a / p` and `p b` have the same norm; some positive number where one of them is 0."""
+    # Any will do where both are 0, but not one that is infinite.
+    small = jnp.asarray(1e-12, a.dtype)
+    return jnp.sqrt((jnp.linalg.norm(a) + small) / (jnp.linalg.norm(b) + small))
 
 
 class Stream(NamedTuple):
