@@ -21,12 +21,15 @@ class Pattern(NamedTuple):
       rows: int32 [C, P], the one number of group c that the param influences; N where it influences none.
       groups: [C, N], 1 where a number is in the group. So the row vector `groups[c] @ (dh/dW)` holds the kept entries
         of group c, and is one vector-Jacobian product.
-      feedback: [O, H], in `rflo` what carries the error of the head to h; else nothing.
+      feedback: in `rflo` what carries the error of the head to h, [O, H].
+      recurrence: in `snap` where dh_t/dh_{t-1} is not 0, bool [N, N]; and K groups [K, N] of its rows that share no
+        column, so that K vector-Jacobian products are all of it.
     """
 
     rows: Array
     groups: Array
     feedback: Any = ()
+    recurrence: Any = ()
 
 
 def _one_step(cell: Cell, params: Any, carry: Any, xs: Any):
@@ -245,8 +248,9 @@ def snap(cell: Cell, loss: Loss, n: int = 1) -> Estimator:
     constant mask makes a sparse one. Where the pattern closes in itself (elementwise recurrences), SnAp-1 is exact.
 
     J is kept as [C, P], in C groups of numbers that no param shares: 1 for the SnAp-1 of a GRU, 2 for an LSTM (h and
-    c), N for a dense pattern. Memory B C P, time of order B C^2 P a step and N times that of a step for dh_t/dh_{t-1}.
-    The pattern is found in `init` with N P bits of memory.
+    c), N for a dense pattern. Memory B C P, time of order B C^2 P a step, and K times that of a step for dh_t/dh_{t-1}:
+    rows that share no column are had together (Curtis, Powell & Reid 1974), so that K is N for a dense network, and 1
+    where every number goes its own way. The pattern is found in `init` with N P bits of memory.
 
     Args:
       cell: the model, for inputs with exactly one batch axis; a `Const` among its inputs must have it too.
@@ -270,10 +274,15 @@ def snap(cell: Cell, loss: Loss, n: int = 1) -> Estimator:
         for group, row in zip(groups, rows, strict=True):
             for number in np.flatnonzero(group):
                 row[kept[number]] = number
-        return _blank(sizes, rows, groups)
+        influence, pattern = _blank(sizes, rows, groups)
+        return influence, pattern._replace(
+            recurrence=(jnp.asarray(once), jnp.asarray(_groups(once), sizes.dtype)),
+        )
 
     def advance(step, h, influence, pattern):
-        by_carry = jax.jacrev(lambda h: step.transition(step.weights, h))(h)
+        once, together = pattern.recurrence
+        _, by_carry = jax.vjp(lambda h: step.transition(step.weights, h), h)
+        by_carry = jnp.where(once, jax.vmap(by_carry)(together)[0][together.argmax(0)], 0)
         h, immediate = _immediate(step, h, pattern)
         # A row beyond the last, which stands for none, and so does a column.
         by_carry = jnp.pad(by_carry, ((0, 1), (0, 1)))
