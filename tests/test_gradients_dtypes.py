@@ -26,17 +26,17 @@ from seqjax.gradients import (
 )
 
 ESTIMATORS = {
-    "bptt": lambda cell, key: bptt(cell, squared_error),
-    "truncated_bptt": lambda cell, key: truncated_bptt(cell, squared_error, 2, 3),
-    "rtrl": lambda cell, key: rtrl(cell, squared_error),
-    "diagonal_rtrl": lambda cell, key: diagonal_rtrl(cell, squared_error),
-    "snap": lambda cell, key: snap(cell, squared_error),
-    "eprop": lambda cell, key: eprop(cell, squared_error),
-    "rflo": lambda cell, key: rflo(cell, squared_error, key, feedback=jax.nn.initializers.constant(0.3)),
-    "kf_rtrl": lambda cell, key: kf_rtrl(cell, squared_error, key),
-    "uoro": lambda cell, key: uoro(cell, squared_error, key),
-    "artbp": lambda cell, key: artbp(cell, squared_error, 0.3, key),
-    "persistent_evolution": lambda cell, key: persistent_evolution(cell, squared_error, key, pairs=2),
+    "bptt": lambda cell, loss, key: bptt(cell, loss, method="scan"),
+    "truncated_bptt": lambda cell, loss, key: truncated_bptt(cell, loss, 2, 3, method="scan"),
+    "rtrl": lambda cell, loss, key: rtrl(cell, loss),
+    "diagonal_rtrl": lambda cell, loss, key: diagonal_rtrl(cell, loss),
+    "snap": lambda cell, loss, key: snap(cell, loss),
+    "eprop": lambda cell, loss, key: eprop(cell, loss),
+    "rflo": lambda cell, loss, key: rflo(cell, loss, key, feedback=jax.nn.initializers.constant(0.3)),
+    "kf_rtrl": lambda cell, loss, key: kf_rtrl(cell, loss, key),
+    "uoro": lambda cell, loss, key: uoro(cell, loss, key),
+    "artbp": lambda cell, loss, key: artbp(cell, loss, 0.3, key),
+    "persistent_evolution": lambda cell, loss, key: persistent_evolution(cell, loss, key, pairs=2),
 }
 CELLS = {"gru": cells.gru(H), "min_gru": cells.min_gru(H)}
 CASES = [
@@ -55,7 +55,7 @@ def one_chunk(cell, name, dtype):
     carry, xs = jax.tree.map(lambda leaf: leaf.astype(wide), (drawn.carry, drawn.xs))
 
     def run():
-        estimator = ESTIMATORS[name](drawn.cell, jax.random.key(0))
+        estimator = ESTIMATORS[name](drawn.cell, squared_error, jax.random.key(0))
         before = estimator.init(params, carry, xs)
         loss, grads, after = estimator.update(params, before, xs, jnp.ones((2, 2, 2), wide))
         return loss, grads, before, after

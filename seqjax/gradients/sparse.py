@@ -174,8 +174,8 @@ def eprop(cell: Cell, loss: Loss) -> Estimator:
       loss: `(ys [B, O], targets [B, ...]) -> losses [B]`.
 
     Raises:
-      ValueError: for a cell without the `gated` hint; in `init`, if at its step a param influences several numbers of a
-        leaf of the carry, as the reset gate before a product does.
+      ValueError: for a stack, or a cell without the `gated` hint; in `init`, if at its step a param influences several
+        numbers of a leaf of the carry, as the reset gate before a product does.
     """
     local = _local(cell, "eprop")
     return forward_mode(local, loss, *_elementwise(local, "eprop"), _pull)
@@ -225,6 +225,10 @@ def rflo(cell: Cell, loss: Loss, key: Key, *, feedback: Initializer = glorot_uni
 
 def _local(cell: Cell, name: str) -> Cell:
     """`cell` with a transition whose derivative by the carry leaves the recurrent products out."""
+    if cell.layers:
+        raise ValueError(
+            f"{name} takes one layer, and this is a stack of {len(cell.layers)}, whose layers influence each other"
+        )
     if cell.gated is None:
         raise ValueError(f"{name} needs a cell with the `gated` hint: this one has no recurrent product to hold fixed")
     gated: Gated = cell.gated
