@@ -184,20 +184,30 @@ def project_all(cell: "Cell", params: Params, xs: Tree) -> Tree:
 
 
 def scan_const(body: Callable[[Carry, Tree], tuple[Carry, Tree]], carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
-    """`lax.scan`, where a `Const` among the inputs is seen by every step and one among the outputs is not stacked."""
+    """`lax.scan`, where a `Const` among the inputs is seen by every step and one among the outputs is not stacked.
+
+    What every step sees, params too, has a gradient that is a sum over the steps. It is made in `carry_dtype`.
+    """
     timed, merge = split_const(xs)
-    first = merge([leaf[0] for leaf in timed])
-    outputs = jax.eval_shape(body, carry, first)[1]
+    first = [leaf[0] for leaf in timed]
+    explicit, seen = jax.closure_convert(lambda carry, timed: body(carry, merge(timed)), carry, first)
+    # The sum is made in the dtype that the loop is given, and each of its terms in the dtype that the step sees.
+    wide = [leaf.astype(carry_dtype(leaf.dtype)) for leaf in seen]
+
+    def step(carry, timed):
+        return explicit(carry, timed, *(leaf.astype(own.dtype) for leaf, own in zip(wide, seen, strict=True)))
+
+    outputs = jax.eval_shape(step, carry, first)[1]
     if any(is_const(leaf) for leaf in jax.tree.leaves(outputs, is_leaf=is_const)):
         # Only the constants of this step are used: under jit the rest of it is dead code.
-        outputs = body(carry, first)[1]
+        outputs = step(carry, first)[1]
     _, merge_outputs = split_const(outputs)
 
-    def timed_body(carry, x):
-        carry, y = body(carry, merge(x))
+    def timed_step(carry, timed):
+        carry, y = step(carry, timed)
         return carry, split_const(y)[0]
 
-    carry, ys = jax.lax.scan(timed_body, carry, timed)
+    carry, ys = jax.lax.scan(timed_step, carry, timed)
     return carry, merge_outputs(ys)
 
 

@@ -11,7 +11,7 @@ from test_gradients import T, full_gradient, mean, run_chunks, squared_error, ta
 
 from seqjax import Cell, cells, unroll, wrappers
 from seqjax.core import gated_transition, open_dense
-from seqjax.gradients import diagonal_rtrl, eprop, snap, truncated_bptt
+from seqjax.gradients import diagonal_rtrl, eprop, rflo, snap, truncated_bptt
 from seqjax.gradients.structure import dependence
 
 
@@ -172,6 +172,16 @@ def test_snap_is_exact_where_the_pattern_closes(x64, name, n):
     close(mean(found), full_gradient(drawn, targets), 1e-9)
 
 
+@pytest.mark.parametrize(
+    ("model", "products"),
+    [(Model(cells.ind_rnn(H)), 1), (ELEMENTWISE["independent"], 2), (Model(chain(4)), 2), (MODELS["rnn"], 4)],
+)
+def test_snap_takes_the_rows_of_a_sparse_recurrence_together(model, products):
+    drawn = draw(model, T, dtype=jnp.float32)
+    state = snap(drawn.cell, squared_error).init(*drawn[1:])
+    assert len(state.pattern.recurrence[1]) == products
+
+
 @pytest.mark.parametrize(("n", "groups"), [(1, 1), (2, 2), (4, 4)])
 def test_snap_of_a_sparse_network_keeps_what_n_steps_reach(x64, n, groups):
     drawn = draw(Model(chain(4)), T)
@@ -215,6 +225,109 @@ def test_eprop_of_a_simple_rnn_is_truncation_to_one_step(x64):
     found, _ = run_chunks(eprop(drawn.cell, squared_error), drawn, targets, 3)
     expected, _ = run_chunks(truncated_bptt(drawn.cell, squared_error, 1, 1), drawn, targets, 1)
     close(mean(found), mean(expected), 1e-9)
+
+
+def leaky_by_hand(params, feedback, h, xs, targets, dt):
+    """The loop of the paper for one sequence, with P_ab for W and P_ab for W_in: loss, dW, dW_in and dW_out."""
+    rate = dt / np.exp(params["log_tau"])
+    w, w_in, w_out = params["cell"]["w_h"].T, params["cell"]["w_x"].T, params["w_y"].T
+    p, p_in = np.zeros(w.shape), np.zeros(w_in.shape)
+    total, dw, dw_in, dw_out = 0.0, 0.0, 0.0, 0.0
+    for x, target in zip(xs, targets, strict=True):
+        u = w @ h + w_in @ x + params["cell"]["b"]
+        slope = rate * (1 - np.tanh(u) ** 2)
+        p = (1 - rate)[:, None] * p + np.outer(slope, h)
+        p_in = (1 - rate)[:, None] * p_in + np.outer(slope, x)
+        h = h + rate * (np.tanh(u) - h)
+        error = w_out @ h + params["b_y"] - target
+        total = total + (error**2).sum() / len(xs)
+        dw = dw + 2 * (feedback @ error)[:, None] * p / len(xs)
+        dw_in = dw_in + 2 * (feedback @ error)[:, None] * p_in / len(xs)
+        dw_out = dw_out + 2 * np.outer(error, h) / len(xs)
+    return total, dw, dw_in, dw_out
+
+
+def test_rflo_of_leaky_units_is_the_loop_of_the_paper(x64):
+    drawn = draw(Model(wrappers.with_head(cells.ct_rnn(H, 0.5), 2)), T, batch=(1,))
+    targets = targets_for(drawn)
+    (((value, grads),), state) = run_chunks(rflo(drawn.cell, squared_error, jax.random.key(1)), drawn, targets, T)
+    params, carry, xs, hit = jax.tree.map(np.asarray, (*drawn[1:], targets))
+    feedback = np.asarray(state.pattern.feedback).T
+    params["log_tau"] = params["cell"]["log_tau"]
+    total, dw, dw_in, dw_out = leaky_by_hand(params, feedback, carry[0], xs[:, 0], hit[:, 0], 0.5)
+    found = grads["cell"]["w_h"].T, grads["cell"]["w_x"].T, grads["w_y"].T
+    close((value, *found), (jnp.asarray(total), *map(jnp.asarray, (dw, dw_in, dw_out))), 1e-9)
+
+
+@pytest.mark.parametrize("name", ["gru", "masked"])
+def test_rflo_through_the_weights_of_the_head_is_eprop(x64, name):
+    """For a head that is not linear, too, and one that is masked."""
+    if name == "masked":
+        model = masked(Model(wrappers.with_head(cells.lstm(H), 2, jnp.tanh)))
+    else:
+        model = Model(wrappers.with_head(MODELS[name].cell, 2, jnp.tanh))
+    drawn = draw(model, T)
+    targets = targets_for(drawn)
+
+    def transposed(key, shape, dtype):
+        w = drawn.params["w_y"].T.astype(dtype)
+        assert w.shape == shape
+        return w
+
+    got, _ = run_chunks(rflo(drawn.cell, squared_error, jax.random.key(0), feedback=transposed), drawn, targets, 3)
+    expected, _ = run_chunks(eprop(drawn.cell, squared_error), drawn, targets, 3)
+    close(got, expected, 1e-12)
+
+
+def test_rflo_learns_and_the_head_comes_to_resemble_its_feedback():
+    """Sums and differences of two inputs, smoothed; against a network of which the head alone is trained."""
+    model = wrappers.with_head(cells.ct_rnn(16, 1.0, log_tau=jax.nn.initializers.constant(1.0)), 2)
+    tail = jnp.exp(-0.3 * jnp.arange(20.0))
+
+    def learn(key, **kwargs):
+        k_params, k_xs, k_feedback = jax.random.split(key, 3)
+        params = model.init(k_params, 2)
+        xs = jax.random.normal(k_xs, (2000, 8, 2))
+        smooth = jax.vmap(lambda x: jnp.convolve(x, 0.3 * tail)[:2000], 1, 1)(xs.reshape(2000, 16)).reshape(xs.shape)
+        targets = smooth @ jnp.array([[1.0, -1.0], [1.0, 1.0]])
+        estimator = rflo(model, squared_error, k_feedback, **kwargs)
+        state = estimator.init(params, model.initial_carry(params, (8,)), xs[:10])
+
+        def body(both, data):
+            params, state = both
+            loss, grads, state = estimator.update(params, state, *data)
+            params = jax.tree.map(lambda w, g: w - 0.05 * g, params, grads)
+            w, feedback = params["w_y"].T, state.pattern.feedback
+            return (params, state), (loss, jnp.vdot(w, feedback) / jnp.linalg.norm(w))
+
+        data = xs.reshape(200, 10, 8, 2), targets.reshape(200, 10, 8, 2)
+        return jax.lax.scan(body, (params, state), data)[1], jnp.linalg.norm(state.pattern.feedback)
+
+    @compiled
+    @jax.vmap
+    def run(key):
+        (losses, toward), size = learn(key)
+        (alone, _), _ = learn(key, feedback=jax.nn.initializers.zeros)
+        return losses, alone, toward / size
+
+    losses, alone, cosine = map(np.asarray, run(jax.random.split(jax.random.key(0), 4)))
+    assert (losses[:, -20:].mean(1) < 0.2 * losses[:, :5].mean(1)).all()
+    assert (losses[:, -20:].mean(1) < 0.9 * alone[:, -20:].mean(1)).all()
+    assert (cosine[:, -1] - cosine[:, 0] > 0.1).all()
+
+
+def test_rflo_refuses_a_model_without_a_head_or_with_another_one():
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="rflo needs a cell with the `gated` hint"):
+        rflo(wrappers.with_head(cells.min_gru(H), 2), squared_error, key)
+    drawn = draw(MODELS["rnn"], T, dtype=jnp.float32)
+    with pytest.raises(ValueError, match=r"rflo needs a model with wrappers\.with_head outermost"):
+        rflo(drawn.cell, squared_error, key).init(*drawn[1:])
+    rnn = cells.rnn(H)
+    half = rnn._replace(readout=lambda params, carry, z: carry[..., :2])
+    drawn = draw(Model(wrappers.with_head(half, 3)), T, dtype=jnp.float32)
+    with pytest.raises(ValueError, match=r"reads the first leaf of the carry \(4,\), and w_y is \(2, 3\)"):
+        rflo(drawn.cell, squared_error, key).init(*drawn[1:])
 
 
 def test_eprop_and_snap_refuse_what_they_cannot_do():

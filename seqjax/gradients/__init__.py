@@ -3,8 +3,9 @@
 from seqjax.gradients.bptt import bptt, truncated_bptt
 from seqjax.gradients.compare import Comparison, compare, stream_gradient
 from seqjax.gradients.estimator import Estimator, Loss
+from seqjax.gradients.kronecker import kf_rtrl
 from seqjax.gradients.online import rtrl
-from seqjax.gradients.sparse import diagonal_rtrl, eprop, snap
+from seqjax.gradients.sparse import diagonal_rtrl, eprop, rflo, snap
 from seqjax.gradients.stochastic import artbp, persistent_evolution, uoro
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "compare",
     "diagonal_rtrl",
     "eprop",
+    "kf_rtrl",
     "persistent_evolution",
+    "rflo",
     "rtrl",
     "snap",
     "stream_gradient",

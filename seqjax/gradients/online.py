@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from seqjax.core import Array, Carry, Cell, Tree, carry_dtype, open_dense, scan_const
+from seqjax.core import Array, Carry, Cell, Params, Tree, carry_dtype, open_dense, scan_const, split_const
 from seqjax.gradients.estimator import Estimator, Loss
 from seqjax.solve import length
-
-Transition = Callable[[Array, Array], Array]
 
 
 class Influence(NamedTuple):
@@ -38,12 +36,31 @@ class Sizes(NamedTuple):
     dtype: Any
 
 
+class Step(NamedTuple):
+    """One step of one sequence, on flat vectors.
+
+    Attributes:
+      weights: [P], the params, in the dtype of sums.
+      x: the input.
+      as_params: `weights -> params`, in the dtype of the params.
+      as_carry: `h [N] -> carry`.
+      transition: `(weights, h) -> h`.
+    """
+
+    weights: Array
+    x: Tree
+    as_params: Callable[[Array], Params]
+    as_carry: Callable[[Array], Carry]
+    transition: Callable[[Array, Array], Array]
+
+
 def forward_mode(
     cell: Cell,
     loss: Loss,
     start: Callable[[Any, Carry, Tree, Sizes], tuple[Any, Any]],
-    advance: Callable[[Transition, Array, Array, Any, Any], tuple[Array, Any]],
-    pull: Callable[[Array, Any, Any], Array],
+    advance: Callable[[Step, Array, Any, Any], tuple[Array, Any]],
+    pull: Callable[[Step, Array, Any, Any], Array],
+    signal: Callable[[Params, Array, Any], Array] = lambda direct, dh, pattern: dh,
 ) -> Estimator:
     """An estimator that carries an influence along, sequence by sequence on flat vectors.
 
@@ -51,9 +68,9 @@ def forward_mode(
       cell: the model, for inputs with exactly one batch axis.
       loss: `(ys [B, O], targets [B, ...]) -> losses [B]`.
       start: `(params, carry, xs, sizes) -> (influence, leaves [B, ...]; pattern)`.
-      advance: `(transition, weights [P], h [N], influence, pattern) -> (h, influence)`, one step of one sequence;
-        `transition(weights, h) -> h` is the step itself.
-      pull: `(dL/dh [N], influence, pattern) -> dL/dW [P]`, the part that comes through the carry.
+      advance: `(step, h [N], influence, pattern) -> (h, influence)`.
+      pull: `(step, dL/dh [N], influence, pattern) -> dL/dW [P]`, the part that comes through the carry.
+      signal: `(the direct part of dL/dW, a tree like params; dL/dh [N]; pattern) -> [N]`, what goes for dL/dh.
     """
 
     def init(params, carry, xs):
@@ -65,11 +82,7 @@ def forward_mode(
         return Influence(carry, *start(params, carry, xs, sizes))
 
     def update(params, state: Any, xs, targets):
-        narrow, unravel = ravel_pytree(params)
-        weights = narrow.astype(carry_dtype(narrow.dtype))
-
-        def as_params(weights):
-            return unravel(weights.astype(narrow.dtype))
+        weights, as_tree, as_params = widen(params)
 
         def step(carry, influence, x, target):
             """One step of one sequence."""
@@ -85,9 +98,11 @@ def forward_mode(
                 z = open_dense(cell.project(params, x))
                 return loss(cell.readout(params, as_carry(h), z), target)
 
-            h, influence = advance(transition, weights, h, influence, state.pattern)
+            one = Step(weights, x, as_params, as_carry, transition)
+            h, influence = advance(one, h, influence, state.pattern)
             value, (direct, dh) = jax.value_and_grad(step_loss, (0, 1))(weights, h)
-            return as_carry(h), influence, value, direct + pull(dh, influence, state.pattern)
+            dh = signal(as_tree(direct), dh, state.pattern)
+            return as_carry(h), influence, value, direct + pull(one, dh, influence, state.pattern)
 
         def body(sums, inputs):
             carry, influence, total, gradient = sums
@@ -100,6 +115,23 @@ def forward_mode(
         return total / length(xs), as_params(gradient / length(xs)), Influence(carry, influence, state.pattern)
 
     return Estimator(init=init, update=update)
+
+
+def one_step(carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
+    """The shapes of a carry, and of an input, of one step of one sequence."""
+    timed, merge = split_const(xs)
+
+    def first(tree):
+        return jax.tree.map(lambda leaf: leaf[0], tree)
+
+    return jax.eval_shape(lambda: (first(carry), first(merge([leaf[0] for leaf in timed]))))
+
+
+def widen(params: Params) -> tuple[Array, Callable[[Array], Params], Callable[[Array], Params]]:
+    """The params as a vector in the dtype of sums, and as a tree again: in that dtype, and in their own."""
+    narrow, as_params = ravel_pytree(params)
+    wide, as_tree = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(carry_dtype(leaf.dtype)), params))
+    return wide, as_tree, lambda weights: as_params(weights.astype(narrow.dtype))
 
 
 def rtrl(cell: Cell, loss: Loss) -> Estimator:
@@ -120,9 +152,9 @@ def rtrl(cell: Cell, loss: Loss) -> Estimator:
         del params, carry, xs
         return jnp.zeros((sizes.batch, sizes.numbers, sizes.params), sizes.dtype), ()
 
-    def advance(transition, weights, h, influence, pattern):
+    def advance(step, h, influence, pattern):
         del pattern
-        by_weights, by_carry = jax.jacrev(transition, (0, 1))(weights, h)
-        return transition(weights, h), by_carry @ influence + by_weights
+        by_weights, by_carry = jax.jacrev(step.transition, (0, 1))(step.weights, h)
+        return step.transition(step.weights, h), by_carry @ influence + by_weights
 
-    return forward_mode(cell, loss, start, advance, lambda dh, influence, pattern: dh @ influence)
+    return forward_mode(cell, loss, start, advance, lambda step, dh, influence, pattern: dh @ influence)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from seqjax.core import Array, Cell, Gated, matmul, open_dense, split_const
+from seqjax.core import Array, Cell, Gated, Key, matmul, open_dense
 from seqjax.gradients.estimator import Estimator, Loss
-from seqjax.gradients.online import Sizes, forward_mode
+from seqjax.gradients.online import Sizes, Step, forward_mode, one_step
 from seqjax.gradients.structure import dependence
+from seqjax.initializers import Initializer, glorot_uniform
 
 
 class Pattern(NamedTuple):
@@ -20,17 +21,20 @@ class Pattern(NamedTuple):
       rows: int32 [C, P], the one number of group c that the param influences; N where it influences none.
       groups: [C, N], 1 where a number is in the group. So the row vector `groups[c] @ (dh/dW)` holds the kept entries
         of group c, and is one vector-Jacobian product.
+      feedback: in `rflo` what carries the error of the head to h, [O, H].
+      recurrence: in `snap` where dh_t/dh_{t-1} is not 0, bool [N, N]; and K groups [K, N] of its rows that share no
+        column, so that K vector-Jacobian products are all of it.
     """
 
     rows: Array
     groups: Array
+    feedback: Any = ()
+    recurrence: Any = ()
 
 
 def _one_step(cell: Cell, params: Any, carry: Any, xs: Any):
     """`reach` of `structure.dependence` for one step of one sequence: of params and of the carry."""
-    timed, merge = split_const(xs)
-    x = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], merge([leaf[0] for leaf in timed])))
-    carry = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], carry))
+    carry, x = one_step(carry, xs)
 
     def f(params, carry, x):
         z = open_dense(cell.project(params, x))
@@ -95,13 +99,14 @@ def _take(values: Array, rows: Array) -> Array:
     return jnp.take(values, rows, axis=-1, mode="fill", fill_value=0)
 
 
-def _immediate(transition: Any, weights: Array, h: Array, pattern: Pattern) -> tuple[Array, Array]:
+def _immediate(step: Step, h: Array, pattern: Pattern) -> tuple[Array, Array]:
     """The next h, and the kept entries [C, P] of dh/dW of this step."""
-    h, pull = jax.vjp(lambda weights: transition(weights, h), weights)
+    h, pull = jax.vjp(lambda weights: step.transition(weights, h), step.weights)
     return h, jax.vmap(pull)(pattern.groups)[0]
 
 
-def _pull(dh: Array, influence: Array, pattern: Pattern) -> Array:
+def _pull(step: Step, dh: Array, influence: Array, pattern: Pattern) -> Array:
+    del step
     return jnp.sum(_take(dh, pattern.rows) * influence, 0)
 
 
@@ -133,21 +138,26 @@ def diagonal_rtrl(cell: Cell, loss: Loss) -> Estimator:
       ValueError: in `init`, if a number of the carry depends on another than its own, or a param influences several (as
         in any stack, and in an embedding).
     """
-    return _elementwise(cell, loss, "diagonal_rtrl")
+    return forward_mode(cell, loss, *_elementwise(cell, "diagonal_rtrl"), _pull)
 
 
-def _elementwise(cell: Cell, loss: Loss, name: str) -> Estimator:
+def _elementwise(cell: Cell, name: str) -> tuple[Any, Any]:
+    """`start` and `advance` of an influence with one entry for each param and leaf of the carry."""
+
     def start(params, carry, xs, sizes):
         rows = _own_numbers(cell, params, carry, xs, name)
         lengths = [leaf.size // sizes.batch for leaf in jax.tree.leaves(carry)]
         return _blank(sizes, rows, np.repeat(np.eye(len(lengths)), lengths, axis=1))
 
-    def advance(transition, weights, h, influence, pattern):
-        by_carry = jax.vmap(lambda ones: jax.jvp(lambda h: transition(weights, h), (h,), (ones,))[1])(pattern.groups)
-        h, immediate = _immediate(transition, weights, h, pattern)
+    def advance(step, h, influence, pattern):
+        def by_unit(ones):
+            return jax.jvp(lambda h: step.transition(step.weights, h), (h,), (ones,))[1]
+
+        by_carry = jax.vmap(by_unit)(pattern.groups)
+        h, immediate = _immediate(step, h, pattern)
         return h, jnp.sum(_take(by_carry, pattern.rows) * influence[:, None], 0) + immediate
 
-    return forward_mode(cell, loss, start, advance, _pull)
+    return start, advance
 
 
 def eprop(cell: Cell, loss: Loss) -> Estimator:
@@ -156,25 +166,72 @@ def eprop(cell: Cell, loss: Loss) -> Estimator:
         e_t = (dh_t/dh_{t-1} with the recurrent products held fixed) e_{t-1} + dh_t/dW
 
     What reaches the past through a recurrent matrix is dropped; what a unit keeps by itself (the cell state of an LSTM,
-    the kept part of a GRU) is followed in full. For leaky rate units this is random feedback local online learning
-    (Murray 2019, "Local online learning in recurrent networks with random feedback") but for the random feedback. A
-    simple RNN keeps nothing by itself, so there it is truncated BPTT(1, 1). Memory and time as in `diagonal_rtrl`.
+    the kept part of a GRU) is followed in full. A simple RNN keeps nothing by itself, so there it is truncated
+    BPTT(1, 1). Memory and time as in `diagonal_rtrl`. With random feedback it is `rflo`.
 
     Args:
       cell: a gated model, for inputs with exactly one batch axis.
       loss: `(ys [B, O], targets [B, ...]) -> losses [B]`.
 
     Raises:
-      ValueError: for a cell without the `gated` hint; in `init`, if at its step a param influences several numbers of a
-        leaf of the carry, as the reset gate before a product does.
+      ValueError: for a stack, or a cell without the `gated` hint; in `init`, if at its step a param influences several
+        numbers of a leaf of the carry, as the reset gate before a product does.
     """
+    local = _local(cell, "eprop")
+    return forward_mode(local, loss, *_elementwise(local, "eprop"), _pull)
+
+
+def rflo(cell: Cell, loss: Loss, key: Key, *, feedback: Initializer = glorot_uniform()) -> Estimator:
+    """Random feedback local online learning (Murray 2019, "Local online learning in recurrent networks with random
+    feedback", eLife 8:e43299).
+
+        e_t = (dh_t/dh_{t-1} with the recurrent products held fixed) e_{t-1} + dh_t/dW, as in `eprop`
+        dL_t/dW = (error_t @ B) e_t,   error_t = dL_t / d(h_t @ w_y + b_y) [O]
+
+    The error of the head comes back to h through a fixed random matrix B [O, H], and not through w_y.T, so that no
+    weight has to be known in two places. The head is trained by its own exact gradient, and w_y.T comes to resemble B
+    (feedback alignment, Lillicrap et al. 2016). The paper's units are leaky, `cells.ct_rnn`; any cell that `eprop`
+    takes will do here. h is the first leaf of the carry, which is the output of every gated cell; whatever lies between
+    it and the head (dropout, a skip) is part of what B stands for.
+
+    Args:
+      cell: a gated model whose outermost map of params is `wrappers.with_head`, for inputs with exactly one batch axis.
+      loss: `(ys [B, O], targets [B, ...]) -> losses [B]`.
+      key: PRNG key of B, which is drawn in `init` and kept in the state.
+      feedback: initializer of B, called with the shape [O, H].
+
+    Raises:
+      ValueError: as `eprop` does; in `init`, for a model without such a head, or with another h than the head reads.
+    """
+    local = _local(cell, "rflo")
+    begin, advance = _elementwise(local, "rflo")
+
+    def start(params, carry, xs, sizes):
+        if not isinstance(params, dict) or not {"w_y", "b_y"} <= params.keys():
+            raise ValueError("rflo needs a model with wrappers.with_head outermost: its params have no w_y and b_y")
+        shape, h = params["w_y"].shape, jax.tree.leaves(carry)[0].shape[1:]
+        if h != shape[:1]:
+            raise ValueError(f"rflo needs a head that reads the first leaf of the carry {h}, and w_y is {shape}")
+        influence, pattern = begin(params, carry, xs, sizes)
+        return influence, pattern._replace(feedback=feedback(key, shape[::-1], sizes.dtype))
+
+    def signal(direct, dh, pattern):
+        # The gradient by b_y is that by the number that it is added to.
+        back = direct["b_y"] @ pattern.feedback
+        return jnp.pad(back, (0, dh.size - back.size))
+
+    return forward_mode(local, loss, start, advance, _pull, signal)
+
+
+def _local(cell: Cell, name: str) -> Cell:
+    """`cell` with a transition whose derivative by the carry leaves the recurrent products out."""
+    if cell.layers:
+        raise ValueError(
+            f"{name} takes one layer, and this is a stack of {len(cell.layers)}, whose layers influence each other"
+        )
     if cell.gated is None:
-        raise ValueError("eprop needs a cell with the `gated` hint: this one has no recurrent product to hold fixed")
-    return _elementwise(cell._replace(transition=_local_transition(cell.gated)), loss, "eprop")
-
-
-def _local_transition(gated: Gated) -> Any:
-    """The transition, whose derivative by the carry leaves the recurrent products out."""
+        raise ValueError(f"{name} needs a cell with the `gated` hint: this one has no recurrent product to hold fixed")
+    gated: Gated = cell.gated
 
     def transition(params, carry, z):
         us = ()
@@ -182,7 +239,7 @@ def _local_transition(gated: Gated) -> Any:
             us = (*us, matmul(stage(jax.lax.stop_gradient(carry), z, us), w))
         return gated.gates(carry, z, us)
 
-    return transition
+    return cell._replace(transition=transition)
 
 
 def snap(cell: Cell, loss: Loss, n: int = 1) -> Estimator:
@@ -195,8 +252,9 @@ def snap(cell: Cell, loss: Loss, n: int = 1) -> Estimator:
     constant mask makes a sparse one. Where the pattern closes in itself (elementwise recurrences), SnAp-1 is exact.
 
     J is kept as [C, P], in C groups of numbers that no param shares: 1 for the SnAp-1 of a GRU, 2 for an LSTM (h and
-    c), N for a dense pattern. Memory B C P, time of order B C^2 P a step and N times that of a step for dh_t/dh_{t-1}.
-    The pattern is found in `init` with N P bits of memory.
+    c), N for a dense pattern. Memory B C P, time of order B C^2 P a step, and K times that of a step for dh_t/dh_{t-1}:
+    rows that share no column are had together (Curtis, Powell & Reid 1974), so that K is N for a dense network, and 1
+    where every number goes its own way. The pattern is found in `init` with N P bits of memory.
 
     Args:
       cell: the model, for inputs with exactly one batch axis; a `Const` among its inputs must have it too.
@@ -220,11 +278,16 @@ def snap(cell: Cell, loss: Loss, n: int = 1) -> Estimator:
         for group, row in zip(groups, rows, strict=True):
             for number in np.flatnonzero(group):
                 row[kept[number]] = number
-        return _blank(sizes, rows, groups)
+        influence, pattern = _blank(sizes, rows, groups)
+        return influence, pattern._replace(
+            recurrence=(jnp.asarray(once), jnp.asarray(_groups(once), sizes.dtype)),
+        )
 
-    def advance(transition, weights, h, influence, pattern):
-        by_carry = jax.jacrev(lambda h: transition(weights, h))(h)
-        h, immediate = _immediate(transition, weights, h, pattern)
+    def advance(step, h, influence, pattern):
+        once, together = pattern.recurrence
+        _, by_carry = jax.vjp(lambda h: step.transition(step.weights, h), h)
+        by_carry = jnp.where(once, jax.vmap(by_carry)(together)[0][together.argmax(0)], 0)
+        h, immediate = _immediate(step, h, pattern)
         # A row beyond the last, which stands for none, and so does a column.
         by_carry = jnp.pad(by_carry, ((0, 1), (0, 1)))
 

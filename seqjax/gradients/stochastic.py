@@ -4,12 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
 from seqjax.core import Array, Carry, Cell, Key, carry_dtype, inner
 from seqjax.gradients.bptt import bptt
 from seqjax.gradients.estimator import Estimator, Loss
-from seqjax.gradients.online import forward_mode
+from seqjax.gradients.online import forward_mode, widen
 from seqjax.solve import length
 from seqjax.unroll import batch_shape, unroll
 
@@ -50,22 +49,28 @@ def uoro(cell: Cell, loss: Loss, key: Key) -> Estimator:
         w = jnp.zeros((sizes.batch, sizes.params), sizes.dtype)
         return RankOne(h, w, jax.random.split(key, sizes.batch)), ()
 
-    def balance(a, b):
-        # Any positive number will do where both are 0, but not one that is infinite.
-        small = jnp.asarray(1e-12, a.dtype)
-        return jnp.sqrt((jnp.linalg.norm(a) + small) / (jnp.linalg.norm(b) + small))
-
-    def advance(transition, weights, h, influence, pattern):
+    def advance(step, h, influence, pattern):
         del pattern
         key, sub = jax.random.split(influence.key)
         signs = jax.random.rademacher(sub, h.shape, h.dtype)
-        _, moved = jax.jvp(lambda h: transition(weights, h), (h,), (influence.h,))
-        h, pull = jax.vjp(lambda weights: transition(weights, h), weights)
+        _, moved = jax.jvp(lambda h: step.transition(step.weights, h), (h,), (influence.h,))
+        h, pull = jax.vjp(lambda weights: step.transition(weights, h), step.weights)
         (immediate,) = pull(signs)
         p, q = balance(influence.w, moved), balance(immediate, signs)
         return h, RankOne(p * moved + q * signs, influence.w / p + immediate / q, key)
 
-    return forward_mode(cell, loss, start, advance, lambda dh, influence, pattern: (dh @ influence.h) * influence.w)
+    def pull(step, dh, influence, pattern):
+        del step, pattern
+        return (dh @ influence.h) * influence.w
+
+    return forward_mode(cell, loss, start, advance, pull)
+
+
+def balance(a: Array, b: Array) -> Array:
+    """The p for which `a / p` and `p b` have the same norm; some positive number where one of them is 0."""
+    # Any will do where both are 0, but not one that is infinite.
+    small = jnp.asarray(1e-12, a.dtype)
+    return jnp.sqrt((jnp.linalg.norm(a) + small) / (jnp.linalg.norm(b) + small))
 
 
 class Stream(NamedTuple):
@@ -149,7 +154,8 @@ def persistent_evolution(cell: Cell, loss: Loss, key: Key, *, pairs: int = 32, s
     Each of M antithetic pairs runs on with carries of its own, under new noise at every chunk; since xi sums up all
     the noise that a carry has seen, chunks are not truncations. The mean over the noise is the gradient of a loss that
     is smoothed by it: for a fixed W, the mean over all chunks goes to that of BPTT over the stream as sigma goes to 0.
-    Its variance grows with the number of chunks since `init` and of params. Memory of 2 M carries.
+    Its variance grows with the number of chunks since `init` and of params. Memory of 2 M carries. Params of
+    16 bits would round the noise away, so it is added to them, and the chunk run, in float32.
 
     Args:
       cell: the model.
@@ -166,19 +172,17 @@ def persistent_evolution(cell: Cell, loss: Loss, key: Key, *, pairs: int = 32, s
 
     def init(params, carry, xs):
         del xs
-        weights, _ = ravel_pytree(params)
+        weights, _, _ = widen(params)
         carries = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (2, pairs, *leaf.shape)), carry)
-        return Particles(carries, jnp.zeros((pairs, weights.size), carry_dtype(weights.dtype)), key)
+        return Particles(carries, jnp.zeros((pairs, weights.size), weights.dtype), key)
 
     def update(params, state: Any, xs, targets):
-        narrow, unravel = ravel_pytree(params)
-        weights = narrow.astype(state.noise.dtype)
+        weights, as_tree, as_params = widen(params)
         key, sub = jax.random.split(state.key)
         noise = sigma * jax.random.normal(sub, state.noise.shape, state.noise.dtype)
 
         def run(sign, noise, carry):
-            params = unravel((weights + sign * noise).astype(narrow.dtype))
-            carry, ys = unroll(cell, params, carry, xs, method="scan")
+            carry, ys = unroll(cell, as_tree(weights + sign * noise), carry, xs, method="scan")
             return carry, jnp.mean(loss(ys, targets))
 
         over_pairs = jax.vmap(run, (None, 0, 0))
@@ -186,6 +190,6 @@ def persistent_evolution(cell: Cell, loss: Loss, key: Key, *, pairs: int = 32, s
         carries, values = jax.vmap(over_pairs, (0, None, 0))(signs, noise, state.carries)
         seen = state.noise + noise
         gradient = (values[0] - values[1]) @ seen / (2 * pairs * sigma**2)
-        return values.mean(), unravel(gradient.astype(narrow.dtype)), Particles(carries, seen, key)
+        return values.mean(), as_params(gradient), Particles(carries, seen, key)
 
     return Estimator(init=init, update=update)
