@@ -180,7 +180,7 @@ def _loop_backward(run, slots, residuals, cotangents):
 _loop.defvjp(_loop_forward, _loop_backward)
 
 
-def _at(tree: Tree, i: Array) -> Tree:
+def _at(tree: Tree, i: Array | int) -> Tree:
     return jax.tree.map(lambda leaf: leaf[i], tree)
 
 
