@@ -19,6 +19,14 @@ def fitting_chunk(steps: int, wanted: float) -> int:
     return min(near, key=lambda c: max(c / wanted, wanted / c), default=round(wanted))
 
 
+def default_chunk(steps: int, levels: int = 1, slots: int | None = None) -> int:
+    """The chunk that `checkpointed` takes if it is not told: about T^(1/(levels + 1)) / 2, or slots / 4.
+
+    A step inside a chunk keeps several times as much as a carry between chunks does, hence the half and the quarter.
+    """
+    return fitting_chunk(steps, steps ** (1 / (levels + 1)) / 2 if slots is None else slots / 4)
+
+
 Run = Callable[[Carry, Tree], tuple[Carry, Tree]]
 
 
@@ -101,8 +109,8 @@ def checkpointed(
       params: its params.
       carry: the carry before the first step.
       xs: inputs [T, B, D].
-      chunk: steps in a chunk; by default about T^(1/(levels + 1)) / 2, or slots / 4. Steps that are left over are a
-        chunk of their own, kept beside the others; the inputs are then copied once.
+      chunk: steps in a chunk, by default `default_chunk`. Steps that are left over are a chunk of their own, kept
+        beside the others; the inputs are then copied once.
       levels: loops around a chunk, one inside the other; 1 is the default.
       slots: carries kept, the first included.
       method: how a chunk is run, as in `unroll`.
@@ -119,11 +127,10 @@ def checkpointed(
         raise ValueError(f"checkpointed takes levels or slots, got levels = {levels} and slots = {slots}")
     if levels is not None and levels < 1:
         raise ValueError(f"levels must be at least 1, got {levels}")
-    steps = split_const(xs)[0][0].shape[0]
-    # A step inside a chunk keeps several times as much as a border does, hence the half and the quarter.
-    wanted = steps ** (1 / ((levels or 1) + 1)) / 2 if slots is None else slots / 4
-    chunk = fitting_chunk(steps, wanted) if chunk is None else chunk
-    loop = partial(nested, levels=levels or 1) if slots is None else partial(revolve, slots=slots)
+    depth = 1 if levels is None else levels
+    if chunk is None:
+        chunk = default_chunk(split_const(xs)[0][0].shape[0], depth, slots)
+    loop = partial(nested, levels=depth) if slots is None else partial(revolve, slots=slots)
     return over_chunks(partial(solve, method, cell, params), carry, xs, chunk, loop)
 
 
