@@ -1,5 +1,6 @@
 """Checkpointing by chunks: what scan gives, in less memory, for as many forward steps as the schedule says."""
 
+import re
 from functools import cache, partial
 
 import jax
@@ -110,6 +111,18 @@ def test_a_gradient_runs_as_many_steps_as_its_schedule_says(method, steps, runs)
     jax.block_until_ready(gradient(jnp.ones(()), jnp.ones((steps, 1))))
     jax.effects_barrier()
     assert len(seen) == runs
+
+
+def test_nested_loops_are_about_as_long_as_each_other():
+    """The lengths as a program is printed: the innermost loop first."""
+    cell, _ = counting()
+    for steps, flags, lengths in (
+        (27, {"chunk": 1, "levels": 3}, ["1", "3", "3", "3"]),
+        (64, {"chunk": 4, "levels": 2}, ["4", "4", "4"]),
+        (64, {"chunk": 4}, ["4", "16"]),
+    ):
+        run = partial(unroll, cell, jnp.ones(()), jnp.zeros(()), method=partial(checkpointed, **flags))
+        assert re.findall(r"\blength=(\d+)", str(jax.make_jaxpr(run)(jnp.ones((steps, 1))))) == lengths
 
 
 def test_levels_and_slots_that_make_no_sense_are_refused():
