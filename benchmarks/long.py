@@ -33,7 +33,6 @@ from seqjax.parallel import associative
 from seqjax.train import write_atomic
 
 DOCS = Path(__file__).parents[1] / "docs"
-NAME = "long_sequences"
 BYTES = 8e9  # programs that allocate more are left out
 SECONDS = 30.0  # and calls that are expected to take longer
 ROUNDS = 3
@@ -279,8 +278,6 @@ def crossings(
     return lines
 
 
-SECTIONS = {"checkpointed": checkpointing, "associative": affine, "newton": nonlinear}
-
 INTRODUCTION = """# Long sequences
 
 Written by `benchmarks/long.py`; do not edit.
@@ -308,11 +305,29 @@ long operations, so it is for narrow cells, long sequences and devices with many
 come out as NaN; `newton_with_report` returns iterations and errors."""
 
 
-def conditions(arguments: Sequence[str], load: float, seconds: float) -> list[str]:
+class Page(NamedTuple):
+    """What a command measures and writes.
+
+    Attributes:
+      command: the module that is run.
+      name: of the files in docs/.
+      introduction: Markdown.
+      caption: of the figure.
+      sections: by name, `quick -> Section`.
+    """
+
+    command: str
+    name: str
+    introduction: str
+    caption: str
+    sections: dict[str, Callable[[bool], Section]]
+
+
+def conditions(page: Page, arguments: Sequence[str], load: float, seconds: float) -> list[str]:
     """When, where and with what the measurement was made."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "numpy"))
     return [
-        f"`python -m benchmarks.long {shlex.join(arguments)}`".replace(" `", "`"),
+        f"`python -m {page.command} {shlex.join(arguments)}`".replace(" `", "`"),
         f"{datetime.date.today():%Y-%m-%d}, Python {platform.python_version()}, {versions}",
         f"{jax.devices()[0].device_kind}, {platform.machine()}, {os.cpu_count()} cores",
         f"load average before the run {load:.1f}; the run took {seconds / 60:.1f} min",
@@ -320,35 +335,44 @@ def conditions(arguments: Sequence[str], load: float, seconds: float) -> list[st
     ]
 
 
-def write(output: Path, sections: Sequence[Section], facts: Sequence[str]) -> None:
+def write(output: Path, page: Page, sections: Sequence[Section], facts: Sequence[str]) -> None:
     """The page and its figure."""
     drawing, (axes,) = panels(columns=len(sections))
     for section, place in zip(sections, axes, strict=True):
         section.plot(place)
-    save(drawing, output / NAME)
-    parts = [INTRODUCTION, f"![Memory of checkpointing, and times relative to scan]({NAME}.svg)"]
+    save(drawing, output / page.name)
+    parts = [page.introduction, f"![{page.caption}]({page.name}.svg)"]
     parts += [f"## {s.title}\n\n{s.text}\n\n{markdown_table(s.table)}" for s in sections]
     parts.append("## Conditions\n\n" + "\n".join(f"- {fact}" for fact in facts))
-    write_atomic(output / f"{NAME}.md", "\n\n".join(parts) + "\n")
+    write_atomic(output / f"{page.name}.md", "\n\n".join(parts) + "\n")
 
 
-def main(arguments: Sequence[str]) -> None:
+def measure(page: Page, arguments: Sequence[str]) -> None:
     """Measure, print the tables, and write the page."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.long", description="Time and memory of long sequences.")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="default: all")
+    parser = argparse.ArgumentParser(prog=f"python -m {page.command}", description=f"{page.caption}.")
+    parser.add_argument("--sections", nargs="+", choices=page.sections, help="default: all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default docs/ for a full run, else nowhere")
     flags = parser.parse_args(arguments)
     output = flags.output or (None if flags.sections or flags.quick else DOCS)
     load, start = os.getloadavg()[0], time.perf_counter()
-    sections = [SECTIONS[name](flags.quick) for name in flags.sections or SECTIONS]
-    facts = conditions(arguments, load, time.perf_counter() - start)
+    sections = [page.sections[name](flags.quick) for name in flags.sections or page.sections]
+    facts = conditions(page, arguments, load, time.perf_counter() - start)
     for section in sections:
         print(f"\n{section.title}\n\n{section.text}\n\n{text_table(section.table)}")
     print("\n" + "\n".join(facts))
     if output:
-        write(output, sections, facts)
+        write(output, page, sections, facts)
+
+
+LONG = Page(
+    command="benchmarks.long",
+    name="long_sequences",
+    introduction=INTRODUCTION,
+    caption="Memory of checkpointing, and times relative to scan",
+    sections={"checkpointed": checkpointing, "associative": affine, "newton": nonlinear},
+)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    measure(LONG, sys.argv[1:])

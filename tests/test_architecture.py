@@ -21,6 +21,7 @@ LAYERS = [
         "regularizers",
         "noise",
         "checkpointed",
+        "revolve",
         "parallel",
         "newton",
         "chunkwise",

@@ -1,6 +1,7 @@
-"""Checkpointing by chunks: what scan gives, in memory of order sqrt(T)."""
+"""Checkpointing by chunks: what scan gives, in less memory, for as many forward steps as the schedule says."""
 
-from functools import partial
+import re
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,10 @@ import pytest
 from agree import check_methods, close, compiled, values_and_gradients
 from cell_list import MODELS, D, H, draw
 
-from seqjax import cells, unroll, wrappers
+from seqjax import Cell, cells, unroll, wrappers
 from seqjax.checkpointed import checkpointed, fitting_chunk, with_loss
+from seqjax.core import Const
+from seqjax.revolve import forward_runs, revolve, schedule
 
 
 @pytest.mark.parametrize("name", ["gru", "min_gru", "from_step", "masked", "dropout_stack", "language_model"])
@@ -18,6 +21,122 @@ def test_any_chunk_gives_what_scan_gives(x64, name):
     """Default, one step, a chunk that does not divide 7, all steps; constants among the inputs stay."""
     chunks = {str(c): partial(checkpointed, chunk=c) for c in (None, 1, 3, 7)}
     check_methods(draw(MODELS[name]), chunks)
+
+
+SCHEDULES = {
+    "2 levels": partial(checkpointed, chunk=2, levels=2),
+    "3 levels": partial(checkpointed, chunk=1, levels=3),
+    "1 slot": partial(checkpointed, chunk=3, slots=1),
+    "2 slots": partial(checkpointed, chunk=1, slots=2),
+}
+
+
+@pytest.mark.parametrize("name", ["lru", "from_step", "masked_dropout_stack", "language_model"])
+def test_any_schedule_gives_what_scan_gives(x64, name):
+    """7 steps: chunks that divide them and not, tokens and masks that have no gradient, noise that all steps share."""
+    check_methods(draw(MODELS[name]), SCHEDULES)
+
+
+@pytest.mark.parametrize("schedule", ["2 levels", "2 slots"])
+def test_masks_with_holes_by_any_schedule(x64, schedule):
+    holes = jax.random.bernoulli(jax.random.key(3), 0.6, (7, 2, 3))
+    check_methods(draw(MODELS["stack"], batch=(2, 3)), {schedule: SCHEDULES[schedule]}, holes)
+
+
+@cache
+def fewest(chunks, slots):
+    """t(N, m) by dynamic programming: runs before the chunks that are reversed."""
+    if slots == 1 or chunks == 1:
+        return chunks * (chunks - 1) // 2
+    return min(k + fewest(chunks - k, slots - 1) + fewest(k, slots) for k in range(1, chunks))
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5, 8, 13])
+def test_no_schedule_with_as_many_slots_has_fewer_runs(slots):
+    for chunks in range(1, 60):
+        plan = schedule(chunks, min(slots, chunks))
+        way, reversals, forward = len(plan.again) - 1, chunks, chunks
+        assert way + reversals + forward == fewest(chunks, slots) + chunks + 1 == forward_runs(chunks, slots)
+
+
+def test_a_schedule_written_out():
+    """6 chunks, 2 slots (2 is the working one): the carries before chunks 0 and 3 are kept, later that before 1."""
+    plan = schedule(6, 2)
+    np.testing.assert_array_equal(plan.stored, [0, 2, 2, 1, 2, 2])
+    np.testing.assert_array_equal(plan.source, [0, 1, 0, 1, 1, 2])
+    np.testing.assert_array_equal(plan.begin, [0, 1, 0, 3, 3, 5])
+    np.testing.assert_array_equal(plan.offset, [3, 3, 1, 1, 0, 0])
+    np.testing.assert_array_equal(plan.again, [2, 1, 2, 2])
+
+
+def counting():
+    """A cell that counts its steps as they are run, and the list that it counts in."""
+    seen = []
+
+    def transition(params, carry, z):
+        jax.debug.callback(lambda _: seen.append(1), carry)
+        return jnp.tanh(params * carry + z)
+
+    cell = Cell(
+        init=lambda key, in_features: jnp.ones(()),
+        initial_carry=lambda params, batch: jnp.zeros(batch),
+        project=lambda params, x: x[..., 0],
+        transition=transition,
+        readout=lambda params, carry, z: carry,
+    )
+    return cell, seen
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "runs"),
+    [
+        (partial(checkpointed, chunk=3), 12, 24),
+        (partial(checkpointed, chunk=3), 14, 28),
+        (partial(checkpointed, chunk=2, levels=2), 16, 48),
+        (partial(checkpointed, chunk=2, levels=3), 16, 64),
+        (partial(checkpointed, chunk=1, slots=1), 7, 7 + 7 + 15),
+        (partial(checkpointed, chunk=1, slots=3), 20, forward_runs(20, 3)),
+        (partial(checkpointed, chunk=2, slots=3), 20, 2 * forward_runs(10, 3)),
+        (partial(checkpointed, chunk=2, slots=10), 20, 40),
+        (partial(checkpointed, chunk=3, slots=2), 20, 3 * forward_runs(6, 2) + 2 * 2),
+    ],
+)
+def test_a_gradient_runs_as_many_steps_as_its_schedule_says(method, steps, runs):
+    cell, seen = counting()
+
+    def loss(params, xs):
+        return unroll(cell, params, jnp.zeros(()), xs, method=method)[1].sum()
+
+    gradient = compiled(jax.value_and_grad(loss))
+    jax.block_until_ready(gradient(jnp.ones(()), jnp.ones((steps, 1))))
+    jax.effects_barrier()
+    assert len(seen) == runs
+
+
+def test_nested_loops_are_about_as_long_as_each_other():
+    """The lengths as a program is printed: the innermost loop first."""
+    cell, _ = counting()
+    for steps, flags, lengths in (
+        (27, {"chunk": 1, "levels": 3}, ["1", "3", "3", "3"]),
+        (64, {"chunk": 4, "levels": 2}, ["4", "4", "4"]),
+        (64, {"chunk": 4}, ["4", "16"]),
+    ):
+        run = partial(unroll, cell, jnp.ones(()), jnp.zeros(()), method=partial(checkpointed, **flags))
+        assert re.findall(r"\blength=(\d+)", str(jax.make_jaxpr(run)(jnp.ones((steps, 1))))) == lengths
+
+
+def test_levels_and_slots_that_make_no_sense_are_refused():
+    cell, params, carry, xs = draw(MODELS["gru"], dtype=jnp.float32)
+    for flags, message in (
+        ({"levels": 0}, "levels must be at least 1, got 0"),
+        ({"slots": 0}, "slots must be at least 1, got 0"),
+        ({"levels": 2, "slots": 3}, "takes levels or slots, got levels = 2 and slots = 3"),
+        ({"slots": 2, "chunk": 8}, "chunk must lie between 1 and the number of steps 7, got 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            unroll(cell, params, carry, xs, method=partial(checkpointed, **flags))
+    with pytest.raises(ValueError, match="revolve stacks all outputs, got a Const among"):
+        revolve(lambda carry, x: (carry, Const(x)), carry, xs, 2)
 
 
 @pytest.mark.parametrize("batch", [(), (2, 3)])
@@ -114,6 +233,26 @@ def test_memory_grows_as_the_root_of_the_number_of_steps(method):
 
     short, long = (temporary_bytes(cell, steps, loss) for steps in (256, 4096))
     assert long < 5 * short
+
+
+def test_memory_falls_as_the_schedule_says():
+    """Of the last carry of an LSTM: what is kept is carries of 2 * 2 * 32 numbers, and what a chunk needs."""
+    carry = 2 * 2 * 32 * 4
+
+    def needed(steps, **flags):
+        def loss(params, xs):
+            last, _ = unroll(cells.lstm(32), params, None, xs, method=partial(checkpointed, method="scan", **flags))
+            return jnp.square(last.h).sum()
+
+        return temporary_bytes(cells.lstm(32), steps, loss)
+
+    borders = {levels: needed(4096, chunk=4, levels=levels) for levels in (1, 2)}
+    assert borders[1] - borders[2] > 0.8 * carry * (1024 - 2 * 32)
+    slots = {m: needed(4096, chunk=4, slots=m) for m in (8, 64)}
+    assert slots[64] - slots[8] == 56 * carry
+    # Beside the slots, a number or two a chunk, which is the schedule.
+    assert slots[8] - needed(256, chunk=4, slots=8) < 16 * (1024 - 64)
+    assert slots[8] < borders[2] < borders[1]
 
 
 def test_memory_of_a_loss_on_every_step_grows_by_little_more_than_the_losses():

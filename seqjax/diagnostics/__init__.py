@@ -8,22 +8,35 @@ long; `figures` draws each of them. A cell and a loss are static arguments: the 
 """
 
 from seqjax.diagnostics import figures
-from seqjax.diagnostics.gradient import alignment, contributions, gradient_against_lag, receptive_field
+from seqjax.diagnostics.gradient import (
+    Decay,
+    alignment,
+    contributions,
+    decay_rate,
+    gradient_against_lag,
+    gradient_decay,
+    receptive_field,
+    relative_bias,
+)
 from seqjax.diagnostics.memory import Saturation, gate_saturation, half_lives, participation_ratio, trajectory
 from seqjax.diagnostics.spectrum import lyapunov_exponents, product_spectrum, singular_values, step_jacobians
 
 __all__ = [
+    "Decay",
     "Saturation",
     "alignment",
     "contributions",
+    "decay_rate",
     "figures",
     "gate_saturation",
     "gradient_against_lag",
+    "gradient_decay",
     "half_lives",
     "lyapunov_exponents",
     "participation_ratio",
     "product_spectrum",
     "receptive_field",
+    "relative_bias",
     "singular_values",
     "step_jacobians",
     "trajectory",

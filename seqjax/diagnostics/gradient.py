@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from seqjax.core import (
     with_features,
 )
 from seqjax.solve import length
-from seqjax.unroll import unroll
+from seqjax.unroll import batch_shape, unroll
 
 
 def alignment(gradient: Params, reference: Params) -> tuple[Array, Array]:
@@ -84,6 +85,109 @@ def gradient_against_lag(cell: Cell, params: Params, carry: Carry, xs: Tree, los
       [T]: the Euclidean norm of dL/dh_t over all leaves of the carry and the batch. h_t includes the effect on y_t.
     """
     return _norms(_adjoints(cell, params, carry, xs, loss)[1], 1)
+
+
+class Decay(NamedTuple):
+    """How the gradient of the loss L of one step s falls off with the time lag k = 0, ..., T - 1.
+
+    Attributes:
+      norms: [T], `E |dL/dh_{s-k}|`.
+      sums: [T], `|E sum_{j <= k} dL/dh_{s-j}|`.
+    """
+
+    norms: Array
+    sums: Array
+
+
+@partial(jax.jit, static_argnames=("cell", "loss"))
+def gradient_decay(
+    cell: Cell, params: Params, carry: Carry, xs: Tree, target: Tree, loss: Callable[[Tree, Tree], Array]
+) -> Decay:
+    """The gradient of the last step's loss against the time lag, as expected over the batch.
+
+    Args:
+      cell: any cell.
+      params: its params.
+      carry: the carry before the first step, leaves [B, ...].
+      xs: inputs [T, B, ...].
+      target: of the last step, [B, ...].
+      loss: `(y [B, O], target [B, ...]) -> losses [B]`.
+
+    Returns:
+      Norms over all leaves of the carry, the expectation E as the mean over the batch. h_t includes the effect on y_t.
+    """
+    axes = tuple(range(1, 1 + len(batch_shape(xs))))
+
+    def last(ys):
+        return loss(jax.tree.map(lambda leaf: leaf[-1], ys), target).sum()
+
+    d_hs = jax.tree.map(lambda leaf: jnp.flip(leaf, 0), _adjoints(cell, params, carry, xs, last)[1])
+    sums = jax.tree.map(lambda leaf: jnp.cumsum(leaf.mean(axes), 0), d_hs)
+    return Decay(_norms(d_hs, 1 + len(axes)).mean(axes), _norms(sums, 1))
+
+
+def _check_lag(norms: Array, tau: int) -> None:
+    if not 0 <= tau <= norms.shape[0] - 2:
+        raise ValueError(f"a decay beyond lag tau needs 0 <= tau <= T - 2 = {norms.shape[0] - 2}, got tau = {tau}")
+
+
+@partial(jax.jit, static_argnames="tau")
+def decay_rate(norms: Array, tau: int) -> Array:
+    """beta, the factor by which a gradient falls off with every step back: `norms[k] ~ beta^k` beyond lag tau.
+
+    The slope of a line through `log norms[k]`, k >= tau, by least squares (Aicher, Foti & Fox 2019, arXiv 1905.07473).
+    Lags where the gradient is 0 are left out; 0 where fewer than two are left.
+
+    Args:
+      norms: [T] by lag, of a `Decay`.
+      tau: the lag where the decay begins to be geometric, in 0, ..., T - 2.
+
+    Raises:
+      ValueError: for a lag outside of that.
+    """
+    _check_lag(norms, tau)
+    used = norms[tau:] > 0
+    lags = jnp.arange(used.size, dtype=norms.dtype)
+    logs = jnp.log(jnp.where(used, norms[tau:], 1))
+    count = jnp.maximum(used.sum(dtype=norms.dtype), 1)
+
+    def centred(values):
+        return jnp.where(used, values - jnp.where(used, values, 0).sum() / count, 0)
+
+    lags, logs = centred(lags), centred(logs)
+    return jnp.where(count > 1, jnp.exp(lags @ logs / jnp.maximum(lags @ lags, 0.5)), 0)
+
+
+@partial(jax.jit, static_argnames="tau")
+def relative_bias(decay: Decay, tau: int) -> Array:
+    """How far a gradient is off that ends after lag k, relative to the whole one, if the decay goes on geometrically.
+
+        tail_k = sum_{k < j < tau} norms[j] + norms[tau] / (1 - beta) * beta^max(k + 1 - tau, 0)
+        bias_k = tail_k / max_j (sums[j] - tail_j)
+
+    tail_k is at least the sum of all norms beyond k, T and later, where from tau on they fall by beta (`decay_rate`) or
+    more (Aicher, Foti & Fox 2019, arXiv 1905.07473, section 3). bias_k bounds the relative bias of dL/dW if, besides,
+    dh_t/dW is about the same at all lags; the paper assumes a bound on it. It is inf where beta >= 1, or where the
+    tails are too heavy for the sums to say anything.
+
+    Args:
+      decay: from `gradient_decay`, over T lags.
+      tau: the lag where the decay begins to be geometric, in 0, ..., T - 2.
+
+    Returns:
+      [T]: entry k is of a gradient of lags 0 to k, which is truncation after k + 1 steps.
+
+    Raises:
+      ValueError: for a lag outside of that.
+    """
+    norms, sums = decay
+    beta = decay_rate(norms, tau)
+    lags = jnp.arange(norms.size, dtype=norms.dtype)
+    head = jnp.where(lags < tau, norms, 0)
+    beyond = jnp.where(beta < 1, norms[tau] / (1 - beta), jnp.inf)
+    tail = jnp.flip(jnp.cumsum(jnp.flip(head))) - head + beyond * beta ** jnp.maximum(lags + 1 - tau, 0)
+    whole = jnp.max(sums - tail)
+    return jnp.where(whole > 0, tail / whole, jnp.inf)
 
 
 @partial(jax.jit, static_argnames=("cell", "loss"))

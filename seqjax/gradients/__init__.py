@@ -1,5 +1,6 @@
 """Ways to obtain a recurrent network's gradient, behind one interface."""
 
+from seqjax.gradients.adaptive import adaptive_truncation
 from seqjax.gradients.bptt import bptt, truncated_bptt
 from seqjax.gradients.compare import Comparison, compare, stream_gradient
 from seqjax.gradients.estimator import Estimator, Loss
@@ -12,6 +13,7 @@ __all__ = [
     "Comparison",
     "Estimator",
     "Loss",
+    "adaptive_truncation",
     "artbp",
     "bptt",
     "compare",
