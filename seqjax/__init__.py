@@ -9,7 +9,7 @@
 
 import importlib
 
-from seqjax import cells, diagnostics, gradients, initializers, noise, presets, regularizers, solve, wrappers
+from seqjax import cells, diagnostics, gradients, importers, initializers, noise, presets, regularizers, solve, wrappers
 from seqjax.core import Cell, Complex, Const, Dense, Gated, from_step
 from seqjax.unroll import bidirectional, generate, mask_from_lengths, unroll
 
@@ -25,6 +25,7 @@ __all__ = [
     "from_step",
     "generate",
     "gradients",
+    "importers",
     "initializers",
     "mask_from_lengths",
     "noise",
