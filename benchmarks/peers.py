@@ -88,7 +88,7 @@ def seqjax_model(row: Row, dtype: Any, method: str) -> Model:
 
     def last(params, x, lengths, key):
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        return nnx.merge(graph, params, rest, copy=True)(x, lengths=lengths, rngs=rngs)
+        return nnx.merge(graph, params, rest, copy=True)(x, seq_lengths=lengths, rngs=rngs)
 
     def masks(key):
         carry = cell.initial_carry(rnn.weights, (row.shape.batch,))

@@ -34,6 +34,7 @@ __all__ = [
     "Jointly",
     "chrono",
     "critical",
+    "from_jax",
     "gate_bias",
     "glorot_normal",
     "glorot_uniform",
@@ -260,6 +261,18 @@ def unit_forget() -> BiasInitializer:
         return gate_bias(**{gate: 1.0 for gate in gates if gate == "forget"})(key, gates, hidden, dtype)
 
     return init
+
+
+def from_jax(init: Initializer) -> BiasInitializer:
+    """The biases of all gates as one draw of a JAX initializer `(key, shape [len(gates) * H], dtype)`.
+
+    What Flax calls `bias_init`: `lstm(64, b=from_jax(jax.nn.initializers.constant(0.1)))`. Weights need no adapter.
+    """
+
+    def draw(key, gates, hidden, dtype=jnp.float32):
+        return init(key, (len(gates) * hidden,), carry_dtype(dtype)).astype(dtype)
+
+    return draw
 
 
 def uniform_bias(scale: float = 1.0) -> BiasInitializer:

@@ -1,5 +1,6 @@
 """What the laws compare: outputs, carries, gradients; and the loop that everything is held against."""
 
+from contextlib import contextmanager
 from functools import partial
 
 import jax
@@ -13,6 +14,13 @@ from seqjax.native import compiler
 
 # The tests compile much and compute little.
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@contextmanager
+def relaxed():
+    """Peers promote dtypes and ranks silently; this library does not."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def close(got, expected, tolerance=1e-12):

@@ -32,3 +32,17 @@ def x64():
     """Run one test with 64-bit types."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def keras():
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    keras = pytest.importorskip("keras", reason="compares with Keras, which is not installed")
+    if keras.config.backend() != "jax":
+        pytest.skip(f"compares with Keras on JAX, but its backend is {keras.config.backend()}")
+    return keras
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")

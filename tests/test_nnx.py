@@ -73,7 +73,7 @@ def test_it_is_unroll(xs, name, reverse):
 def test_time_major(xs):
     rnn = recurrent(time_major=True)
     same(outputs(rnn, swap(xs)), swap(outputs(recurrent(), xs)))
-    same(outputs(rnn, swap(xs), lengths=LENGTHS), swap(outputs(recurrent(), xs, lengths=LENGTHS)))
+    same(outputs(rnn, swap(xs), seq_lengths=LENGTHS), swap(outputs(recurrent(), xs, seq_lengths=LENGTHS)))
     mask = xs[..., 0] > 0
     same(outputs(rnn, swap(xs), mask=swap(mask)), swap(outputs(recurrent(), xs, mask=mask)))
 
@@ -91,7 +91,7 @@ def test_tokens():
     rnn = Recurrent(seqjax.wrappers.with_embedding(cells.gru(H), 7, D), 0, rngs=nnx.Rngs(0))
     ys = outputs(rnn, tokens)
     assert ys.shape == (2, 3, H)
-    close(outputs(rnn, tokens, lengths=jnp.array([3, 2]))[1, 1], ys[1, 1])
+    close(outputs(rnn, tokens, seq_lengths=jnp.array([3, 2]))[1, 1], ys[1, 1])
     with pytest.raises(TypeError, match="integer tokens"):
         rnn(tokens.astype(jnp.float32))
 
@@ -109,7 +109,7 @@ def test_method_reaches_the_solver(xs):
 def test_padding_changes_nothing(xs, name, reverse):
     cell = CELLS[name]
     rnn = recurrent(cell, reverse=reverse)
-    carry, ys = run(rnn, xs.at[1, 1:].set(jnp.nan), lengths=LENGTHS)
+    carry, ys = run(rnn, xs.at[1, 1:].set(jnp.nan), seq_lengths=LENGTHS)
     for b, length in enumerate(LENGTHS.tolist()):
         alone_carry, alone = run(rnn, xs[b : b + 1, :length])
         close(ys[b, :length], alone[0])
@@ -119,7 +119,7 @@ def test_padding_changes_nothing(xs, name, reverse):
 
 def test_a_mask_of_lengths_is_lengths(xs):
     mask = swap(seqjax.mask_from_lengths(LENGTHS, T))
-    same(outputs(recurrent(), xs, mask=mask), outputs(recurrent(), xs, lengths=LENGTHS))
+    same(outputs(recurrent(), xs, mask=mask), outputs(recurrent(), xs, seq_lengths=LENGTHS))
 
 
 def test_a_mask_with_holes_skips_steps(xs):
@@ -142,9 +142,9 @@ def test_return_sequences_false_is_the_step_processed_last(xs, reverse):
     options = {"reverse": reverse}
     last, ys = recurrent(return_sequences=False, **options), recurrent(**options)
     same(outputs(last, xs), outputs(ys, xs)[:, 0 if reverse else -1])
-    padded = outputs(ys, xs, lengths=LENGTHS)
+    padded = outputs(ys, xs, seq_lengths=LENGTHS)
     steps = [0] * B if reverse else (LENGTHS - 1).tolist()
-    same(outputs(last, xs, lengths=LENGTHS), jnp.stack([padded[b, t] for b, t in enumerate(steps)]))
+    same(outputs(last, xs, seq_lengths=LENGTHS), jnp.stack([padded[b, t] for b, t in enumerate(steps)]))
     # It is also the output part of the carry, whatever the holes of the mask.
     mask = jnp.array([[False, True, True, False, True, False], [True] * T, [False] * T])
     carry, y = run(last, xs, mask=mask)
@@ -324,16 +324,16 @@ def test_bidirectional_is_both_directions(xs, lengths):
     mask = None if lengths is None else seqjax.mask_from_lengths(lengths, T)
     weights = both.forward.weights, both.backward.weights
     expected = seqjax.bidirectional((CELLS["lstm"], CELLS["stack"]), weights, None, swap(xs), mask=mask)
-    carries, ys = run(both, xs, lengths=lengths)
+    carries, ys = run(both, xs, seq_lengths=lengths)
     same(carries, expected[0])
     same(ys, swap(expected[1]))
     assert both.out_features == ys.shape[-1] == 2 * H
 
 
 def test_bidirectional_last_outputs(xs):
-    carries, y = run(bidirectional(return_sequences=False), xs, lengths=LENGTHS)
+    carries, y = run(bidirectional(return_sequences=False), xs, seq_lengths=LENGTHS)
     same(y, jnp.concatenate([carries[0].h, carries[1][-1]], -1))
-    ys = outputs(bidirectional(), xs, lengths=LENGTHS)
+    ys = outputs(bidirectional(), xs, seq_lengths=LENGTHS)
     same(y, jnp.concatenate([ys[jnp.arange(B), LENGTHS - 1, :H], ys[:, 0, H:]], -1))
 
 
@@ -376,13 +376,13 @@ def test_wrong_inputs_are_named(xs):
     rnn = recurrent()
     mask = jnp.ones((B, T), bool)
     with pytest.raises(ValueError, match="lengths and mask both"):
-        rnn(xs, lengths=LENGTHS, mask=mask)
+        rnn(xs, seq_lengths=LENGTHS, mask=mask)
     with pytest.raises(ValueError, match=r"lengths have shape \(2,\), expected \(3,\)"):
-        rnn(xs, lengths=LENGTHS[:2])
+        rnn(xs, seq_lengths=LENGTHS[:2])
     with pytest.raises(ValueError, match="lengths must lie between 0 and the number of steps 6"):
-        rnn(xs, lengths=LENGTHS + 1)
+        rnn(xs, seq_lengths=LENGTHS + 1)
     with pytest.raises(TypeError, match="lengths must be integers, got float32"):
-        rnn(xs, lengths=jnp.ones(B))
+        rnn(xs, seq_lengths=jnp.ones(B))
     with pytest.raises(ValueError, match=r"mask must be bool \(3, 6\), .* got bool \(6, 3\)"):
         rnn(xs, mask=swap(mask))
     with pytest.raises(ValueError, match="got float32"):
@@ -406,9 +406,9 @@ def test_wrong_rates_are_refused_at_construction():
 
 def test_dropout_needs_a_random_stream(xs):
     rnn = Recurrent(CELLS["lstm"], D, recurrent_dropout=0.5, rngs=nnx.Rngs(params=0))
-    with pytest.raises(ValueError, match="Recurrent has a dropout mask to draw and no random stream"):
+    with pytest.raises(ValueError, match="Recurrent has noise to draw and no random stream"):
         rnn(xs)
-    with pytest.raises(ValueError, match="Dropout has a dropout mask to draw and no random stream"):
+    with pytest.raises(ValueError, match="Dropout has noise to draw and no random stream"):
         Dropout(0.5)(xs)
     assert rnn(xs, rngs=nnx.Rngs(dropout=0)).shape == (B, T, H)
     rnn.eval()
