@@ -44,11 +44,6 @@ def pytorch() -> dict[str, Any]:
 
     PyTorch adds two biases where the cells here have one, which is drawn as the sum of two. The candidate of a GRU has
     one of the two inside its reset: the `b_n` of `cells.gru`, which no keyword reaches and which starts at 0.
-
-    Example:
-      >>> params = seqjax.cells.lstm(16, **seqjax.presets.pytorch()).init(jax.random.key(0), 14)
-      >>> bool((abs(params["w_x"]) < 0.25).all())  # 1 / sqrt(16)
-      True
     """
 
     def b(key, gates, hidden, dtype=jnp.float32):
