@@ -79,6 +79,15 @@ class Cell(NamedTuple):
         () for vectors [B, D]. They belong to one sequence, and every leaf of its carry may mix them.
 
     A hint is a second description of the same transition. The tests hold every hint against `transition`.
+
+    Example:
+      >>> cell = seqjax.cells.min_gru(4)
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> jax.tree.map(jnp.shape, params)
+      {'b': (8,), 'w_x': (3, 8)}
+      >>> carry, y = cell.step(params, cell.initial_carry(params, (2,)), jnp.ones((2, 3)))
+      >>> y.shape, cell.gated is None, cell.affine is None  # no matrix product of the carry; linear in it
+      ((2, 4), True, False)
     """
 
     init: Callable[[Key, int], Params]
@@ -340,7 +349,11 @@ def one_input(params: Params, in_features: int, space: tuple[int, ...] = ()) -> 
 
 
 def out_features(cell: Cell, params: Params, in_features: int) -> int:
-    """The number of features of the output of a cell that reads `in_features` floating features (0: tokens)."""
+    """The number of features of the output of a cell that reads `in_features` floating features (0: tokens).
+
+    Raises:
+      ValueError: for a cell that does not read them.
+    """
     x = one_input(params, in_features, cell.space)
     try:
         _, y = jax.eval_shape(lambda params, x: cell.step(params, cell.initial_carry(params, ()), x), params, x)
@@ -360,6 +373,21 @@ def from_step(
     `step` sees the value of a `Const`, not its wrapper. An output may depend on the carry before the step, which a
     readout does not see, so the cell carries both, `(h_t, h_{t-1})`, and its readout names `step` once more; inside
     one compiled loop XLA computes it once.
+
+    Args:
+      init: `(key, in_features) -> params`.
+      initial_carry: `(params, batch_shape) -> carry`, leaves [*batch_shape, ...].
+      step: the step.
+
+    Example:
+      >>> cell = seqjax.from_step(
+      ...     init=lambda key, in_features: {"decay": jnp.float32(0.5)},
+      ...     initial_carry=lambda params, batch_shape: jnp.zeros((*batch_shape, 1)),
+      ...     step=lambda params, h, x: (params["decay"] * h + x, h),  # says the carry before the step
+      ... )
+      >>> carry, ys = seqjax.unroll(cell, cell.init(jax.random.key(0), 1), None, jnp.ones((4, 1, 1)))
+      >>> ys[:, 0, 0].tolist()
+      [0.0, 1.0, 1.5, 1.75]
     """
 
     def transition(params, carry, z):

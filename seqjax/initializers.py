@@ -26,7 +26,9 @@ from jax.nn.initializers import (
 from seqjax.core import Array, Key, carry_dtype
 
 Initializer = Callable[[Key, Sequence[int], jnp.dtype], Array]
+"""Of weights: `(key, shape [rows, H], dtype) -> array`."""
 BiasInitializer = Callable[[Key, tuple[str, ...], int, jnp.dtype], Array]
+"""Of the biases of all gates: `(key, names of the gates, H, dtype) -> array [gates * H]`."""
 
 __all__ = [
     "BiasInitializer",
@@ -71,6 +73,11 @@ def orthogonal(scale: float = 1.0) -> Initializer:
 
     As `jax.nn.initializers.orthogonal`, which it draws from. Under `vmap` one matrix is drawn after the other: batched
     decompositions that run at the same time can wait for each other forever on a CPU with few cores (jaxlib 0.10.2).
+
+    Example:
+      >>> w = seqjax.initializers.orthogonal()(jax.random.key(0), (4, 4))
+      >>> bool(jnp.allclose(w @ w.T, jnp.eye(4), atol=1e-6))
+      True
     """
 
     def init(key, shape, dtype=jnp.float32):
@@ -84,6 +91,10 @@ def identity(scale: float = 1.0) -> Initializer:
     """`scale` times the identity (Le, Jaitly & Hinton 2015, arXiv 1504.00941: the IRNN with ReLU).
 
     The shape must be square.
+
+    Example:
+      >>> seqjax.initializers.identity(0.5)(jax.random.key(0), (2, 2)).tolist()
+      [[0.5, 0.0], [0.0, 0.5]]
     """
 
     def init(key, shape, dtype=jnp.float32):
@@ -176,6 +187,12 @@ def spectral_radius(radius: float = 0.9, init: Initializer = critical()) -> Init
 
     The reservoir of an echo state network (Jaeger 2001, "The echo state approach"): `spectral_radius(0.9, sparse(10))`
     where it is sparse. The shape must be square. A nilpotent draw has no radius to scale and stays as it is.
+
+    Example:
+      >>> import numpy as np
+      >>> w = seqjax.initializers.spectral_radius(0.9)(jax.random.key(0), (8, 8))
+      >>> round(float(abs(np.linalg.eigvals(w)).max()), 3)
+      0.9
     """
 
     def scaled(key, shape, dtype=jnp.float32):
@@ -219,6 +236,13 @@ def jointly(init: Initializer) -> Jointly:
 
     `jointly(orthogonal())` makes the rows orthonormal over all gates, and `jointly(glorot_uniform())` counts the units
     of all gates as outputs, so both give smaller weights than a draw for each gate.
+
+    Example:
+      >>> orthogonal, jointly = seqjax.initializers.orthogonal(), seqjax.initializers.jointly
+      >>> each = seqjax.cells.lstm(8, w_h=orthogonal).init(jax.random.key(0), 3)["w_h"]  # [8, 4 * 8]
+      >>> side_by_side = seqjax.cells.lstm(8, w_h=jointly(orthogonal)).init(jax.random.key(0), 3)["w_h"]
+      >>> [round(jnp.linalg.norm(w[0]).item(), 4) for w in (each, side_by_side)]
+      [2.0, 1.0]
     """
     return Jointly(init)
 
@@ -240,6 +264,11 @@ def gate_bias(**values: float) -> BiasInitializer:
     """A constant for each named gate, 0 for the others: `gate_bias(forget=1.0)` (Jozefowicz et al. 2015).
 
     Raises ValueError, when the cell is initialized, for a gate that the cell does not have.
+
+    Example:
+      >>> b = seqjax.initializers.gate_bias(forget=1.0)
+      >>> b(jax.random.key(0), ("input", "forget"), 2).tolist()
+      [0.0, 0.0, 1.0, 1.0]
     """
 
     def init(key, gates, hidden, dtype=jnp.float32):
@@ -300,6 +329,12 @@ def chrono(t_max: float) -> BiasInitializer:
 
     The gate that keeps the carry ("forget" of an LSTM, "update" of a GRU) starts at b, the gate that writes to it
     ("input") at -b, the others at 0. Raises ValueError unless `t_max > 2`, and for a cell without such gates.
+
+    Example:
+      >>> cell = seqjax.cells.lstm(3, b=seqjax.initializers.chrono(100))
+      >>> i, f, _, _ = jnp.split(cell.init(jax.random.key(0), 2)["b"], 4)
+      >>> bool((i == -f).all()), bool((f >= 0).all() and (f <= jnp.log(99)).all())
+      (True, True)
     """
     if not t_max > 2:
         raise ValueError(f"chrono needs t_max > 2 steps, got {t_max}")
@@ -317,6 +352,12 @@ def uniform_gate() -> BiasInitializer:
 
     Laid out as in `chrono`: b for "forget" or "update", -b for "input", which so starts at 1 minus the forget gate.
     Raises ValueError for one unit, whose interval is empty, and for a cell without such gates.
+
+    Example:
+      >>> b = seqjax.initializers.uniform_gate()(jax.random.key(0), ("reset", "update", "candidate"), 1000)
+      >>> update = jax.nn.sigmoid(b[1000:2000])
+      >>> round(update.min().item(), 2), round(update.mean().item(), 1), round(update.max().item(), 2)
+      (0.0, 0.5, 1.0)
     """
 
     def init(key, gates, hidden, dtype=jnp.float32):

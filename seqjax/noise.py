@@ -12,6 +12,12 @@ from seqjax.cells.stack import stack
 from seqjax.core import Array, Carry, Cell, Const, Key, Tree, around, features, inner, is_complex, like, open_const
 from seqjax.regularizers import Sample, check_rate, each_layer
 
+__all__ = [
+    "carry_noise",
+    "zoneout",
+    "zoneout_mean",
+]
+
 
 def _noisy_carry(cell: Cell, name: str, change: Callable, change_affine: Callable) -> Cell:
     """`cell` with the carry `change(noise, before, after)` after each step, leaf by leaf.
@@ -90,6 +96,15 @@ def zoneout(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
 
     Raises:
       ValueError: for a rate outside [0, 1), rates that do not fit the carry, or a cell without hints.
+
+    Example:
+      >>> cell = seqjax.cells.lstm(4)
+      >>> params, xs = cell.init(jax.random.key(0), 3), jnp.ones((5, 2, 3))
+      >>> noisy, sample = seqjax.noise.zoneout(cell, seqjax.cells.LSTMCarry(h=0.05, c=0.5))
+      >>> noise = sample(jax.random.key(1), cell.initial_carry(params, (2,)), xs)
+      >>> noise.c.shape, sorted(set(noise.c.ravel().tolist()))  # new at every step
+      ((5, 2, 4), [0.0, 1.0])
+      >>> _, ys = seqjax.unroll(noisy, params, None, (xs, noise))
     """
     jax.tree.map(check_rate, rate)
     if cell.layers:
@@ -106,6 +121,13 @@ def zoneout_mean(cell: Cell, rate: Any) -> Cell:
     """The cell for evaluation after `zoneout`: `h_t = rate * h_{t-1} + (1 - rate) * transition(h_{t-1}, z_t)`.
 
     It takes x as the bare cell does. Arguments and errors as in `zoneout`.
+
+    Example:
+      >>> cell = seqjax.cells.min_gru(4)
+      >>> params, xs = cell.init(jax.random.key(0), 3), jnp.ones((1, 2, 3))
+      >>> _, slower = seqjax.unroll(seqjax.noise.zoneout_mean(cell, 0.75), params, None, xs)
+      >>> bool(jnp.allclose(slower, 0.25 * seqjax.unroll(cell, params, None, xs)[1]))
+      True
     """
     jax.tree.map(check_rate, rate)
     if cell.layers:
@@ -124,7 +146,13 @@ def carry_noise(cell: Cell, scale: Any) -> tuple[Cell, Sample]:
 
         h_t = transition(h_{t-1}, z_t) + scale * e_t,   e_t ~ N(0, 1), [B, H]
 
-    Every leaf of the carry gets it. `scale` is the standard deviation, at least 0; else as in `zoneout`.
+    Every leaf of the carry gets it. `scale` is the standard deviation, at least 0; else, errors too, as in `zoneout`.
+
+    Example:
+      >>> noisy, sample = seqjax.noise.carry_noise(seqjax.cells.min_gru(4), 0.1)
+      >>> noise = sample(jax.random.key(0), jnp.zeros((1000, 4)), jnp.ones((5, 1000, 3)))
+      >>> noise.shape, round(noise.std().item(), 2)
+      ((5, 1000, 4), 0.1)
     """
     if not isinstance(scale, Tracer) and not scale >= 0:
         raise ValueError(f"the scale of noise is at least 0, got {scale}")

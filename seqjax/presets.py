@@ -23,6 +23,11 @@ def keras() -> dict[str, Any]:
     """`keras.layers.SimpleRNN`, `LSTM` and `GRU` (Keras 3).
 
     Glorot uniform and orthogonal, each one draw for all gates; biases 0, of a forget gate 1.
+
+    Example:
+      >>> w = seqjax.cells.lstm(16, **seqjax.presets.keras()).init(jax.random.key(0), 14)["w_h"]  # [16, 4 * 16]
+      >>> bool(jnp.allclose(w @ w.T, jnp.eye(16), atol=1e-5))
+      True
     """
     return {"w_x": jointly(glorot_uniform()), "w_h": jointly(orthogonal()), "b": initializers.unit_forget()}
 
@@ -63,5 +68,11 @@ def irnn(scale: float = 1.0) -> dict[str, Any]:
     """The IRNN (Le, Jaitly & Hinton 2015, arXiv 1504.00941), for `cells.rnn`.
 
     ReLU, recurrent weights `scale` times the identity, input weights `N(0, 0.001^2)`, biases 0.
+
+    Example:
+      >>> cell = seqjax.cells.rnn(2, **seqjax.presets.irnn())
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> seqjax.unroll(cell, params, jnp.array([[1.0, 2.0]]), jnp.zeros((100, 1, 3)))[0].tolist()  # nothing is lost
+      [[1.0, 2.0]]
     """
     return {"activation": jax.nn.relu, "w_x": normal(1e-3), "w_h": identity(scale), "b": gate_bias()}

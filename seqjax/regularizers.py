@@ -35,7 +35,20 @@ from seqjax.core import (
 )
 from seqjax.wrappers import over_layers
 
+__all__ = [
+    "Sample",
+    "activation_penalty",
+    "embedding_dropout",
+    "input_dropout",
+    "output_dropout",
+    "recurrent_dropout",
+    "stochastic_depth",
+    "temporal_activation_penalty",
+    "weight_drop",
+]
+
 Sample = Callable[[Key, Carry, Tree], Tree]
+"""`(key, carry, xs) -> noise`, for all steps of one batch of sequences."""
 
 
 def check_rate(rate: Any) -> Any:
@@ -84,6 +97,15 @@ def recurrent_dropout(cell: Cell, rate: Any, *, gates: int = 1, per_step: bool =
 
     Raises:
       ValueError: for a rate outside [0, 1), a cell without the `gated` hint, or a number of gates that it has not.
+
+    Example:
+      >>> cell = seqjax.cells.gru(4)
+      >>> params, xs = cell.init(jax.random.key(0), 3), jnp.ones((5, 2, 3))
+      >>> noisy, sample = seqjax.regularizers.recurrent_dropout(cell, 0.5)
+      >>> noise = sample(jax.random.key(1), cell.initial_carry(params, (2,)), xs)
+      >>> sorted(set(noise.value.ravel().tolist())), noise.value.shape
+      ([0.0, 2.0], (2, 4))
+      >>> _, ys = seqjax.unroll(noisy, params, None, (xs, noise))  # evaluation: cell, params, xs
     """
     rate = check_rate(rate)
     if cell.layers:
@@ -191,7 +213,13 @@ def input_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple[Cel
         x_t * m,   m ~ Bernoulli(1 - rate) / (1 - rate), [B, D]
 
     Around a stack the input of every layer is masked, each by a mask of its own (for the inner layers, of the width of
-    the carry below). Arguments and result as in `recurrent_dropout`.
+    the carry below). Arguments, result and errors as in `recurrent_dropout`.
+
+    Example:
+      >>> noisy, sample = seqjax.regularizers.input_dropout(seqjax.cells.min_gru(4), 0.25)
+      >>> mask = sample(jax.random.key(0), None, jnp.ones((5, 1000, 3))).value
+      >>> mask.shape, bool(abs(mask.mean() - 1) < 0.05)
+      ((1000, 3), True)
     """
     rate = check_rate(rate)
     if cell.layers:
@@ -242,7 +270,16 @@ def output_dropout(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
 
     Around a stack the output of the last layer is masked; those between layers are for `input_dropout`. H is the width
     of the first leaf of the carry, so a head goes around the noisy cell: `with_head(noisy, O)` takes the params of
-    `with_head(cell, O)`. Arguments and result as in `recurrent_dropout`.
+    `with_head(cell, O)`. Arguments, result and errors as in `recurrent_dropout`.
+
+    Example:
+      >>> cell = seqjax.cells.min_gru(4)
+      >>> params, xs = cell.init(jax.random.key(0), 3), jnp.ones((5, 2, 3))
+      >>> noisy, sample = seqjax.regularizers.output_dropout(cell, 0.5)
+      >>> noise = sample(jax.random.key(1), cell.initial_carry(params, (2,)), xs)
+      >>> _, ys = seqjax.unroll(noisy, params, None, (xs, noise))
+      >>> bool(((ys == 0) == (noise.value == 0)[None]).all())
+      True
     """
     rate = check_rate(rate)
 
@@ -275,7 +312,15 @@ def stochastic_depth(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
 
     Around a stack of L layers, layer l = 1 ... L is skipped at the rate `rate_l = rate * l / L`, as in the paper, whose
     layers are residual: `stack(*[residual(gru(H))] * L)`. Inputs and outputs have the same number of features. A layer
-    that is skipped still moves its own carry. Arguments and result as in `recurrent_dropout`.
+    that is skipped still moves its own carry. Arguments, result and errors as in `recurrent_dropout`.
+
+    Example:
+      >>> layer = seqjax.wrappers.residual(seqjax.cells.min_gru(3))
+      >>> noisy, sample = seqjax.regularizers.stochastic_depth(seqjax.cells.stack(layer, layer), 0.5)
+      >>> carry = noisy.initial_carry(noisy.init(jax.random.key(0), 3), (1000,))
+      >>> noise = sample(jax.random.key(1), carry, jnp.ones((5, 1000, 3)))
+      >>> [round((m.value == 0).mean().item(), 1) for m in noise]  # half the rate below, the rate above
+      [0.2, 0.5]
     """
     rate = check_rate(rate)
     if cell.layers:
@@ -332,6 +377,12 @@ def weight_drop(key: Key, params: Params, rate: Any, names: tuple[str, ...] = ("
 
     Raises:
       ValueError: for a rate outside [0, 1), or if no leaf has such a name.
+
+    Example:
+      >>> params = {"w_h": jnp.ones((100, 100)), "w_x": jnp.ones((3, 100))}
+      >>> dropped = seqjax.regularizers.weight_drop(jax.random.key(1), params, 0.5)
+      >>> round((dropped["w_h"] == 0).mean().item(), 1), bool((dropped["w_x"] == params["w_x"]).all())
+      (0.5, True)
     """
     return _drop_named(key, params, rate, names, lambda w: w.shape)
 
@@ -340,6 +391,12 @@ def embedding_dropout(key: Key, params: Params, rate: Any, names: tuple[str, ...
     """Dropout of word types (Gal & Ghahramani 2016, arXiv 1512.05287): whole rows of an embedding table [V, D].
 
     A word that is dropped is dropped wherever it stands in the batch. Arguments and result as in `weight_drop`.
+
+    Example:
+      >>> params = {"embedding": jnp.ones((100, 2))}
+      >>> table = seqjax.regularizers.embedding_dropout(jax.random.key(0), params, 0.5)["embedding"]
+      >>> bool((table[:, 0] == table[:, 1]).all()), sorted(set(table[:, 0].tolist()))
+      (True, [0.0, 2.0])
     """
     return _drop_named(key, params, rate, names, lambda w: (w.shape[0], 1))
 
@@ -359,6 +416,10 @@ def activation_penalty(ys: Array, mask: Array | None = None) -> Array:
     Args:
       ys: outputs [T, B, O].
       mask: bool [T, B], true at the steps that count.
+
+    Example:
+      >>> seqjax.regularizers.activation_penalty(jnp.array([[[1.0, 3.0]]])).item()
+      5.0
     """
     return _mean(jnp.square(ys), mask)
 
@@ -370,6 +431,10 @@ def temporal_activation_penalty(ys: Array, mask: Array | None = None) -> Array:
 
     Raises:
       ValueError: for fewer than two steps.
+
+    Example:
+      >>> seqjax.regularizers.temporal_activation_penalty(jnp.array([1.0, 1.0, 3.0]).reshape(3, 1, 1)).item()
+      2.0
     """
     if ys.shape[0] < 2:
         raise ValueError(f"temporal_activation_penalty compares two steps, got outputs {ys.shape}")

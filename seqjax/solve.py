@@ -35,11 +35,31 @@ from seqjax.core import (
     split_const,
 )
 from seqjax.native import compiler, native, supports
-from seqjax.newton import newton
-from seqjax.newton import newton_with_report as newton_with_report
+from seqjax.newton import NewtonReport, newton, newton_with_report
 from seqjax.parallel import associative
 
+__all__ = [
+    "METHODS",
+    "NewtonReport",
+    "Solver",
+    "associative",
+    "auto",
+    "checkpointed",
+    "chunkwise",
+    "compiler",
+    "fused",
+    "native",
+    "newton",
+    "newton_with_report",
+    "ranking",
+    "rematerialized",
+    "scan",
+    "solve",
+    "supports",
+]
+
 Solver = Callable[[Cell, Params, Carry, Tree], tuple[Carry, Tree]]
+"""`(cell, params, carry, xs) -> (last carry, ys)`."""
 
 
 def length(xs: Tree) -> int:
@@ -106,6 +126,9 @@ def fused(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tr
         dW_k = sum_t v_k,t^T du_k,t
 
     is one matrix product over [T * B].
+
+    Raises:
+      ValueError: for a cell without the `gated` hint.
     """
     if cell.gated is None:
         raise ValueError('method "fused" needs a cell with the `gated` hint; use "scan"')
@@ -235,12 +258,16 @@ METHODS = {
     "chunkwise": chunkwise,
     "newton": newton,
 }
+"""The solvers by name, for `unroll(..., method=name)`."""
 
 
 def solve(method: Any, cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
     """Run a cell by a method: a name in `METHODS` or a solver.
 
     The layers of a stack are run one after the other, over all of time; `checkpointed` does so chunk by chunk.
+
+    Raises:
+      ValueError: for a name that is no method's.
     """
     if cell.layers and getattr(method, "func", method) not in ("checkpointed", checkpointed):
         carries = []

@@ -11,9 +11,25 @@ from seqjax.core import Array, Carry, Cell, Key, Params, Tree, features, split_c
 from seqjax.solve import Solver, solve
 from seqjax.wrappers import masked
 
+__all__ = [
+    "bidirectional",
+    "generate",
+    "mask_from_lengths",
+    "unroll",
+]
+
 
 def mask_from_lengths(lengths: Array, steps: int) -> Array:
-    """bool [T, B] that is true at the first `lengths[b]` steps of sequence b; lengths int [B]."""
+    """bool [T, B] that is true at the first `lengths[b]` steps of sequence b; lengths int [B].
+
+    Raises:
+      TypeError: for lengths that are no integers.
+      ValueError: for a length below 0 or above the number of steps, where it is known: under jit it is not.
+
+    Example:
+      >>> seqjax.mask_from_lengths(jnp.array([3, 1]), 3).T.tolist()
+      [[True, True, True], [True, False, False]]
+    """
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
     lengths = lengths.astype(jnp.int32)  # a narrow type, uint8 say, cannot count all steps
@@ -99,6 +115,22 @@ def unroll(
       ValueError: for an empty sequence, lengths that differ, a carry or mask of another shape, features that do not fit
         the weights, or a method that the cell does not admit.
       TypeError: for inputs of a dtype that the cell does not take.
+
+    Example:
+      >>> cell = seqjax.cells.gru(4)
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> xs = jax.random.normal(jax.random.key(1), (6, 2, 3))  # [T, B, D]
+      >>> carry, ys = seqjax.unroll(cell, params, None, xs)
+      >>> carry.shape, ys.shape
+      ((2, 4), (6, 2, 4))
+      >>> middle, _ = seqjax.unroll(cell, params, None, xs[:4])  # a stream in two chunks
+      >>> end, _ = seqjax.unroll(cell, params, middle, xs[4:])
+      >>> bool(jnp.allclose(end, carry, atol=1e-6))
+      True
+      >>> mask = seqjax.mask_from_lengths(jnp.array([6, 4]), 6)
+      >>> last, _ = seqjax.unroll(cell, params, None, xs, mask=mask)  # the second sequence ends after 4 steps
+      >>> bool(jnp.allclose(last[1], middle[1], atol=1e-6))
+      True
     """
     check_inputs(cell, xs, mask)
     if carry is None:
@@ -133,6 +165,13 @@ def bidirectional(
 
     Returns:
       Both last carries, and the outputs concatenated at each step [T, B, O + O'].
+
+    Example:
+      >>> cells = seqjax.cells.gru(4), seqjax.cells.gru(5)
+      >>> params = tuple(cell.init(jax.random.key(0), 3) for cell in cells)
+      >>> _, ys = seqjax.bidirectional(cells, params, None, jnp.ones((6, 2, 3)))
+      >>> ys.shape
+      (6, 2, 9)
     """
     forward, backward = carries if carries is not None else (None, None)
     run = partial(unroll, mask=mask, method=method)
@@ -165,6 +204,16 @@ def generate(
 
     Returns:
       The last carry and the chosen inputs [steps, B, ...].
+
+    Example:
+      >>> cell = seqjax.wrappers.with_head(seqjax.wrappers.with_embedding(seqjax.cells.gru(8), 5, 4), 5)
+      >>> params = cell.init(jax.random.key(0), 0)  # reads tokens, says the logits of the next one
+      >>> start = cell.initial_carry(params, (2,)), jnp.array([0, 3])
+      >>> def choose(key, logits):
+      ...     return jax.random.categorical(key, logits).astype(jnp.int32)
+      >>> carry, tokens = seqjax.generate(cell, params, *start, 10, jax.random.key(1), choose)
+      >>> tokens.shape, bool((tokens < 5).all())
+      ((10, 2), True)
     """
 
     def body(state, key):

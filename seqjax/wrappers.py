@@ -31,6 +31,16 @@ from seqjax.core import (
 )
 from seqjax.initializers import Initializer, glorot_uniform
 
+__all__ = [
+    "highway",
+    "learned_carry",
+    "masked",
+    "reset",
+    "residual",
+    "with_embedding",
+    "with_head",
+]
+
 
 def over_layers(cell: Cell, wrapped: tuple[Cell, ...], pick: Callable[[Tree, int], Tree]) -> Cell:
     """A stack of wrapped layers, where layer i takes `(x, pick(extra, i))` and hands `extra` on."""
@@ -52,6 +62,14 @@ def masked(cell: Cell) -> Cell:
 
     Where the mask is false the carry stays as it is and the output is 0, and whatever the padding holds, NaN included,
     touches neither an output nor a gradient. The mask may have holes.
+
+    Example:
+      >>> cell = seqjax.wrappers.masked(seqjax.cells.min_gru(4))
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> xs, mask = jnp.ones((3, 1, 3)).at[2].set(jnp.nan), jnp.array([[True], [True], [False]])
+      >>> carry, ys = seqjax.unroll(cell, params, None, (xs, mask))
+      >>> bool((carry == ys[1]).all()), ys[2].tolist()
+      (True, [[0.0, 0.0, 0.0, 0.0]])
     """
     if cell.layers:
         return over_layers(cell, tuple(masked(layer) for layer in cell.layers), lambda mask, i: mask)
@@ -115,6 +133,14 @@ def reset(cell: Cell) -> Cell:
     Where the border is true the carry is replaced by the initial carry before the step, so that many documents can lie
     in one stream without a gradient from one to another. Under `unroll(..., reverse=True)` the step that comes first in
     a document is its last one, so that is where the border belongs.
+
+    Example:
+      >>> cell = seqjax.wrappers.reset(seqjax.cells.min_gru(4))
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> borders = jnp.array([True, False, False, True, False])[:, None]  # documents of 3 and 2 steps
+      >>> _, ys = seqjax.unroll(cell, params, None, (jnp.ones((5, 1, 3)), borders))
+      >>> bool((ys[3:] == ys[:2]).all())
+      True
     """
     if cell.layers:
         return over_layers(cell, tuple(reset(layer) for layer in cell.layers), lambda border, i: border)
@@ -154,6 +180,16 @@ def residual(cell: Cell) -> Cell:
 
     Around a stack this is one skip over all of it, and the stack is then unrolled step by step; for a skip around each
     layer, and the fast path, wrap the layers.
+
+    Raises:
+      ValueError: for an output of another width than the input.
+
+    Example:
+      >>> cell = seqjax.wrappers.residual(seqjax.cells.gru(3))
+      >>> params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 3))  # a GRU that says 0
+      >>> xs = jax.random.normal(jax.random.key(1), (5, 2, 3))
+      >>> bool((seqjax.unroll(cell, params, None, xs)[1] == xs).all())
+      True
     """
     base = inner(cell, lambda z: z[0])
 
@@ -195,6 +231,13 @@ def highway(cell: Cell, *, bias: float = -1.0, w: Initializer = glorot_uniform()
 
     Raises:
       ValueError: for tokens in place of features, or an output of another width.
+
+    Example:
+      >>> cell = seqjax.wrappers.highway(seqjax.cells.gru(3), bias=-100.0)
+      >>> xs = jnp.ones((5, 2, 3))
+      >>> _, ys = seqjax.unroll(cell, cell.init(jax.random.key(0), 3), None, xs)
+      >>> bool((ys == xs).all())  # the gate is shut
+      True
     """
     base = inner(inside(cell), lambda z: z[0])
 
@@ -229,6 +272,13 @@ def learned_carry(cell: Cell) -> Cell:
 
     It is learned where the carry is made inside the differentiated function, as `unroll(cell, params, None, xs)` does,
     and by `reset`, which goes around it.
+
+    Example:
+      >>> cell = seqjax.wrappers.learned_carry(seqjax.cells.min_gru(2))
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> grads = jax.grad(lambda params: seqjax.unroll(cell, params, None, jnp.ones((5, 4, 3)))[1].sum())(params)
+      >>> params["start"].tolist(), bool((grads["start"] > 0).all())
+      ([0.0, 0.0], True)
     """
     if cell.layers:
         layers = cell.layers
@@ -262,6 +312,18 @@ def with_head(
 
     It is part of the readout, hence one matrix product over all steps, and an online gradient sees it as the cell's.
     Wrappers that widen the inputs (masks, resets, dropout) go around the cell with its head, not inside it.
+
+    Args:
+      cell: any cell, also a stack.
+      features: number of outputs O.
+      activation: any function of the outputs.
+      w: initializer of w_y.
+
+    Example:
+      >>> cell = seqjax.wrappers.with_head(seqjax.cells.lstm(16), 1)
+      >>> params = cell.init(jax.random.key(0), 14)
+      >>> seqjax.unroll(cell, params, None, jnp.ones((5, 2, 14)))[1].shape
+      (5, 2, 1)
     """
     if cell.layers:
         return stack(*cell.layers[:-1], with_head(cell.layers[-1], features, activation, w=w))
@@ -284,6 +346,23 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
     """Read tokens, int [B], through a learned table [V, D] that starts at `scale * N(0, 1 / D)`.
 
     The cell inside reads D = `features`; `init` of the whole takes 0 features, which stands for tokens.
+
+    Args:
+      cell: any cell that reads features, also a stack.
+      vocabulary: number of tokens V.
+      features: width of an embedding D.
+      scale: of the initial table.
+
+    Raises:
+      ValueError: in `init`, for other than 0 features.
+      TypeError: for inputs that are no integers.
+
+    Example:
+      >>> cell = seqjax.wrappers.with_embedding(seqjax.cells.gru(8), 5, 3)
+      >>> params = cell.init(jax.random.key(0), 0)
+      >>> tokens = jnp.array([[0, 4], [1, 1]])  # [T, B]
+      >>> params["embedding"].shape, seqjax.unroll(cell, params, None, tokens)[1].shape
+      ((5, 3), (2, 2, 8))
     """
     if cell.layers:
         first = with_embedding(cell.layers[0], vocabulary, features, scale=scale)

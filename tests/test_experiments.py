@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -261,6 +262,36 @@ def test_initialization_of_weights_and_biases():
 )
 def test_initialization_refuses(flags, message):
     assert message in refused("initialization", *flags)
+
+
+def test_noise_is_new_at_every_step():
+    """Of a model whose outputs are its noise, the loss of a step is a function of the step and of nothing else."""
+    zeros = jnp.zeros((3, 2))
+    task = tasks.Task(
+        data=(),
+        train=lambda data, key, step: tasks.Batch(zeros, zeros, zeros + 1),
+        held_out={},
+        continues=False,
+        tokens=0,
+        features=1,
+        outputs=1,
+        blank=0.0,
+        losses=lambda ys, targets: ys[..., 0],
+        scores=lambda ys, targets: {},
+    )
+
+    def outputs(numbers, params, xs, key):
+        return jax.random.normal(key, (*xs.shape, 1)) + params["w"]
+
+    model = supervised.Model(lambda numbers, key: {"w": jnp.zeros((1, 1, 1))}, outputs)
+    config = SimpleNamespace(optimizer="sgd", schedule="constant", warmup_steps=0, steps=9, clip_norm=0.0)
+    program = supervised.program(config, task, model)
+    numbers = {"seed": jnp.int32(0), "learning_rate": jnp.float32(0.0)}
+    first = program.init(numbers)
+    second, at_first = program.update(numbers, (), first)
+    _, at_second = program.update(numbers, (), second)
+    assert at_first["loss"] != at_second["loss"]
+    assert program.update(numbers, (), first)[1]["loss"] == at_first["loss"]
 
 
 def test_a_fresh_process_says_that_the_record_is_generated(tmp_path):

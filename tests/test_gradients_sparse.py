@@ -219,8 +219,9 @@ def test_eprop_follows_the_cell_state_of_an_lstm_and_no_more(x64):
     close(mean(found), by_definition(drawn, targets, lambda j, *_: j, lstm_cell_path), 1e-9)
 
 
-def test_eprop_of_a_simple_rnn_is_truncation_to_one_step(x64):
-    drawn = draw(MODELS["rnn"], T)
+@pytest.mark.parametrize("units", [1, H])  # what one unit says to itself comes through a recurrent product too
+def test_eprop_of_a_simple_rnn_is_truncation_to_one_step(x64, units):
+    drawn = draw(Model(cells.rnn(units)), T)
     targets = targets_for(drawn)
     found, _ = run_chunks(eprop(drawn.cell, squared_error), drawn, targets, 3)
     expected, _ = run_chunks(truncated_bptt(drawn.cell, squared_error, 1, 1), drawn, targets, 1)

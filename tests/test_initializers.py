@@ -29,6 +29,17 @@ def test_recurrent_weights_are_orthogonal_gate_by_gate_and_drawn_apart(make):
         assert np.abs(one - other).max() > 0.1
 
 
+def test_orthogonal_has_its_scale():
+    w = np.asarray(initializers.orthogonal(0.5)(KEY, (6, 6)))
+    np.testing.assert_allclose(w @ w.T, 0.25 * np.eye(6), atol=1e-6)
+
+
+def test_unit_forget_is_one_for_a_forget_gate_and_nothing_else():
+    for gates in GATES.values():
+        expected = np.repeat([float(gate == "forget") for gate in gates], 5)
+        np.testing.assert_array_equal(initializers.unit_forget()(KEY, gates, 5), expected)
+
+
 def test_input_weights_are_glorot_of_each_gate():
     """The limit counts one gate, sqrt(6 / (D + H)), and not all of them."""
     w = np.asarray(cells.lstm(50).init(KEY, 30)["w_x"])

@@ -171,7 +171,7 @@ def keras_layer(keras, name, **options):
 
 def compare_with_keras(keras, layer, mask=None, run=ours):
     with relaxed():
-        layer.build((B, T, *space, D))
+        layer.build((B, T, D))
     fixed = [v.value for v in layer.non_trainable_variables]
 
     def theirs(weights, xs):

@@ -124,6 +124,11 @@ def rnn(
     Returns:
       A cell with the carry h [B, H]. Elman's separate output map f(W h + b) is `wrappers.with_head(rnn(H), O, f)`.
       The IRNN (Le, Jaitly & Hinton 2015, arXiv 1504.00941) is `rnn(H, jax.nn.relu, w_h=initializers.identity())`.
+
+    Example:
+      >>> irnn = seqjax.cells.rnn(2, jax.nn.relu, w_h=seqjax.initializers.identity())
+      >>> irnn.init(jax.random.key(0), 3)["w_h"].tolist()
+      [[1.0, 0.0], [0.0, 1.0]]
     """
     _check_size("rnn", hidden)
     hint = _one_product(lambda h, z, u, write: write(activation(z + u)))
@@ -154,6 +159,14 @@ def lstm(
 
     Returns:
       A cell with the carry `LSTMCarry(h, c)`.
+
+    Example:
+      >>> cell = seqjax.cells.lstm(16)
+      >>> params = cell.init(jax.random.key(0), 14)
+      >>> sum(w.size for w in jax.tree.leaves(params))  # 4 * (16 * (14 + 16) + 16)
+      1984
+      >>> jnp.split(params["b"], 4)[1].mean().item()  # the forget gates start at sigmoid(1)
+      1.0
     """
     _check_size("lstm", hidden)
 
@@ -237,6 +250,16 @@ def gru(
 
     Returns:
       A cell with the carry h [B, H].
+
+    Example:
+      >>> cell = seqjax.cells.gru(4)
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> jax.tree.map(jnp.shape, params)
+      {'b': (12,), 'b_n': (4,), 'w_h': (4, 12), 'w_x': (3, 12)}
+      >>> keep = params | {"b": params["b"].at[4:8].set(100.0)}  # the gate "update" open
+      >>> carry, _ = seqjax.unroll(cell, keep, jnp.full((1, 4), 0.5), jnp.ones((1000, 1, 3)))
+      >>> carry.tolist()
+      [[0.5, 0.5, 0.5, 0.5]]
     """
     _check_size("gru", hidden)
     initial = _initial(hidden, ("reset", "update", "candidate"), w_x, w_h, b, dtype)

@@ -66,6 +66,14 @@ def min_gru(
 
     Returns:
       A cell with the carry h [B, H].
+
+    Example:
+      >>> cell = seqjax.cells.min_gru(4)
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> xs = jnp.ones((1000, 2, 3))
+      >>> _, ys = seqjax.unroll(cell, params, None, xs, method="associative")  # log T parallel steps on an accelerator
+      >>> bool(jnp.allclose(ys, seqjax.unroll(cell, params, None, xs, method="scan")[1], atol=1e-6))
+      True
     """
     _check_size("min_gru", hidden)
     return _linear(hidden, ("input", "candidate"), w_x, b, dtype, lambda z, n: (sigmoid(-z), sigmoid(z) * n))

@@ -80,6 +80,9 @@ def gated_linear_attention(
 
     Returns:
       A cell with the carry h [B, N, K, V], affine in it, and the output y [B, N V].
+
+    Raises:
+      ValueError: unless the sizes and temperature are positive.
     """
     _check_sizes("gated_linear_attention", heads=heads, keys=keys, values=values)
     if not temperature > 0:

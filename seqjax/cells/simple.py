@@ -219,6 +219,9 @@ def antisymmetric_rnn(
 
     Returns:
       A cell with the carry h [B, H].
+
+    Raises:
+      ValueError: unless step is positive and diffusion at least 0.
     """
     _check_size("antisymmetric_rnn", hidden)
     _check_positive("antisymmetric_rnn", "step", step)

@@ -10,6 +10,20 @@ def stack(*cells: Cell) -> Cell:
 
     Params and carry are tuples with one entry a layer. The `layers` hint lets `unroll` run each layer over all of time
     before the next, on its own fast path. All layers have the same `space`.
+
+    Args:
+      *cells: the layers, the lowest first.
+
+    Raises:
+      ValueError: for no cell at all, or cells of several spaces; in `init`, for a layer that does not read what the one
+        below says.
+
+    Example:
+      >>> cell = seqjax.cells.stack(seqjax.cells.lstm(8), seqjax.wrappers.residual(seqjax.cells.gru(8)))
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> (lower, upper), ys = seqjax.unroll(cell, params, None, jnp.ones((5, 2, 3)))
+      >>> lower.c.shape, upper.shape, ys.shape
+      ((2, 8), (2, 8), (5, 2, 8))
     """
     if not cells:
         raise ValueError("stack needs at least one cell")

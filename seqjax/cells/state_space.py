@@ -93,6 +93,13 @@ def lru(
 
     Raises:
       ValueError: unless 0 <= r_min < r_max <= 1 and max_phase is positive.
+
+    Example:
+      >>> cell = seqjax.cells.lru(8)
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> carry, ys = seqjax.unroll(cell, params, None, jnp.ones((5, 2, 3)), method="associative")
+      >>> carry.re.shape, ys.shape
+      ((2, 8), (5, 2, 3))
     """
     _check_size("lru", hidden)
     if not 0 <= r_min < r_max <= 1 or not max_phase > 0:
@@ -142,6 +149,9 @@ def rg_lru(
     Returns:
       A cell with the carry h [B, D]: it has as many units as the input has features. The products, the convolution
       and the gate around it in the paper's block are other layers.
+
+    Raises:
+      ValueError: unless c is positive.
     """
     if not c > 0:
         raise ValueError(f"rg_lru needs c > 0, got {c}")

@@ -18,6 +18,8 @@ import tensorflow_datasets as tfds
 
 from seqjax.data import jena, text
 
+__all__ = ["JenaClimate", "TinyShakespeare", "jena_climate", "tiny_shakespeare"]
+
 DataDir = str | os.PathLike[str] | None
 
 

@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 TEMPERATURE = "T (degC)"
+"""The column that is forecast."""
 
 _WIND = ("wv (m/s)", "max. wv (m/s)")
 
@@ -184,6 +185,9 @@ def synthetic_climate(key: Array, rows: int, minutes: int = 60) -> Climate:
       key: PRNG key.
       rows: number of rows N >= 2.
       minutes: between rows.
+
+    Raises:
+      ValueError: for fewer than 2 rows, or less than a minute.
     """
     if rows < 2 or minutes < 1:
         raise ValueError(f"a record needs at least 2 rows, 1 minute apart, got {rows} rows and {minutes} minutes")

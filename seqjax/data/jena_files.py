@@ -37,7 +37,9 @@ RANGES = {
     "CO2 (ppm)": (200, 2000),
 }
 COLUMNS = tuple(RANGES)[:14]
-OFFICIAL_BLOB = "3dc17139ed8afe4f693b3b88cbdd6e3a69e2de0c"  # git blob id of jena_climate_2009_2016.csv
+"""The columns of the official file, in its order."""
+OFFICIAL_BLOB = "3dc17139ed8afe4f693b3b88cbdd6e3a69e2de0c"
+"""The git blob id of jena_climate_2009_2016.csv."""
 
 # Where a directory holds several forms of the record, the first of these is read.
 FILES = (

@@ -3,6 +3,12 @@
 import jax
 import jax.numpy as jnp
 
+__all__ = [
+    "adding",
+    "copy_memory",
+    "delayed_recall",
+]
+
 Array = jax.Array
 
 
@@ -21,6 +27,12 @@ def adding(key: Array, batch: int, length: int) -> tuple[Array, Array]:
 
     Returns:
       xs float32 [T, B, 2] (value, marker 0 or 1) and target float32 [B].
+
+    Example:
+      >>> from seqjax.data import synthetic
+      >>> xs, target = synthetic.adding(jax.random.key(0), batch=2, length=10)
+      >>> xs.shape, xs[..., 1].sum(0).tolist(), bool(jnp.allclose((xs[..., 0] * xs[..., 1]).sum(0), target))
+      ((10, 2, 2), [2.0, 2.0], True)
     """
     _at_least(2, length=length)
     _at_least(1, batch=batch)
@@ -51,6 +63,14 @@ def copy_memory(key: Array, batch: int, lag: int, symbols: int = 8, count: int =
 
     Returns:
       tokens int32 [T, B], targets int32 [T, B], weights float32 [T, B] (all 1: blanks count too), T = lag + 2 * count.
+
+    Example:
+      >>> from seqjax.data import synthetic
+      >>> tokens, targets, _ = synthetic.copy_memory(jax.random.key(0), batch=1, lag=3, symbols=2, count=2)
+      >>> tokens[2:, 0].tolist(), targets[:-2, 0].tolist()  # 2 is the blank, 3 the query
+      ([2, 2, 3, 2, 2], [2, 2, 2, 2, 2])
+      >>> bool((targets[-2:] == tokens[:2]).all())
+      True
     """
     _at_least(1, lag=lag, count=count, batch=batch)
     _at_least(2, symbols=symbols)
@@ -89,6 +109,12 @@ def delayed_recall(
     Returns:
       tokens int32 [T, B], targets int32 [T, B], weights float32 [T, B] (1 at the last step, else 0), T = lag + 1.
       Targets of weight 0 are the blank.
+
+    Example:
+      >>> from seqjax.data import synthetic
+      >>> tokens, targets, weights = synthetic.delayed_recall(jax.random.key(0), batch=1, lag=4, symbols=2)
+      >>> tokens[1:, 0].tolist(), weights[:, 0].tolist(), bool(targets[-1] == tokens[0])  # 2 is the blank, 3 the query
+      ([2, 2, 2, 3], [0.0, 0.0, 0.0, 0.0, 1.0], True)
     """
     _at_least(1, lag=lag, batch=batch)
     _at_least(2, symbols=symbols)

@@ -13,9 +13,21 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+__all__ = [
+    "UNKNOWN",
+    "Vocabulary",
+    "chunk",
+    "chunks",
+    "lanes",
+    "language_reference",
+    "read",
+    "split",
+]
+
 Array = jax.Array
 
-UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # what index 0 decodes to
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+"""What index 0 decodes to."""
 
 
 def read(path: str | os.PathLike[str]) -> str:
@@ -46,7 +58,16 @@ def language_reference() -> str:
 
 
 class Vocabulary(NamedTuple):
-    """The characters of a text: index i + 1 is characters[i], index 0 is any character that is not among them."""
+    """The characters of a text: index i + 1 is characters[i], index 0 is any character that is not among them.
+
+    Example:
+      >>> from seqjax.data import text
+      >>> vocabulary = text.Vocabulary.of("to be")
+      >>> vocabulary.characters, vocabulary.encode("bet!").tolist()
+      (' beot', [2, 3, 5, 0])
+      >>> vocabulary.decode([2, 3])
+      'be'
+    """
 
     characters: str  # distinct, in code point order
 
@@ -98,6 +119,11 @@ def split(text: str, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> tuple[str,
 
     Raises:
       ValueError: fractions are not positive, do not sum to 1, or leave a part empty.
+
+    Example:
+      >>> from seqjax.data import text
+      >>> text.split("abcdefghij", (0.5, 0.3, 0.2))
+      ('abcde', 'fgh', 'ij')
     """
     if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions must be positive and sum to 1, got {tuple(fractions)}")
@@ -120,6 +146,15 @@ def lanes(tokens: np.ndarray, batch: int) -> np.ndarray:
 
     Returns:
       int32 [N, B], time-major, N = M // B.
+
+    Raises:
+      ValueError: for tokens that are no integers [M], or lanes below 1 or above M.
+
+    Example:
+      >>> import numpy as np
+      >>> from seqjax.data import text
+      >>> text.lanes(np.arange(7), 2).T.tolist()
+      [[0, 1, 2], [3, 4, 5]]
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
@@ -157,6 +192,17 @@ def chunk(streams: Array, index: Array | int, length: int) -> tuple[Array, Array
 
     Returns:
       inputs int32 [T, B], targets int32 [T, B].
+
+    Raises:
+      ValueError: for an index out of range, or streams without even one chunk.
+
+    Example:
+      >>> import numpy as np
+      >>> from seqjax.data import text
+      >>> streams = text.lanes(np.arange(7), 1)
+      >>> inputs, targets = text.chunk(streams, 1, length=3)
+      >>> inputs[:, 0].tolist(), targets[:, 0].tolist()
+      ([3, 4, 5], [4, 5, 6])
     """
     count = chunks(streams, length)
     if not isinstance(index, jax.core.Tracer) and not 0 <= int(index) < count:

@@ -8,6 +8,13 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+__all__ = [
+    "Standardizer",
+    "gather",
+    "minibatch",
+    "order",
+]
+
 Array = jax.Array
 
 _ROUNDS = 8  # four suffice for large domains; a permutation of a handful of indices needs more to be fair
@@ -32,6 +39,15 @@ def order(key: Array, epoch: Array | int, positions: Array, count: int) -> Array
     Raises:
       ValueError: count out of range, or positions (when known) not in range(count).
       TypeError: positions are not integers.
+
+    Example:
+      >>> from seqjax.data import windows
+      >>> positions = jnp.arange(5)
+      >>> first, second = (windows.order(jax.random.key(0), epoch, positions, 5) for epoch in range(2))
+      >>> sorted(first.tolist()), first.tolist() == second.tolist()
+      ([0, 1, 2, 3, 4], False)
+      >>> windows.order(jax.random.key(0), 0, jnp.array([3]), 5).item() == first[3].item()  # only what is asked
+      True
     """
     if not 1 <= count < 2**31:
         raise ValueError(f"count must be in [1, 2**31), got {count}")
@@ -65,6 +81,15 @@ def minibatch(key: Array, step: Array | int, batch: int, count: int) -> Array:
 
     Returns:
       int32 [B], distinct indices in range(count).
+
+    Raises:
+      ValueError: for a batch below 1 or above count.
+
+    Example:
+      >>> from seqjax.data import windows
+      >>> batches = [windows.minibatch(jax.random.key(0), step, 2, 5).tolist() for step in range(2)]  # of one epoch
+      >>> len(set(batches[0] + batches[1]))
+      4
     """
     if not 1 <= batch <= count:
         raise ValueError(f"batch must be in [1, count = {count}], got {batch}")
@@ -89,6 +114,11 @@ def gather(series: Array, starts: Array, length: int, stride: int = 1) -> Array:
     Raises:
       ValueError: length or stride below 1, starts not of shape [B], or a known start whose window leaves the series.
       TypeError: starts are not integers.
+
+    Example:
+      >>> from seqjax.data import windows
+      >>> windows.gather(jnp.arange(10), jnp.array([0, 4]), length=3, stride=2).T.tolist()
+      [[0, 2, 4], [4, 6, 8]]
     """
     series, starts = jnp.asarray(series), jnp.asarray(starts)
     if length < 1 or stride < 1:
@@ -104,7 +134,14 @@ def gather(series: Array, starts: Array, length: int, stride: int = 1) -> Array:
 
 
 class Standardizer(NamedTuple):
-    """Columns to mean 0 and standard deviation 1: apply(x) = (x - mean) / std, invert(z) = z * std + mean."""
+    """Columns to mean 0 and standard deviation 1: apply(x) = (x - mean) / std, invert(z) = z * std + mean.
+
+    Example:
+      >>> from seqjax.data import windows
+      >>> scale = windows.Standardizer.fit([[0.0], [2.0]])
+      >>> scale.apply([[4.0]]).tolist(), scale.invert([[0.0]]).tolist()
+      ([[3.0]], [[1.0]])
+    """
 
     mean: Array  # [D], in the units of the columns
     std: Array  # [D], in the units of the columns

@@ -9,6 +9,15 @@ if TYPE_CHECKING:  # imported where something is drawn: seqjax needs JAX alone
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = [
+    "against_lag",
+    "exponents",
+    "half_lives_by_rank",
+    "saturation",
+    "spectrum_over_time",
+    "variances",
+]
+
 # Okabe and Ito (2008), without the yellow, which is too light for a line on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 

@@ -32,6 +32,11 @@ def alignment(gradient: Params, reference: Params) -> tuple[Array, Array]:
     Returns:
       `(cosine, norm ratio)`: `<g, r> / (|g| |r|)`, between -1 and 1, and `|g| / |r|`. Where one of the two is 0 the
       cosine is nan; where the reference is 0 the ratio is inf or nan.
+
+    Example:
+      >>> cosine, ratio = seqjax.diagnostics.alignment({"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([3.0, 0.0])})
+      >>> round(cosine.item(), 3), round(ratio.item(), 3)
+      (0.6, 1.667)
     """
     g, _ = ravel_pytree(gradient)
     r, _ = ravel_pytree(reference)
@@ -83,6 +88,15 @@ def gradient_against_lag(cell: Cell, params: Params, carry: Carry, xs: Tree, los
 
     Returns:
       [T]: the Euclidean norm of dL/dh_t over all leaves of the carry and the batch. h_t includes the effect on y_t.
+
+    Example:
+      >>> cell = seqjax.cells.rnn(1, lambda u: u, w_h=seqjax.initializers.identity(0.5))  # h' = h / 2 + input
+      >>> params, carry = cell.init(jax.random.key(0), 1), jnp.zeros((1, 1))
+
+      >>> def loss(ys):
+      ...     return ys[-1].sum()
+      >>> seqjax.diagnostics.gradient_against_lag(cell, params, carry, jnp.ones((4, 1, 1)), loss).tolist()
+      [0.125, 0.25, 0.5, 1.0]
     """
     return _norms(_adjoints(cell, params, carry, xs, loss)[1], 1)
 
@@ -201,6 +215,15 @@ def contributions(cell: Cell, params: Params, carry: Carry, xs: Tree, loss: Call
 
     Returns:
       [T]: the Euclidean norm of dL/dW_t over all params, summed over the batch before the norm is taken.
+
+    Example:
+      >>> cell = seqjax.cells.rnn(1, lambda u: u, w_h=seqjax.initializers.identity(0.5))  # h' = h / 2 + input
+      >>> params = cell.init(jax.random.key(0), 1)
+      >>> def loss(ys):
+      ...     return ys[-1].sum()
+      >>> zeros = jnp.zeros((4, 1, 1))  # so that the bias alone has a gradient
+      >>> seqjax.diagnostics.contributions(cell, params, jnp.zeros((1, 1)), zeros, loss).tolist()
+      [0.125, 0.25, 0.5, 1.0]
     """
     hs, d_hs, ys = _adjoints(cell, params, carry, xs, loss)
     before = jax.tree.map(lambda first, h: jnp.concatenate([first[None], h[:-1]]), carry, hs)
@@ -234,6 +257,12 @@ def receptive_field(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Array
 
     Raises:
       TypeError: for integer inputs (tokens), which have no derivative.
+
+    Example:
+      >>> cell = seqjax.cells.rnn(1, lambda u: u, w_x=jax.nn.initializers.ones, w_h=seqjax.initializers.identity(0.5))
+      >>> params = cell.init(jax.random.key(0), 1)
+      >>> seqjax.diagnostics.receptive_field(cell, params, jnp.zeros((1, 1)), jnp.ones((4, 1, 1)))[:, 0].tolist()
+      [0.125, 0.25, 0.5, 1.0]
     """
     x = features(xs)
     if not jnp.issubdtype(x.dtype, jnp.floating):

@@ -52,7 +52,14 @@ def _path(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Tree, Car
 
 @partial(jax.jit, static_argnames="cell")
 def trajectory(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Carry:
-    """The carries h_1 ... h_T that the inputs xs [T, B, ...] lead through: a tree as the carry, leaves [T, B, ...]."""
+    """The carries h_1 ... h_T that the inputs xs [T, B, ...] lead through: a tree as the carry, leaves [T, B, ...].
+
+    Example:
+      >>> cell = seqjax.cells.rnn(1, lambda u: u, w_h=seqjax.initializers.identity(0.5))  # h' = h / 2 + input
+      >>> params = cell.init(jax.random.key(0), 1)
+      >>> seqjax.diagnostics.trajectory(cell, params, jnp.ones((1, 1)), jnp.zeros((3, 1, 1))).ravel().tolist()
+      [0.5, 0.25, 0.125]
+    """
     return _path(cell, params, carry, xs)[2]
 
 
@@ -93,6 +100,14 @@ def half_lives(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Carry:
 
     Raises:
       ValueError: for a cell without these hints.
+
+    Example:
+      >>> cell = seqjax.cells.lstm(1, b=seqjax.initializers.gate_bias(forget=3.0))
+      >>> params = cell.init(jax.random.key(0), 1)
+      >>> params = {name: w if name == "b" else 0 * w for name, w in params.items()}  # gates that nothing moves
+      >>> found = seqjax.diagnostics.half_lives(cell, params, cell.initial_carry(params, (1,)), jnp.ones((5, 1, 1)))
+      >>> found.h.item(), round(found.c.item(), 1)  # log 2 / -log sigmoid(3)
+      (0.0, 14.3)
     """
     if cell.layers:
         found = []
@@ -176,6 +191,14 @@ def gate_saturation(
 
     Returns:
       One `Saturation` a gate, averaged over steps and sequences; none for a cell without sigmoids.
+
+    Example:
+      >>> cell = seqjax.cells.lstm(4, b=seqjax.initializers.gate_bias(forget=100.0))
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> carry, xs = cell.initial_carry(params, (2,)), jnp.zeros((5, 2, 3))
+      >>> forget, write, output = seqjax.diagnostics.gate_saturation(cell, params, carry, xs)
+      >>> forget.high.tolist(), output.high.tolist()
+      ([1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0])
     """
 
     def step(carry, x):
@@ -202,6 +225,11 @@ def participation_ratio(states: Array) -> Array:
 
     Returns:
       [], between 1 and H.
+
+    Example:
+      >>> line = jnp.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
+      >>> round(seqjax.diagnostics.participation_ratio(line).item(), 3)
+      1.0
     """
     rows = states.reshape(-1, states.shape[-1])
     rows = rows - rows.mean(0, keepdims=True)

@@ -47,6 +47,13 @@ def step_jacobians(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Array:
 
     Returns:
       [T, B, N, N], rows for h_t and columns for h_{t-1}, the leaves of the carry one after the other.
+
+    Example:
+      >>> cell = seqjax.cells.rnn(2, lambda u: u)  # linear: every Jacobian is the recurrent matrix, transposed
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> jacobians = seqjax.diagnostics.step_jacobians(cell, params, jnp.zeros((1, 2)), jnp.ones((5, 1, 3)))
+      >>> jacobians.shape, bool(jnp.allclose(jacobians[3, 0], params["w_h"].T))
+      ((5, 1, 2, 2), True)
     """
 
     def single(carry, xs):
@@ -64,6 +71,10 @@ def singular_values(matrices: Array) -> Array:
     """Singular values [..., N] of matrices [..., N, N], in descending order.
 
     Of `step_jacobians`: where all are 1 the gradient keeps its norm (Saxe, McClelland & Ganguli 2014, arXiv 1312.6120).
+
+    Example:
+      >>> seqjax.diagnostics.singular_values(jnp.array([[0.0, 2.0], [1.0, 0.0]])).tolist()
+      [2.0, 1.0]
     """
     values = jax.lax.map(_svd, matrices.reshape(-1, *matrices.shape[-2:]))
     return values.reshape(*matrices.shape[:-2], values.shape[-1])
@@ -87,6 +98,12 @@ def product_spectrum(jacobians: Array, *, sweeps: int = 8) -> Array:
 
     Returns:
       [..., N], in descending order; of a singular product the last ones are -inf, or as low as rounding allows.
+
+    Example:
+      >>> jacobians = jnp.stack([jnp.diag(jnp.array([1e4, 1e-4]))] * 100)  # their product is beyond float32
+      >>> logs = seqjax.diagnostics.product_spectrum(jacobians)
+      >>> [round(x, 3) for x in (logs / 100 / jnp.log(10.0)).tolist()]
+      [4.0, -4.0]
     """
     steps, *batch, n, _ = jacobians.shape
 
@@ -130,6 +147,14 @@ def lyapunov_exponents(
 
     Raises:
       ValueError: unless `0 < count <= N` and `0 <= discard < T`.
+
+    Example:
+      >>> cell = seqjax.cells.rnn(2, lambda u: u, w_h=seqjax.initializers.identity(0.5))  # h' = h / 2 + input
+      >>> params, carry = cell.init(jax.random.key(0), 1), jnp.zeros((1, 2))
+      >>> key, xs = jax.random.key(1), jnp.zeros((50, 1, 1))
+      >>> exponents = seqjax.diagnostics.lyapunov_exponents(key, cell, params, carry, xs)
+      >>> [round(x, 3) for x in exponents[0].tolist()]  # log 1/2
+      [-0.693, -0.693]
     """
     if not 0 <= discard < length(xs):
         raise ValueError(f"lyapunov_exponents discards fewer than all {length(xs)} steps, got discard = {discard}")

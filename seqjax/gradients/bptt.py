@@ -23,6 +23,18 @@ def bptt(cell: Cell, loss: Loss, *, method: str | Solver = "auto") -> Estimator:
       cell: the model.
       loss: `(ys [T, B, O], targets [T, B, ...]) -> losses [T, B]`.
       method: as in `unroll`.
+
+    Example:
+      >>> cell = seqjax.wrappers.with_head(seqjax.cells.rnn(4), 1)
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> xs, targets = jnp.ones((6, 2, 3)), jnp.ones((6, 2, 1))
+      >>> def loss(ys, targets):  # [T, B, O], [T, B, O] -> [T, B]
+      ...     return jnp.square(ys - targets).mean(-1)
+      >>> estimator = seqjax.gradients.bptt(cell, loss)
+      >>> state = estimator.init(params, cell.initial_carry(params, (2,)), xs)
+      >>> value, grads, state = estimator.update(params, state, xs, targets)
+      >>> jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, params)
+      True
     """
 
     def update(params, carry, xs, targets):
@@ -69,6 +81,20 @@ def truncated_bptt(cell: Cell, loss: Loss, k1: int, k2: int, *, method: str | So
 
     Raises:
       ValueError: unless 1 <= k1 <= k2; in `update`, for a chunk that is not k1 steps long.
+
+    Example:
+      >>> cell = seqjax.cells.rnn(1, lambda u: u, w_x=jax.nn.initializers.ones, w_h=seqjax.initializers.identity())
+      >>> params = cell.init(jax.random.key(0), 1)  # a sum: each input of 1 weighs as many steps as it is away
+      >>> xs, targets = jnp.ones((8, 1, 1)), jnp.zeros((8, 1, 1))
+      >>> for k2 in (2, 4, 6):
+      ...     estimator = seqjax.gradients.truncated_bptt(cell, lambda ys, targets: ys[..., 0], 2, k2)
+      ...     state = estimator.init(params, cell.initial_carry(params, (1,)), xs[:2])
+      ...     for t in range(0, 8, 2):  # a stream in chunks of k1 = 2 steps
+      ...         value, grads, state = estimator.update(params, state, xs[t : t + 2], targets[t : t + 2])
+      ...     print(k2, grads["w_x"].item())  # of the mean loss of the last two steps
+      2 1.5
+      4 3.5
+      6 5.5
     """
     if not 1 <= k1 <= k2:
         raise ValueError(f"truncated_bptt needs 1 <= k1 <= k2, got k1 = {k1} and k2 = {k2}")

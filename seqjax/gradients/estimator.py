@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from seqjax.core import Array, Carry, Params, Tree
 
 Loss = Callable[[Tree, Tree], Array]
+"""`(ys [..., B, O], targets [..., B, ...]) -> losses [..., B]`, one number for each step of each sequence."""
 
 
 class Estimator(NamedTuple):

@@ -146,6 +146,18 @@ def rtrl(cell: Cell, loss: Loss) -> Estimator:
     Args:
       cell: the model, for inputs with exactly one batch axis; a `Const` among its inputs must have it too.
       loss: `(ys [B, O], targets [B, ...]) -> losses [B]`.
+
+    Example:
+      >>> cell = seqjax.cells.rnn(3)
+      >>> params = cell.init(jax.random.key(0), 2)
+      >>> xs, targets = jax.random.normal(jax.random.key(1), (6, 1, 2)), jnp.zeros((6, 1, 3))
+      >>> def loss(ys, targets):
+      ...     return jnp.square(ys - targets).sum(-1)
+      >>> data = params, cell.initial_carry(params, (1,)), xs, targets
+      >>> full = seqjax.gradients.stream_gradient(seqjax.gradients.bptt(cell, loss), *data)
+      >>> step_by_step = seqjax.gradients.stream_gradient(seqjax.gradients.rtrl(cell, loss), *data, chunk=1)
+      >>> all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.allclose(a, b, atol=1e-6)), full, step_by_step)))
+      True
     """
 
     def start(params, carry, xs, sizes):

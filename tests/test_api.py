@@ -1,0 +1,67 @@
+"""The public names: one page lists them all, their docstrings say what is promised, and their examples run."""
+
+import ast
+import doctest
+import inspect
+import re
+from importlib import import_module
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import seqjax
+
+api = import_module("docs.api")
+NAMES: dict[str, tuple] = {}
+for module in api.modules():
+    for name, value in api.public(module).items():
+        if all(value is not other for _, other in NAMES.values()):  # listed again, it is the same docstring
+            NAMES[f"{module.__name__}.{name}"] = module, value
+OWN = {
+    name: value
+    for name, (_, value) in NAMES.items()
+    if api.is_described(value) and value.__module__.startswith("seqjax")
+}
+FUNCTIONS = {name: value for name, value in OWN.items() if not inspect.isclass(value)}
+
+
+def examples():
+    """Docstrings with `>>>`, of public names and of the methods of classes."""
+    found = {}
+    for name, value in OWN.items():
+        members = {f"{name}.{key}": one for key, one in vars(value).items()} if inspect.isclass(value) else {}
+        for place, one in {name: value, **members}.items():
+            if ">>>" in (doc := inspect.getdoc(one) or ""):
+                found[place] = doc
+    return found
+
+
+EXAMPLES = examples()
+
+
+def test_the_page_is_current():
+    assert api.PAGE.read_text(encoding="utf-8") == api.page(), "run: python -m docs.api"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_docstring_begins_with_a_sentence(name):
+    module, value = NAMES[name]
+    paragraph = api.description(module, name.rpartition(".")[2], value).split("\n\n")[0]
+    assert re.search(r"[.:]$|\.\s|\.\)$", paragraph), paragraph
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_that_raises_says_so(name):
+    raised = [node for node in ast.walk(api.definition(FUNCTIONS[name])) if isinstance(node, ast.Raise)]
+    if raised:
+        assert re.search(r"Raises|[Ee]rrors", inspect.getdoc(FUNCTIONS[name])), ast.unparse(raised[0])
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples(name):
+    names = {"jax": jax, "jnp": jnp, "seqjax": seqjax}
+    test = doctest.DocTestParser().get_doctest(EXAMPLES[name], names, name, None, None)
+    said: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, out=said.append)
+    assert not said, "".join(said)
