@@ -129,9 +129,9 @@ def test_a_rate_that_is_an_array_is_state_and_may_be_traced():
         return [partial(noise.zoneout, rate=rate)]
 
     graphdef, state = nnx.split(recurrent(regularizers=zoneout(rates[0])))
-    (rate,) = jax.tree.leaves(nnx.state(nnx.merge(graphdef, state).regularizers))
+    (rate,) = jax.tree.leaves(nnx.state(nnx.merge(graphdef, state))["_regularizers"])
     assert rate == rates[0]
-    assert not jax.tree.leaves(nnx.state(recurrent(regularizers=zoneout(0.2)).regularizers))
+    assert "_regularizers" not in nnx.state(recurrent(regularizers=zoneout(0.2)))
 
     def replace(rate):
         rnn = nnx.merge(graphdef, state, copy=True)
@@ -139,6 +139,10 @@ def test_a_rate_that_is_an_array_is_state_and_may_be_traced():
         return rnn(xs)
 
     single = jnp.stack([run(recurrent(regularizers=zoneout(rate)), xs) for rate in rates.tolist()])
+    later = recurrent()
+    later.regularizers = zoneout(rates[1])
+    close(run(later, xs), single[1])
+    same(*jax.tree.leaves(nnx.state(later)["_regularizers"]), rates[1])
     close(jax.jit(jax.vmap(lambda rate: recurrent(regularizers=zoneout(rate))(xs)))(rates), single)
     close(jax.jit(jax.vmap(replace))(rates), single)
 
