@@ -154,7 +154,7 @@ def carry_noise(cell: Cell, scale: Any) -> tuple[Cell, Sample]:
       >>> noise.shape, round(noise.std().item(), 2)
       ((5, 1000, 4), 0.1)
     """
-    if not isinstance(scale, Tracer) and not scale >= 0:
+    if not isinstance(scale, Tracer) and not float(scale) >= 0:
         raise ValueError(f"the scale of noise is at least 0, got {scale}")
     if cell.layers:
         return each_layer(cell, *(carry_noise(layer, scale) for layer in cell.layers))

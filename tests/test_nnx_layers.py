@@ -80,14 +80,13 @@ def test_a_regularizer_is_that_of_the_cell_and_its_evaluation(name):
 
 def test_regularizers_go_around_each_other_and_after_the_dropouts():
     rnn = recurrent(
-        DEEP,
         input_dropout=0.5,
         regularizers=[partial(noise.zoneout, rate=0.3), partial(regularizers.output_dropout, rate=0.5)],
         weight_regularizers=[partial(regularizers.weight_drop, rate=0.5, names=("w_x",))],
     )
     rngs = nnx.Rngs(dropout=7)
-    carry = DEEP.initial_carry(rnn.weights, (B,))
-    cell, inputs = DEEP, swap(xs)
+    carry = GRU.initial_carry(rnn.weights, (B,))
+    cell, inputs = GRU, swap(xs)
     for regularizer, rate in (
         (regularizers.input_dropout, 0.5),
         (noise.zoneout, 0.3),
@@ -98,7 +97,7 @@ def test_regularizers_go_around_each_other_and_after_the_dropouts():
     dropped = regularizers.weight_drop(rngs.dropout(), rnn.weights, 0.5, ("w_x",))
     close(run(rnn, xs, rngs=nnx.Rngs(dropout=7)), unrolled(cell, dropped, inputs))
     rnn.eval()
-    close(run(rnn, xs), unrolled(noise.zoneout_mean(DEEP, 0.3), rnn.weights, swap(xs)))
+    close(run(rnn, xs), unrolled(noise.zoneout_mean(GRU, 0.3), rnn.weights, swap(xs)))
 
 
 def test_rates_for_each_leaf_of_the_carry():
@@ -129,9 +128,9 @@ def test_a_rate_that_is_an_array_is_state_and_may_be_traced():
         return [partial(noise.zoneout, rate=rate)]
 
     graphdef, state = nnx.split(recurrent(regularizers=zoneout(rates[0])))
-    (rate,) = jax.tree.leaves(nnx.state(nnx.merge(graphdef, state).regularizers))
+    (rate,) = jax.tree.leaves(nnx.state(nnx.merge(graphdef, state))["_regularizers"])
     assert rate == rates[0]
-    assert not jax.tree.leaves(nnx.state(recurrent(regularizers=zoneout(0.2)).regularizers))
+    assert "_regularizers" not in nnx.state(recurrent(regularizers=zoneout(0.2)))
 
     def replace(rate):
         rnn = nnx.merge(graphdef, state, copy=True)
@@ -139,6 +138,10 @@ def test_a_rate_that_is_an_array_is_state_and_may_be_traced():
         return rnn(xs)
 
     single = jnp.stack([run(recurrent(regularizers=zoneout(rate)), xs) for rate in rates.tolist()])
+    later = recurrent()
+    later.regularizers = zoneout(rates[1])
+    assert later.regularizers[0].arrays["rate"] == rates[1]
+    same(*jax.tree.leaves(nnx.state(later)["_regularizers"]), rates[1])
     close(jax.jit(jax.vmap(lambda rate: recurrent(regularizers=zoneout(rate))(xs)))(rates), single)
     close(jax.jit(jax.vmap(replace))(rates), single)
 
@@ -304,13 +307,17 @@ def test_the_state_survives_a_checkpoint(tmp_path):
         return Stack([(LSTM, LSTM), GRU], D, dropout=0.5, rngs=nnx.Rngs(seed), method="scan", **options)
 
     source, target = build(0, jnp.float32(0.3)), build(1, jnp.float32(0.1))
-    run(source, xs)  # the random streams move on
+    source.dropout.rngs()  # the random streams move on
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", nnx.state(source))
         checkpointer.wait_until_finished()
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, nnx.state(target))
         nnx.update(target, checkpointer.restore(tmp_path / "state", abstract))
-    same(run(target, xs), run(source, xs))
+    saved, restored = (jax.tree.leaves(nnx.state(module)) for module in (source, target))
+    for a, b in zip(saved, restored, strict=True):
+        typed = jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+        same(*((jax.random.key_data(leaf) if typed else leaf) for leaf in (a, b)))
+    assert target.dropout.rngs.count[...] == 1
 
 
 # Bidirectional and Stack

@@ -472,3 +472,16 @@ def test_penalties_are_means_over_the_steps_that_count(x64):
     close(regularizers.temporal_activation_penalty(every, part), jnp.asarray(np.mean(np.concatenate(steps) ** 2)))
     with pytest.raises(ValueError, match=r"compares two steps, got outputs \(1, 2, 3\)"):
         regularizers.temporal_activation_penalty(every[:1])
+
+
+@pytest.mark.parametrize("regularize", [regularizers.input_dropout, noise.carry_noise])
+def test_a_rate_may_be_an_array_that_is_known_inside_of_a_compiled_function(regularize):
+    @jax.jit
+    def run(params, xs):
+        cell, sample = regularize(cells.gru(H), jnp.float32(0.5))
+        carry = cell.initial_carry(params, (2,))
+        return unroll(cell, params, carry, (xs, sample(jax.random.key(0), carry, xs)), method="scan")[1]
+
+    assert run(cells.gru(H).init(jax.random.key(0), D), jnp.ones((3, 2, D))).shape == (3, 2, H)
+    with pytest.raises(ValueError, match="got -1"):
+        regularize(cells.gru(H), jnp.float32(-1.0))

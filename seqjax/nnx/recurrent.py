@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqjax import core, regularizers
+from seqjax import core
 from seqjax.core import Array, Carry, Cell, Params
-from seqjax.nnx.noise import Noisy, Rngs, as_regularizer
+from seqjax.nnx.noise import Noisy, Regularizer, Rngs, as_regularizer
+from seqjax.regularizers import Sample, input_dropout, recurrent_dropout
 from seqjax.solve import Solver
 from seqjax.unroll import batch_shape, mask_from_lengths, unroll
 
@@ -146,8 +147,8 @@ class Recurrent(_Weighted, Noisy):
         Noisy.__init__(self, rngs)
         self.recurrent_dropout = recurrent_dropout
         self.input_dropout = input_dropout
-        self.regularizers = nnx.List([nnx.data(as_regularizer(r)) for r in regularizers])
-        self.weight_regularizers = nnx.List([nnx.data(as_regularizer(r)) for r in weight_regularizers])
+        self.regularizers = regularizers
+        self.weight_regularizers = weight_regularizers
         self.return_sequences = return_sequences
         self.return_carry = return_carry
         self.reverse = reverse
@@ -156,17 +157,32 @@ class Recurrent(_Weighted, Noisy):
         self.method = method
         # What cannot be regularized is refused here, not at the first call.
         self._regularized()
-        for r in self.weight_regularizers:
-            jax.eval_shape(r, jax.random.key(0), self.weights)
+        for regularizer in self.weight_regularizers:
+            jax.eval_shape(regularizer, jax.random.key(0), self.weights)
 
-    def _regularized(self) -> tuple[Cell, list[regularizers.Sample]]:
+    @property
+    def regularizers(self) -> Sequence[Regularizer]:
+        """Those of the cell; what is set may be a sequence of functions, as in the constructor."""
+        return self._regularizers
+
+    @regularizers.setter
+    def regularizers(self, given: Sequence[Any]):
+        self._regularizers = nnx.List([nnx.data(as_regularizer(r)) for r in given])
+
+    @property
+    def weight_regularizers(self) -> Sequence[Regularizer]:
+        """Those of the params, set likewise."""
+        return self._weight_regularizers
+
+    @weight_regularizers.setter
+    def weight_regularizers(self, given: Sequence[Any]):
+        self._weight_regularizers = nnx.List([nnx.data(as_regularizer(r)) for r in given])
+
+    def _regularized(self) -> tuple[Cell, list[Sample]]:
         cell, samples = self.cell, []
-        rates = (
-            (self.recurrent_dropout, regularizers.recurrent_dropout),
-            (self.input_dropout, regularizers.input_dropout),
-        )
-        active = [partial(regularizer, rate=rate) for rate, regularizer in rates if self._active(rate)]
-        for regularizer in map(as_regularizer, [*active, *self.regularizers]):
+        rates = ((self.recurrent_dropout, recurrent_dropout), (self.input_dropout, input_dropout))
+        active = [as_regularizer(partial(made, rate=rate)) for rate, made in rates if self._active(rate)]
+        for regularizer in (*active, *self.regularizers):
             if self.deterministic:
                 cell = regularizer.evaluated(cell)
             else:
@@ -254,7 +270,7 @@ class Recurrent(_Weighted, Noisy):
         for sample in samples:
             inputs = (inputs, sample(self._key(rngs), carry, inputs))
         if not self.deterministic:
-            for regularizer in map(as_regularizer, self.weight_regularizers):
+            for regularizer in self.weight_regularizers:
                 params = regularizer(self._key(rngs), params)
         carry, ys = unroll(cell, params, carry, inputs, mask=mask, reverse=reverse, method=self.method)
         if not self.return_sequences:
