@@ -1,0 +1,666 @@
+"""Bugs put in on purpose, each of which a test must catch.
+
+    python tests/mutations.py                 all of them; writes docs/mutations.md
+    python tests/mutations.py reset truncated  those whose name holds one of the words
+
+Every named test passes on a copy of the repository, and fails there, by an assertion, with the one change made: a test
+that merely crashes has noticed nothing. A bug that no test catches is a test that is missing.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "mutations.md"
+INTRODUCTION = """# Bugs put in on purpose
+
+Each line is one change that makes the code wrong, and the test that fails because of it, by an assertion; without the
+change the same tests pass. The changes are in `tests/mutations.py`. `python tests/mutations.py` makes them again, one
+after the other, in a copy of the repository, and writes this page. Seconds are those of one pytest process,
+its start included, and depend on what else the machine does.
+
+| what was broken | where | the test that caught it | seconds |
+|---|---|---|---|
+"""
+
+
+class Mutation(NamedTuple):
+    """A bug: what it breaks, where (a file, or a pattern of files), the text before and after, and the test for it."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+class Result(NamedTuple):
+    """Whether all tests passed, the message of the first that did not, and the seconds it took."""
+
+    passed: bool
+    message: str
+    seconds: float
+
+
+LOOP = "tests/test_cells.py::test_a_cell_is_the_loop_in_its_docstring"
+HINTS = "tests/test_laws.py::test_hints_equal_the_transition"
+DRAWS = "tests/test_gradients_stochastic.py::test_the_mean_of_many_draws_is_the_full_gradient_and_no_truncation_is"
+
+MUTATIONS = [
+    # Cells
+    Mutation(
+        "LSTM: the sign of what the input gate writes",
+        "seqjax/cells/gated.py",
+        "sigmoid(f) * carry.c + sigmoid(i)",
+        "sigmoid(f) * carry.c - sigmoid(i)",
+        f"{LOOP}[lstm]",
+    ),
+    Mutation(
+        "LSTM with peepholes: the output gate sees the cell state before the step",
+        "seqjax/cells/gated.py",
+        "LSTMCarry(sigmoid(o + p_o * c) * jnp.tanh(c), c)",
+        "LSTMCarry(sigmoid(o + p_o * carry.c) * jnp.tanh(c), c)",
+        f"{LOOP}[peephole_lstm]",
+    ),
+    Mutation(
+        "GRU: the bias of the candidate outside of the reset",
+        "seqjax/cells/gated.py",
+        "n = jnp.tanh(x_n + r * (h_n + like(b_n.value.astype(h_n.dtype), h_n)))",
+        "n = jnp.tanh(x_n + r * h_n + like(b_n.value.astype(h_n.dtype), h_n))",
+        f"{LOOP}[gru]",
+    ),
+    Mutation(
+        "GRU that resets before the product: the reset reads the update gate",
+        "seqjax/cells/gated.py",
+        "sigmoid(z[..., :hidden] + us[0][..., :hidden]) * h",
+        "sigmoid(z[..., :hidden] + us[0][..., hidden:]) * h",
+        f"{LOOP}[gru_reset_before]",
+    ),
+    Mutation(
+        "LSTM: the names of the input and the forget gate in the wrong order, so that the wrong gate gets the bias",
+        "seqjax/cells/gated.py",
+        '("input", "forget", "candidate", "output"), w_x, w_h, b, dtype),',
+        '("forget", "input", "candidate", "output"), w_x, w_h, b, dtype),',
+        "tests/test_initializers.py::test_a_named_bias_goes_to_its_gate_and_to_no_other[lstm]",
+    ),
+    Mutation(
+        "SRU: an output without tanh",
+        "seqjax/cells/linear.py",
+        "sigmoid(r) * jnp.tanh(h) + sigmoid(-r) * s",
+        "sigmoid(r) * h + sigmoid(-r) * s",
+        f"{LOOP}[sru]",
+    ),
+    Mutation(
+        "sLSTM: a stabilizer that starts at 0 instead of the first input",
+        "seqjax/cells/xlstm.py",
+        "m = jnp.where(carry.n == 0, i, jnp.maximum(log_f + carry.m, i))",
+        "m = jnp.maximum(log_f + carry.m, i)",
+        "tests/test_cells_linear.py::test_slstm_that_first_writes_next_to_nothing_has_no_nan",
+    ),
+    Mutation(
+        "stack: a layer reads what the layer below said a step before",
+        "seqjax/cells/stack.py",
+        "cells[i - 1].readout(params[i - 1], carries[-1], z)",
+        "cells[i - 1].readout(params[i - 1], carry[i - 1], z)",
+        "tests/test_laws.py::test_unroll_is_a_loop_of_steps[stack]",
+    ),
+    # Core
+    Mutation(
+        "complex carry: the sign of i * i",
+        "seqjax/core.py",
+        "a.re * h.re - a.im * h.im",
+        "a.re * h.re + a.im * h.im",
+        f"{LOOP}[lru]",
+    ),
+    Mutation(
+        "from_step: the output is made from the carry after the step, one step too far",
+        "seqjax/core.py",
+        "step(params, carry[1], open_const(z))[1]",
+        "step(params, carry[0], open_const(z))[1]",
+        "tests/test_core.py::test_from_step_may_use_the_carry_before_the_step",
+    ),
+    Mutation(
+        "bfloat16 weights: products summed up in bfloat16",
+        "seqjax/core.py",
+        "return jnp.matmul(x.astype(w.dtype), w, preferred_element_type=carry_dtype(w.dtype))",
+        "return jnp.matmul(x.astype(w.dtype), w).astype(carry_dtype(w.dtype))",
+        "tests/test_core.py::test_a_product_of_bfloat16_is_summed_and_returned_in_float32",
+    ),
+    Mutation(
+        "bfloat16 weights: a carry in bfloat16",
+        "seqjax/core.py",
+        "jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype",
+        "jnp.float32 if jnp.dtype(dtype).itemsize < 2 else dtype",
+        "tests/test_core.py::test_carry_dtype",
+    ),
+    # Wrappers
+    Mutation(
+        "masked, affine hint: padding forgets the carry (a is 0 instead of 1)",
+        "seqjax/wrappers.py",
+        "return jnp.ones_like(leaf)",
+        "return jnp.zeros_like(leaf)",
+        f"{HINTS}[zoneout]",
+    ),
+    Mutation(
+        "masked, complex affine hint: padding multiplies by 1 + i instead of 1",
+        "seqjax/wrappers.py",
+        "Complex(jnp.ones_like(leaf.re), jnp.zeros_like(leaf.im))",
+        "Complex(jnp.ones_like(leaf.re), jnp.ones_like(leaf.im))",
+        f"{HINTS}[masked_reset_lru]",
+    ),
+    Mutation(
+        "masked: NaN in the padding reaches the gradient, as 0 times NaN",
+        "seqjax/wrappers.py",
+        "return cell.project(params, blank(mask, x)), mask",
+        "return cell.project(params, x), mask",
+        "tests/test_unroll.py::test_what_the_padding_holds_changes_no_output_and_no_gradient",
+    ),
+    Mutation(
+        "reset: the carry starts anew after the step instead of before it",
+        "seqjax/wrappers.py",
+        "base.transition(params, before(carry, z), z)",
+        "before(base.transition(params, carry, z), z)",
+        "tests/test_wrappers.py::test_reset_runs_the_documents_one_by_one_and_no_gradient_crosses_a_border[from_step]",
+    ),
+    Mutation(
+        "reset, affine hint: a document starts at 0 instead of the learned carry",
+        "seqjax/wrappers.py",
+        "select(border, fresh, b)",
+        "b",
+        f"{HINTS}[learned_carry]",
+    ),
+    Mutation(
+        "highway: the gate the wrong way round",
+        "seqjax/wrappers.py",
+        "t * y + (1 - t) * x.astype(y.dtype)",
+        "(1 - t) * y + t * x.astype(y.dtype)",
+        "tests/test_wrappers.py::test_highway_is_a_gate_between_output_and_input_and_opens_with_its_bias",
+    ),
+    Mutation(
+        "learned_carry: the learned carry is not used",
+        "seqjax/wrappers.py",
+        'params["start"])',
+        'jax.tree.map(jnp.zeros_like, params["start"]))',
+        "tests/test_wrappers.py::test_a_learned_carry_starts_at_the_cell_s_own_and_has_the_gradient_of_the_carry[lstm]",
+    ),
+    # Regularizers and noise
+    Mutation(
+        "recurrent dropout: a mask drawn again at every step",
+        "seqjax/regularizers.py",
+        "return Const(dropout_mask(key, rate, shape, h.dtype))",
+        "return dropout_mask(key, rate, (features(xs).shape[0], *shape), h.dtype)",
+        "tests/test_regularizers.py::test_a_mask_lasts_the_sequence_unless_it_is_drawn_per_step[recurrent_dropout]",
+    ),
+    Mutation(
+        "dropout: what is kept is not divided by 1 - rate",
+        "seqjax/regularizers.py",
+        ".astype(dtype) / jnp.broadcast_to(keep, shape)",
+        ".astype(dtype)",
+        "tests/test_regularizers.py::test_the_rate_is_the_share_of_zeros_and_the_mean_is_one",
+    ),
+    Mutation(
+        "input dropout: one mask for all sequences of a batch",
+        "seqjax/regularizers.py",
+        "Const(dropout_mask(key, rate, x.shape[1:], x.dtype))",
+        "Const(jnp.broadcast_to(dropout_mask(key, rate, x.shape[-1:], x.dtype), x.shape[1:]))",
+        "tests/test_regularizers.py::test_noise_differs_between_sequences_and_keys_and_repeats_for_a_key",
+    ),
+    Mutation(
+        "recurrent dropout: the mask is drawn and not applied",
+        "seqjax/regularizers.py",
+        "return v * like(mask.astype(v.dtype), v)",
+        "return v",
+        "tests/test_regularizers.py::test_recurrent_dropout_masks_the_product_and_not_the_carry_that_is_kept",
+    ),
+    Mutation(
+        "stochastic depth: all layers skipped at the rate of the last",
+        "seqjax/regularizers.py",
+        "rate * (i / depth)",
+        "rate",
+        "tests/test_regularizers.py::"
+        "test_stochastic_depth_skips_a_layer_for_a_whole_sequence_at_rates_that_grow_linearly",
+    ),
+    Mutation(
+        "dropout of weights: one mask for all leaves",
+        "seqjax/regularizers.py",
+        "keys = jax.random.split(key, len(paths))",
+        "keys = [key] * len(paths)",
+        "tests/test_regularizers.py::test_weights_are_dropped_by_name_with_masks_of_their_own",
+    ),
+    Mutation(
+        "temporal activation penalty: a pair of steps counts if its second does",
+        "seqjax/regularizers.py",
+        "mask[1:] & mask[:-1]",
+        "mask[1:]",
+        "tests/test_regularizers.py::test_penalties_are_means_over_the_steps_that_count",
+    ),
+    Mutation(
+        "zoneout: units are kept at 1 - rate",
+        "seqjax/noise.py",
+        "lambda k, before, after: k * before + (1 - k) * after",
+        "lambda k, before, after: (1 - k) * before + k * after",
+        "tests/test_regularizers.py::test_zoneout_keeps_units_at_its_rates_and_its_mean_is_the_evaluation",
+    ),
+    Mutation(
+        "zoneout, affine hint: what is kept is missing in the expectation",
+        "seqjax/noise.py",
+        "(k + (1 - k) * a, (1 - k) * b)",
+        "((1 - k) * a, (1 - k) * b)",
+        f"{HINTS}[zoneout_mean]",
+    ),
+    Mutation(
+        "noise on the carry: the same noise in every leaf",
+        "seqjax/noise.py",
+        "keys = treedef.unflatten(list(jax.random.split(key, len(leaves))))",
+        "keys = treedef.unflatten([key] * len(leaves))",
+        "tests/test_regularizers.py::"
+        "test_noise_on_the_carry_is_new_at_every_step_and_in_every_leaf_and_layer[carry_noise]",
+    ),
+    # Initializers
+    Mutation(
+        "critical: the gain squared",
+        "seqjax/initializers.py",
+        "return gain * shape[0] ** -0.5",
+        "return gain**2 * shape[0] ** -0.5",
+        "tests/test_initializers.py::test_critical_is_normal_with_a_variance_of_one_over_the_rows",
+    ),
+    Mutation(
+        "orthogonal: the scale is ignored",
+        "seqjax/initializers.py",
+        "draw = jax.nn.initializers.orthogonal(scale)",
+        "draw = jax.nn.initializers.orthogonal()",
+        "tests/test_initializers.py::test_orthogonal_has_its_scale",
+    ),
+    Mutation(
+        "per gate: one draw for all gates, so that they are equal",
+        "seqjax/initializers.py",
+        "keys = jax.random.split(key, gates)",
+        "keys = [key] * gates",
+        "tests/test_initializers.py::test_recurrent_weights_are_orthogonal_gate_by_gate_and_drawn_apart[lstm]",
+    ),
+    Mutation(
+        "unit forget bias: 1 for the input gate",
+        "seqjax/initializers.py",
+        'for gate in gates if gate == "forget"',
+        'for gate in gates if gate == "input"',
+        "tests/test_initializers.py::test_unit_forget_is_one_for_a_forget_gate_and_nothing_else",
+    ),
+    Mutation(
+        "chrono: the input gate opens where the forget gate keeps",
+        "seqjax/initializers.py",
+        '"input": -1.0',
+        '"input": 1.0',
+        "tests/test_initializers.py::test_chrono_is_the_logarithm_of_a_uniform_draw",
+    ),
+    # Unrolling and its methods
+    Mutation(
+        "unroll: padded sequences are reversed, their mask is not",
+        "seqjax/unroll.py",
+        "        cell, xs = masked(cell), (xs, mask)\n    if reverse:\n        xs = reverse_time(xs)",
+        "        cell, xs = masked(cell), (reverse_time(xs) if reverse else xs, mask)\n"
+        "    elif reverse:\n        xs = reverse_time(xs)",
+        "tests/test_unroll.py::test_reversed_padded_sequences_are_each_reversed_by_its_own_length",
+    ),
+    Mutation(
+        "mask_from_lengths: one step too many",
+        "seqjax/unroll.py",
+        "return time < jnp.expand_dims(lengths, 0)",
+        "return time <= jnp.expand_dims(lengths, 0)",
+        "tests/test_unroll.py::test_mask_from_lengths",
+    ),
+    Mutation(
+        "bidirectional: both cells run forward",
+        "seqjax/unroll.py",
+        "backward, zs = run(cells[1], params[1], backward, xs, reverse=True)",
+        "backward, zs = run(cells[1], params[1], backward, xs)",
+        "tests/test_unroll.py::test_bidirectional_pads_each_direction_by_itself",
+    ),
+    Mutation(
+        "generate: one key for all steps",
+        "seqjax/unroll.py",
+        "jax.lax.scan(body, (carry, x), jax.random.split(key, steps))",
+        "jax.lax.scan(body, (carry, x), jnp.stack([key] * steps))",
+        "tests/test_unroll.py::test_generate_feeds_back_what_it_chose",
+    ),
+    Mutation(
+        "fused: the sign of the gradient of the recurrent weights",
+        "seqjax/solve.py",
+        "u if nudge is None else u + nudge[k]",
+        "u if nudge is None else u - nudge[k]",
+        "tests/test_solve.py::test_gradients_are_those_of_numerical_differences[gru_reset_before-fused]",
+    ),
+    Mutation(
+        "native, C++: the transposed product of the backward loop, the Jacobian dh_t/dh_{t-1}, is dropped",
+        "seqjax/native/recurrence.h",
+        "b.recurrent[k].multiply(now, p.ld, rows, d[0], p.ldv, t % 2);",
+        "",
+        "tests/test_native.py::test_float32_is_within_1e_4_of_a_scan_in_float64[lstm-(33, 7, 3, 21)]",
+    ),
+    Mutation(
+        "native, C++: the carry before a step is that of two steps before",
+        "seqjax/native/kernel.h",
+        "return t ? carry[c] + (t - 1) * B",
+        "return t > 1 ? carry[c] + (t - 2) * B",
+        "tests/test_native.py::test_float32_is_within_1e_4_of_a_scan_in_float64[rnn-(33, 7, 3, 21)]",
+    ),
+    Mutation(
+        "native, from jaxpr to C++: a subtraction becomes an addition",
+        "seqjax/native/arithmetic.py",
+        '"sub": "-"',
+        '"sub": "+"',
+        "tests/test_native.py::test_float32_is_within_1e_4_of_a_scan_in_float64[gru-(33, 7, 3, 21)]",
+    ),
+    Mutation(
+        "associative: no complex conjugate in the gradient",
+        "seqjax/*.py",
+        "    a = _conjugate(a)\n",
+        "",
+        "tests/test_cells_linear.py::test_a_prefix_gives_what_scan_gives[lru]",
+    ),
+    Mutation(
+        "newton: the Jacobians of the gradient are not transposed",
+        "seqjax/*.py",
+        "jnp.swapaxes(jacobians, -1, -2), g, reverse=True)",
+        "jacobians, g, reverse=True)",
+        "tests/test_parallel.py::test_newton_gives_what_scan_gives[gru]",
+    ),
+    Mutation(
+        "checkpointed: the last, shorter chunk starts at 0 and not at the carry of the one before",
+        "seqjax/checkpointed.py",
+        "carry, merge([leaf[whole:] for leaf in timed])",
+        "jax.tree.map(jnp.zeros_like, carry), merge([leaf[whole:] for leaf in timed])",
+        "tests/test_checkpointed.py::test_any_chunk_gives_what_scan_gives[gru]",
+    ),
+    # Gradients
+    Mutation(
+        "truncated BPTT: the window begins one step late while the past fills up",
+        "seqjax/gradients/bptt.py",
+        ">= kept - state.filled",
+        "> kept - state.filled",
+        "tests/test_gradients.py::test_truncated_bptt_reaches_k2_steps_back_and_no_further[2-5]",
+    ),
+    Mutation(
+        "truncated BPTT: the loss of k1 + 1 steps instead of k1",
+        "seqjax/gradients/bptt.py",
+        "jnp.concatenate([y, z])[kept:]",
+        "jnp.concatenate([y, z])[kept - 1 : -1]",
+        "tests/test_gradients.py::test_truncated_bptt_reaches_k2_steps_back_and_no_further[2-3]",
+    ),
+    Mutation(
+        "RTRL: the influence of the past, dh_t/dh_{t-1} J, is dropped",
+        "seqjax/gradients/online.py",
+        "by_carry @ influence + by_weights",
+        "by_weights",
+        "tests/test_gradients.py::test_rtrl_is_bptt_over_chunks[lstm]",
+    ),
+    Mutation(
+        "UORO: the sign of the rank-one update",
+        "seqjax/gradients/stochastic.py",
+        "influence.w / p + immediate / q",
+        "influence.w / p - immediate / q",
+        f"{DRAWS}[uoro]",
+    ),
+    Mutation(
+        "UORO: one of the two factors not normalized",
+        "seqjax/gradients/stochastic.py",
+        "influence.w / p + immediate / q",
+        "influence.w + immediate / q",
+        f"{DRAWS}[uoro]",
+    ),
+    Mutation(
+        "ARTBP: what is not truncated lacks its weight 1 / (1 - rate)",
+        "seqjax/gradients/stochastic.py",
+        "kept / (1 - rate)",
+        "kept",
+        f"{DRAWS}[artbp]",
+    ),
+    Mutation(
+        "persistent evolution: the noise of this chunk instead of all noise so far",
+        "seqjax/gradients/stochastic.py",
+        "(values[0] - values[1]) @ seen",
+        "(values[0] - values[1]) @ noise",
+        f"{DRAWS}[persistent_evolution]",
+    ),
+    Mutation(
+        "e-prop: recurrent products are followed too",
+        "seqjax/gradients/sparse.py",
+        "jax.lax.stop_gradient(carry)",
+        "carry",
+        "tests/test_gradients_sparse.py::test_eprop_of_a_simple_rnn_is_truncation_to_one_step",
+    ),
+    Mutation(
+        "SnAp: a pattern of one step more",
+        "seqjax/gradients/sparse.py",
+        "for _ in range(n - 1):",
+        "for _ in range(n):",
+        "tests/test_gradients_sparse.py::test_snap_of_a_sparse_network_keeps_what_n_steps_reach[2-2]",
+    ),
+    # Diagnostics
+    Mutation(
+        "product of Jacobians: the factors of the QR sweep in the wrong order",
+        "seqjax/diagnostics/spectrum.py",
+        "return _qr(_matmul(a, q))",
+        "return _qr(_matmul(q, a))",
+        "tests/test_diagnostics.py::test_product_spectrum_is_that_of_the_product",
+    ),
+    Mutation(
+        "Lyapunov exponents: the logarithm of a negative diagonal of R",
+        "seqjax/diagnostics/spectrum.py",
+        "jnp.log(jnp.abs(jnp.diagonal(r)))",
+        "jnp.log(jnp.diagonal(r))",
+        "tests/test_diagnostics.py::test_lyapunov_exponents_of_a_linear_map_are_the_logarithms_of_its_eigenvalues",
+    ),
+    Mutation(
+        "half life: the time to 1/e instead of 1/2",
+        "seqjax/diagnostics/memory.py",
+        "jnp.log(2.0).astype(rate.dtype) / rate",
+        "1 / rate",
+        "tests/test_diagnostics.py::test_half_lives_of_gates_that_never_move",
+    ),
+    Mutation(
+        "participation ratio: the mean is not taken off",
+        "seqjax/diagnostics/memory.py",
+        "rows = rows - rows.mean(0, keepdims=True)",
+        "rows = rows * 1",
+        "tests/test_diagnostics.py::test_participation_ratio_counts_directions",
+    ),
+    Mutation(
+        "contributions: the Jacobian is taken at the carry after the step",
+        "seqjax/diagnostics/gradient.py",
+        "jnp.concatenate([first[None], h[:-1]])",
+        "h",
+        "tests/test_diagnostics.py::test_contributions_are_the_gradients_for_params_that_one_step_uses[gru]",
+    ),
+    # Data
+    Mutation(
+        "windows: off by one row",
+        "seqjax/data/windows.py",
+        "rows = offsets[:, None] + starts[None, :]",
+        "rows = offsets[:, None] + starts[None, :] + 1",
+        "tests/test_data_jena.py::test_windows_are_hourly_and_targets_follow_by_the_horizon",
+    ),
+    Mutation(
+        "minibatches: every epoch in the order of the first",
+        "seqjax/data/windows.py",
+        "jax.random.fold_in(key, epoch)",
+        "jax.random.fold_in(key, 0)",
+        "tests/test_data_windows.py::test_order_differs_between_epochs_and_keys_and_is_not_the_identity",
+    ),
+    Mutation(
+        "Jena: mean and deviation of the whole record, the test part too",
+        "seqjax/data/jena.py",
+        "climate.values[: borders[1]]",
+        "climate.values",
+        "tests/test_data_jena.py::test_statistics_know_only_the_training_part",
+    ),
+    Mutation(
+        "Jena: the target one row early",
+        "seqjax/data/jena.py",
+        "starts + task.target, 1)",
+        "starts + task.target - 1, 1)",
+        "tests/test_data_jena.py::test_windows_are_hourly_and_targets_follow_by_the_horizon",
+    ),
+    Mutation(
+        "text: the target is the input, not the next character",
+        "seqjax/data/text.py",
+        "return window[:-1], window[1:]",
+        "return window[:-1], window[:-1]",
+        "tests/test_data_text.py::test_chunks_of_a_lane_joined_are_the_text",
+    ),
+    # Training and sweeps
+    Mutation(
+        "resume: records after the checkpoint stay, and are written twice",
+        "seqjax/train/loop.py",
+        "run.rewind(step)",
+        "run.rewind(step + 1000)",
+        "tests/test_train_loop.py::test_resumes_bit_for_bit_after_a_crash[log-20]",
+    ),
+    Mutation(
+        "best params: those of the highest loss",
+        "seqjax/train/loop.py",
+        "better = value < state.best.value",
+        "better = value > state.best.value",
+        "tests/test_train_loop.py::test_best_is_the_lowest_validation_metric",
+    ),
+    Mutation(
+        "checkpoints: the oldest is restored first",
+        "seqjax/train/checkpoint.py",
+        "for step in reversed(self.steps()):",
+        "for step in self.steps():",
+        "tests/test_train_checkpoint.py::test_restores_the_newest_bit_for_bit",
+    ),
+    Mutation(
+        "checkpoints: the digest is not compared",
+        "seqjax/train/checkpoint.py",
+        "if _digest(state, meta) != digest:",
+        "if False:",
+        "tests/test_train_checkpoint.py::test_values_changed_behind_a_valid_format_are_noticed",
+    ),
+    Mutation(
+        "training: the noise of the first step at every step",
+        "experiments/supervised.py",
+        "jax.random.fold_in(k_noise, state.step)",
+        "k_noise",
+        "tests/test_experiments.py::test_noise_is_new_at_every_step",
+    ),
+    Mutation(
+        "sweep: a range that holds its end",
+        "experiments/sweep.py",
+        "range(int(bounds[1]), int(bounds[2]))",
+        "range(int(bounds[1]), int(bounds[2]) + 1)",
+        "tests/test_sweep.py::test_ranges_are_half_open_and_only_for_integers",
+    ),
+    # Flax
+    Mutation(
+        "Flax: dropout in evaluation too",
+        "seqjax/nnx*",
+        "return not self.deterministic and not (",
+        "return not (",
+        "tests/test_nnx.py::test_dropout_is_new_each_call_and_absent_in_eval",
+    ),
+]
+
+
+def place(mutation: Mutation, root: Path = ROOT) -> Path:
+    """The one file that holds the old text, once."""
+    files = [file for path in root.glob(mutation.file) for file in ([path] if path.is_file() else path.rglob("*.py"))]
+    found = {file: file.read_text(encoding="utf-8").count(mutation.old) for file in files}
+    if sum(found.values()) != 1:
+        raise ValueError(f"{mutation.file} holds {sum(found.values())} times, not once: {mutation.old!r}")
+    return max(found, key=lambda file: found[file])
+
+
+def run(root: Path, tests: Sequence[str]) -> Result:
+    """Run tests of a copy of the repository up to the first that fails."""
+    report = root / "report.xml"
+    began = time.perf_counter()
+    environment = os.environ | {
+        "PYTHONDONTWRITEBYTECODE": "1",  # a change that keeps the size of a file within a second would not be seen
+        "XDG_CACHE_HOME": str(root / "cache"),
+    }
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - began
+    if not report.exists():
+        return Result(False, f"pytest did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}", seconds)
+    suite = ElementTree.parse(report)
+    report.unlink()
+    found = [found for kind in ("error", "failure", "skipped") for found in suite.iter(kind)]
+    message = found[0].get("message", "") if found else ""
+    return Result(done.returncode == 0 and not found, message, seconds)
+
+
+def is_assertion(message: str) -> bool:
+    """Whether a test failed because it compared and found a difference."""
+    return message.startswith(("AssertionError", "assert ", "Failed: DID NOT RAISE", "Failed: DID NOT WARN"))
+
+
+def caught(root: Path, mutation: Mutation) -> Result:
+    """Put one bug into a copy of the repository, run its test, and take the bug out again.
+
+    Raises:
+      AssertionError: if the test passes, or fails other than by an assertion.
+    """
+    path = place(mutation, root)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        result = run(root, [mutation.test])
+    finally:
+        path.write_text(text, encoding="utf-8")
+    if result.passed:
+        raise AssertionError(f"no test caught: {mutation.what} ({mutation.test})")
+    if not is_assertion(result.message):
+        raise AssertionError(f"not by an assertion: {mutation.what} ({mutation.test}): {result.message}")
+    return result
+
+
+def copy(to: Path) -> Path:
+    """A copy of the repository without what git ignores."""
+    return shutil.copytree(ROOT, to, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "build"))
+
+
+def page(results: dict[Mutation, Result]) -> str:
+    """The results as Markdown."""
+    rows = []
+    for mutation, result in results.items():
+        where = place(mutation).relative_to(ROOT).as_posix()
+        test = mutation.test.removeprefix("tests/")
+        rows.append(f"| {mutation.what} | `{where}` | `{test}` | {result.seconds:.0f} |")
+    total = sum(result.seconds for result in results.values())
+    return INTRODUCTION + "\n".join(rows) + f"\n\n{len(results)} bugs, {total:.0f} seconds.\n"
+
+
+def main(words: Sequence[str]) -> int:
+    """Make the mutations whose name holds one of the words, or all."""
+    chosen = [one for one in MUTATIONS if not words or any(word in one.what for word in words)]
+    results, missed = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        root = copy(Path(folder) / "repository")
+        sound = run(root, sorted({mutation.test for mutation in chosen}))
+        print(f"{sound.seconds:5.1f} s  without a change: {'all pass' if sound.passed else sound.message}", flush=True)
+        if not sound.passed:
+            return 1
+        for mutation in chosen:
+            try:
+                results[mutation] = caught(root, mutation)
+                print(f"{results[mutation].seconds:5.1f} s  {mutation.what}", flush=True)
+            except AssertionError as error:
+                missed.append(mutation)
+                print(f"MISSED   {error}", flush=True)
+    if not words and not missed:
+        PAGE.write_text(page(results), encoding="utf-8")
+    print(f"{len(results)} of {len(chosen)} caught")
+    return bool(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
