@@ -195,7 +195,7 @@ def scaling(quick: bool) -> Section:
     text = (
         f"`diagonal_rtrl` of elementwise recurrences with {features} inputs, batch {batch}, {steps} steps, a loss on"
         " every output. The difference is the largest of the gradient of these steps from that of `bptt`, for each leaf"
-        " of the params relative to its largest entry, in float32."
+        " of the params relative to its largest entry, in float32. Time is the least of 4 calls."
     )
     return Section("Diagonal RTRL is linear in the params", text, rows, plot)
 

@@ -100,7 +100,7 @@ def checkpointed(
 
     So memory is of order sqrt(T) by default, of T^(1/(n+1)) with n levels, of log T with log T levels or slots. A
     schedule of `slots` has the fewest runs of all that keep m carries (Griewank & Walther 2000; Gruslys et al. 2016,
-    arXiv 1606.03401), but has no second derivatives. Inputs, and outputs that are used, are [T, B, ...] whatever the
+    arXiv 1606.03401); it is reverse mode only. Inputs, and outputs that are used, are [T, B, ...] whatever the
     method: a loss on every step belongs inside (`with_loss`), so that losses [T, B] come out instead of outputs
     [T, B, H].
 

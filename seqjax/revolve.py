@@ -100,7 +100,7 @@ def revolve(run: Callable[[Carry, Tree], tuple[Carry, Tree]], carry: Carry, xs: 
     of integers: the forward pass keeps the carries of its first sweep; then, for each chunk from the last to the
     first, the nearest carry before it is taken, the loop goes on from there to the chunk, keeps other carries in slots
     that have become free, and the chunk is reversed. Memory of `slots + 1` carries and of what one chunk needs,
-    beside xs and ys. Reverse mode only, and once: there are no second derivatives.
+    beside xs and ys. Reverse mode only; second derivatives are forward over reverse (`jax.hessian`).
 
     Args:
       run: one turn of the loop; a `Const` in x is seen by every turn.

@@ -125,6 +125,18 @@ def test_nested_loops_are_about_as_long_as_each_other():
         assert re.findall(r"\blength=(\d+)", str(jax.make_jaxpr(run)(jnp.ones((steps, 1))))) == lengths
 
 
+def test_second_derivatives_with_slots_are_forward_over_reverse(x64):
+    cell, params, carry, xs = draw(MODELS["from_step"])
+
+    def loss(method, scale):
+        return jnp.square(unroll(cell, params, carry, scale * xs, method=method)[1]).sum()
+
+    slots = partial(loss, partial(checkpointed, chunk=2, slots=2, method="scan"))
+    close(compiled(jax.hessian(slots))(1.0), compiled(jax.hessian(partial(loss, "scan")))(1.0))
+    with pytest.raises(ValueError, match="Reverse-mode differentiation does not work"):
+        jax.grad(jax.grad(slots))(1.0)
+
+
 def test_levels_and_slots_that_make_no_sense_are_refused():
     cell, params, carry, xs = draw(MODELS["gru"], dtype=jnp.float32)
     for flags, message in (
