@@ -15,20 +15,19 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.report import COLORS, Table, markdown_table, panels, save, text_table
+from benchmarks.long_solvers import accuracy, matrices
+from benchmarks.timed import FEATURES, ROUNDS, Section, draw, every_step, note, program, race, with_report
+from experiments.report import COLORS, markdown_table, panels, save, text_table
 from seqjax import cells, unroll
 from seqjax.checkpointed import checkpointed, with_loss
 from seqjax.core import Cell
-from seqjax.newton import NewtonReport, newton_with_report
 from seqjax.parallel import associative
 from seqjax.train import write_atomic
 
@@ -36,26 +35,6 @@ DOCS = Path(__file__).parents[1] / "docs"
 NAME = "long_sequences"
 BYTES = 8e9  # programs that allocate more are left out
 SECONDS = 30.0  # and calls that are expected to take longer
-ROUNDS = 3
-FEATURES = 32
-
-
-class Program(NamedTuple):
-    """A compiled loss and gradient, and its arguments."""
-
-    run: Any
-    arguments: tuple[Any, ...]
-
-    @property
-    def temporary(self) -> int:
-        """Bytes allocated beside arguments and results."""
-        return self.run.memory_analysis().temp_size_in_bytes
-
-    def seconds(self) -> float:
-        """Of one call."""
-        start = time.perf_counter()
-        jax.block_until_ready(self.run(*self.arguments))
-        return time.perf_counter() - start
 
 
 def last_carry(cell: Cell, method: Any, params: Any, xs: jax.Array) -> jax.Array:
@@ -64,62 +43,11 @@ def last_carry(cell: Cell, method: Any, params: Any, xs: jax.Array) -> jax.Array
     return sum((jnp.square(leaf).mean() for leaf in jax.tree.leaves(carry)), jnp.zeros(()))
 
 
-def every_step(cell: Cell, method: Any, params: Any, xs: jax.Array) -> jax.Array:
-    """A loss on every step, of outputs [T, B, H]."""
-    return jnp.square(unroll(cell, params, None, xs, method=method)[1]).mean()
-
-
 def inside(cell: Cell, method: Any, params: Any, xs: jax.Array) -> jax.Array:
     """A loss on every step as part of the cell, whose outputs are losses [T, B]."""
     loss = with_loss(cell, lambda y, target: jnp.square(y - target).mean(-1))
     targets = jnp.zeros((*xs.shape[:-1], 1), xs.dtype)
     return unroll(loss, params, None, (xs, targets), method=method)[1].mean()
-
-
-def with_report(cell: Cell, jacobian: str, params: Any, xs: jax.Array) -> tuple[jax.Array, NewtonReport]:
-    """`every_step` by Newton's method, and how that went."""
-    carry = cell.initial_carry(params, xs.shape[1:-1])
-    _, ys, report = newton_with_report(cell, params, carry, xs, jacobian=jacobian)
-    return jnp.square(ys).mean(), report
-
-
-def program(loss: Callable, cell: Cell, method: Any, steps: int, batch: int, features: int = FEATURES) -> Program:
-    """Compile a loss with its gradient at one shape."""
-    params = cell.init(jax.random.key(0), features)
-    shape = jax.ShapeDtypeStruct((steps, batch, features), jnp.float32)
-    gradient = jax.value_and_grad(partial(loss, cell, method), has_aux=loss is with_report)
-    return Program(jax.jit(gradient).lower(params, shape).compile(), (params, shape))
-
-
-def draw(p: Program) -> Program:
-    """The program with numbers in place of the shape of its inputs."""
-    params, shape = p.arguments
-    return p._replace(arguments=(params, jax.random.normal(jax.random.key(1), shape.shape)))
-
-
-def race(programs: dict[str, Program], rounds: int = ROUNDS) -> dict[str, float]:
-    """The median seconds of programs of one shape, in turns, after one call each that does not count."""
-    ready = {name: draw(p) for name, p in programs.items()}
-    calls = {name: max(1, min(20, int(0.05 / p.seconds()))) for name, p in ready.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in range(rounds):
-        for name, p in ready.items():
-            seconds[name].append(min(p.seconds() for _ in range(calls[name])))
-    return {name: float(np.median(values)) for name, values in seconds.items()}
-
-
-class Section(NamedTuple):
-    """A table with what it shows, and how to draw it."""
-
-    title: str
-    text: str
-    table: Table
-    plot: Callable[[Any], None]
-
-
-def note(text: str) -> None:
-    """Progress, for whoever watches."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def checkpointing(quick: bool) -> Section:
@@ -225,7 +153,7 @@ def nonlinear(quick: bool) -> Section:
                 if rate.get(kind, 0) * steps > SECONDS:
                     left_out[kind] = f"left out: about {rate[kind] * steps:.0f} s"
                     continue
-                p = program(with_report, cell, kind, steps, 1, 8)
+                p = program(with_report, cell, {"jacobian": kind}, steps, 1, 8)
                 if p.temporary > BYTES:
                     left_out[kind] = f"left out: {p.temporary / 1e9:.0f} GB"
                 else:
@@ -279,7 +207,13 @@ def crossings(
     return lines
 
 
-SECTIONS = {"checkpointed": checkpointing, "associative": affine, "newton": nonlinear}
+SECTIONS = {
+    "checkpointed": checkpointing,
+    "associative": affine,
+    "newton": nonlinear,
+    "accuracy": accuracy,
+    "chunkwise": matrices,
+}
 
 INTRODUCTION = """# Long sequences
 
@@ -302,10 +236,14 @@ A number of steps with a divisor near sqrt(T) / 2 is best; otherwise the inputs 
 **Time, affine cells.** `method="associative"` is a parallel prefix in depth log T on an accelerator. On a CPU it
 computes the coefficients of so many steps at once as fit into the cache, and runs the recurrence over them in one pass.
 
-**Time, any cell.** `method=seqjax.parallel.newton` solves for all steps at once by Newton's method (DEER), with full
-Jacobians or their diagonals (`jacobian="diagonal"`), to float accuracy. It does many times the work of scan in a few
-long operations, so it is for narrow cells, long sequences and devices with many cores. Sequences that do not converge
-come out as NaN; `newton_with_report` returns iterations and errors."""
+**Time, matrix carries.** `method="chunkwise"`, the default for `gated_linear_attention`, `mlstm` and `delta_net`, runs
+chunks of steps as matrix products and keeps one matrix a chunk.
+
+**Time, any cell.** `method="newton"` solves for all steps at once by Newton's method (DEER), with full
+Jacobians or their diagonals (`partial(seqjax.newton.newton, jacobian="diagonal")`), to float accuracy. It does many
+times the work of scan in a few long operations, so it is for narrow cells, long sequences and devices with many cores.
+`damping=0.1` is for cells whose Jacobians are large on the way to the solution. Sequences that do not converge come out
+as NaN; `seqjax.newton.newton_with_report` returns iterations and errors."""
 
 
 def conditions(arguments: Sequence[str], load: float, seconds: float) -> list[str]:
