@@ -54,8 +54,8 @@ def accuracy(quick: bool) -> Section:
     text = (
         f"T = {steps:,}, one sequence of {features} inputs, float32, the default tolerance, at most {steps + 1:,}"
         " iterations; the difference is that of the outputs, which lie within 1. Time is forward and backward, loss on"
-        " every output. The RNN is one whose solution forgets, if only just, while on the way there products of Jacobians"
-        " overflow."
+        " every output. The RNN is one whose solution forgets, if only just, while products of Jacobians"
+        " on the way there overflow."
     )
     return Section("Newton's method: agreement with scan, iterations, damping", text, rows, plot)
 
