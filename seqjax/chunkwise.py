@@ -135,7 +135,7 @@ def chunkwise(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: int 
 
     All but the last line runs in parallel over the chunks; no matrix of a single step is ever made. The decays inside
     a chunk are exponentials of sums of logarithms, none of them above 1. A CPU takes so many chunks at a time as its
-    cache holds; the gradient runs them again. Reverse mode only.
+    cache holds; the gradient runs them again.
 
     Args:
       cell: a cell with the `outer` hint.
