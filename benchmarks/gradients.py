@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.long import ROUNDS, Page, Program, Section, last_carry, measure, note, program, race
+from benchmarks.timed import ROUNDS, Page, Program, Section, last_carry, measure, note, program, race
 from experiments.report import COLORS
 from seqjax import cells, gradients, wrappers
 from seqjax.checkpointed import checkpointed, default_chunk

@@ -7,65 +7,34 @@
 Everything is one loss and its gradient for the params, compiled, in float32, timed side by side in turns.
 """
 
-import argparse
-import datetime
-import importlib.metadata
-import os
-import platform
-import shlex
 import sys
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.report import COLORS, Table, markdown_table, panels, save, text_table
+from benchmarks.long_solvers import accuracy, matrices
+from benchmarks.timed import (
+    FEATURES,
+    Page,
+    Section,
+    draw,
+    every_step,
+    last_carry,
+    measure,
+    note,
+    program,
+    race,
+    with_report,
+)
+from experiments.report import COLORS
 from seqjax import cells, unroll
 from seqjax.checkpointed import checkpointed, with_loss
 from seqjax.core import Cell
-from seqjax.newton import NewtonReport, newton_with_report
 from seqjax.parallel import associative
-from seqjax.train import write_atomic
 
-DOCS = Path(__file__).parents[1] / "docs"
 BYTES = 8e9  # programs that allocate more are left out
 SECONDS = 30.0  # and calls that are expected to take longer
-ROUNDS = 3
-FEATURES = 32
-
-
-class Program(NamedTuple):
-    """A compiled loss and gradient, and its arguments."""
-
-    run: Any
-    arguments: tuple[Any, ...]
-
-    @property
-    def temporary(self) -> int:
-        """Bytes allocated beside arguments and results."""
-        return self.run.memory_analysis().temp_size_in_bytes
-
-    def seconds(self) -> float:
-        """Of one call."""
-        start = time.perf_counter()
-        jax.block_until_ready(self.run(*self.arguments))
-        return time.perf_counter() - start
-
-
-def last_carry(cell: Cell, method: Any, params: Any, xs: jax.Array) -> jax.Array:
-    """A loss of the carry after the last step."""
-    carry, _ = unroll(cell, params, None, xs, method=method)
-    return sum((jnp.square(leaf).mean() for leaf in jax.tree.leaves(carry)), jnp.zeros(()))
-
-
-def every_step(cell: Cell, method: Any, params: Any, xs: jax.Array) -> jax.Array:
-    """A loss on every step, of outputs [T, B, H]."""
-    return jnp.square(unroll(cell, params, None, xs, method=method)[1]).mean()
 
 
 def inside(cell: Cell, method: Any, params: Any, xs: jax.Array) -> jax.Array:
@@ -73,52 +42,6 @@ def inside(cell: Cell, method: Any, params: Any, xs: jax.Array) -> jax.Array:
     loss = with_loss(cell, lambda y, target: jnp.square(y - target).mean(-1))
     targets = jnp.zeros((*xs.shape[:-1], 1), xs.dtype)
     return unroll(loss, params, None, (xs, targets), method=method)[1].mean()
-
-
-def with_report(cell: Cell, jacobian: str, params: Any, xs: jax.Array) -> tuple[jax.Array, NewtonReport]:
-    """`every_step` by Newton's method, and how that went."""
-    carry = cell.initial_carry(params, xs.shape[1:-1])
-    _, ys, report = newton_with_report(cell, params, carry, xs, jacobian=jacobian)
-    return jnp.square(ys).mean(), report
-
-
-def program(loss: Callable, cell: Cell, method: Any, steps: int, batch: int, features: int = FEATURES) -> Program:
-    """Compile a loss with its gradient at one shape."""
-    params = cell.init(jax.random.key(0), features)
-    shape = jax.ShapeDtypeStruct((steps, batch, features), jnp.float32)
-    gradient = jax.value_and_grad(partial(loss, cell, method), has_aux=loss is with_report)
-    return Program(jax.jit(gradient).lower(params, shape).compile(), (params, shape))
-
-
-def draw(p: Program) -> Program:
-    """The program with numbers in place of the shape of its inputs."""
-    params, shape = p.arguments
-    return p._replace(arguments=(params, jax.random.normal(jax.random.key(1), shape.shape)))
-
-
-def race(programs: dict[str, Program], rounds: int = ROUNDS) -> dict[str, float]:
-    """The median seconds of programs of one shape, in turns, after one call each that does not count."""
-    ready = {name: draw(p) for name, p in programs.items()}
-    calls = {name: max(1, min(20, int(0.05 / p.seconds()))) for name, p in ready.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in range(rounds):
-        for name, p in ready.items():
-            seconds[name].append(min(p.seconds() for _ in range(calls[name])))
-    return {name: float(np.median(values)) for name, values in seconds.items()}
-
-
-class Section(NamedTuple):
-    """A table with what it shows, and how to draw it."""
-
-    title: str
-    text: str
-    table: Table
-    plot: Callable[[Any], None]
-
-
-def note(text: str) -> None:
-    """Progress, for whoever watches."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def checkpointing(quick: bool) -> Section:
@@ -224,7 +147,7 @@ def nonlinear(quick: bool) -> Section:
                 if rate.get(kind, 0) * steps > SECONDS:
                     left_out[kind] = f"left out: about {rate[kind] * steps:.0f} s"
                     continue
-                p = program(with_report, cell, kind, steps, 1, 8)
+                p = program(with_report, cell, {"jacobian": kind}, steps, 1, 8)
                 if p.temporary > BYTES:
                     left_out[kind] = f"left out: {p.temporary / 1e9:.0f} GB"
                 else:
@@ -299,70 +222,14 @@ A number of steps with a divisor near sqrt(T) / 2 is best; otherwise the inputs 
 **Time, affine cells.** `method="associative"` is a parallel prefix in depth log T on an accelerator. On a CPU it
 computes the coefficients of so many steps at once as fit into the cache, and runs the recurrence over them in one pass.
 
-**Time, any cell.** `method=seqjax.parallel.newton` solves for all steps at once by Newton's method (DEER), with full
-Jacobians or their diagonals (`jacobian="diagonal"`), to float accuracy. It does many times the work of scan in a few
-long operations, so it is for narrow cells, long sequences and devices with many cores. Sequences that do not converge
-come out as NaN; `newton_with_report` returns iterations and errors."""
+**Time, matrix carries.** `method="chunkwise"`, the default for `gated_linear_attention`, `mlstm` and `delta_net`, runs
+chunks of steps as matrix products and keeps one matrix a chunk.
 
-
-class Page(NamedTuple):
-    """What a command measures and writes.
-
-    Attributes:
-      command: the module that is run.
-      name: of the files in docs/.
-      introduction: Markdown.
-      caption: of the figure.
-      sections: by name, `quick -> Section`.
-    """
-
-    command: str
-    name: str
-    introduction: str
-    caption: str
-    sections: dict[str, Callable[[bool], Section]]
-
-
-def conditions(page: Page, arguments: Sequence[str], load: float, seconds: float) -> list[str]:
-    """When, where and with what the measurement was made."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "numpy"))
-    return [
-        f"`python -m {page.command} {shlex.join(arguments)}`".replace(" `", "`"),
-        f"{datetime.date.today():%Y-%m-%d}, Python {platform.python_version()}, {versions}",
-        f"{jax.devices()[0].device_kind}, {platform.machine()}, {os.cpu_count()} cores",
-        f"load average before the run {load:.1f}; the run took {seconds / 60:.1f} min",
-        f"median of {ROUNDS} rounds in turns; calls of over 2 s once",
-    ]
-
-
-def write(output: Path, page: Page, sections: Sequence[Section], facts: Sequence[str]) -> None:
-    """The page and its figure."""
-    drawing, (axes,) = panels(columns=len(sections))
-    for section, place in zip(sections, axes, strict=True):
-        section.plot(place)
-    save(drawing, output / page.name)
-    parts = [page.introduction, f"![{page.caption}]({page.name}.svg)"]
-    parts += [f"## {s.title}\n\n{s.text}\n\n{markdown_table(s.table)}" for s in sections]
-    parts.append("## Conditions\n\n" + "\n".join(f"- {fact}" for fact in facts))
-    write_atomic(output / f"{page.name}.md", "\n\n".join(parts) + "\n")
-
-
-def measure(page: Page, arguments: Sequence[str]) -> None:
-    """Measure, print the tables, and write the page."""
-    parser = argparse.ArgumentParser(prog=f"python -m {page.command}", description=f"{page.caption}.")
-    parser.add_argument("--sections", nargs="+", choices=page.sections, help="default: all")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default docs/ for a full run, else nowhere")
-    flags = parser.parse_args(arguments)
-    output = flags.output or (None if flags.sections or flags.quick else DOCS)
-    load, start = os.getloadavg()[0], time.perf_counter()
-    sections = [page.sections[name](flags.quick) for name in flags.sections or page.sections]
-    facts = conditions(page, arguments, load, time.perf_counter() - start)
-    for section in sections:
-        print(f"\n{section.title}\n\n{section.text}\n\n{text_table(section.table)}")
-    print("\n" + "\n".join(facts))
-    if output:
-        write(output, page, sections, facts)
+**Time, any cell.** `method="newton"` solves for all steps at once by Newton's method (DEER), with full
+Jacobians or their diagonals (`partial(seqjax.newton.newton, jacobian="diagonal")`), to float accuracy. It does many
+times the work of scan in a few long operations, so it is for narrow cells, long sequences and devices with many cores.
+`damping=0.1` is for cells whose Jacobians are large on the way to the solution. Sequences that do not converge come out
+as NaN; `seqjax.newton.newton_with_report` returns iterations and errors."""
 
 
 LONG = Page(
@@ -370,7 +237,13 @@ LONG = Page(
     name="long_sequences",
     introduction=INTRODUCTION,
     caption="Memory of checkpointing, and times relative to scan",
-    sections={"checkpointed": checkpointing, "associative": affine, "newton": nonlinear},
+    sections={
+        "checkpointed": checkpointing,
+        "associative": affine,
+        "newton": nonlinear,
+        "accuracy": accuracy,
+        "chunkwise": matrices,
+    },
 )
 
 

@@ -44,8 +44,24 @@ def _scores(q: Array, k: Array, log_decay: Array | None) -> Array:
     late = q[:, half:] * _decay_from_start(log_decay[:, half:])
     early = k[:, :half] * _decay_to_end(log_decay[:, :half])
     across = product(late, jnp.swapaxes(early, 1, 2))
+    return _lower(first, across, second)
+
+
+def _lower(first: Array, across: Array, second: Array) -> Array:
+    """[[first, 0], [across, second]]."""
     above = jnp.concatenate([first, jnp.zeros_like(across)], 2)
     return jnp.concatenate([above, jnp.concatenate([across, second], 2)], 1)
+
+
+def _inverse(e: Array) -> Array:
+    """The inverse of 1 + e, for e [M, C, C] below the diagonal: of both halves, and a product across."""
+    many, steps, _ = e.shape
+    if steps == 1:
+        return jnp.ones_like(e)
+    half = steps // 2
+    halves = _inverse(jnp.stack([e[:, :half, :half], e[:, half:, half:]], 1).reshape(2 * many, half, half))
+    first, second = (halves.reshape(many, 2, half, half)[:, i] for i in (0, 1))
+    return _lower(first, -product(second, product(e[:, half:, :half], first)), second)
 
 
 def _stabilizer(m: Array, step: Any) -> Array:
@@ -77,20 +93,21 @@ def _run(step: Write, h: Array, chunk: int) -> tuple[Array, Array]:
 
     def scores_of(q):
         flat = [None if u is None else u.reshape(-1, *u.shape[2:]) for u in (q, k, log_decay)]
-        return _scores(*flat).reshape(-1, many, chunk, chunk)
+        return _scores(*flat)
+
+    def each(scores):
+        return scores.reshape(-1, many, chunk, chunk)
 
     q, k, v, log_decay, erase, _ = jax.tree.map(cut, step)
-    scores = scores_of(q)
+    scores = each(scores_of(q))
     out, kept, w, erased = k, None, None, None
     if log_decay is not None:
         start, out = _decay_from_start(log_decay), k * _decay_to_end(log_decay)
         q, kept = q * start, jnp.swapaxes(start[..., -1:, :], -1, -2)
     if erase is not None:
-        # What each step writes, u, is v less what it finds of h and of earlier u: (1 + found) u = v - erase h.
-        found = scores_of(erase)
-        right = jnp.concatenate([v, erase if log_decay is None else erase * start], -1)
-        right = jax.scipy.linalg.solve_triangular(found, right, lower=True, unit_diagonal=True)
-        v, w = jnp.split(right, [v.shape[-1]], -1)
+        # What each step writes, u, is v less what it finds of h and of earlier u: (1 + E) u = v - erase h.
+        solved = each(_inverse(scores_of(erase)))
+        v, w = product(solved, v), product(solved, erase if log_decay is None else erase * start)
         erased = product(jnp.swapaxes(out, -1, -2), w)
     written = product(jnp.swapaxes(out, -1, -2), v)
 
@@ -112,13 +129,13 @@ def chunkwise(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: int 
 
     With d_ts = a_{s+1} ... a_t, products of numbers of at most 1, and h the matrix before the chunk, this is
 
-        (1 + E) U = V - (e_t d_t0) h,   E_ts = e_t^T d_ts k_s for s < t     (the WY form; U = V where nothing is erased)
+        (1 + E) U = V - (e_t d_t0) h,   E_ts = e_t^T d_ts k_s for s < t     (the WY form; E = 0 where nothing is erased)
         R = (q_t d_t0) h + S U,         S_ts = q_t^T d_ts k_s for s <= t
         h <- d_C0 h + (d_Ct k_t)^T U
 
     All but the last line runs in parallel over the chunks; no matrix of a single step is ever made. The decays inside
     a chunk are exponentials of sums of logarithms, none of them above 1. A CPU takes so many chunks at a time as its
-    cache holds; the gradient runs them again. Reverse mode only.
+    cache holds; the gradient runs them again.
 
     Args:
       cell: a cell with the `outer` hint.

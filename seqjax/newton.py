@@ -161,7 +161,7 @@ def newton_with_report(
       jacobian: "full", or "diagonal". (A cell without the `gated` and `affine` hints needs n products for a diagonal.)
       damping: in [0, 1), of the Jacobians.
       tolerance: of the last correction, over the largest entry of the sequence's carries; by default eps^(3/4), which
-        is 6e-6 in float32 and 2e-12 in float64, and a tenth of it with diagonals or damping.
+        is 6e-6 in float32 and 2e-12 in float64, and a tenth of it with diagonals.
       iterations: at most so many.
 
     Returns:
@@ -182,9 +182,9 @@ def newton_with_report(
         raise ValueError(f"damping must lie in [0, 1), got {damping}")
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
-    # Corrections by full Jacobians end squared; by others they shrink by a factor, so more is still to come.
-    exact = jacobian == "full" and damping == 0
-    default = float(jnp.finfo(leaves[0].dtype).eps) ** 0.75 * (1.0 if exact else 0.1)
+    # Corrections by full Jacobians end squared; those by diagonals shrink by a factor, so more is still to come. So it
+    # is with damping, but where that is wanted rounding is amplified, and a tenth may be out of reach.
+    default = float(jnp.finfo(leaves[0].dtype).eps) ** 0.75 * (1.0 if jacobian == "full" else 0.1)
     limit = default if tolerance is None else tolerance
     if limit <= 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from benchmarks import gradients as page
-from benchmarks.long import measure
+from benchmarks.timed import measure
 from seqjax import cells, wrappers
 
 

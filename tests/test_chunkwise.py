@@ -164,7 +164,7 @@ def test_bfloat16_weights_sum_in_float32(name):
 def test_gradients_are_those_of_numerical_differences(x64):
     cell, params, carry, xs = draw(BARE["delta_net"], steps=5)
     run = jax.jit(partial(unroll, cell, method=partial(METHOD, chunk=4)))
-    check_grads(run, (params, carry, xs), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+    check_grads(run, (params, carry, xs), order=1, modes=["fwd", "rev"], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", MATRICES)
