@@ -308,11 +308,7 @@ def affine_transition(affine: Callable[[Params, Tree], tuple[Carry, Carry]]) -> 
 
 def around(
     gated: Gated,
-    enter: Callable[[Carry, Tree, tuple[Array, ...]], tuple[Carry, Tree, tuple[Array, ...]]] = lambda h, z, us: (
-        h,
-        z,
-        us,
-    ),
+    enter: Callable[..., tuple[Carry, Tree, tuple[Array, ...]]] = lambda h, z, us: (h, z, us),
     leave: Callable[[Carry, Tree, Carry], Carry] = lambda h, z, new: new,
 ) -> Gated:
     """`gated` whose stages and gates see `enter(h, z, us)`, and whose carry after the step is `leave(h, z, new)`."""

@@ -178,7 +178,7 @@ def candidate_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple
     Args:
       cell: a gated cell that names its candidate (`core.Gated`), or a stack of such; wrapped or not.
       rate: probability of dropping a unit, in [0, 1).
-      per_step: draw a new mask at every step. The paper finds both of use.
+      per_step: draw a new mask at every step. The paper tries both.
 
     Returns:
       The noisy cell, which takes `x = (x, noise)`, and `sample(key, carry, xs) -> noise`, [B, H].
