@@ -194,6 +194,12 @@ def features(x: Tree) -> Array:
     return jax.tree.leaves(x)[0]
 
 
+def batch_shape(xs: Tree) -> tuple[int, ...]:
+    """The axes between time and features: of `[T, *batch, D]`, or of tokens `[T, *batch]`."""
+    x = features(xs)
+    return x.shape[1:] if jnp.issubdtype(x.dtype, jnp.integer) else x.shape[1:-1]
+
+
 def with_features(x: Tree, value: Array) -> Tree:
     """The inputs `x` with other features."""
     leaves, treedef = jax.tree.flatten(x)

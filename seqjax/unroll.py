@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from seqjax.core import Array, Carry, Cell, Key, Params, Tree, features, split_const
+from seqjax.core import Array, Carry, Cell, Key, Params, Tree, batch_shape, features, split_const
 from seqjax.solve import Solver, solve
 from seqjax.wrappers import masked
 
@@ -27,12 +27,6 @@ def reverse_time(xs: Tree) -> Tree:
     """Flip the time axis of every timed leaf."""
     timed, merge = split_const(xs)
     return merge([jnp.flip(leaf, 0) for leaf in timed])
-
-
-def batch_shape(xs: Tree) -> tuple[int, ...]:
-    """The axes between time and features: of `[T, *batch, D]`, or of tokens `[T, *batch]`."""
-    x = features(xs)
-    return x.shape[1:] if jnp.issubdtype(x.dtype, jnp.integer) else x.shape[1:-1]
 
 
 def _check_inputs(xs: Tree, mask: Array | None) -> None:
