@@ -8,6 +8,7 @@ Everything is one loss and its gradient for the params, compiled, in float32, ti
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from benchmarks.long_solvers import accuracy, matrices
 from benchmarks.timed import (
     FEATURES,
+    ROUNDS,
     Page,
     Section,
     draw,

@@ -225,6 +225,13 @@ def features(x: Tree) -> Array:
     return jax.tree.leaves(x)[0]
 
 
+def batch_shape(xs: Tree, space: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """The batch axes of `[T, *batch, *space, D]`, or of tokens `[T, *batch, *space]`; `space` is that of the cell."""
+    x = features(xs)
+    own = len(space) if jnp.issubdtype(x.dtype, jnp.integer) else len(space) + 1
+    return x.shape[1 : x.ndim - own]
+
+
 def with_features(x: Tree, value: Array) -> Tree:
     """The inputs `x` with other features."""
     leaves, treedef = jax.tree.flatten(x)

@@ -25,6 +25,7 @@ from seqjax.core import (
     Params,
     Tree,
     around,
+    batch_shape,
     carry_dtype,
     features,
     gated_transition,
@@ -72,7 +73,8 @@ def each_layer(cell: Cell, *parts: tuple[Cell, Sample]) -> tuple[Cell, Sample]:
         keys = jax.random.split(key, len(parts))
         length = features(xs).shape[0]
         # Noise takes only the shape of the inputs: a view of the carry below with a time axis is enough.
-        below = [jnp.broadcast_to(h, (length, *h.shape)) for h in (jax.tree.leaves(c)[0] for c in carry[:-1])]
+        flat = [jax.tree.leaves(c)[0].reshape(*batch_shape(xs), -1) for c in carry[:-1]]
+        below = [jnp.broadcast_to(h, (length, *h.shape)) for h in flat]
         return tuple(s(k, c, x) for (_, s), k, c, x in zip(parts, keys, carry, [xs, *below], strict=True))
 
     return over_layers(cell, tuple(c for c, _ in parts), lambda noise, i: noise[i]), sample
@@ -334,10 +336,8 @@ def stochastic_depth(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
         return like(m, y) * y + like(1 - m, y) * x.astype(y.dtype)
 
     def sample(key, carry, xs):
-        del xs
-        h = jax.tree.leaves(carry)[0]
-        own = 1 + len(cell.space)
-        return Const(dropout_mask(key, rate, (*h.shape[: h.ndim - own], *(1,) * own), h.dtype))
+        own = (1,) * (1 + len(cell.space))
+        return Const(dropout_mask(key, rate, (*batch_shape(xs, cell.space), *own), jax.tree.leaves(carry)[0].dtype))
 
     return _noisy_readout(cell, readout), sample
 

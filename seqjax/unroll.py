@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from seqjax.core import Array, Carry, Cell, Key, Params, Tree, features, split_const
+from seqjax.core import Array, Carry, Cell, Key, Params, Tree, batch_shape, features, split_const
 from seqjax.solve import Solver, solve
 from seqjax.wrappers import masked
 
@@ -43,13 +43,6 @@ def reverse_time(xs: Tree) -> Tree:
     """Flip the time axis of every timed leaf."""
     timed, merge = split_const(xs)
     return merge([jnp.flip(leaf, 0) for leaf in timed])
-
-
-def batch_shape(xs: Tree, space: tuple[int, ...] = ()) -> tuple[int, ...]:
-    """The batch axes of `[T, *batch, *space, D]`, or of tokens `[T, *batch, *space]`; `space` is that of the cell."""
-    x = features(xs)
-    own = len(space) if jnp.issubdtype(x.dtype, jnp.integer) else len(space) + 1
-    return x.shape[1 : x.ndim - own]
 
 
 def check_inputs(cell: Cell, xs: Tree, mask: Array | None) -> None:

@@ -18,6 +18,7 @@ from seqjax.core import (
     Const,
     Tree,
     around,
+    carry_dtype,
     dense,
     features,
     inner,
@@ -295,7 +296,11 @@ def learned_carry(cell: Cell) -> Cell:
         return {"cell": p, "start": cell.initial_carry(p, ())}
 
     def initial_carry(params, batch_shape):
-        return jax.tree.map(lambda h: jnp.broadcast_to(h, (*batch_shape, *h.shape)), params["start"])
+        def start(h):
+            # Params may have been cast to 16 bits as a whole.
+            return jnp.broadcast_to(h.astype(carry_dtype(h.dtype)), (*batch_shape, *h.shape))
+
+        return jax.tree.map(start, params["start"])
 
     # The hint `outer` says that a carry begins at 0, and `reset` goes by it.
     return inside(cell)._replace(init=init, initial_carry=initial_carry, outer=None)

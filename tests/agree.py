@@ -12,8 +12,10 @@ from seqjax import solve, unroll
 from seqjax.core import split_const
 from seqjax.native import compiler
 
-# The tests compile much and compute little.
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+# The tests compile much and compute little: this takes a third of the time that XLA takes by default.
+compiled = partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+)
 
 
 @contextmanager

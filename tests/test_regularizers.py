@@ -406,6 +406,18 @@ def test_stochastic_depth_skips_a_layer_for_a_whole_sequence_at_rates_that_grow_
         unroll(*bare_inputs(regularizers.stochastic_depth(cells.gru(H), 0.5)))
 
 
+@pytest.mark.parametrize("make", [lambda: cells.delta_net(2, 3, 2), lambda: cells.s4d(2)])
+@pytest.mark.parametrize("batch", [(), (5, 2)])
+def test_stochastic_depth_of_layers_whose_carry_is_no_vector(x64, make, batch):
+    layer = wrappers.residual(make())
+    cell, params, carry, xs = draw(Model(cells.stack(layer, layer), 4), batch=batch, steps=2)
+    noisy, sample = regularizers.stochastic_depth(cell, 0.5)
+    drawn = sample(KEY, carry, xs)
+    assert [leaf.value.shape for leaf in drawn] == [(*batch, 1)] * 2
+    skipped = jax.tree.map(jnp.zeros_like, drawn)
+    np.testing.assert_array_equal(scan(noisy, params, carry, (xs, skipped))[1], xs)
+
+
 def bare_inputs(regularized):
     cell, sample = regularized
     xs = jnp.ones((2, 2, D), jnp.float32)

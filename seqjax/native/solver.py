@@ -132,9 +132,11 @@ def _plan(gated: Gated, weights: tuple[Array, ...], carry: Carry, zs: Tree) -> t
     first = carries[0]
     units, batch, dtype = first.shape[-1], first.shape[:-1], first.dtype
     if any(w.dtype != dtype for w in weights):
-        raise Unsupported(f"weights {[str(w.dtype) for w in weights]} with a carry of {dtype}")
+        given = " and ".join(sorted({str(w.dtype) for w in weights}))
+        raise Unsupported(f'method "native" needs weights of the dtype of the carry, {dtype}, got {given}')
     if any(w.shape[0] != units or w.shape[1] % units for w in weights):
-        raise Unsupported(f"weights {[w.shape for w in weights]} with {units} units")
+        shapes = [w.shape for w in weights]
+        raise Unsupported(f'method "native" needs recurrent weights [H, G * H] for {units} units H, got {shapes}')
     projection, leaves, others, options = (), [], [], []
 
     def add(value, timed):
