@@ -39,10 +39,12 @@ from absl import flags
 from experiments import base, command, supervised, tasks
 from experiments.report import COLORS, Section, groups, panels, summary
 from seqjax import cells, initializers
-from seqjax.core import Cell
+from seqjax.core import (
+    Cell,
+    batch_shape,
+)
 from seqjax.diagnostics import gradient_against_lag
 from seqjax.train import Program, Run, State, write_atomic
-from seqjax.unroll import batch_shape
 from seqjax.wrappers import with_head
 
 FLAGS = base.flags(steps=2000, steps_per_call=100, evaluate_every=100, batch_size=64, learning_rate=3e-3, clip_norm=1.0)

@@ -40,10 +40,13 @@ from absl import flags
 from experiments import base, command, supervised, tasks
 from experiments.report import Section, groups, panels, summary
 from seqjax import cells
-from seqjax.core import open_const
+from seqjax.core import (
+    batch_shape,
+    open_const,
+)
 from seqjax.regularizers import input_dropout, recurrent_dropout
 from seqjax.train import Program, Run, State
-from seqjax.unroll import batch_shape, unroll
+from seqjax.unroll import unroll
 from seqjax.wrappers import with_head
 
 if TYPE_CHECKING:

@@ -36,6 +36,7 @@ from seqjax.core import (
     Gated,
     Tree,
     around,
+    batch_shape,
     dense,
     features,
     gated_transition,
@@ -47,7 +48,7 @@ from seqjax.core import (
     out_features,
     over_time,
 )
-from seqjax.unroll import batch_shape, check_inputs, unroll
+from seqjax.unroll import check_inputs, unroll
 from seqjax.wrappers import inside, masked, over_layers
 
 Train = Callable[..., tuple[tuple[Carry, Tree], Tree]]

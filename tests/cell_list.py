@@ -11,8 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import cells, from_step, noise, normalization, regularizers, wrappers
-from seqjax.core import Cell, Const, carry_dtype
-from seqjax.unroll import batch_shape
+from seqjax.core import (
+    Cell,
+    Const,
+    batch_shape,
+    carry_dtype,
+)
 
 D, H, TOKENS = 3, 4, 5
 RATE = 0.4

@@ -15,6 +15,7 @@ from seqjax.core import (
     Cell,
     Params,
     Tree,
+    batch_shape,
     carry_dtype,
     features,
     open_dense,
@@ -23,7 +24,7 @@ from seqjax.core import (
     with_features,
 )
 from seqjax.solve import length
-from seqjax.unroll import batch_shape, unroll
+from seqjax.unroll import unroll
 
 
 def alignment(gradient: Params, reference: Params) -> tuple[Array, Array]:

@@ -5,10 +5,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.core import Array, Carry, Cell, Tree, split_const
+from seqjax.core import (
+    Array,
+    Carry,
+    Cell,
+    Tree,
+    batch_shape,
+    split_const,
+)
 from seqjax.gradients.estimator import Estimator, Loss
 from seqjax.solve import Solver, length
-from seqjax.unroll import batch_shape, unroll
+from seqjax.unroll import unroll
 
 
 def bptt(cell: Cell, loss: Loss, *, method: str | Solver = "auto") -> Estimator:

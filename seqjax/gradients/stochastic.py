@@ -5,12 +5,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.core import Array, Carry, Cell, Key, carry_dtype, inner
+from seqjax.core import (
+    Array,
+    Carry,
+    Cell,
+    Key,
+    batch_shape,
+    carry_dtype,
+    inner,
+)
 from seqjax.gradients.bptt import bptt
 from seqjax.gradients.estimator import Estimator, Loss
 from seqjax.gradients.online import forward_mode, widen
 from seqjax.solve import length
-from seqjax.unroll import batch_shape, unroll
+from seqjax.unroll import unroll
 
 
 class RankOne(NamedTuple):

@@ -9,11 +9,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from seqjax import core
-from seqjax.core import Array, Carry, Cell, Params
+from seqjax.core import (
+    Array,
+    Carry,
+    Cell,
+    Params,
+    batch_shape,
+)
 from seqjax.nnx.noise import Noisy, Regularizer, Rngs, as_regularizer
 from seqjax.regularizers import Sample, input_dropout, recurrent_dropout
 from seqjax.solve import Solver
-from seqjax.unroll import batch_shape, mask_from_lengths, unroll
+from seqjax.unroll import mask_from_lengths, unroll
 
 
 class _Weighted(nnx.Module):
