@@ -227,75 +227,11 @@ computes the coefficients of so many steps at once as fit into the cache, and ru
 **Time, matrix carries.** `method="chunkwise"`, the default for `gated_linear_attention`, `mlstm` and `delta_net`, runs
 chunks of steps as matrix products and keeps one matrix a chunk.
 
-<<<<<<< HEAD
 **Time, any cell.** `method="newton"` solves for all steps at once by Newton's method (DEER), with full
 Jacobians or their diagonals (`partial(seqjax.newton.newton, jacobian="diagonal")`), to float accuracy. It does many
 times the work of scan in a few long operations, so it is for narrow cells, long sequences and devices with many cores.
 `damping=0.1` is for cells whose Jacobians are large on the way to the solution. Sequences that do not converge come out
 as NaN; `seqjax.newton.newton_with_report` returns iterations and errors."""
-=======
-
-class Page(NamedTuple):
-    """What a command measures and writes.
-
-    Attributes:
-      command: the module that is run.
-      name: of the files in docs/.
-      introduction: Markdown.
-      caption: of the figure.
-      sections: by name, `quick -> Section`.
-    """
-
-    command: str
-    name: str
-    introduction: str
-    caption: str
-    sections: dict[str, Callable[[bool], Section]]
-
-
-def conditions(page: Page, arguments: Sequence[str], load: float, seconds: float) -> list[str]:
-    """When, where and with what the measurement was made."""
-    after, cores = os.getloadavg()[0], os.cpu_count() or 1
-    busy = "; others were running, so the times are rough" if min(load, after) > 2 * cores else ""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "numpy"))
-    return [
-        f"`python -m {page.command} {shlex.join(arguments)}`".replace(" `", "`"),
-        f"{datetime.date.today():%Y-%m-%d}, Python {platform.python_version()}, {versions}",
-        f"{jax.devices()[0].device_kind}, {platform.machine()}, {cores} cores",
-        f"load average {load:.1f} before the run and {after:.1f} after it{busy}; the run took {seconds / 60:.1f} min",
-        f"median of {ROUNDS} rounds in turns; calls of over 2 s once",
-    ]
-
-
-def write(output: Path, page: Page, sections: Sequence[Section], facts: Sequence[str]) -> None:
-    """The page and its figure."""
-    drawing, (axes,) = panels(columns=len(sections))
-    for section, place in zip(sections, axes, strict=True):
-        section.plot(place)
-    save(drawing, output / page.name)
-    parts = [page.introduction, f"![{page.caption}]({page.name}.svg)"]
-    parts += [f"## {s.title}\n\n{s.text}\n\n{markdown_table(s.table)}" for s in sections]
-    parts.append("## Conditions\n\n" + "\n".join(f"- {fact}" for fact in facts))
-    write_atomic(output / f"{page.name}.md", "\n\n".join(parts) + "\n")
-
-
-def measure(page: Page, arguments: Sequence[str]) -> None:
-    """Measure, print the tables, and write the page."""
-    parser = argparse.ArgumentParser(prog=f"python -m {page.command}", description=f"{page.caption}.")
-    parser.add_argument("--sections", nargs="+", choices=page.sections, help="default: all")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default docs/ for a full run, else nowhere")
-    flags = parser.parse_args(arguments)
-    output = flags.output or (None if flags.sections or flags.quick else DOCS)
-    load, start = os.getloadavg()[0], time.perf_counter()
-    sections = [page.sections[name](flags.quick) for name in flags.sections or page.sections]
-    facts = conditions(page, arguments, load, time.perf_counter() - start)
-    for section in sections:
-        print(f"\n{section.title}\n\n{section.text}\n\n{text_table(section.table)}")
-    print("\n" + "\n".join(facts))
-    if output:
-        write(output, page, sections, facts)
->>>>>>> adapt
 
 
 LONG = Page(

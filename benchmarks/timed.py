@@ -123,12 +123,14 @@ class Page(NamedTuple):
 
 def conditions(page: Page, arguments: Sequence[str], load: float, seconds: float) -> list[str]:
     """When, where and with what the measurement was made."""
+    after, cores = os.getloadavg()[0], os.cpu_count() or 1
+    busy = "; others were running, so the times are rough" if min(load, after) > 2 * cores else ""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "numpy"))
     return [
         f"`python -m {page.command} {shlex.join(arguments)}`".replace(" `", "`"),
         f"{datetime.date.today():%Y-%m-%d}, Python {platform.python_version()}, {versions}",
-        f"{jax.devices()[0].device_kind}, {platform.machine()}, {os.cpu_count()} cores",
-        f"load average before the run {load:.1f}; the run took {seconds / 60:.1f} min",
+        f"{jax.devices()[0].device_kind}, {platform.machine()}, {cores} cores",
+        f"load average {load:.1f} before the run and {after:.1f} after it{busy}; the run took {seconds / 60:.1f} min",
         f"median of {ROUNDS} rounds in turns; calls of over 2 s once",
     ]
 
