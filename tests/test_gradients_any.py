@@ -30,15 +30,11 @@ def gradients(name, drawn, *runs):
     )(drawn.params, drawn.carry)
 
 
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name not in ("diagonal_rtrl", "eprop", "rflo")])
+@pytest.mark.parametrize("name", ["rtrl", "snap", "kf_rtrl", "uoro"])
 def test_a_stack_is_trained_every_step_or_every_n(x64, name):
     drawn = draw(Model(STACK), STEPS)
     targets = jnp.asarray(np.random.default_rng(1).normal(size=(STEPS, 2, 2))), jnp.ones((STEPS, 2), bool)
-    if name in BY_CHUNK:
-        (found,) = gradients(name, drawn, (drawn.xs, targets, 2))
-        assert all(np.isfinite(leaf).all() and np.any(leaf != 0) for leaf in jax.tree.leaves(found))
-    else:
-        close(*gradients(name, drawn, (drawn.xs, targets, 1), (drawn.xs, targets, STEPS)), 1e-9)
+    close(*gradients(name, drawn, (drawn.xs, targets, 1), (drawn.xs, targets, STEPS)), 1e-9)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

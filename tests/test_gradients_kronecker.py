@@ -96,9 +96,7 @@ def test_updates_are_those_of_the_paper_for_some_signs(x64):
     assert len({int(row.argmin()) % 4 for row in distance}) == 4
 
 
-@pytest.mark.parametrize(
-    "name", ["antisymmetric_rnn", "slstm", "layer_norm_lstm", "multiplicative_lstm", "reset", "head_of_stack"]
-)
+@pytest.mark.parametrize("name", ["antisymmetric_rnn", "layer_norm_lstm", "multiplicative_lstm", "head_of_stack"])
 def test_the_first_step_is_exact(x64, name):
     """It finds its way from the products to the params, whatever the cell makes of them."""
     stack = Model(wrappers.with_head(cells.stack(cells.gru(H), cells.lstm(H + 1)), 2))
