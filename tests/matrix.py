@@ -180,7 +180,7 @@ def counts(founds: list[dict[str, Found]], method: str) -> str:
     """On how many cells a method agrees with scan, by dtype where that differs."""
     ran = [dtype for dtype in TOLERANCE if any(dtype in found for found in founds)]
     numbers = {dtype: sum(method in found[dtype].deviation for found in founds if found) for dtype in ran}
-    most = max(numbers.values())
+    most = max(numbers.values(), default=0)
     return ", ".join([str(most), *(f"{dtype} {n}" for dtype, n in numbers.items() if n < most)])
 
 

@@ -61,7 +61,7 @@ PROBLEMS = [
     Problem("from_step", 3, (), 2, 4, "float64", "checkpointed"),
 ]
 of_any_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"{p.kind}-{p.batch}-{p.dtype}-{p.method}")
-fuzz = settings(max_examples=4, deadline=None, derandomize=True)
+fuzz = settings(max_examples=3, deadline=None, derandomize=True)
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +160,7 @@ def test_padding_may_hold_anything(problem, data, seed, poison):
     assert not np.any(wide(got[1][2])[~mask])
 
 
-@of_any_problem
+@pytest.mark.parametrize("problem", PROBLEMS[1:7:2], ids=lambda p: f"{p.kind}-{p.dtype}")
 @fuzz
 @given(seed=st.integers(0, 99))
 def test_a_mask_that_is_true_is_no_mask(problem, seed):
@@ -307,7 +307,6 @@ def both_directions(pair):
     "problem",
     [
         Problem("lstm", 5, (2,), 3, 3, "float32", "auto"),
-        Problem("stack", 4, (), 1, 1, "float64", "auto"),
         Problem("lru", 3, (2, 2), 2, 4, "float64", "auto"),
         Problem("min_gru", 4, (3,), 2, 2, "bfloat16", "auto"),
     ],
