@@ -125,7 +125,7 @@ def carry_noise(cell: Cell, scale: Any) -> tuple[Cell, Sample]:
 
     Every leaf of the carry gets it. `scale` is the standard deviation, at least 0; else as in `zoneout`.
     """
-    if not isinstance(scale, Tracer) and not scale >= 0:
+    if not isinstance(scale, Tracer) and not float(scale) >= 0:
         raise ValueError(f"the scale of noise is at least 0, got {scale}")
     if cell.layers:
         return each_layer(cell, *(carry_noise(layer, scale) for layer in cell.layers))

@@ -39,7 +39,8 @@ Sample = Callable[[Key, Carry, Tree], Tree]
 
 def check_rate(rate: Any) -> Any:
     """Check a dropout rate; a traced one (a lane of a sweep) is taken on trust."""
-    if not isinstance(rate, Tracer) and not 0.0 <= rate < 1.0:
+    # As a Python number: inside of jit even the comparison of a known array is traced.
+    if not isinstance(rate, Tracer) and not 0.0 <= float(rate) < 1.0:
         raise ValueError(f"a dropout rate lies in [0, 1), got {rate}")
     return rate
 

@@ -25,12 +25,12 @@ def test_every_sequence_is_in_one_bucket_and_whole(lengths, borders, least):
             buckets.make(rows, borders, least)
         return
     parts = buckets.make(rows, borders, least)
-    assert sorted(i for part in parts for i in part.index.tolist()) == list(range(len(rows)))
+    assert sorted(i for part in parts for i in part.which.tolist()) == list(range(len(rows)))
     sizes = [part.rows.shape[1] for part in parts]
     assert sizes == sorted(set(sizes))
     for part in parts:
-        assert len(part.index) >= max(least, 1)
-        for row, length, i in zip(np.asarray(part.rows), part.lengths.tolist(), part.index.tolist(), strict=True):
+        assert len(part.which) >= max(least, 1)
+        for row, length, i in zip(np.asarray(part.rows), part.lengths.tolist(), part.which.tolist(), strict=True):
             assert length == min(len(rows[i]), borders[-1])
             np.testing.assert_array_equal(row, np.pad(rows[i][:length], (0, len(row) - length)))
     if least <= 1:  # nothing joined: each is in the shortest that it fits
@@ -49,11 +49,11 @@ def test_an_epoch_sees_every_sequence_that_fits_a_batch_once():
     rows = [np.full(1 + i % 9, i, np.int32) for i in range(103)]
     parts = buckets.make(rows, (3, 6, 9), least=8)
     count = buckets.batches(parts, 8)
-    assert count == sum(len(part.index) // 8 for part in parts)
+    assert count == sum(len(part.which) // 8 for part in parts)
 
     @jax.jit
     def batch(step):
-        return buckets.minibatch(jax.random.key(1), step, 8, parts, lambda part, rows: part.index[rows])
+        return buckets.minibatch(jax.random.key(1), step, 8, parts, lambda part, rows: part.which[rows])
 
     epochs = [[batch(jnp.int32(step)) for step in range(e * count, (e + 1) * count)] for e in range(2)]
     for epoch in epochs:

@@ -388,3 +388,14 @@ def test_penalties_are_means_over_the_steps_that_count(x64):
     close(regularizers.temporal_activation_penalty(every, part), jnp.asarray(np.mean(np.concatenate(steps) ** 2)))
     with pytest.raises(ValueError, match=r"compares two steps, got outputs \(1, 2, 3\)"):
         regularizers.temporal_activation_penalty(every[:1])
+
+
+def test_a_known_rate_is_checked_inside_of_jit():
+    right, wrong, below = jnp.float32(0.5), jnp.float32(1.5), jnp.float32(-0.5)
+    run = jax.jit(lambda key: regularizers.dropout_mask(key, regularizers.check_rate(right), (3,), jnp.float32))
+    assert set(run(jax.random.key(0)).tolist()) <= {0.0, 2.0}
+    with pytest.raises(ValueError, match=r"a dropout rate lies in \[0, 1\), got 1.5"):
+        jax.jit(lambda: regularizers.check_rate(wrong))()
+    with pytest.raises(ValueError, match="got -0.5"):
+        jax.jit(lambda: noise.carry_noise(cells.gru(H), below)[0] and 0)()
+    jax.jit(lambda: noise.carry_noise(cells.gru(H), right)[0] and 0)()

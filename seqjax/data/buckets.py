@@ -23,12 +23,12 @@ class Bucket(NamedTuple):
     Attributes:
       rows: [N, L, ...], 0 after the end of a sequence.
       lengths: int32 [N].
-      index: int32 [N], which of the given sequences each is.
+      which: int32 [N], the number of each among the given sequences.
     """
 
     rows: Array
     lengths: Array
-    index: Array
+    which: Array
 
 
 def make(sequences: Sequence[np.ndarray], borders: Sequence[int], least: int = 1) -> tuple[Bucket, ...]:
@@ -76,7 +76,7 @@ def _pad(sequences: Sequence[np.ndarray], index: np.ndarray, border: int) -> Buc
 
 def batches(parts: Sequence[Bucket], size: int) -> int:
     """Whole batches of an epoch, over all buckets."""
-    return sum(len(part.index) // size for part in parts)
+    return sum(len(part.which) // size for part in parts)
 
 
 def minibatch(
@@ -97,7 +97,7 @@ def minibatch(
     Raises:
       ValueError: a bucket that holds not even one batch.
     """
-    counts = [len(part.index) for part in parts]
+    counts = [len(part.which) for part in parts]
     if not counts or min(counts) < size:
         raise ValueError(f"buckets of {counts} sequences, expected at least a batch of {size} in each (make's `least`)")
     ends = np.cumsum([count // size for count in counts]).astype(np.int32)
@@ -129,11 +129,11 @@ def every(parts: Sequence[Bucket], size: int, f: Callable[[Bucket, Array], Any])
     """
     results = []
     for part in parts:
-        count = len(part.index)
+        count = len(part.which)
         size_here = min(size, count)
         starts = size_here * jnp.arange(-(-count // size_here), dtype=jnp.int32)
         rows = jnp.minimum(starts[:, None] + jnp.arange(size_here, dtype=jnp.int32)[None], count - 1)
         found = jax.lax.map(lambda rows, part=part: f(part, rows), rows)
         results.append(jax.tree.map(lambda leaf, n=count: leaf.reshape(-1, *leaf.shape[2:])[:n], found))
-    index = jnp.concatenate([part.index for part in parts])
+    index = jnp.concatenate([part.which for part in parts])
     return index, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *results)

@@ -82,6 +82,30 @@ def load(path: str | os.PathLike[str]) -> dict[str, Reviews]:
     return parts
 
 
+def generated(count: int, seed: int = 0) -> Reviews:
+    """Reviews of a few words by a small grammar, with negations, for tests and demonstrations.
+
+    Args:
+      count: number of reviews.
+      seed: of everything drawn.
+    """
+    rng = np.random.default_rng(seed)
+    words = {1: ("good", "great", "fine", "funny"), 0: ("bad", "dull", "poor", "silly")}
+    texts, labels = [], []
+    for _ in range(count):
+        label = int(rng.integers(2))
+        parts = []
+        for _ in range(rng.integers(1, 9)):
+            negated = rng.random() < 0.3
+            word = rng.choice(words[label ^ negated])
+            parts.append(f"The {rng.choice(['plot', 'acting', 'music', 'end'])} is {'not ' * negated}{word}.")
+        texts.append(" ".join(parts))
+        labels.append(label)
+    stars = np.where(np.array(labels, np.int32) == 1, 9, 2).astype(np.int32)
+    films = tuple(f"film {i // 4}" for i in range(count))
+    return Reviews(tuple(texts), np.array(labels, np.int32), stars, films)
+
+
 def split(reviews: Reviews, fraction: float = 0.2, seed: int = 0) -> tuple[Reviews, Reviews]:
     """Training and validation part, about `fraction` of the reviews in the second; no film has reviews in both.
 
