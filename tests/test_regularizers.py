@@ -396,6 +396,6 @@ def test_a_known_rate_is_checked_inside_of_jit():
     assert set(run(jax.random.key(0)).tolist()) <= {0.0, 2.0}
     with pytest.raises(ValueError, match=r"a dropout rate lies in \[0, 1\), got 1.5"):
         jax.jit(lambda: regularizers.check_rate(wrong))()
-    with pytest.raises(ValueError, match="got -0.5"):
+    with pytest.raises(ValueError, match=r"got -0.5"):
         jax.jit(lambda: noise.carry_noise(cells.gru(H), below)[0] and 0)()
     jax.jit(lambda: noise.carry_noise(cells.gru(H), right)[0] and 0)()
