@@ -38,7 +38,7 @@ bench-methods: .venv/installed
 
 # What the tests last ran with. Made from an environment that holds every extra; no address in it.
 constraints: .venv/installed-dev
-	$(BIN)/pip install -q -e '.[dev,bench,slurm,tensorboard]'
+	$(BIN)/pip install -q -e '.[dev,bench,slurm,tensorboard,text]'
 	$(BIN)/pip list --format=freeze --exclude-editable | grep -v -i -E '^(pip|setuptools|torch|nvidia|triton)' > constraints.txt
 
 .venv/bin/python:
@@ -50,7 +50,7 @@ constraints: .venv/installed-dev
 	touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,slurm,tensorboard]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,slurm,tensorboard,text]'
 	touch $@ .venv/installed
 
 .venv/installed-bench: pyproject.toml constraints.txt | .venv/bin/python

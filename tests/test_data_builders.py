@@ -8,8 +8,9 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from test_data_reviews import archive
 
-from seqjax.data import builders, jena, text
+from seqjax.data import builders, jena, reviews, text
 
 
 @pytest.fixture
@@ -82,20 +83,42 @@ def test_tiny_shakespeare_is_prepared_and_read_back_exactly(text_dir, tmp_path, 
     assert train == text.split(text.read(text_dir), (0.9, 0.05, 0.05))[0]
 
 
+def test_imdb_reviews_are_prepared_and_read_back_exactly(tmp_path, monkeypatch):
+    (tmp_path / "manual").mkdir()
+    file = archive(tmp_path / "manual" / "aclImdb_v1.tar.gz")
+    monkeypatch.setattr(builders.ImdbReviews, "md5", hashlib.md5(file.read_bytes()).hexdigest())
+    monkeypatch.setattr(builders.tfds.download.DownloadManager, "download", no_download)
+    parts, expected = builders.imdb_reviews(tmp_path / "data", tmp_path / "manual"), reviews.load(file)
+    for name, part in parts.items():
+        assert part.texts == expected[name].texts
+        assert part.films == expected[name].films
+        np.testing.assert_array_equal((part.labels, part.stars), (expected[name].labels, expected[name].stars))
+        assert part.labels.dtype == part.stars.dtype == np.int32
+    file.unlink()
+    assert builders.imdb_reviews(tmp_path / "data")["test"].texts == expected["test"].texts
+
+
 def test_wrong_checksums_are_refused_and_nothing_is_prepared(climate_dir, tmp_path):
     (climate_dir / "input.txt").write_text("not Shakespeare")
     with pytest.raises(ValueError, match=rf"2016.csv: git blob id [0-9a-f]{{40}}, expected {jena.OFFICIAL_BLOB}"):
         builders.jena_climate(tmp_path / "data", climate_dir)
     with pytest.raises(ValueError, match=r"input.txt: sha256 [0-9a-f]{64}, expected 86c4e6aa"):
         builders.tiny_shakespeare(tmp_path / "data", climate_dir)
+    (climate_dir / "aclImdb_v1.tar.gz").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"aclImdb_v1.tar.gz: md5 [0-9a-f]{32}, expected 7c2ac02c"):
+        builders.imdb_reviews(tmp_path / "data", climate_dir)
     assert not list((tmp_path / "data").rglob("*.array_record*"))
 
 
 def test_builders_say_where_the_data_is_from(tmp_path):
-    for builder_class, licence in [(builders.JenaClimate, "CC BY 4.0"), (builders.TinyShakespeare, "public domain")]:
+    for builder_class, licence in [
+        (builders.JenaClimate, "CC BY 4.0"),
+        (builders.TinyShakespeare, "public domain"),
+        (builders.ImdbReviews, "For research"),
+    ]:
         info = builder_class(data_dir=tmp_path, file_format="array_record").info
         assert licence in info.redistribution_info.license
-        assert "@misc{" in info.citation
+        assert info.citation.startswith("@")
 
 
 def test_tensorflow_is_not_imported():

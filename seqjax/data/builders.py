@@ -2,9 +2,10 @@
 
     climate = builders.jena_climate("~/tensorflow_datasets")
     text = builders.tiny_shakespeare("~/tensorflow_datasets", manual_dir="downloads")
+    parts = builders.imdb_reviews("~/tensorflow_datasets")
 
 `download_and_prepare` downloads the official file, or takes it from `manual_dir` when it is there, and checks it
-before anything is written: the csv by its git blob id (nobody publishes a checksum of the zip), the text by sha256.
+before anything is written: the csv by its git blob id (nobody publishes a checksum of the zip), the others by a hash.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from seqjax.data import jena, text
+from seqjax.data import jena, reviews, text
 
 __all__ = ["JenaClimate", "TinyShakespeare", "jena_climate", "tiny_shakespeare"]
 
@@ -98,13 +99,57 @@ class TinyShakespeare(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         file = _fetch(dl_manager, self.url, "input.txt")
-        if (found := hashlib.sha256(file.read_bytes()).hexdigest()) != self.sha256:
-            raise ValueError(f"{file}: sha256 {found}, expected {self.sha256}: not the same file, or damaged")
+        _check(file, "sha256", self.sha256)
         parts = text.split(text.read(file), (0.9, 0.05, 0.05))
         return {name: self._generate_examples(part) for name, part in zip(_SPLITS, parts, strict=True)}
 
     def _generate_examples(self, part: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield 0, {"text": part}
+
+
+class ImdbReviews(tfds.core.GeneratorBasedBuilder):
+    """Large movie review data set: train and test, 25,000 labelled reviews each, in the order of `reviews.load`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: aclImdb_v1.tar.gz in manual_dir is used, not downloaded."
+    url = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
+    md5 = "7c2ac02c03563afcf9b574c7e56c153a"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Movie reviews from IMDB, half of them positive (7 stars or more) and half negative (4 or"
+            " fewer), with the film that each is about.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "text": tfds.features.Text(),
+                    "label": tfds.features.ClassLabel(names=["neg", "pos"]),
+                    "stars": tfds.features.Scalar(np.int32),
+                    "film": tfds.features.Text(),
+                }
+            ),
+            supervised_keys=("text", "label"),
+            homepage="https://ai.stanford.edu/~amaas/data/sentiment/",
+            license="For research; its authors ask to be cited. The reviews are by users of IMDB.",
+            citation="""@inproceedings{maas2011learning,
+  title = {Learning Word Vectors for Sentiment Analysis},
+  author = {Maas, Andrew L. and Daly, Raymond E. and Pham, Peter T. and Huang, Dan and Ng, Andrew Y. and
+            Potts, Christopher},
+  booktitle = {Proceedings of the 49th Annual Meeting of the Association for Computational Linguistics},
+  year = {2011},
+}""",
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        file = _fetch(dl_manager, self.url, "aclImdb_v1.tar.gz")
+        _check(file, "md5", self.md5)
+        return {name: self._generate_examples(part) for name, part in reviews.load(file).items()}
+
+    def _generate_examples(self, part: reviews.Reviews) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i, (review, label, stars, film) in enumerate(zip(*part, strict=True)):
+            yield i, {"text": review, "label": int(label), "stars": stars, "film": film}
 
 
 def jena_climate(data_dir: DataDir = None, manual_dir: DataDir = None) -> jena.Climate:
@@ -131,6 +176,19 @@ def tiny_shakespeare(data_dir: DataDir = None, manual_dir: DataDir = None) -> st
     return "".join(_record(builder, name)["text"].decode() for name in _SPLITS)
 
 
+def imdb_reviews(data_dir: DataDir = None, manual_dir: DataDir = None) -> dict[str, reviews.Reviews]:
+    """What `reviews.load` returns, prepared under `data_dir` if it is not there yet; see `jena_climate`."""
+    builder = _prepared(ImdbReviews, data_dir, manual_dir)
+    parts = {}
+    for name in ("train", "test"):
+        source: Any = builder.as_data_source(split=name)  # pyright: ignore[reportCallIssue]
+        rows = [source[i] for i in range(len(source))]
+        texts, films = (tuple(row[key].decode() for row in rows) for key in ("text", "film"))
+        labels, stars = (np.array([row[key] for row in rows], np.int32) for key in ("label", "stars"))
+        parts[name] = reviews.Reviews(texts, labels, stars, films)
+    return parts
+
+
 _SPLITS = ("train", "validation", "test")
 
 
@@ -147,6 +205,13 @@ def _fetch(dl_manager: tfds.download.DownloadManager, url: str, stem: str) -> Pa
         if (manual_dir / name).is_file():
             return manual_dir / name
     return Path(dl_manager.download(url))
+
+
+def _check(file: Path, algorithm: str, expected: str) -> None:
+    with file.open("rb") as content:
+        found = hashlib.file_digest(content, algorithm).hexdigest()
+    if found != expected:
+        raise ValueError(f"{file}: {algorithm} {found}, expected {expected}: not the same file, or damaged")
 
 
 def _prepared(

@@ -1,0 +1,314 @@
+"""Is a film review kind or not? Bags of words against recurrent networks (IMDB; Maas et al. 2011).
+
+25,000 reviews for training, of which a fifth, film by film, is for validation, and 25,000 for the test; 20,000 tokens,
+and for the sequence models 600 steps; the vocabulary is that of the training part. Source of the models: Chollet 2021,
+"Deep Learning with Python", second edition, chapter 11.
+
+    unigram       which words occur, Dense(16, relu), dropout 0.5, Dense(1)
+    bigram        which words and pairs of neighbours occur
+    tf_idf        the same pairs, with weights: rare ones count more
+    embedding     256 numbers a word, bidirectional LSTM(32), dropout 0.5, Dense(1); padding is read like a word
+    masked        the same, but padding is not read; batches of texts of similar length, so that it costs nothing either
+    glove         masked, on pretrained word vectors that stay as they are
+    glove_tuned   and that are trained further
+
+    python -m experiments.sentiment --model=bigram --data_dir=DIR
+    python launch.py --experiment=sentiment --data_dir=DIR        all models
+
+DIR holds aclImdb_v1.tar.gz (or the folder that it unpacks to), and for the last two models glove.6B.100d.txt. Without
+--data_dir the reviews are generated, and their numbers say nothing about films.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from flax import nnx
+
+from experiments import base, command
+from experiments.report import COLORS, Section, groups, mean, panels, save
+from seqjax import cells
+from seqjax.core import Array, Key, Params, Tree
+from seqjax.data import buckets, embeddings, reviews, vectorize
+from seqjax.models import BagClassifier, SequenceClassifier
+from seqjax.train import Program, Run, State, initial_state, write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FLAGS = base.flags(
+    steps=3000, steps_per_call=100, evaluate_every=500, checkpoint_every=1000, batch_size=32, learning_rate=1e-3
+)
+BAGS = {
+    "unigram": (vectorize.Rules(), vectorize.Vectorizer.multi_hot),
+    "bigram": (vectorize.Rules(ngrams=(1, 2)), vectorize.Vectorizer.multi_hot),
+    "tf_idf": (vectorize.Rules(ngrams=(1, 2)), vectorize.Vectorizer.tf_idf),
+}
+MODELS = (*BAGS, "embedding", "masked", "glove", "glove_tuned")
+# Entries of a bag, steps of a sequence.
+BAG_BORDERS = (100, 200, 300, 400, 600, 1000, 3000)
+BORDERS = (100, 150, 200, 300, 400)
+
+flags.DEFINE_enum("model", "masked", MODELS, "Which model.", flag_values=FLAGS)
+flags.DEFINE_integer("tokens", 20_000, "Size of the vocabulary.", lower_bound=3, flag_values=FLAGS)
+flags.DEFINE_integer("length", 600, "Words of a review that a sequence model reads.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("units", 32, "Units of the LSTM in each direction.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("features", 256, "Width of the learned embedding.", lower_bound=1, flag_values=FLAGS)
+for name, rate in (("recurrent_dropout", 0.0), ("dropout", 0.5)):
+    flags.DEFINE_float(name, rate, "Rate, in [0, 1).", flag_values=FLAGS)
+    flags.register_validator(name, lambda rate: 0 <= rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
+
+NUMBERS = ("seed", "learning_rate", "recurrent_dropout", "dropout")
+STUDY = f"model={','.join(MODELS)};seed=0:3"
+
+
+class Corpus(NamedTuple):
+    """Reviews by part ("train", "validation", "test"), and how they became numbers."""
+
+    parts: dict[str, reviews.Reviews]
+    vectorizer: vectorize.Vectorizer
+
+
+class Part(NamedTuple):
+    """What is trained on or evaluated: buckets of tokens, the weights of a bag's entries beside them, and labels."""
+
+    tokens: tuple[buckets.Bucket, ...]
+    weights: tuple[Array, ...]
+    labels: Array
+
+
+@cache
+def _reviews(data_dir: str | None) -> dict[str, reviews.Reviews]:
+    if data_dir is None:
+        print("no --data_dir: the reviews are generated, and their numbers say nothing about films", file=sys.stderr)
+        parts = {"train": reviews.generated(600, seed=0), "test": reviews.generated(200, seed=1)}
+    else:
+        parts = reviews.load(data_dir)
+    train, validation = reviews.split(parts["train"])
+    return {"train": train, "validation": validation, "test": parts["test"]}
+
+
+@cache
+def _corpus(data_dir: str | None, model: str, tokens: int) -> Corpus:
+    parts = _reviews(data_dir)
+    rules = BAGS[model][0] if model in BAGS else vectorize.Rules()
+    return Corpus(parts, vectorize.fit(parts["train"].texts, size=tokens, rules=rules))
+
+
+def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> Part:
+    """One part as arrays."""
+    found, vectorizer = corpus.parts[name], corpus.vectorizer
+    least = config.batch_size if name == "train" else 1
+    if config.model in BAGS:
+        bags = BAGS[config.model][1](vectorizer, found.texts)
+        rows = np.split(bags.indices.astype(np.int32), bags.indptr[1:-1])
+        values = np.split(bags.data, bags.indptr[1:-1])
+        tokens, weights = (buckets.make(part, BAG_BORDERS, least) for part in (rows, values))
+        return Part(tokens, tuple(bucket.rows for bucket in weights), jnp.asarray(found.labels))
+    ints = vectorizer.ints(found.texts, config.length)
+    lengths = np.maximum((ints != vectorize.MASK).sum(1), 1)  # of a review without a word the padding is read
+    if config.model == "embedding":
+        rows, borders = list(ints), (config.length,)
+    else:
+        rows = [row[:length] for row, length in zip(ints, lengths, strict=True)]
+        borders = (*(b for b in BORDERS if b < config.length), config.length)
+    return Part(buckets.make(rows, borders, least), (), jnp.asarray(found.labels))
+
+
+def _network(config: SimpleNamespace, numbers: Any, vectors: np.ndarray | None, rngs: nnx.Rngs) -> nnx.Module:
+    if config.model in BAGS:
+        return BagClassifier(config.tokens, dropout=numbers["dropout"], rngs=rngs)
+    cell = cells.lstm(config.units)
+    return SequenceClassifier(
+        cell,
+        config.tokens,
+        config.features if vectors is None else vectors.shape[1],
+        backward=cell,
+        vectors=None if vectors is None else jnp.asarray(vectors),
+        frozen=config.model == "glove",
+        recurrent_dropout=numbers["recurrent_dropout"],
+        dropout=numbers["dropout"],
+        rngs=rngs,
+    )
+
+
+def _vectors(config: SimpleNamespace, corpus: Corpus) -> np.ndarray | None:
+    if not config.model.startswith("glove"):
+        return None
+    if config.data_dir is None:
+        rng = np.random.default_rng(0)
+        return rng.normal(size=(corpus.vectorizer.size, 8)).astype(np.float32)
+    files = sorted(Path(config.data_dir).expanduser().rglob("glove*100d*txt*"))
+    if not files:
+        raise FileNotFoundError(f"{config.data_dir}: --model={config.model} needs glove.6B.100d.txt there")
+    return embeddings.load(files[0], corpus.vectorizer).vectors
+
+
+class Network(NamedTuple):
+    """The model as functions of its weights.
+
+    Attributes:
+      init: `(numbers, key) -> params`.
+      logits: `(numbers, params, part, bucket's number, rows [B], key) -> [B]`; without noise where the key is None.
+    """
+
+    init: Callable[[Any, Key], Params]
+    logits: Callable[[Any, Params, Part, int, Array, Key | None], Array]
+
+
+def network(config: SimpleNamespace, corpus: Corpus) -> Network:
+    """The model of the flags."""
+    config = SimpleNamespace(**{**vars(config), "tokens": corpus.vectorizer.size})
+    vectors = _vectors(config, corpus)
+
+    def split(numbers, key):
+        return nnx.split(_network(config, numbers, vectors, nnx.Rngs(key)), nnx.Param, ...)
+
+    def logits(numbers, params, part, number, rows, key):
+        graph, _, rest = split(numbers, jax.random.key(0) if key is None else key)
+        model: Any = nnx.merge(graph, params, nnx.as_pure(rest))
+        if key is None:
+            model.eval()
+        bucket = part.tokens[number]
+        if config.model in BAGS:
+            return model(bucket.rows[rows], part.weights[number][rows])
+        return model(bucket.rows[rows], None if config.model == "embedding" else bucket.lengths[rows])
+
+    return Network(lambda numbers, key: nnx.as_pure(split(numbers, key)[1]), logits)
+
+
+def _number(part: Part, bucket: buckets.Bucket) -> int:
+    return next(i for i, one in enumerate(part.tokens) if one is bucket)
+
+
+def _every_logit(model: Network, numbers: Any, params: Params, part: Part) -> tuple[Array, Array]:
+    """`(index [N], logits [N])` without noise."""
+    return buckets.every(
+        part.tokens, 256, lambda bucket, rows: model.logits(numbers, params, part, _number(part, bucket), rows, None)
+    )
+
+
+def program(config: SimpleNamespace) -> Program:
+    """Cross-entropy of the labels; the best params are those of the lowest validation loss."""
+    corpus = _corpus(config.data_dir, config.model, config.tokens)
+    data = {name: _part(config, corpus, name) for name in ("train", "validation")}
+    model = network(config, corpus)
+
+    def init(numbers):
+        k_params, key = jax.random.split(jax.random.key(numbers["seed"]))
+        params = model.init(numbers, k_params)
+        return initial_state(key, params, base.optimizer(config, numbers["learning_rate"]).init(params))
+
+    def update(numbers, data: Tree, state: State):
+        k_data, k_noise = jax.random.split(state.key)
+        part: Part = data["train"]
+
+        def gradient(bucket, rows):
+            def loss(params):
+                key = jax.random.fold_in(k_noise, state.step)
+                logits = model.logits(numbers, params, part, _number(part, bucket), rows, key)
+                labels = part.labels[bucket.which[rows]].astype(logits.dtype)
+                return optax.losses.sigmoid_binary_cross_entropy(logits, labels).mean()
+
+            return jax.value_and_grad(loss)(state.params)
+
+        value, grads = buckets.minibatch(k_data, state.step, config.batch_size, part.tokens, gradient)
+        changes, opt_state = base.optimizer(config, numbers["learning_rate"]).update(
+            grads, state.opt_state, state.params
+        )
+        params = optax.apply_updates(state.params, changes)
+        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": value}
+
+    def evaluate(numbers, data: Tree, state: State):
+        part: Part = data["validation"]
+        index, logits = _every_logit(model, numbers, state.params, part)
+        labels = part.labels[index]
+        losses = optax.losses.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
+        return {"loss": losses.mean(), "accuracy": ((logits > 0) == (labels == 1)).astype(jnp.float32).mean()}
+
+    batches = buckets.batches(data["train"].tokens, config.batch_size)
+    return Program(init, update, evaluate, data, "loss", batches)
+
+
+def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+    """Test accuracy; the vocabulary, all test logits, the reviews that were most wrong, and a figure."""
+    corpus = _corpus(config.data_dir, config.model, config.tokens)
+    part, model = _part(config, corpus, "test"), network(config, corpus)
+    index, found = jax.jit(lambda params, part: _every_logit(model, vars(config), params, part))(
+        state.best.params, part
+    )
+    logits = np.zeros(len(part.labels), np.float32)
+    logits[np.asarray(index)] = np.asarray(found)
+    test = corpus.parts["test"]
+    corpus.vectorizer.save(run.directory / "vectorizer.json")
+    words = np.array([len(text.split()) for text in test.texts])
+    right = (logits > 0) == (test.labels == 1)
+    save(_figure(logits, test.labels, words), run.figures / "answers")
+    worst = np.argsort(np.where(test.labels == 1, logits, -logits))[:20]
+    lines = [f"{test.stars[i]} stars, said {1 / (1 + np.exp(-logits[i])):.3f} kind\n{test.texts[i]}\n" for i in worst]
+    write_atomic(run.directory / "most_wrong.txt", "\n".join(lines))
+    return {
+        "test_accuracy": float(right.mean()),
+        "validation_loss": float(state.best.value),
+        "best_step": int(state.best.step),
+        **{f"accuracy_{low}": float(right[mask].mean()) for low, mask in _by_length(words).items() if mask.any()},
+    }
+
+
+def _by_length(words: np.ndarray) -> dict[int, np.ndarray]:
+    """The reviews of at least so many words, up to the next number."""
+    lows = [0, 100, 200, 300, 400, 600]
+    return {a: (words >= a) & (words < b) for a, b in zip(lows, [*lows[1:], np.inf], strict=True)}
+
+
+def _figure(logits: np.ndarray, labels: np.ndarray, words: np.ndarray) -> "Figure":
+    """What was said of kind and of unkind reviews, whether probabilities are right, and accuracy by length."""
+    figure, axes = panels(1, 3, width=3.6)
+    said, trust, length = axes[0]
+    probability = 1 / (1 + np.exp(-logits))
+    for label, name in ((0, "4 stars or fewer"), (1, "7 stars or more")):
+        said.hist(probability[labels == label], np.linspace(0, 1, 26).tolist(), alpha=0.6, label=name)
+    said.set(xlabel="said probability of a kind review", ylabel="reviews")
+    said.legend()
+    place = np.minimum((probability * 10).astype(int), 9)
+    full = [i for i in range(10) if (place == i).any()]
+    trust.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
+    trust.plot([probability[place == i].mean() for i in full], [labels[place == i].mean() for i in full], "o-")
+    trust.set(xlabel="said probability", ylabel="share of kind reviews")
+    right = (logits > 0) == (labels == 1)
+    found = {low: mask for low, mask in _by_length(words).items() if mask.any()}
+    length.bar([str(low) for low in found], [right[mask].mean() for mask in found.values()], color=COLORS[0])
+    length.set(xlabel="words, at least", ylabel="test accuracy", ylim=(0.5, 1))
+    return figure
+
+
+def report(runs: list[Run]) -> list[Section]:
+    """The test accuracy of each model, and by the length of the review."""
+    figure, axes = panels(1, 2, height=3.6)
+    table, length = axes[0]
+    by_label = groups(runs)
+    for i, (label, members) in enumerate(by_label.items()):
+        accuracy, color = mean([run.result()["test_accuracy"] for run in members]), COLORS[i % len(COLORS)]
+        table.errorbar(accuracy.mean, i, xerr=np.nan_to_num(accuracy.half), color=color, fmt="o", capsize=3)
+        results = [run.result() for run in members]
+        lows = [int(name.split("_")[1]) for name in results[0] if name.startswith("accuracy_")]
+        values = [np.mean([result[f"accuracy_{low}"] for result in results]) for low in lows]
+        length.plot([str(low) for low in lows], values, "o-", color=color, label=label, markersize=3)
+    table.set(xlabel="test accuracy", yticks=range(len(by_label)), yticklabels=list(by_label))
+    table.invert_yaxis()
+    length.set(xlabel="words, at least", ylabel="test accuracy")
+    if len(by_label) > 1:
+        length.legend()
+    return [Section("Reviews", "Accuracy on the test reviews, at the params of the lowest validation loss.", [figure])]
+
+
+if __name__ == "__main__":
+    command.main(sys.modules[__name__])

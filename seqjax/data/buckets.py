@@ -1,0 +1,139 @@
+"""Sequences of unequal lengths: padded in buckets of similar length, so that little padding is computed.
+
+parts = buckets.make(rows, (100, 200, 400), least=32)
+loss, grads = buckets.minibatch(key, step, 32, parts, lambda part, rows: ...)    # inside of jit
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax.data import windows
+
+Array = jax.Array
+
+
+class Bucket(NamedTuple):
+    """Sequences of at most L steps.
+
+    Attributes:
+      rows: [N, L, ...], 0 after the end of a sequence.
+      lengths: int32 [N].
+      which: int32 [N], the number of each among the given sequences.
+    """
+
+    rows: Array
+    lengths: Array
+    which: Array
+
+
+def make(sequences: Sequence[np.ndarray], borders: Sequence[int], least: int = 1) -> tuple[Bucket, ...]:
+    """Put each sequence into the first bucket that it fits; one that is longer than all is cut at the last border.
+
+    Args:
+      sequences: N arrays [steps, ...] of one dtype.
+      borders: rising lengths L of the buckets.
+      least: buckets with fewer sequences join the next longer one (the last one the one before).
+
+    Returns:
+      The buckets that are not empty, the shortest first.
+
+    Raises:
+      ValueError: no sequences, fewer than `least`, or borders that do not rise from at least 1.
+    """
+    borders = tuple(borders)
+    if not borders or borders[0] < 1 or any(b <= a for a, b in itertools.pairwise(borders)):
+        raise ValueError(f"borders must rise from at least 1, got {borders}")
+    if len(sequences) < max(least, 1):
+        raise ValueError(f"{len(sequences)} sequences are too few for a bucket of at least {max(least, 1)}")
+    lengths = np.minimum([len(sequence) for sequence in sequences], borders[-1])
+    place = np.searchsorted(borders, lengths)
+    members: list[tuple[int, np.ndarray]] = []
+    waiting = np.zeros(0, np.int64)
+    for bucket, border in enumerate(borders):
+        waiting = np.concatenate([waiting, np.flatnonzero(place == bucket)])
+        if len(waiting) >= max(least, 1):
+            members.append((border, np.sort(waiting)))
+            waiting = waiting[:0]
+    if len(waiting):
+        members[-1] = int(lengths[waiting].max()), np.sort(np.concatenate([members[-1][1], waiting]))
+    return tuple(_pad(sequences, index, border) for border, index in members)
+
+
+def _pad(sequences: Sequence[np.ndarray], index: np.ndarray, border: int) -> Bucket:
+    first = sequences[index[0]]
+    rows = np.zeros((len(index), border, *first.shape[1:]), first.dtype)
+    lengths = np.zeros(len(index), np.int32)
+    for row, i in enumerate(index):
+        lengths[row] = min(len(sequences[i]), border)
+        rows[row, : lengths[row]] = sequences[i][:border]
+    return Bucket(jnp.asarray(rows), jnp.asarray(lengths), jnp.asarray(index, jnp.int32))
+
+
+def batches(parts: Sequence[Bucket], size: int) -> int:
+    """Whole batches of an epoch, over all buckets."""
+    return sum(len(part.which) // size for part in parts)
+
+
+def minibatch(
+    key: Array, step: Array | int, size: int, parts: Sequence[Bucket], f: Callable[[Bucket, Array], Any]
+) -> Any:
+    """`f(bucket, rows int32 [size])` of the batch of update `step`; an epoch is all batches of all buckets, mixed.
+
+    The bucket is found out inside of the program, so f is compiled once for each, and its results must be of one shape.
+    What an epoch leaves over, up to size - 1 sequences of a bucket, differs between epochs.
+
+    Args:
+      key: PRNG key of the whole training.
+      step: int32 [], updates done so far, may be traced.
+      size: sequences of a batch, static.
+      parts: of `make`, with `least` = size.
+      f: what to do with the batch.
+
+    Raises:
+      ValueError: a bucket that holds not even one batch.
+    """
+    counts = [len(part.which) for part in parts]
+    if not counts or min(counts) < size:
+        raise ValueError(f"buckets of {counts} sequences, expected at least a batch of {size} in each (make's `least`)")
+    ends = np.cumsum([count // size for count in counts]).astype(np.int32)
+    epoch, number = jnp.divmod(jnp.asarray(step, jnp.int32), ends[-1])
+    position = windows.order(key, epoch, number, int(ends[-1]))
+    which = jnp.searchsorted(jnp.asarray(ends), position, side="right").astype(jnp.int32)
+
+    def of(bucket):
+        def run(position):
+            first = (position - (ends[bucket] - counts[bucket] // size)) * size
+            rows = first + jnp.arange(size, dtype=jnp.int32)
+            return f(parts[bucket], windows.order(jax.random.fold_in(key, bucket), epoch, rows, counts[bucket]))
+
+        return run
+
+    return jax.lax.switch(which, [of(bucket) for bucket in range(len(parts))], position)
+
+
+def every(parts: Sequence[Bucket], size: int, f: Callable[[Bucket, Array], Any]) -> tuple[Array, Any]:
+    """`f(bucket, rows int32 [size])` for all sequences, bucket after bucket, by batches one after the other.
+
+    Args:
+      parts: of `make`.
+      size: sequences of a batch, static.
+      f: returns a tree of arrays [size, ...].
+
+    Returns:
+      `(index int32 [N], results [N, ...])` in the order of the buckets; index says which sequence each row is.
+    """
+    results = []
+    for part in parts:
+        count = len(part.which)
+        size_here = min(size, count)
+        starts = size_here * jnp.arange(-(-count // size_here), dtype=jnp.int32)
+        rows = jnp.minimum(starts[:, None] + jnp.arange(size_here, dtype=jnp.int32)[None], count - 1)
+        found = jax.lax.map(lambda rows, part=part: f(part, rows), rows)
+        results.append(jax.tree.map(lambda leaf, n=count: leaf.reshape(-1, *leaf.shape[2:])[:n], found))
+    index = jnp.concatenate([part.which for part in parts])
+    return index, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *results)

@@ -1,0 +1,163 @@
+"""The large movie review data set (Maas et al. 2011, "Learning word vectors for sentiment analysis").
+
+parts = reviews.load("aclImdb_v1.tar.gz")
+train, validation = reviews.split(parts["train"])
+"""
+
+import gzip
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+_REVIEW = re.compile(r"(train|test)/(neg|pos)/(\d+)_(\d+)\.txt$")
+_FILMS = re.compile(r"(train|test)/urls_(neg|pos)\.txt$")
+
+
+class Reviews(NamedTuple):
+    """Reviews in the order of (negative first, number).
+
+    Attributes:
+      texts: N reviews.
+      labels: int32 [N], 1 positive (7 stars or more) and 0 negative (4 or fewer).
+      stars: int32 [N], 1 to 10.
+      films: the address of the film of each review; "" where the archive does not tell.
+    """
+
+    texts: tuple[str, ...]
+    labels: np.ndarray
+    stars: np.ndarray
+    films: tuple[str, ...]
+
+    def take(self, indices: np.ndarray) -> "Reviews":
+        """The reviews of these indices."""
+        texts, films = (tuple(values[i] for i in indices) for values in (self.texts, self.films))
+        return Reviews(texts, self.labels[indices], self.stars[indices], films)
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Reviews]:
+    """The labelled reviews: "train" and "test".
+
+    Args:
+      path: `aclImdb_v1.tar.gz`, or another archive that has its layout, or the folder that it unpacks to; or a folder
+        that holds one of these.
+
+    Raises:
+      FileNotFoundError: nothing of this kind there (says what is).
+      ValueError: a damaged archive, a review that is not UTF-8, or a part without reviews (names the file).
+    """
+    path = _find(Path(path).expanduser())
+    found: dict[tuple[str, int, int], tuple[str, int]] = {}
+    films: dict[tuple[str, int], list[str]] = {}
+    for name, content in _files(path):
+        review, urls = _REVIEW.search(name), _FILMS.search(name)
+        if not (review or urls):
+            continue
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: {name} is not UTF-8: {error.reason} at offset {error.start}") from None
+        if review:
+            part, label, number, stars = review.groups()
+            found[part, int(label == "pos"), int(number)] = text, int(stars)
+        elif urls:
+            films[urls[1], int(urls[2] == "pos")] = text.splitlines()
+    parts = {}
+    for part in ("train", "test"):
+        keys = sorted(key for key in found if key[0] == part)
+        if not keys:
+            raise ValueError(f"{path}: no reviews {part}/neg/NUMBER_STARS.txt or {part}/pos/NUMBER_STARS.txt in it")
+        lists = [films.get(key[:2], []) for key in keys]
+        parts[part] = Reviews(
+            tuple(found[key][0] for key in keys),
+            np.array([key[1] for key in keys], np.int32),
+            np.array([found[key][1] for key in keys], np.int32),
+            tuple(names[key[2]] if key[2] < len(names) else "" for key, names in zip(keys, lists, strict=True)),
+        )
+    return parts
+
+
+def generated(count: int, seed: int = 0) -> Reviews:
+    """Reviews of a few words by a small grammar, with negations, for tests and demonstrations.
+
+    Args:
+      count: number of reviews.
+      seed: of everything drawn.
+    """
+    rng = np.random.default_rng(seed)
+    words = {1: ("good", "great", "fine", "funny"), 0: ("bad", "dull", "poor", "silly")}
+    texts, labels = [], []
+    for _ in range(count):
+        label = int(rng.integers(2))
+        parts = []
+        for _ in range(rng.integers(1, 9)):
+            negated = rng.random() < 0.3
+            word = rng.choice(words[label ^ negated])
+            parts.append(f"The {rng.choice(['plot', 'acting', 'music', 'end'])} is {'not ' * negated}{word}.")
+        texts.append(" ".join(parts))
+        labels.append(label)
+    stars = np.where(np.array(labels, np.int32) == 1, 9, 2).astype(np.int32)
+    films = tuple(f"film {i // 4}" for i in range(count))
+    return Reviews(tuple(texts), np.array(labels, np.int32), stars, films)
+
+
+def split(reviews: Reviews, fraction: float = 0.2, seed: int = 0) -> tuple[Reviews, Reviews]:
+    """Training and validation part, about `fraction` of the reviews in the second; no film has reviews in both.
+
+    Args:
+      reviews: the training reviews.
+      fraction: in (0, 1).
+      seed: of the order of the films.
+
+    Raises:
+      ValueError: a fraction outside of (0, 1), or one that leaves a part empty.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+    # A review of an unknown film stands for itself.
+    names = [film or f"review {i}" for i, film in enumerate(reviews.films)]
+    films, index = np.unique(names, return_inverse=True)
+    place = np.random.default_rng(seed).permutation(len(films))[index]
+    order = np.argsort(place, kind="stable")
+    border = place[order[min(round(fraction * len(order)), len(order) - 1)]]
+    held_out = place < border
+    if held_out.all() or not held_out.any():
+        raise ValueError(f"{len(names)} reviews of {len(films)} films are too few to hold {fraction:g} of them out")
+    return reviews.take(np.flatnonzero(~held_out)), reviews.take(np.flatnonzero(held_out))
+
+
+def _find(path: Path) -> Path:
+    """The archive or the folder with `train` and `test` in it."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file or folder, expected aclImdb_v1.tar.gz or the folder aclImdb")
+    for folder in (path, path / "aclImdb", path / "imdb"):
+        if (folder / "train").is_dir():
+            return folder
+        archives = sorted(folder.glob("aclImdb*.tar.gz"))
+        if archives:
+            return archives[0]
+    names = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
+    raise FileNotFoundError(f"{path}: no aclImdb*.tar.gz and no folder aclImdb in it, found {names}")
+
+
+def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Names, from the folder aclImdb on, and contents of all text files."""
+    if path.is_dir():
+        for file in sorted(path.rglob("*.txt")):
+            yield str(PurePosixPath(file.relative_to(path))), file.read_bytes()
+        return
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                if member.isfile() and member.name.endswith(".txt"):
+                    content = archive.extractfile(member)
+                    yield member.name, b"" if content is None else content.read()
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: damaged or no tar archive: {type(error).__name__}: {error}") from error

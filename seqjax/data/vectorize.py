@@ -1,0 +1,255 @@
+"""Text as numbers, in four steps: standardize, tokenize, index, encode.
+
+    vectorizer = vectorize.fit(train_texts, size=20_000)       # the training part alone
+    tokens = vectorizer.ints(texts, length=600)                # int32 [N, 600], 0 after the end of a text
+    bags = vectorizer.tf_idf(texts)                            # sparse float32 [N, 20_000]
+
+The same words give the same numbers as `keras.layers.TextVectorization`, without TensorFlow.
+"""
+
+import json
+import os
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+MASK, UNKNOWN = 0, 1
+"""Index of the padding after a text, and of every token that is not in the vocabulary."""
+
+_PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]")
+# What compatibility decomposition leaves alone: typographic quotes and dashes, ligatures, letters with a stroke.
+_FOLDED = str.maketrans(
+    dict(zip("‘’“”«»–—−øØłŁđĐ", '\'\'""""---oOlLdD', strict=True))  # noqa: RUF001  their look is the point
+    | {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE"}
+)
+
+
+class Rules(NamedTuple):
+    """How a text becomes tokens, in this order.
+
+    Attributes:
+      fold: special characters to plain ones: accents are dropped, ligatures and typographic quotes written out.
+      lower: lower case.
+      strip: drop the 32 ASCII punctuation characters.
+      characters: the tokens are characters, not words between white space.
+      stem: a language of the Snowball stemmer ("english", "french", ...): words are cut to their stems. It needs
+        `pip install 'seqjax[text]'`.
+      ngrams: runs of so many neighbouring tokens are tokens, joined by a space; (1, 2) is unigrams, then bigrams.
+    """
+
+    fold: bool = False
+    lower: bool = True
+    strip: bool = True
+    characters: bool = False
+    stem: str | None = None
+    ngrams: tuple[int, ...] = (1,)
+
+    def check(self) -> "Rules":
+        """These rules, or ValueError for a language without a stemmer or an n-gram below 1."""
+        if self.stem is not None:
+            _stemmer(self.stem)
+            if self.characters:
+                raise ValueError(f"characters have no stem: stem={self.stem!r} goes with words")
+        if not self.ngrams or min(self.ngrams) < 1 or len(set(self.ngrams)) < len(self.ngrams):
+            raise ValueError(f"ngrams must be distinct lengths of at least 1, got {self.ngrams}")
+        return self
+
+    def standardize(self, text: str) -> str:
+        """The text after folding, lower case and stripping."""
+        if self.fold and not text.isascii():
+            decomposed = unicodedata.normalize("NFKD", text.translate(_FOLDED))
+            text = "".join(c for c in decomposed if not unicodedata.combining(c))
+        if self.lower:
+            text = text.lower()
+        return _PUNCTUATION.sub("", text) if self.strip else text
+
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of one text, in order; of n-grams, all of the first length, then all of the next."""
+        text = self.standardize(text)
+        words = list(text) if self.characters else text.split()
+        if self.stem is not None:
+            words = _stemmer(self.stem)(words)
+        if self.ngrams == (1,):
+            return words
+        runs = (zip(*(words[i:] for i in range(n)), strict=False) for n in self.ngrams)
+        return [" ".join(run) for run in chain.from_iterable(runs)]
+
+
+@cache
+def _stemmer(language: str) -> Callable[[list[str]], list[str]]:
+    try:
+        import Stemmer
+    except ImportError as error:
+        raise ImportError(f"stem={language!r} needs the Snowball stemmers: pip install 'seqjax[text]'") from error
+    if language not in Stemmer.algorithms():
+        raise ValueError(f"stem must be one of {', '.join(sorted(Stemmer.algorithms()))}, got {language!r}")
+    return Stemmer.Stemmer(language).stemWords
+
+
+@dataclass(frozen=True)
+class Vectorizer:
+    """A vocabulary and the rules that it was made by; `fit` makes one.
+
+    Attributes:
+      rules: how a text becomes tokens.
+      vocabulary: the tokens of the indices 2, 3, ..., most frequent first.
+      frequencies: in how many of the texts that were fitted each of them stands.
+      documents: how many texts were fitted.
+    """
+
+    rules: Rules
+    vocabulary: tuple[str, ...]
+    frequencies: tuple[int, ...]
+    documents: int
+
+    @property
+    def size(self) -> int:
+        """Number of indices V, the mask and the unknown one included."""
+        return len(self.vocabulary) + 2
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {token: i for i, token in enumerate(self.vocabulary, 2)}
+
+    @cached_property
+    def idf(self) -> np.ndarray:
+        """Inverse document frequencies, float32 [V].
+
+            idf = log(1 + documents / (1 + frequency))
+
+        and their mean for the unknown token, 0 for the mask.
+        """
+        known = np.log1p(self.documents / (1 + np.asarray(self.frequencies, np.float64)))
+        return np.concatenate([[0.0, known.mean()], known]).astype(np.float32)
+
+    def _encoded(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        for tokens in _tokenized(self.rules, texts):
+            yield np.fromiter(map(self._index.get, tokens, repeat(UNKNOWN)), np.int32, len(tokens))
+
+    def ints(self, texts: Iterable[str], length: int | None = None) -> np.ndarray:
+        """Tokens as indices, int32 [N, length], 0 after the end of a text; a longer text is cut.
+
+        Args:
+          texts: N texts.
+          length: of the rows; None for that of the longest text.
+        """
+        if length is not None and length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        rows = [row[:length] for row in self._encoded(texts)]
+        result = np.zeros((len(rows), length or max(map(len, rows), default=0)), np.int32)
+        for out, row in zip(result, rows, strict=True):
+            out[: len(row)] = row
+        return result
+
+    def one_hot(self, texts: Iterable[str], length: int | None = None) -> np.ndarray:
+        """`ints` as vectors, float32 [N, length, V]: one 1 at each token, none at the mask."""
+        ints = self.ints(texts, length)
+        return ((ints[..., None] == np.arange(self.size)) & (ints[..., None] != MASK)).astype(np.float32)
+
+    def count(self, texts: Iterable[str]) -> sparse.csr_array:
+        """How often each token stands in each text, sparse float32 [N, V]."""
+        rows = [np.zeros(0, np.int32), *self._encoded(texts)]
+        columns, starts = np.concatenate(rows), np.cumsum(list(map(len, rows)))
+        bags = sparse.csr_array((np.ones(len(columns), np.float32), columns, starts), (len(rows) - 1, self.size))
+        bags.sum_duplicates()
+        return bags
+
+    def multi_hot(self, texts: Iterable[str]) -> sparse.csr_array:
+        """Which tokens stand in each text, sparse float32 [N, V] of ones."""
+        bags = self.count(texts)
+        bags.data[:] = 1
+        return bags
+
+    def tf_idf(self, texts: Iterable[str]) -> sparse.csr_array:
+        """`count` times `idf`, sparse float32 [N, V] (Sparck Jones 1972)."""
+        bags = self.count(texts)
+        bags.data *= self.idf[bags.indices]
+        return bags
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The tokens of indices [L], joined by spaces (characters by nothing); "" for the mask, "[UNK]" for unknown.
+
+        Raises:
+          ValueError: an index outside of range(V), or another number of axes.
+        """
+        indices = np.asarray(tokens, np.int64)
+        wrong = indices[(indices < 0) | (indices >= self.size)]
+        if indices.ndim != 1 or wrong.size:
+            raise ValueError(f"tokens must be [L], in range({self.size}), got {list(indices.shape)} {wrong[:3]}")
+        names = ("", "[UNK]", *self.vocabulary)
+        joint = "" if self.rules.characters and self.rules.ngrams == (1,) else " "
+        return joint.join(names[i] for i in indices if i != MASK)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to a JSON file."""
+        content = {"rules": self.rules._asdict(), "documents": self.documents}
+        content |= {"vocabulary": self.vocabulary, "frequencies": self.frequencies}
+        Path(path).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
+
+
+def load(path: str | os.PathLike[str]) -> Vectorizer:
+    """What `Vectorizer.save` wrote.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not JSON, or not of a vectorizer (names the file and what is wrong).
+    """
+    try:
+        content: Any = json.loads(Path(path).read_text(encoding="utf-8", errors="surrogatepass"))
+        rules, vocabulary = content["rules"], tuple(content["vocabulary"])
+        frequencies = tuple(map(int, content["frequencies"]))
+        if len(frequencies) != len(vocabulary) or not all(isinstance(token, str) for token in vocabulary):
+            raise ValueError(f"{len(vocabulary)} tokens with {len(frequencies)} frequencies")
+        rules = Rules(**{**rules, "ngrams": tuple(rules["ngrams"])}).check()
+        return Vectorizer(rules, vocabulary, frequencies, int(content["documents"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} holds no vectorizer: {type(error).__name__}: {error}") from error
+
+
+def _tokenized(rules: Rules, texts: Iterable[str]) -> Iterator[list[str]]:
+    if isinstance(texts, str | bytes):
+        raise TypeError(f"expected texts, got a single {type(texts).__name__}: put it into a list")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"text {i} is a {type(text).__name__}, expected a str (decode bytes first)")
+        yield rules.tokens(text)
+
+
+def fit(texts: Iterable[str], *, size: int | None = None, rules: Rules = Rules()) -> Vectorizer:
+    """The vocabulary of a training set: its most frequent tokens; of equally frequent ones the last in code points.
+
+    Args:
+      texts: the training texts, which may come from a generator; only the counts are kept.
+      size: at most so many indices V, the mask and the unknown one included; None for all.
+      rules: how a text becomes tokens.
+
+    Raises:
+      ValueError: a size below 3, rules that make no sense, no texts, or no tokens in them.
+      TypeError: something else than texts.
+    """
+    rules.check()
+    if size is not None and size < 3:
+        raise ValueError(f"size must be at least 3: the mask, the unknown token and one more, got {size}")
+    counts: Counter[str] = Counter()
+    frequencies: Counter[str] = Counter()
+    documents = 0
+    for tokens in _tokenized(rules, texts):
+        counts.update(tokens)
+        frequencies.update(set(tokens))
+        documents += 1
+    if not counts:
+        raise ValueError(f"no tokens to make a vocabulary of in {documents} texts")
+    ranked = sorted(counts, reverse=True)
+    ranked.sort(key=counts.__getitem__, reverse=True)
+    kept = tuple(ranked[: None if size is None else size - 2])
+    return Vectorizer(rules, kept, tuple(frequencies[token] for token in kept), documents)

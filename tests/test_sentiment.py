@@ -1,0 +1,110 @@
+"""Text classifiers, and the sentiment experiment through its command line."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from test_experiments import drawn, refused, run
+
+from experiments import base, sentiment
+from seqjax import cells
+from seqjax.data import reviews, vectorize
+from seqjax.models import BagClassifier, SequenceClassifier
+
+TOKENS = jnp.array([[2, 4, 0], [3, 0, 0]], jnp.int32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler():
+    """Programs that compile fast and run slowly."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_a_bag_classifier_is_a_dense_net_on_the_whole_bag():
+    model = BagClassifier(6, hidden=4, rngs=nnx.Rngs(0))
+    model.bias[...] = jnp.arange(4, dtype=jnp.float32) / 8
+    model.eval()
+    weights = jnp.array([[2.0, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    bags = np.zeros((2, 6), np.float32)
+    bags[0, 2], bags[0, 4], bags[1, 3] = 2, 0.5, 1
+    table, head = np.asarray(model.rows.embedding[...]), model.head
+    hidden = np.maximum(bags @ table + np.asarray(model.bias[...]), 0)
+    expected = hidden @ np.asarray(head.kernel[...])[:, 0] + np.asarray(head.bias[...])
+    np.testing.assert_allclose(model(TOKENS, weights), expected, rtol=1e-5)
+    model.train()
+    assert not np.allclose(model(TOKENS, weights), expected)
+
+
+@pytest.mark.parametrize("backward", [None, cells.gru(3)])
+def test_a_sequence_classifier_does_not_read_padding(backward):
+    model = SequenceClassifier(cells.lstm(4), 6, 5, backward=backward, rngs=nnx.Rngs(0))
+    model.eval()
+    lengths = jnp.array([2, 1], jnp.int32)
+    logits = model(TOKENS, lengths)
+    assert logits.shape == (2,)
+    np.testing.assert_allclose(logits, model(TOKENS.at[1, 1:].set(5), lengths), rtol=1e-6)
+    np.testing.assert_allclose(logits[1], model(TOKENS[1:, :1])[0], rtol=1e-5)
+    assert not np.allclose(model(TOKENS), logits)
+
+
+def test_pretrained_vectors_are_where_the_embedding_starts():
+    vectors = jnp.arange(12, dtype=jnp.float32).reshape(6, 2) / 8
+    for frozen in (True, False):
+        model = SequenceClassifier(cells.rnn(3), 6, 2, vectors=vectors, frozen=frozen, rngs=nnx.Rngs(0))
+        np.testing.assert_array_equal(model.embedding.embedding[...], vectors)
+        grads = nnx.grad(lambda model: model(TOKENS).sum())(model)
+        assert bool(grads["embedding"]["embedding"][...].any()) != frozen
+        assert grads["head"]["kernel"][...].any()
+    with pytest.raises(ValueError, match=r"vectors have shape \(6, 2\), expected \(7, 2\)"):
+        SequenceClassifier(cells.rnn(3), 7, 2, vectors=vectors, rngs=nnx.Rngs(0))
+
+
+SMALL = ("--batch_size=8", "--units=2", "--features=3", "--length=12", "--tokens=12")
+
+
+@pytest.mark.parametrize("model", sentiment.MODELS)
+def test_sentiment(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sentiment, "BAG_BORDERS", (4, 20))
+    monkeypatch.setattr(sentiment, "BORDERS", (6,))
+    small = {"train": reviews.generated(90), "test": reviews.generated(40, seed=1)}
+    monkeypatch.setattr(sentiment.reviews, "generated", lambda count, seed=0: small["test" if seed else "train"])
+    finished = run("sentiment", tmp_path / "run", f"--model={model}", *SMALL)
+    saved = vectorize.load(finished.directory / "vectorizer.json")
+    assert saved.size == 12
+    assert saved.rules.ngrams == ((1, 2) if model in ("bigram", "tf_idf") else (1,))
+    assert (finished.figures / "answers.png").stat().st_size > 10_000
+    worst = (finished.directory / "most_wrong.txt").read_text()
+    assert worst.count(" stars, said 0.") == 20
+    result = finished.result()
+    assert 0 <= result["test_accuracy"] <= 1
+    assert result["validation_loss"] == min(r["loss"] for r in finished.records() if r["split"] == "validation")
+    assert [section.title for section in drawn(sentiment, [finished])] == ["Reviews"]
+
+
+def learned(model, **flags):
+    """Validation accuracy after some updates on generated reviews."""
+    config = base.parse(sentiment, {"model": model, "batch_size": 32, **flags})
+    program, numbers = sentiment.program(config), base.numbers(sentiment, config)
+
+    @jax.jit
+    def train(state):
+        return jax.lax.fori_loop(0, config.steps, lambda _, s: program.update(numbers, program.data, s)[0], state)
+
+    return float(program.evaluate(numbers, program.data, train(program.init(numbers)))["accuracy"])
+
+
+def test_pairs_of_words_know_negations_that_words_do_not():
+    unigram, bigram = (learned(model, steps=300, learning_rate=1e-2) for model in ("unigram", "bigram"))
+    assert bigram > 0.9
+    assert unigram < bigram - 0.1
+
+
+def test_sentiment_refuses(tmp_path):
+    assert "a rate in [0, 1)" in refused("sentiment", "--dropout=1")
+    assert "value should be one of <unigram|bigram|" in refused("sentiment", "--model=trigram")
+    config = base.parse(sentiment, {"model": "glove", "data_dir": str(tmp_path)})
+    with pytest.raises(FileNotFoundError, match=r"no aclImdb\*.tar.gz"):
+        sentiment.program(config)
