@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint bench bench-methods bench-experiments bench-long constraints clean
+.PHONY: demo test test-slow lint bench bench-methods bench-experiments bench-long bench-gradients api matrix mutations constraints clean
 
 demo: .venv/installed
 	$(BIN)/python launch.py
@@ -32,9 +32,24 @@ bench-experiments: .venv/installed-bench
 bench-long: .venv/installed
 	$(BIN)/python -m benchmarks.long
 
+bench-gradients: .venv/installed
+	$(BIN)/python -m benchmarks.gradients
+
 # The table that method="auto" chooses by, seqjax/methods.csv, about three minutes.
 bench-methods: .venv/installed
 	$(BIN)/python -m benchmarks.methods
+
+# docs/api.md, all public names.
+api: .venv/installed-dev
+	$(BIN)/python -m docs.api
+
+# Every cell, wrapper, method and dtype against scan: docs/matrix.md. Best on a quiet machine.
+matrix: .venv/installed-dev
+	$(BIN)/python tests/matrix.py
+
+# Bugs put in on purpose, each of which a test must catch: docs/mutations.md.
+mutations: .venv/installed-dev
+	$(BIN)/python tests/mutations.py
 
 # What the tests last ran with. Made from an environment that holds every extra; no address in it.
 constraints: .venv/installed-dev

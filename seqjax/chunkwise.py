@@ -92,7 +92,7 @@ def _run(step: Write, h: Array, chunk: int) -> tuple[Array, Array]:
         return jnp.swapaxes(u.reshape(-1, chunk, *u.shape[1:]), 1, 2)
 
     def scores_of(q):
-        flat = [None if u is None else u.reshape(-1, *u.shape[2:]) for u in (q, k, log_decay)]
+        flat: Any = [None if u is None else u.reshape(-1, *u.shape[2:]) for u in (q, k, log_decay)]
         return _scores(*flat)
 
     def each(scores):
@@ -100,14 +100,14 @@ def _run(step: Write, h: Array, chunk: int) -> tuple[Array, Array]:
 
     q, k, v, log_decay, erase, _ = jax.tree.map(cut, step)
     scores = each(scores_of(q))
-    out, kept, w, erased = k, None, None, None
+    out, start, kept, w, erased = k, None, None, None, None
     if log_decay is not None:
         start, out = _decay_from_start(log_decay), k * _decay_to_end(log_decay)
         q, kept = q * start, jnp.swapaxes(start[..., -1:, :], -1, -2)
     if erase is not None:
         # What each step writes, u, is v less what it finds of h and of earlier u: (1 + E) u = v - erase h.
         solved = each(_inverse(scores_of(erase)))
-        v, w = product(solved, v), product(solved, erase if log_decay is None else erase * start)
+        v, w = product(solved, v), product(solved, erase if start is None else erase * start)
         erased = product(jnp.swapaxes(out, -1, -2), w)
     written = product(jnp.swapaxes(out, -1, -2), v)
 

@@ -102,4 +102,4 @@ class SequenceClassifier(nnx.Module):
         """
         xs = self.embedding(tokens)
         xs = jax.lax.stop_gradient(xs) if self.frozen else xs
-        return self.head(self.dropout(self.rnn(xs, lengths=lengths)))[:, 0]
+        return self.head(self.dropout(self.rnn(xs, seq_lengths=lengths)))[:, 0]
