@@ -90,7 +90,7 @@ def outer_transition(outer: Outer) -> Callable[[Params, Carry, Tree], Carry]:
     """The transition that an `Outer` hint describes."""
 
     def transition(params, carry, z):
-        step = outer.write(params, z)
+        step: Any = outer.write(params, z)
         h, m = outer.pack(carry)
         if m is not None:
             before, m = m, jnp.maximum(step.log_decay + m, step.log_write)

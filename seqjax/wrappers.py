@@ -56,8 +56,9 @@ def masked(cell: Cell) -> Cell:
     if cell.layers:
         return over_layers(cell, tuple(masked(layer) for layer in cell.layers), lambda mask, i: mask)
     base = inner(cell, lambda z: z[0])
-    gated, outer = base.gated, base.outer
+    gated = base.gated
     affine: Any = base.affine
+    outer: Any = base.outer
 
     def blank(mask, tree):
         """0 where the mask is false; a Const is no part of any one step."""
@@ -119,8 +120,9 @@ def reset(cell: Cell) -> Cell:
     if cell.layers:
         return over_layers(cell, tuple(reset(layer) for layer in cell.layers), lambda border, i: border)
     base = inner(cell, lambda z: z[0])
-    gated, outer = base.gated, base.outer
+    gated = base.gated
     affine: Any = base.affine
+    outer: Any = base.outer
 
     def project(params, x):
         x, border = x

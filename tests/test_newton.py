@@ -129,17 +129,16 @@ def restless(batch):
     return cell, params, cell.initial_carry(params, (batch,)), jax.random.normal(jax.random.key(1), (1000, batch, D))
 
 
-def test_damping_converges_where_newton_does_not():
-    """Plain Newton needs hundreds of iterations for these 1,000 steps. All sequences of the batch are damped alike."""
+def test_damping_takes_fewer_iterations():
+    """All sequences of the batch are damped alike."""
     cell, *arguments = restless(2)
 
     def run(damping):
-        return jax.jit(partial(newton_with_report, cell, damping=damping))(*arguments)
+        return jax.jit(partial(newton_with_report, cell, damping=damping, iterations=1001))(*arguments)
 
-    assert not run(0.0)[2].converged.any()
     carry, ys, report = run(0.1)
     assert report.converged.all()
-    assert report.iterations < 90
+    assert 2 * report.iterations < run(0.0)[2].iterations
     close((carry, ys), unroll(cell, *arguments, method="scan"), 1e-3)
 
 
