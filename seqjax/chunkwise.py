@@ -100,7 +100,8 @@ def _run(step: Write, h: Array, chunk: int) -> tuple[Array, Array]:
 
     q, k, v, log_decay, erase, _ = jax.tree.map(cut, step)
     scores = each(scores_of(q))
-    out, found, kept, w, erased = k, erase, None, None, None
+    found: Any = erase
+    out, kept, w, erased = k, None, None, None
     if log_decay is not None:
         start, out = _decay_from_start(log_decay), k * _decay_to_end(log_decay)
         found = None if erase is None else erase * start
