@@ -92,7 +92,7 @@ def _run(step: Write, h: Array, chunk: int) -> tuple[Array, Array]:
         return jnp.swapaxes(u.reshape(-1, chunk, *u.shape[1:]), 1, 2)
 
     def scores_of(q):
-        flat: Any = [None if u is None else u.reshape(-1, *u.shape[2:]) for u in (q, k, log_decay)]
+        flat: list[Any] = [None if u is None else u.reshape(-1, *u.shape[2:]) for u in (q, k, log_decay)]
         return _scores(*flat)
 
     def each(scores):
@@ -100,14 +100,16 @@ def _run(step: Write, h: Array, chunk: int) -> tuple[Array, Array]:
 
     q, k, v, log_decay, erase, _ = jax.tree.map(cut, step)
     scores = each(scores_of(q))
-    out, start, kept, w, erased = k, None, None, None, None
+    found: Any = erase
+    out, kept, w, erased = k, None, None, None
     if log_decay is not None:
         start, out = _decay_from_start(log_decay), k * _decay_to_end(log_decay)
+        found = None if erase is None else erase * start
         q, kept = q * start, jnp.swapaxes(start[..., -1:, :], -1, -2)
     if erase is not None:
         # What each step writes, u, is v less what it finds of h and of earlier u: (1 + E) u = v - erase h.
         solved = each(_inverse(scores_of(erase)))
-        v, w = product(solved, v), product(solved, erase if start is None else erase * start)
+        v, w = product(solved, v), product(solved, found)
         erased = product(jnp.swapaxes(out, -1, -2), w)
     written = product(jnp.swapaxes(out, -1, -2), v)
 
@@ -155,7 +157,7 @@ def chunkwise(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: int 
     chunk = (16 if sequential() else 64) if chunk is None else chunk
     if not isinstance(chunk, int) or chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"chunk must be a power of 2, got {chunk}")
-    outer = cell.outer
+    outer: Any = cell.outer
 
     def run(carry, xs):
         zs = project_all(cell, params, xs)

@@ -74,6 +74,8 @@ def _iterate(problem: _Problem, update: Any, start: Array) -> tuple[Array, Newto
         change = update(h)
         scale = jnp.abs(h).max((0, -1))
         error = jnp.abs(change).max((0, -1)) / jnp.where(scale > 0, scale, jnp.ones_like(scale))
+        # The largest of numbers, one of which is NaN, may be any of the others on a CPU.
+        error = jnp.where(jnp.isfinite(h + change).all((0, -1)), error, jnp.full_like(error, jnp.inf))
         # After k iterations the first k steps are right whatever the others are, so what overflowed may start anew.
         return k + 1, jnp.where(jnp.isfinite(h + change), h + change, start), error
 
