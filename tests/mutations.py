@@ -370,7 +370,7 @@ MUTATIONS = [
         "seqjax/*.py",
         "jnp.swapaxes(jacobians, -1, -2), g, reverse=True)",
         "jacobians, g, reverse=True)",
-        "tests/test_parallel.py::test_newton_gives_what_scan_gives[gru]",
+        "tests/test_newton.py::test_every_cell_is_solved[gru]",
     ),
     Mutation(
         "checkpointed: the last, shorter chunk starts at 0 and not at the carry of the one before",

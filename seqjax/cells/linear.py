@@ -125,6 +125,9 @@ def qrnn(
     `QRNNCarry(h, x)`, in which the cell is not affine: it loses that hint and is scanned. (To keep it, concatenate the
     inputs of all steps beforehand and take a window of 1.) Other arguments and carry as in `min_gru`; the gates are
     "forget", "candidate" and "output".
+
+    Raises:
+      ValueError: for no units, or a window below 1.
     """
     _check_size("qrnn", hidden)
     if not isinstance(window, int) or window < 1:

@@ -12,6 +12,7 @@ from seqjax import noise, regularizers
 from seqjax.core import Array, Cell, Key
 
 Rngs = nnx.Rngs | nnx.RngStream
+"""Where noise draws from: streams, of which "dropout" is used, or one stream."""
 
 
 class Noisy(nnx.Module):
