@@ -39,7 +39,7 @@ class Found(NamedTuple):
     """One cell, bare ("") or under a wrapper, in one dtype.
 
     Attributes:
-      hints: which of "gated" and "affine" it has.
+      hints: which of "gated", "affine" and "outer" it has.
       deviation: of each method that ran, from scan: the largest of any value or gradient.
       refused: the message of the library for each method that it refuses; for all of them, under "", where the wrapper
         does not take the cell.
@@ -82,7 +82,7 @@ def survey(name: str, wrapper: str, dtype: str) -> Found:
         (refused if own else failed)[method] = f"{error}" if own else f"{type(error).__name__}: {error}"
 
     def hints(cell):
-        return tuple(hint for hint in ("gated", "affine") if getattr(cell, hint) is not None)
+        return tuple(hint for hint in ("gated", "affine", "outer") if getattr(cell, hint) is not None)
 
     bare = BARE[name]
     try:
@@ -227,8 +227,7 @@ are relative to the largest entry of an array, or to 1 where that is smaller. Th
 is allowed:
 
 {table("", [*METHODS, "tolerance"], largest)}
-With bfloat16 weights, carries are float32; the gradient of a weight is bfloat16, and `scan` adds it up in that dtype,
-step by step.
+With bfloat16 weights, carries are float32; the gradient of a weight is bfloat16, after a sum over the steps in float32.
 
 ## Cells and methods
 
@@ -237,10 +236,10 @@ step by step.
 {table("cell", METHODS, cells)}
 ## Cells and wrappers
 
-The hints that are left under the wrapper: G is `gated` (`fused`, `native`), A is `affine` (`associative`), ✓ a cell
-without a hint. All methods that the bare cell admits agree with `scan` under the wrapper too, but for the numbered
-reasons; no: the wrapper refuses the cell. Each cell that is wrapped has as many inputs as outputs, which `residual`
-asks for.
+The hints that are left under the wrapper: G is `gated` (`fused`, `native`), A is `affine` (`associative`), O is
+`outer` (`chunkwise`), ✓ a cell without a hint. All methods that the bare cell admits agree with `scan` under the
+wrapper too, but for the numbered reasons; no: the wrapper refuses the cell. Each cell that is wrapped has as many
+inputs as outputs, which `residual` asks for.
 
 {table("cell", [w.replace("_", " ") for w in WRAPPERS], dressed)}
 ## Wrappers and methods

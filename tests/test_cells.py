@@ -137,7 +137,8 @@ def test_sixteen_bit_weights_accumulate_in_float32(x64, name, narrow):
 
     if cell.gated:
         stages = tuple(lambda h, z, us, stage=stage: rounded(stage(h, z, us)) for stage in cell.gated.stages)
-        cell = cell._replace(transition=gated_transition(cell.gated._replace(stages=stages)))
+        gated = cell.gated._replace(stages=stages)
+        cell = cell._replace(transition=gated_transition(gated), gated=gated)
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
     _, expected = compiled(partial(unroll, cell, method="scan"))(wide, None, rounded(xs))
     assert expected.dtype == jnp.float64

@@ -136,7 +136,7 @@ def test_wrappers_take_images(x64):
 def test_a_module_takes_images(time_major):
     rnn = seqjax.nnx.Recurrent(LINE.cell, 2, rngs=nnx.Rngs(0), return_sequences=False, time_major=time_major)
     xs, lengths = jax.random.normal(KEY, (3, 7, 5, 2)), jnp.array([7, 2, 4])
-    ys = rnn(jnp.swapaxes(xs, 0, 1) if time_major else xs, lengths=lengths)
+    ys = rnn(jnp.swapaxes(xs, 0, 1) if time_major else xs, seq_lengths=lengths)
     assert rnn.out_features == 2
     for row, length, y in zip(xs, lengths, ys, strict=True):
         close(y, unroll(LINE.cell, rnn.weights, None, row[:length])[1][-1], 1e-6)
