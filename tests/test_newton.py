@@ -40,7 +40,13 @@ def check_newton(drawn, methods, mask=None, tolerance=1e-10):
         close(got, expected, tolerance)
 
 
-@pytest.mark.parametrize("name", BARE)
+# One of a kind here; the others, with the full Jacobian, in the matrix of docs/matrix.md and in the slow run.
+QUICK = ("gru", "gru_reset_before", "slstm", "min_gru", "lru", "delta_net", "conv_lstm")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BARE]
+)
 def test_every_cell_is_solved(x64, name):
     """Complex carries too, as twice as many real numbers, and matrices, as vectors."""
     damped = partial(newton, jacobian="diagonal", damping=0.3)
