@@ -169,6 +169,15 @@ def panels(rows: int = 1, columns: int = 1, *, width: float = 4.4, height: float
         return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def intervals(axes: "Axes", by_label: Mapping[str, Sequence[Run]], metric: str) -> None:
+    """Draws the mean and the 95 % interval of a result of each group of runs, a row for each, the first at the top."""
+    for i, members in enumerate(by_label.values()):
+        value, color = mean([run.result()[metric] for run in members]), COLORS[i % len(COLORS)]
+        axes.errorbar(value.mean, i, xerr=np.nan_to_num(value.half), color=color, fmt="o", markersize=4, capsize=3)
+    axes.set(yticks=range(len(by_label)), yticklabels=list(by_label))
+    axes.invert_yaxis()
+
+
 def curve(axes: "Axes", label: str, x: Sequence[float], ys: Sequence[Sequence[float]], index: int = 0) -> None:
     """Draws the mean of several runs with its 95 % interval as a band.
 

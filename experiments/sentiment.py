@@ -34,7 +34,7 @@ from absl import flags
 from flax import nnx
 
 from experiments import base, command
-from experiments.report import COLORS, Section, groups, mean, panels, save
+from experiments.report import COLORS, Section, groups, intervals, panels, save
 from seqjax import cells
 from seqjax.core import Array, Key, Params, Tree
 from seqjax.data import buckets, embeddings, reviews, vectorize
@@ -295,15 +295,13 @@ def report(runs: list[Run]) -> list[Section]:
     figure, axes = panels(1, 2, height=3.6)
     table, length = axes[0]
     by_label = groups(runs)
+    intervals(table, by_label, "test_accuracy")
     for i, (label, members) in enumerate(by_label.items()):
-        accuracy, color = mean([run.result()["test_accuracy"] for run in members]), COLORS[i % len(COLORS)]
-        table.errorbar(accuracy.mean, i, xerr=np.nan_to_num(accuracy.half), color=color, fmt="o", capsize=3)
         results = [run.result() for run in members]
         lows = [int(name.split("_")[1]) for name in results[0] if name.startswith("accuracy_")]
         values = [np.mean([result[f"accuracy_{low}"] for result in results]) for low in lows]
-        length.plot([str(low) for low in lows], values, "o-", color=color, label=label, markersize=3)
-    table.set(xlabel="test accuracy", yticks=range(len(by_label)), yticklabels=list(by_label))
-    table.invert_yaxis()
+        length.plot([str(low) for low in lows], values, "o-", color=COLORS[i % len(COLORS)], label=label, markersize=3)
+    table.set(xlabel="test accuracy")
     length.set(xlabel="words, at least", ylabel="test accuracy")
     if len(by_label) > 1:
         length.legend()

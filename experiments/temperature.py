@@ -42,7 +42,7 @@ from absl import flags
 from flax import nnx
 
 from experiments import base, command, supervised, tasks
-from experiments.report import COLORS, Section, curve, groups, mean, panels, save
+from experiments.report import Section, curve, groups, intervals, panels, save
 from seqjax import cells
 from seqjax.core import Array, Cell, Params, Tree
 from seqjax.data import jena
@@ -219,16 +219,14 @@ def report(runs: list[Run]) -> list[Section]:
     figure, axes = panels(1, 2, height=3.6)
     table, monthly = axes[0]
     by_label = groups(runs)
+    intervals(table, by_label, "test_mae")
     for index, (label, members) in enumerate(by_label.items()):
-        error, color = mean([run.result()["test_mae"] for run in members]), COLORS[index % len(COLORS)]
-        table.errorbar(error.mean, index, xerr=np.nan_to_num(error.half), color=color, fmt="o", markersize=4, capsize=3)
         by_month = [_gain(np.load(run.directory / "forecasts.npz")) for run in members]
         months, gains = by_month[0][0], np.stack([gain for _, gain in by_month], axis=1)
         curve(monthly, label, months.tolist(), gains.tolist(), index)
     naive = runs[0].result()["naive_test_mae"]
     table.axvline(naive, color="0.4", linestyle="--", linewidth=1)
-    table.set(xlabel="test MAE, °C (dashed: the last value)", yticks=range(len(by_label)), yticklabels=list(by_label))
-    table.invert_yaxis()
+    table.set(xlabel="test MAE, °C (dashed: the last value)")
     monthly.axhline(0, color="0.4", linestyle="--", linewidth=1)
     monthly.set(ylabel="monthly test MAE less the last value's, °C")
     monthly.tick_params(axis="x", rotation=30)

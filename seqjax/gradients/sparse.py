@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from seqjax.core import Array, Cell, Gated, Key, matmul, open_dense
+from seqjax.core import Array, Cell, Gated, Key, gated_transition, open_dense
 from seqjax.gradients.estimator import Estimator, Loss
 from seqjax.gradients.online import Sizes, Step, forward_mode, one_step
 from seqjax.gradients.structure import dependence
@@ -233,13 +233,10 @@ def _local(cell: Cell, name: str) -> Cell:
         raise ValueError(f"{name} needs a cell with the `gated` hint: this one has no recurrent product to hold fixed")
     gated: Gated = cell.gated
 
-    def transition(params, carry, z):
-        us = ()
-        for stage, w in zip(gated.stages, gated.weights(params), strict=True):
-            us = (*us, matmul(stage(jax.lax.stop_gradient(carry), z, us), w))
-        return gated.gates(carry, z, us)
-
-    return cell._replace(transition=transition)
+    stages = tuple(
+        lambda carry, z, us, stage=stage: stage(jax.lax.stop_gradient(carry), z, us) for stage in gated.stages
+    )
+    return cell._replace(transition=gated_transition(gated._replace(stages=stages)))
 
 
 def snap(cell: Cell, loss: Loss, n: int = 1) -> Estimator:

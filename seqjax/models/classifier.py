@@ -11,7 +11,8 @@ from flax import nnx
 
 from seqjax.core import Array, Cell
 from seqjax.initializers import glorot_uniform
-from seqjax.nnx import Bidirectional, Dropout, Recurrent
+from seqjax.nnx import Dropout
+from seqjax.nnx.combine import layer
 
 
 class BagClassifier(nnx.Module):
@@ -85,11 +86,7 @@ class SequenceClassifier(nnx.Module):
             self.embedding.embedding[...] = jnp.asarray(vectors, self.embedding.embedding.dtype)
         self.frozen = frozen
         options: Any = {"recurrent_dropout": recurrent_dropout, "return_sequences": False, "rngs": rngs}
-        self.rnn = (
-            Recurrent(cell, features, **options)
-            if backward is None
-            else Bidirectional(cell, backward, features, **options)
-        )
+        self.rnn = layer(cell if backward is None else (cell, backward), features, **options)
         self.dropout = Dropout(dropout, rngs=rngs)
         self.head = nnx.Linear(self.rnn.out_features, 1, kernel_init=glorot_uniform(), rngs=rngs)
 

@@ -17,7 +17,8 @@ from flax import nnx
 
 from seqjax.core import Array, Cell
 from seqjax.initializers import glorot_uniform
-from seqjax.nnx import Bidirectional, Dropout, Recurrent, Rngs
+from seqjax.nnx import Dropout, Rngs
+from seqjax.nnx.combine import layer
 
 
 def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
@@ -114,11 +115,7 @@ class RecurrentForecaster(nnx.Module):
           rngs: streams "params" and "dropout".
         """
         options: Any = {"recurrent_dropout": recurrent_dropout, "return_sequences": False, "rngs": rngs}
-        self.rnn = (
-            Recurrent(cell, in_features, **options)
-            if backward is None
-            else Bidirectional(cell, backward, in_features, **options)
-        )
+        self.rnn = layer(cell if backward is None else (cell, backward), in_features, **options)
         self.dropout = Dropout(dropout, rngs=rngs)
         self.head = _dense(self.rnn.out_features, 1, rngs)
 

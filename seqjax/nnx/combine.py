@@ -93,6 +93,13 @@ class Bidirectional(nnx.Module):
         return ((forward, backward), ys) if return_carry else ys
 
 
+def layer(cell: Cell | tuple[Cell, Cell], in_features: int, **options: Any) -> Recurrent | Bidirectional:
+    """A `Recurrent` of a cell, or a `Bidirectional` of a forward and a backward one; options and errors are theirs."""
+    if isinstance(cell, Cell):
+        return Recurrent(cell, in_features, **options)
+    return Bidirectional(*cell, in_features, **options)
+
+
 class Stack(nnx.Module):
     """Layers that each read the outputs of the one before, with dropout between them and skips around them.
 
@@ -156,14 +163,11 @@ class Stack(nnx.Module):
                 "params": None if params is None else params[i],
                 "return_sequences": return_sequences or i < len(cells) - 1,
             }
-            if isinstance(cell, Cell):
-                layer = Recurrent(cell, in_features, **given)
-            else:
-                layer = Bidirectional(*cell, in_features, **given)
-            if residual and i > 0 and layer.out_features != in_features:
-                raise ValueError(f"residual adds {in_features} features to the {layer.out_features} of layer {i}")
-            in_features = layer.out_features
-            self.layers.append(layer)
+            made = layer(cell, in_features, **given)
+            if residual and i > 0 and made.out_features != in_features:
+                raise ValueError(f"residual adds {in_features} features to the {made.out_features} of layer {i}")
+            in_features = made.out_features
+            self.layers.append(made)
         self.dropout = Dropout(dropout, rngs=rngs)
 
     @property
