@@ -100,7 +100,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     task = supervised.task_of(config)
     cell = model(config, task)
     trained = supervised.of_cell(cell, task.features)
-    params, _ = supervised.first_params(trained, vars(config))
+    params, _ = supervised.first_params(trained.init, vars(config))
 
     @jax.jit
     def by_lag(data, params):

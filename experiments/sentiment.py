@@ -33,13 +33,13 @@ import optax
 from absl import flags
 from flax import nnx
 
-from experiments import base, command
+from experiments import base, command, supervised
 from experiments.report import COLORS, Section, groups, intervals, panels, save
 from seqjax import cells
 from seqjax.core import Array, Key, Params, Tree
 from seqjax.data import buckets, embeddings, reviews, vectorize
 from seqjax.models import BagClassifier, SequenceClassifier
-from seqjax.train import Program, Run, State, initial_state, write_atomic
+from seqjax.train import Program, Run, State, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -169,20 +169,15 @@ def network(config: SimpleNamespace, corpus: Corpus) -> Network:
     config = SimpleNamespace(**{**vars(config), "tokens": corpus.vectorizer.size})
     vectors = _vectors(config, corpus)
 
-    def split(numbers, key):
-        return nnx.split(_network(config, numbers, vectors, nnx.Rngs(key)), nnx.Param, ...)
+    init, module = supervised.of_module(lambda numbers, rngs: _network(config, numbers, vectors, rngs))
 
     def logits(numbers, params, part, number, rows, key):
-        graph, _, rest = split(numbers, jax.random.key(0) if key is None else key)
-        model: Any = nnx.merge(graph, params, nnx.as_pure(rest))
-        if key is None:
-            model.eval()
-        bucket = part.tokens[number]
+        model, bucket = module(numbers, params, key), part.tokens[number]
         if config.model in BAGS:
             return model(bucket.rows[rows], part.weights[number][rows])
         return model(bucket.rows[rows], None if config.model == "embedding" else bucket.lengths[rows])
 
-    return Network(lambda numbers, key: nnx.as_pure(split(numbers, key)[1]), logits)
+    return Network(init, logits)
 
 
 def _number(part: Part, bucket: buckets.Bucket) -> int:
@@ -202,40 +197,28 @@ def program(config: SimpleNamespace) -> Program:
     data = {name: _part(config, corpus, name) for name in ("train", "validation")}
     model = network(config, corpus)
 
-    def init(numbers):
-        k_params, key = jax.random.split(jax.random.key(numbers["seed"]))
-        params = model.init(numbers, k_params)
-        return initial_state(key, params, base.optimizer(config, numbers["learning_rate"]).init(params))
-
-    def update(numbers, data: Tree, state: State):
-        k_data, k_noise = jax.random.split(state.key)
+    def gradient(numbers, data: Tree, params, step, k_data, k_noise):
         part: Part = data["train"]
 
-        def gradient(bucket, rows):
+        def of_bucket(bucket, rows):
             def loss(params):
-                key = jax.random.fold_in(k_noise, state.step)
-                logits = model.logits(numbers, params, part, _number(part, bucket), rows, key)
+                logits = model.logits(numbers, params, part, _number(part, bucket), rows, k_noise)
                 labels = part.labels[bucket.which[rows]].astype(logits.dtype)
                 return optax.losses.sigmoid_binary_cross_entropy(logits, labels).mean()
 
-            return jax.value_and_grad(loss)(state.params)
+            return jax.value_and_grad(loss)(params)
 
-        value, grads = buckets.minibatch(k_data, state.step, config.batch_size, part.tokens, gradient)
-        changes, opt_state = base.optimizer(config, numbers["learning_rate"]).update(
-            grads, state.opt_state, state.params
-        )
-        params = optax.apply_updates(state.params, changes)
-        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": value}
+        return buckets.minibatch(k_data, step, config.batch_size, part.tokens, of_bucket)
 
-    def evaluate(numbers, data: Tree, state: State):
+    def evaluate(numbers, data: Tree, params):
         part: Part = data["validation"]
-        index, logits = _every_logit(model, numbers, state.params, part)
+        index, logits = _every_logit(model, numbers, params, part)
         labels = part.labels[index]
         losses = optax.losses.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
         return {"loss": losses.mean(), "accuracy": ((logits > 0) == (labels == 1)).astype(jnp.float32).mean()}
 
     batches = buckets.batches(data["train"].tokens, config.batch_size)
-    return Program(init, update, evaluate, data, "loss", batches)
+    return supervised.descent(config, model.init, gradient, evaluate, data, batches=batches)
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from absl import flags
+from flax import nnx
 
 from experiments import base, tasks
 from experiments.report import COLORS, DASHES
@@ -51,15 +52,41 @@ def of_cell(cell: Cell, features: int) -> Model:
     return Model(lambda numbers, key: cell.init(key, features), outputs)
 
 
+def of_module(make: Callable[[Numbers, nnx.Rngs], nnx.Module]) -> tuple[Callable, Callable]:
+    """A Flax module as functions of its weights.
+
+    It is made anew in every trace, so its rates may be traced numbers, and its random streams start from a given key.
+
+    Args:
+      make: `(numbers, rngs) -> module`.
+
+    Returns:
+      `init`: `(numbers, key) -> params`, and `network`: `(numbers, params, key) -> module` with these params, its noise
+      drawn from the key; without noise (`eval()`) where the key is None.
+    """
+
+    def split(numbers, key):
+        return nnx.split(make(numbers, nnx.Rngs(key)), nnx.Param, ...)
+
+    def network(numbers, params, key):
+        graph, _, rest = split(numbers, jax.random.key(0) if key is None else key)
+        module: Any = nnx.merge(graph, params, nnx.as_pure(rest))
+        if key is None:
+            module.eval()
+        return module
+
+    return lambda numbers, key: nnx.as_pure(split(numbers, key)[1]), network
+
+
 def weighted_mean(values: Array, weights: Array) -> Array:
     """`sum(w v) / sum(w)` of [T, B] and [T, B]."""
     return jnp.sum(weights * values) / jnp.sum(weights)
 
 
-def first_params(model: Model, numbers: Numbers) -> tuple[Params, Key]:
+def first_params(init: Callable[[Numbers, Key], Params], numbers: Numbers) -> tuple[Params, Key]:
     """The params before the first update, and the key of everything random after it."""
     k_params, key = jax.random.split(jax.random.key(numbers["seed"]))
-    return model.init(numbers, k_params), key
+    return init(numbers, k_params), key
 
 
 def scores(task: tasks.Task, model: Model, part: str, numbers: Numbers, data: Tree, params: Params) -> dict[str, Array]:
@@ -74,35 +101,67 @@ def scores(task: tasks.Task, model: Model, part: str, numbers: Numbers, data: Tr
     return tasks.evaluate(task, part, data, (), forward)
 
 
+def descent(
+    config: SimpleNamespace,
+    init: Callable[[Numbers, Key], Params],
+    gradient: Callable[..., tuple[Array, Params]],
+    evaluate: Callable[[Numbers, Tree, Params], dict[str, Array]],
+    data: Tree,
+    monitor: str = "loss",
+    batches: int | None = None,
+) -> Program:
+    """What the training loop runs: the optimizer of the flags on some gradient.
+
+    Args:
+      config: the flags, see `base.optimizer`.
+      init: `(numbers, key) -> params`.
+      gradient: `(numbers, data, params, step, k_data, k_noise) -> (loss, grads)`. k_data is the same in all updates, as
+        `windows.minibatch` wants it; k_noise is of this update.
+      evaluate: `(numbers, data, params) -> scalars` on the validation part, without noise.
+      data: device arrays that the functions get back.
+      monitor: the one of these scalars that says which params are best; lower is better.
+      batches: updates of an epoch; None where there is none.
+    """
+
+    def start(numbers):
+        params, key = first_params(init, numbers)
+        return initial_state(key, params, base.optimizer(config, numbers["learning_rate"]).init(params))
+
+    def update(numbers, data, state: State):
+        k_data, k_noise = jax.random.split(state.key)
+        k_noise = jax.random.fold_in(k_noise, state.step)
+        value, grads = gradient(numbers, data, state.params, state.step, k_data, k_noise)
+        optimizer = base.optimizer(config, numbers["learning_rate"])
+        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": value}
+
+    def scored(numbers, data, state: State):
+        return evaluate(numbers, data, state.params)
+
+    return Program(start, update, scored, data, monitor, batches)
+
+
 def program(config: SimpleNamespace, task: tasks.Task, model: Model, monitor: str = "loss") -> Program:
     """The gradient of the loss of whole sequences, and the optimizer of the flags.
 
     Evaluation gives the validation scores, and "training_loss", the loss on training sequences without noise.
     """
 
-    def init(numbers):
-        params, key = first_params(model, numbers)
-        return initial_state(key, params, base.optimizer(config, numbers["learning_rate"]).init(params))
-
-    def update(numbers, data, state: State):
-        k_data, k_noise = jax.random.split(state.key)
-        batch = task.train(data, k_data, state.step)
+    def gradient(numbers, data, params, step, k_data, k_noise):
+        batch = task.train(data, k_data, step)
 
         def loss(params):
-            ys = model.outputs(numbers, params, batch.xs, jax.random.fold_in(k_noise, state.step))
+            ys = model.outputs(numbers, params, batch.xs, k_noise)
             return weighted_mean(task.losses(ys, batch.targets), batch.weights)
 
-        value, grads = jax.value_and_grad(loss)(state.params)
-        optimizer = base.optimizer(config, numbers["learning_rate"])
-        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, changes)
-        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": value}
+        return jax.value_and_grad(loss)(params)
 
-    def evaluate(numbers, data, state: State):
-        part = partial(scores, task, model, numbers=numbers, data=data, params=state.params)
+    def evaluate(numbers, data, params):
+        part = partial(scores, task, model, numbers=numbers, data=data, params=params)
         return {**part("validation"), "training_loss": part("training")["loss"]}
 
-    return Program(init, update, evaluate, task.data, monitor, task.batches)
+    return descent(config, model.init, gradient, evaluate, task.data, monitor, task.batches)
 
 
 def test_scores(

@@ -114,19 +114,13 @@ def model(config: SimpleNamespace, task: tasks.Task) -> supervised.Model:
     if config.model == "naive":
         return supervised.Model(lambda numbers, key: {}, lambda numbers, params, xs, key: xs[..., column : column + 1])
 
-    def split(numbers, key):
-        return nnx.split(_network(config, numbers, task.features, nnx.Rngs(key)), nnx.Param, ...)
+    init, network = supervised.of_module(lambda numbers, rngs: _network(config, numbers, task.features, rngs))
 
     def outputs(numbers, params, xs, key):
-        # Built anew in every trace: the rates are traced numbers, and the random streams start from this step's key.
-        graph, _, rest = split(numbers, jax.random.key(0) if key is None else key)
-        network: Any = nnx.merge(graph, params, nnx.as_pure(rest))
-        if key is None:
-            network.eval()
-        forecast = network(jnp.swapaxes(xs, 0, 1))
+        forecast = network(numbers, params, key)(jnp.swapaxes(xs, 0, 1))
         return jnp.broadcast_to(jnp.expand_dims(forecast, (0, 2)), (*xs.shape[:2], 1))
 
-    return supervised.Model(lambda numbers, key: nnx.as_pure(split(numbers, key)[1]), outputs)
+    return supervised.Model(init, outputs)
 
 
 def _task(config: SimpleNamespace) -> tasks.Task:

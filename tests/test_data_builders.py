@@ -8,6 +8,7 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from test_data_reviews import archive
 
 from seqjax.data import builders, jena, reviews, text
@@ -43,7 +44,7 @@ def no_download(*_):
 def test_jena_climate_is_prepared_and_read_back_exactly(climate_dir, tmp_path, monkeypatch):
     file = climate_dir / "jena_climate_2009_2016.csv"
     monkeypatch.setattr(builders.JenaClimate, "blob", jena.blob_id(file.read_bytes()))
-    monkeypatch.setattr(builders.tfds.download.DownloadManager, "download", no_download)
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", no_download)
     found = builders.jena_climate(tmp_path / "data", climate_dir)
     expected = jena.load(file)
     np.testing.assert_array_equal(found.values, expected.values)
@@ -65,9 +66,7 @@ def test_jena_climate_downloads_the_official_zip_when_it_is_not_in_manual_dir(cl
         packed.write(file, file.name)
     monkeypatch.setattr(builders.JenaClimate, "blob", jena.blob_id(file.read_bytes()))
     asked = []
-    monkeypatch.setattr(
-        builders.tfds.download.DownloadManager, "download", lambda self, url: asked.append(url) or archive
-    )
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", lambda self, url: asked.append(url) or archive)
     found = builders.jena_climate(tmp_path / "data")
     assert asked == ["https://storage.googleapis.com/tensorflow/tf-keras-datasets/jena_climate_2009_2016.csv.zip"]
     np.testing.assert_array_equal(found.values, jena.load(file).values)
@@ -76,7 +75,7 @@ def test_jena_climate_downloads_the_official_zip_when_it_is_not_in_manual_dir(cl
 def test_tiny_shakespeare_is_prepared_and_read_back_exactly(text_dir, tmp_path, monkeypatch):
     content = (text_dir / "input.txt").read_bytes()
     monkeypatch.setattr(builders.TinyShakespeare, "sha256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(builders.tfds.download.DownloadManager, "download", no_download)
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", no_download)
     assert builders.tiny_shakespeare(tmp_path / "data", text_dir) == text.read(text_dir)
     builder = builders.TinyShakespeare(data_dir=tmp_path / "data", file_format="array_record")
     train = builder.as_data_source(split="train")[0]["text"].decode()
@@ -87,7 +86,7 @@ def test_imdb_reviews_are_prepared_and_read_back_exactly(tmp_path, monkeypatch):
     (tmp_path / "manual").mkdir()
     file = archive(tmp_path / "manual" / "aclImdb_v1.tar.gz")
     monkeypatch.setattr(builders.ImdbReviews, "md5", hashlib.md5(file.read_bytes()).hexdigest())
-    monkeypatch.setattr(builders.tfds.download.DownloadManager, "download", no_download)
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", no_download)
     parts, expected = builders.imdb_reviews(tmp_path / "data", tmp_path / "manual"), reviews.load(file)
     for name, part in parts.items():
         assert part.texts == expected[name].texts

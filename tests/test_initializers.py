@@ -163,7 +163,8 @@ def test_lanes_draw_orthogonal_matrices_one_after_the_other():
     assert decomposed
     assert {e.invars[0].aval.shape for e in decomposed} == {(4, 4)}
     for lane, single in zip(jax.tree.leaves(draw(keys)), jax.tree.leaves(cell.init(keys[1], 2)), strict=True):
-        np.testing.assert_array_equal(lane[1], single)
+        # Batched and single, a decomposition may be compiled with other roundings.
+        np.testing.assert_allclose(lane[1], single, rtol=1e-5, atol=1e-6)
 
 
 def eigenvalues(w):
