@@ -2,5 +2,15 @@
 
 from seqjax.models.classifier import BagClassifier, SequenceClassifier
 from seqjax.models.forecaster import ConvForecaster, DenseForecaster, RecurrentForecaster
+from seqjax.models.series import ConvClassifier, DenseClassifier, SeriesClassifier
 
-__all__ = ["BagClassifier", "ConvForecaster", "DenseForecaster", "RecurrentForecaster", "SequenceClassifier"]
+__all__ = [
+    "BagClassifier",
+    "ConvClassifier",
+    "ConvForecaster",
+    "DenseClassifier",
+    "DenseForecaster",
+    "RecurrentForecaster",
+    "SequenceClassifier",
+    "SeriesClassifier",
+]
