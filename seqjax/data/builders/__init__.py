@@ -3,14 +3,25 @@
     climate = builders.jena_climate("~/tensorflow_datasets")
     text = builders.tiny_shakespeare("~/tensorflow_datasets", manual_dir="downloads")
     parts = builders.imdb_reviews("~/tensorflow_datasets")
+    recordings = builders.free_spoken_digits("~/tensorflow_datasets")
 
 `download_and_prepare` downloads the official file, or takes it from `manual_dir` when it is there, and checks it
-before anything is written: the csv of Jena by its git blob id (nobody publishes a checksum of the zip), the others by
-a hash.
+before anything is written: the csv of Jena by its git blob id (nobody publishes a checksum of the zip), the spoken
+digits by a hash of all recordings, the others by a hash of the file.
 """
 
 from seqjax.data.builders.jena import JenaClimate, jena_climate
 from seqjax.data.builders.reviews import ImdbReviews, imdb_reviews
 from seqjax.data.builders.shakespeare import TinyShakespeare, tiny_shakespeare
+from seqjax.data.builders.spoken_digits import FreeSpokenDigits, free_spoken_digits
 
-__all__ = ["ImdbReviews", "JenaClimate", "TinyShakespeare", "imdb_reviews", "jena_climate", "tiny_shakespeare"]
+__all__ = [
+    "FreeSpokenDigits",
+    "ImdbReviews",
+    "JenaClimate",
+    "TinyShakespeare",
+    "free_spoken_digits",
+    "imdb_reviews",
+    "jena_climate",
+    "tiny_shakespeare",
+]
