@@ -2,5 +2,15 @@
 
 from seqjax.models.classifier import BagClassifier, SequenceClassifier
 from seqjax.models.forecaster import ConvForecaster, DenseForecaster, RecurrentForecaster
+from seqjax.models.speech import ConvWordClassifier, MomentsWordClassifier, RecurrentWordClassifier
 
-__all__ = ["BagClassifier", "ConvForecaster", "DenseForecaster", "RecurrentForecaster", "SequenceClassifier"]
+__all__ = [
+    "BagClassifier",
+    "ConvForecaster",
+    "ConvWordClassifier",
+    "DenseForecaster",
+    "MomentsWordClassifier",
+    "RecurrentForecaster",
+    "RecurrentWordClassifier",
+    "SequenceClassifier",
+]
