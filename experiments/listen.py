@@ -2,8 +2,8 @@
 
     python -m experiments.listen RUN FILE.wav
 
-RUN is a run directory; FILE.wav may be its own stream.wav. Each 10 ms of sound go through `spotter.listen`, whose carry is
-all that is kept; nothing is read ahead.
+RUN is a run directory; FILE.wav may be its own stream.wav. Each 10 ms of sound go through `spotter.listen`, whose carry
+is all that is kept; nothing is read ahead.
 """
 
 import sys
