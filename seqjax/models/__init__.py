@@ -3,14 +3,18 @@
 from seqjax.models.classifier import BagClassifier, SequenceClassifier
 from seqjax.models.forecaster import ConvForecaster, DenseForecaster, RecurrentForecaster
 from seqjax.models.series import ConvClassifier, DenseClassifier, SeriesClassifier
+from seqjax.models.speech import ConvWordClassifier, MomentsWordClassifier, RecurrentWordClassifier
 
 __all__ = [
     "BagClassifier",
     "ConvClassifier",
     "ConvForecaster",
+    "ConvWordClassifier",
     "DenseClassifier",
     "DenseForecaster",
+    "MomentsWordClassifier",
     "RecurrentForecaster",
+    "RecurrentWordClassifier",
     "SequenceClassifier",
     "SeriesClassifier",
 ]

@@ -13,14 +13,17 @@ from seqjax.data.builders.jena import JenaClimate, jena_climate
 from seqjax.data.builders.mnist import Mnist, mnist_digits
 from seqjax.data.builders.reviews import ImdbReviews, imdb_reviews
 from seqjax.data.builders.shakespeare import TinyShakespeare, tiny_shakespeare
+from seqjax.data.builders.spoken_digits import FreeSpokenDigits, free_spoken_digits
 from seqjax.data.builders.ucr import Ucr, ucr_series
 
 __all__ = [
+    "FreeSpokenDigits",
     "ImdbReviews",
     "JenaClimate",
     "Mnist",
     "TinyShakespeare",
     "Ucr",
+    "free_spoken_digits",
     "imdb_reviews",
     "jena_climate",
     "mnist_digits",
