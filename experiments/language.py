@@ -243,7 +243,8 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
         keep(config, corpus.vocabulary, params, run)
     counts = np.bincount(corpus.parts["train"], minlength=corpus.vocabulary.size)[test[1:]]
     with io.BytesIO() as file:
-        np.savez_compressed(file, count=counts, **nats)
+        arrays: dict[str, Any] = {"count": counts, **nats}
+        np.savez_compressed(file, **arrays)
         write_atomic(run.directory / "nats.npz", file.getvalue())
     save(_figure(counts, nats), run.figures / "nats")
     scores = {name: _scores(config, float(values.mean())) for name, values in nats.items()}

@@ -69,8 +69,12 @@ class Vocabulary(NamedTuple):
         """What `to_json` wrote. Raises ValueError for anything else."""
         found = json.loads(text)
         words = found.get("words") if isinstance(found, dict) else None
-        strings = isinstance(words, list) and all(isinstance(word, str) for word in words)
-        if not strings or words != sorted(set(words)) or not words:
+        if (
+            not isinstance(words, list)
+            or not words
+            or not all(isinstance(word, str) for word in words)
+            or words != sorted(set(words))
+        ):
             raise ValueError(f'expected {{"words": distinct words in code point order}}, got {text[:80]}')
         return cls(tuple(words))
 
