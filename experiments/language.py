@@ -132,7 +132,7 @@ def network(config: SimpleNamespace, size: int) -> Network:
     init, of = supervised.of_module(make)
 
     def uniform(numbers, key):
-        leaves, tree = jax.tree.flatten(jax.eval_shape(init, numbers, key))
+        leaves, tree = jax.tree.flatten(jax.eval_shape(lambda key: init(numbers, key), key))
         keys, r = jax.random.split(key, len(leaves)), config.init_range
         draws = (jax.random.uniform(k, w.shape, w.dtype, -r, r) for k, w in zip(keys, leaves, strict=True))
         return tree.unflatten(draws)
@@ -178,7 +178,7 @@ def program(config: SimpleNamespace) -> Program:
         (_, (nats, hidden)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         optimizer = base.optimizer(config, numbers["learning_rate"])
         changes, opt_state = optimizer.update(grads, state.opt_state, params)
-        rate = _decay(config, state.step // epoch)
+        rate = decayed(config, state.step // epoch)
         params = optax.apply_updates(params, jax.tree.map(lambda change: rate * change, changes))
         if average:
             late = state.step - state.best.step >= config.nonmonotone * config.evaluate_every
@@ -201,7 +201,7 @@ def _penalties(numbers: Any, ys: Array) -> Array:
     return alpha * regularizers.activation_penalty(ys) + beta * regularizers.temporal_activation_penalty(ys)
 
 
-def _decay(config: SimpleNamespace, epoch: Array) -> Array:
+def decayed(config: SimpleNamespace, epoch: Array) -> Array:
     """The factor of the learning rate in an epoch, the first being 0."""
     return jnp.float32(config.decay) ** jnp.maximum(epoch + 1 - config.decay_after, 0).astype(jnp.float32)
 
