@@ -2,6 +2,8 @@
 
 from seqjax.models.classifier import BagClassifier, SequenceClassifier
 from seqjax.models.forecaster import ConvForecaster, DenseForecaster, RecurrentForecaster
+from seqjax.models.language import LanguageModel
+from seqjax.models.ngram import KneserNey
 from seqjax.models.series import ConvClassifier, DenseClassifier, SeriesClassifier
 from seqjax.models.speech import ConvWordClassifier, MomentsWordClassifier, RecurrentWordClassifier
 
@@ -12,6 +14,8 @@ __all__ = [
     "ConvWordClassifier",
     "DenseClassifier",
     "DenseForecaster",
+    "KneserNey",
+    "LanguageModel",
     "MomentsWordClassifier",
     "RecurrentForecaster",
     "RecurrentWordClassifier",
