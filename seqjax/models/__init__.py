@@ -2,5 +2,13 @@
 
 from seqjax.models.classifier import BagClassifier, SequenceClassifier
 from seqjax.models.forecaster import ConvForecaster, DenseForecaster, RecurrentForecaster
+from seqjax.models.music import RollModel
 
-__all__ = ["BagClassifier", "ConvForecaster", "DenseForecaster", "RecurrentForecaster", "SequenceClassifier"]
+__all__ = [
+    "BagClassifier",
+    "ConvForecaster",
+    "DenseForecaster",
+    "RecurrentForecaster",
+    "RollModel",
+    "SequenceClassifier",
+]
