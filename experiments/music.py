@@ -9,8 +9,8 @@ Boulanger-Lewandowski et al. 2012 (arXiv 1206.6392); settings and published valu
     rnn, lstm, gru   --layers of --units, --dropout between layers and before the head; the keys are independent of each
                      other given the past, or with --nade=64 each is given those below it (RNN-NADE of the first paper)
 
-`test_nll` is the mean over all steps of all pieces but the first of each, as Bai et al. count; `test_nll_sequence` is the
-mean over pieces of the mean over their steps, in which a long piece counts no more than a short one.
+`test_nll` is the mean over all steps of all pieces but the first of each, as Bai et al. count; `test_nll_sequence` is
+the mean over pieces of the mean over their steps, in which a long piece counts no more than a short one.
 
     python -m experiments.music --model=lstm --data_dir=DIR
     python -m experiments.music --model=lstm --nade=64 --data=nottingham --data_dir=DIR
