@@ -155,32 +155,32 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     _, network = supervised.of_module(lambda numbers, rngs: _network(config, numbers, rngs))
 
     @jax.jit
-    def tested(params: Params, part: Tree, starts: Array) -> tuple[dict[str, Array], Array, list[Array]]:
+    def tested(params: Params, part: Tree, starts: Array, shown: Array) -> tuple[dict[str, Array], Array, Array]:
         model = network(vars(config), params, None)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         composed = model.compose(starts, config.composed, key, config.temperature)
-        shown = [jax.nn.sigmoid(model.logits(jnp.asarray(piece)[None]))[0] for piece in pieces[:SHOWN]]
-        return _scores(model, part), composed, shown
+        return _scores(model, part), composed, jax.nn.sigmoid(model.logits(shown))
 
-    scores, found, shown = jax.device_get(tested(state.best.params, part, starts))
+    shown = buckets.make(pieces[:SHOWN], (max(map(len, pieces[:SHOWN])),))[0].rows
+    scores, found, said = jax.device_get(tested(state.best.params, part, starts, shown))
     composed = [np.concatenate([piece[:start], new.astype(np.uint8)]) for piece, new in zip(pieces, found, strict=True)]
-    for i, rolls in enumerate(zip(pieces[:SHOWN], composed, strict=False)):
-        for name, roll in zip(("piece", "composed"), rolls, strict=True):
+    for i, (piece, made) in enumerate(zip(pieces[:SHOWN], composed, strict=False)):
+        for name, roll in (("piece", piece), ("composed", made)):
             content = midi.encode(roll, lowest=music.LOWEST, step_seconds=SECONDS[config.data])
             write_atomic(run.directory / f"{name}_{i}.mid", content)
-        save(_figure(rolls[0][: len(rolls[1])], rolls[1], shown[i], start), run.figures / f"rolls_{i}")
+        save(_figure(piece, made, said[i, : len(piece) - 1], start), run.figures / f"rolls_{i}")
     with io.BytesIO() as file:
         np.savez_compressed(file, composed=np.stack(composed), start=start)
         write_atomic(run.directory / "composed.npz", file.getvalue())
-    likeness = {
-        "piece": _likeness(pieces, parts["train"], start),
-        "composed": _likeness(composed, parts["train"], start),
-    }
     return {
         **{f"test_{name}": float(value) for name, value in scores.items()},
         "validation_nll": float(state.best.value),
         "best_step": int(state.best.step),
-        **{f"{whose}_{name}": value for whose, values in likeness.items() for name, value in values.items()},
+        **{
+            f"{whose}_{name}": value
+            for whose, rolls in (("piece", pieces), ("composed", composed))
+            for name, value in _likeness(rolls, parts["train"], start).items()
+        },
     }
 
 
@@ -212,17 +212,21 @@ def _figure(piece: np.ndarray, composed: np.ndarray, said: np.ndarray, start: in
     """A piece, what was composed from its start, and the probabilities that each step of the piece was said with."""
     figure, axes = panels(3, 1, width=9.0, height=2.4)
     sounds = np.flatnonzero(piece.any(0) | composed.any(0)) + music.LOWEST
-    steps = len(composed)
     rows = [
         ("The piece", piece),
         (f"Composed from its first {start} steps on", composed),
-        ("Probability of each key, given the piece so far", np.concatenate([np.zeros_like(said[:1]), said])[:steps]),
+        ("Probability of each key, given the piece so far", np.concatenate([np.zeros_like(said[:1]), said])),
     ]
     for axis, (title, roll) in zip(axes[:, 0], rows, strict=True):
         extent = (-0.5, len(roll) - 0.5, music.LOWEST - 0.5, music.LOWEST + music.KEYS - 0.5)
         axis.imshow(roll.T, aspect="auto", origin="lower", cmap="Greys", vmin=0, vmax=1, extent=extent)
         axis.axvline(start - 0.5, color="0.5", linestyle="--", linewidth=1)
-        axis.set(title=title, ylabel="MIDI pitch", xlim=(-0.5, steps - 0.5), ylim=(sounds.min() - 2, sounds.max() + 2))
+        axis.set(
+            title=title,
+            ylabel="MIDI pitch",
+            xlim=(-0.5, len(composed) - 0.5),
+            ylim=(sounds.min() - 2, sounds.max() + 2),
+        )
         axis.set_yticks([c for c in range(24, 108, 12) if sounds.min() - 2 <= c <= sounds.max() + 2])
     axes[-1, 0].set(xlabel="step (dashed: where the composition begins; ticks at every C)")
     return figure
