@@ -72,6 +72,12 @@ flags.DEFINE_float("temperature", 1.0, "Divides the logits of a composition.", f
 flags.register_validator("temperature", lambda value: value > 0, "must be positive", flag_values=FLAGS)
 flags.DEFINE_float("dropout", 0.2, "Rate, in [0, 1).", flag_values=FLAGS)
 flags.register_validator("dropout", lambda rate: 0 <= rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
+flags.register_multi_flags_validator(
+    ("model", "nade"),
+    lambda given: given["model"] in CELLS or not given["nade"],
+    f"--nade is for the recurrent models ({', '.join(CELLS)})",
+    flag_values=FLAGS,
+)
 
 NUMBERS = ("seed", "learning_rate", "dropout")
 STUDY = f"model={','.join([*CHAINS, *CELLS])};seed=0:3"
@@ -209,13 +215,16 @@ def _likeness(pieces: Sequence[np.ndarray], train: Sequence[np.ndarray], start: 
 
 
 def _figure(piece: np.ndarray, composed: np.ndarray, said: np.ndarray, start: int) -> "Figure":
-    """A piece, what was composed from its start, and the probabilities that each step of the piece was said with."""
+    """A piece, what was composed from its start, and how probable each key of the piece was said to be.
+
+    Before a key come all earlier steps, and with a NADE head the keys below it.
+    """
     figure, axes = panels(3, 1, width=9.0, height=2.4)
     sounds = np.flatnonzero(piece.any(0) | composed.any(0)) + music.LOWEST
     rows = [
         ("The piece", piece),
         (f"Composed from its first {start} steps on", composed),
-        ("Probability of each key, given the piece so far", np.concatenate([np.zeros_like(said[:1]), said])),
+        ("Probability of each key, given all before it", np.concatenate([np.zeros_like(said[:1]), said])),
     ]
     for axis, (title, roll) in zip(axes[:, 0], rows, strict=True):
         extent = (-0.5, len(roll) - 0.5, music.LOWEST - 0.5, music.LOWEST + music.KEYS - 0.5)

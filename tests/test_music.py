@@ -137,7 +137,27 @@ def few_pieces(monkeypatch):
     return small
 
 
-@pytest.mark.parametrize("flags", [["--model=markov"], ["--model=gru"], ["--model=rnn", "--nade=2"]], ids="".join)
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [
+        ("lstm", 4 * 200 * (88 + 200 + 1) + 4 * 200 * (200 + 200 + 1) + 88 * 201),
+        ("gru", 3 * 200 * (88 + 200 + 1) + 3 * 200 * (200 + 200 + 1) + 2 * 200 + 88 * 201),
+        ("rnn", 200 * (88 + 200 + 1) + 200 * (200 + 200 + 1) + 88 * 201),
+        ("marginal", 0),
+        ("repeat", 0),
+    ],
+)
+def test_music_models(model, parameters, few_pieces):
+    """Every model has its weights and can be trained: all but the compiler's part of a run."""
+    config = base.parse(music, {"model": model, "layers": 2, "units": 200, "batch_size": 4})
+    made, numbers = music.program(config), base.numbers(music, config)
+    state = jax.eval_shape(made.init, numbers)
+    assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)) == parameters
+    after, _ = jax.eval_shape(made.update, numbers, made.data, state)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+
+
+@pytest.mark.parametrize("flags", [["--model=markov"], ["--model=rnn", "--nade=2"]], ids="".join)
 def test_music(flags, tmp_path, few_pieces):
     finished = run("music", tmp_path / "run", *flags, *SMALL)
     result = finished.result()
@@ -173,6 +193,7 @@ def test_music_refuses(tmp_path):
     assert "value should be one of <jsb|jsb_16th|nottingham>" in refused("music", "--data=bach")
     assert "must be positive" in refused("music", "--temperature=0")
     assert "a rate in [0, 1)" in refused("music", "--dropout=1")
+    assert "--nade is for the recurrent models (rnn, lstm, gru)" in refused("music", "--model=markov", "--nade=8")
     with pytest.raises(FileNotFoundError, match=r"no JSB_Chorales.mat in it, found nothing"):
         music.program(base.parse(music, {"data_dir": str(tmp_path)}))
 
