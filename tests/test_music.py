@@ -140,16 +140,16 @@ def few_pieces(monkeypatch):
 @pytest.mark.parametrize(
     ("model", "parameters"),
     [
-        ("lstm", 4 * 200 * (88 + 200 + 1) + 4 * 200 * (200 + 200 + 1) + 88 * 201),
-        ("gru", 3 * 200 * (88 + 200 + 1) + 3 * 200 * (200 + 200 + 1) + 2 * 200 + 88 * 201),
-        ("rnn", 200 * (88 + 200 + 1) + 200 * (200 + 200 + 1) + 88 * 201),
+        ("lstm", 4 * 220 * (88 + 220 + 1) + 88 * 221),
+        ("gru", 3 * 260 * (88 + 260 + 1) + 260 + 88 * 261),
+        ("rnn", 460 * (88 + 460 + 1) + 88 * 461),
         ("marginal", 0),
         ("repeat", 0),
     ],
 )
 def test_music_models(model, parameters, few_pieces):
     """Every model has its weights and can be trained: all but the compiler's part of a run."""
-    config = base.parse(music, {"model": model, "layers": 2, "units": 200, "batch_size": 4})
+    config = base.parse(music, {"model": model, "batch_size": 4})
     made, numbers = music.program(config), base.numbers(music, config)
     state = jax.eval_shape(made.init, numbers)
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)) == parameters
