@@ -3,6 +3,7 @@
 from seqjax.models.classifier import BagClassifier, SequenceClassifier
 from seqjax.models.forecaster import ConvForecaster, DenseForecaster, RecurrentForecaster
 from seqjax.models.language import LanguageModel
+from seqjax.models.music import RollModel
 from seqjax.models.ngram import KneserNey
 from seqjax.models.series import ConvClassifier, DenseClassifier, SeriesClassifier
 from seqjax.models.speech import ConvWordClassifier, MomentsWordClassifier, RecurrentWordClassifier
@@ -19,6 +20,7 @@ __all__ = [
     "MomentsWordClassifier",
     "RecurrentForecaster",
     "RecurrentWordClassifier",
+    "RollModel",
     "SequenceClassifier",
     "SeriesClassifier",
 ]

@@ -11,6 +11,7 @@ a hash.
 
 from seqjax.data.builders.jena import JenaClimate, jena_climate
 from seqjax.data.builders.mnist import Mnist, mnist_digits
+from seqjax.data.builders.music import PianoRolls, piano_rolls
 from seqjax.data.builders.ptb import PennTreebank, penn_treebank
 from seqjax.data.builders.reviews import ImdbReviews, imdb_reviews
 from seqjax.data.builders.shakespeare import TinyShakespeare, tiny_shakespeare
@@ -23,6 +24,7 @@ __all__ = [
     "JenaClimate",
     "Mnist",
     "PennTreebank",
+    "PianoRolls",
     "TinyShakespeare",
     "Ucr",
     "free_spoken_digits",
@@ -30,6 +32,7 @@ __all__ = [
     "jena_climate",
     "mnist_digits",
     "penn_treebank",
+    "piano_rolls",
     "tiny_shakespeare",
     "ucr_series",
 ]
