@@ -150,7 +150,7 @@ def test_other_damaged_files_are_named(tmp_path):
         with pytest.raises(ValueError, match=message):
             ucr.load(tmp_path, "ECG")
     (tmp_path / "ECG_TRAIN.txt").write_bytes(b"1 2 \xff")
-    with pytest.raises(ValueError, match=r"ECG_TRAIN.txt: not UTF-8: invalid start byte at offset 4"):
+    with pytest.raises(ValueError, match=r"ECG_TRAIN.txt is not UTF-8: invalid start byte at offset 4"):
         ucr.load(tmp_path, "ECG")
     (tmp_path / "Vowels.zip").write_bytes(b"<html>")
     with pytest.raises(ValueError, match=r"Vowels.zip: damaged or no archive: ReadError"):

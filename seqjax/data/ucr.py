@@ -4,23 +4,20 @@ parts = ucr.load("data", "JapaneseVowels")
 train, validation = ucr.split(parts["train"])
 """
 
-import gzip
 import os
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from seqjax.data import files
+
 __all__ = ["Series", "generated", "load", "normalize", "pack", "parse", "split"]
 
 _FOLDERS = (".", "ucr", "ucr_uea", "ucr/ucr_uea")
 _ARCHIVES = ("Univariate_ts.zip", "Multivariate_ts.zip", "ucr_uea_ts.tar.gz")
 _SUFFIXES = (".ts", ".txt", ".tsv")
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile)
 
 
 class Series(NamedTuple):
@@ -153,10 +150,7 @@ def parse(source: str, content: bytes) -> list[tuple[np.ndarray, str]]:
     Raises:
       ValueError: what breaks the format (names the source and the line).
     """
-    try:
-        lines = content.decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source}: not UTF-8: {error.reason} at offset {error.start}") from None
+    lines = files.decode(content, source).splitlines()
     rows = list(_ts(source, lines) if source.endswith(".ts") else _columns(source, lines))
     if not rows:
         raise ValueError(f"{source}: no series in it")
@@ -242,9 +236,9 @@ def _read(path: Path, stem: str) -> tuple[str, bytes]:
     else:
         name = stem.rpartition("_")[0]
         folders = [path / inner / own for inner in _FOLDERS for own in ("", name)]
-        files = [folder / f"{stem}{suffix}" for folder in folders for suffix in _SUFFIXES]
+        series = [folder / f"{stem}{suffix}" for folder in folders for suffix in _SUFFIXES]
         archives = [folder / archive for folder in folders for archive in (f"{name}.zip", *_ARCHIVES)]
-        candidates = [file for file in (*files, *archives) if file.is_file()]
+        candidates = [file for file in (*series, *archives) if file.is_file()]
     for candidate in candidates:
         if candidate.suffix in _SUFFIXES and candidate.stem == stem:
             return str(candidate), candidate.read_bytes()
@@ -257,18 +251,7 @@ def _read(path: Path, stem: str) -> tuple[str, bytes]:
 
 def _member(archive: Path, stem: str) -> tuple[str, bytes] | None:
     """The file of an archive with this name."""
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as packed:
-                names = [name for name in packed.namelist() if Path(name).stem == stem]
-                for name in (name for suffix in _SUFFIXES for name in names if name.endswith(suffix)):
-                    return f"{archive}: {name}", packed.read(name)
-            return None
-        with tarfile.open(archive) as packed:
-            for member in packed:
-                if member.isfile() and Path(member.name).stem == stem and member.name.endswith(_SUFFIXES):
-                    content = packed.extractfile(member)
-                    return f"{archive}: {member.name}", b"" if content is None else content.read()
-    except _DAMAGED as error:
-        raise ValueError(f"{archive}: damaged or no archive: {type(error).__name__}: {error}") from error
-    return None
+    found = {}
+    for name, content in files.members(archive, lambda name: Path(name).stem == stem and name.endswith(_SUFFIXES)):
+        found[Path(name).suffix] = f"{archive}: {name}", content
+    return next((found[suffix] for suffix in _SUFFIXES if suffix in found), None)
