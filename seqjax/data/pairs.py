@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "normalize",
     "parse",
+    "read",
     "split",
     "tokens",
     "vocabulary",
@@ -104,7 +105,24 @@ def load(path: str | os.PathLike[str]) -> Pairs:
       ValueError: a damaged archive, a line without two columns, text that is not UTF-8, no pairs (names file and line).
     """
     path = _find(Path(path).expanduser())
-    return parse(_content(path), str(path))
+    return parse(read(path), str(path))
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """The content of the one text file with pairs; `path` and errors as in `load`."""
+    path = _find(Path(path).expanduser())
+    if not zipfile.is_zipfile(path):
+        if path.suffix == ".zip":
+            raise ValueError(f"{path}: damaged or no zip archive")
+        return path.read_bytes()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".txt") and "_about" not in name]
+            if len(names) != 1:
+                raise ValueError(f"{path}: expected one .txt with pairs in it, found {names}")
+            return archive.read(names[0])
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path}: damaged archive: {error}") from error
 
 
 def parse(content: bytes, place: str = "content") -> Pairs:
@@ -246,18 +264,3 @@ def _find(path: Path) -> Path:
                 return found[0]
     names = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
     raise FileNotFoundError(f"{path}: no fra-eng.zip and no fra.txt in it, found {names}")
-
-
-def _content(path: Path) -> bytes:
-    if not zipfile.is_zipfile(path):
-        if path.suffix == ".zip":
-            raise ValueError(f"{path}: damaged or no zip archive")
-        return path.read_bytes()
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".txt") and "_about" not in name]
-            if len(names) != 1:
-                raise ValueError(f"{path}: expected one .txt with pairs in it, found {names}")
-            return archive.read(names[0])
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{path}: damaged archive: {error}") from error

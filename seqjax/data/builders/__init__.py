@@ -10,7 +10,17 @@ a hash.
 """
 
 from seqjax.data.builders.jena import JenaClimate, jena_climate
+from seqjax.data.builders.pairs import FrenchEnglish, french_english
 from seqjax.data.builders.reviews import ImdbReviews, imdb_reviews
 from seqjax.data.builders.shakespeare import TinyShakespeare, tiny_shakespeare
 
-__all__ = ["ImdbReviews", "JenaClimate", "TinyShakespeare", "imdb_reviews", "jena_climate", "tiny_shakespeare"]
+__all__ = [
+    "FrenchEnglish",
+    "ImdbReviews",
+    "JenaClimate",
+    "TinyShakespeare",
+    "french_english",
+    "imdb_reviews",
+    "jena_climate",
+    "tiny_shakespeare",
+]
