@@ -253,8 +253,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     _write(run, sentences, systems, references)
     if config.attention != "none":
         chosen = np.argsort(-lengths, kind="stable")[:: max(len(lengths) // 12, 1)][:4]
-        model = module(numbers, params, None)
-        save(_maps(model, config, found, [sentences[i] for i in chosen]), run.figures / "attention")
+        save(_maps(module, config, found, params, [sentences[i] for i in chosen]), run.figures / "attention")
     return {
         "test_loss": loss,
         "test_perplexity": float(np.exp(loss)),
@@ -292,22 +291,26 @@ def _write(
     write_atomic(run.directory / "translations.txt", "\n\n".join(blocks) + "\n")
 
 
-def _maps(model: Translator, config: SimpleNamespace, found: Corpus, sentences: Sequence[str]) -> "Figure":
+def _maps(module: Any, config: SimpleNamespace, found: Corpus, params: Tree, sentences: Sequence[str]) -> "Figure":
     """Which words of a sentence the decoder looks at as it says each word."""
-    figure, axes = panels(2, 2, width=3.6, height=3.4)
-    for axis, sentence in zip(axes.flat, sentences, strict=False):
-        source = jnp.asarray(found.english.encode(sentence))[None]
+    source = _padded([found.english.encode(sentence) for sentence in sentences], config.length + 1)
+
+    @jax.jit
+    def seen(params, source):
+        model = module(vars(config), params, None)
         start, memory = model.encode(source, _lengths(source))
-        options: Any = {"start": pairs.START, "stop": pairs.STOP}
+        options = {"start": pairs.START, "stop": pairs.STOP}
         tokens = model.translate(source, _lengths(source), longest(config) + 1, **options)
-        words = [*found.french.decode(np.asarray(tokens[0])), "(end)"]
-        read = jnp.concatenate([jnp.full((1, 1), pairs.START, jnp.int32), tokens[:, : len(words) - 1]], 1)
-        assert memory is not None
-        weights = np.asarray(model.decoder.weights(read, start, memory))[0]
-        axis.imshow(weights, cmap="Greys", vmin=0, vmax=1, aspect="auto")
+        read = jnp.concatenate([jnp.full_like(tokens[:, :1], pairs.START), tokens[:, :-1]], 1)
+        return tokens, model.decoder.weights(read, start, memory)
+
+    figure, axes = panels(2, 2, width=3.6, height=3.4)
+    for axis, sentence, tokens, weights in zip(axes.flat, sentences, *seen(params, source), strict=False):
         columns = [*pairs.tokens(sentence), "(end)"]
+        rows = [*found.french.decode(np.asarray(tokens)), "(end)"][: len(tokens)]
+        axis.imshow(weights[: len(rows), : len(columns)], cmap="Greys", vmin=0, vmax=1, aspect="auto")
         axis.set_xticks(range(len(columns)), columns, rotation=60, ha="right")
-        axis.set_yticks(range(len(words)), words)
+        axis.set_yticks(range(len(rows)), rows)
         axis.grid(visible=False)
     return figure
 
