@@ -30,11 +30,9 @@ def quick_compiler():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.mark.parametrize("kind", ["none", "additive"])
-def test_a_translator(kind):
+def test_a_translator():
     """Padding is not read, steps are the whole; greedy search says the likeliest token, a wide beam the best text."""
-    cell = cells.lstm(3) if kind == "none" else cells.gru(3)
-    model = Translator(cell, 6, 7, 2, attend=translation.ATTENTION[kind], rngs=nnx.Rngs(0))
+    model = Translator(cells.lstm(3), 6, 7, 2, attend=attention.bahdanau, rngs=nnx.Rngs(0))
     model.eval()
 
     @jax.jit
@@ -159,6 +157,8 @@ def test_translation(kind, tmp_path, monkeypatch, capsys):
     assert text.count("    greedy  ") == text.count("   nearest  ") == 20
     assert (finished.figures / "attention.png").exists() == (kind != "none")
     assert [section.title for section in drawn(translation, [finished])] == ["Translation"]
+    if kind != "additive":
+        return
     sentence, said = text.split("\n")[0], text.split("\n")[2].removeprefix("      beam").strip()
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{sentence}\n\n"))
     assert translate.main([f"--run={finished.directory}"]) == 0
