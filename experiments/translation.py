@@ -262,6 +262,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     np.savez(run.directory / "weights.npz", *map(np.asarray, jax.tree.leaves(params)))
     _write(run, sentences, systems, references)
     if config.attention != "none":
+        # Long sentences, and not neighbours, which are much alike.
         chosen = np.argsort(-lengths, kind="stable")[:: max(len(lengths) // 12, 1)][:4]
         save(_maps(module, config, found, params, [sentences[i] for i in chosen]), run.figures / "attention")
     return {

@@ -1,6 +1,7 @@
 """Encoder and decoder, baselines of translation, and the experiment through its command line."""
 
 import io
+import sys
 from functools import partial
 
 import jax
@@ -137,7 +138,7 @@ def test_bleu_takes_the_best_of_several_references(monkeypatch):
     text = "Elle a une vieille maison."
     assert translation.bleu([text.lower(), "x"], [["Un chat.", text], ["x"]]) == pytest.approx(100)
     assert translation.bleu([text, "y"], [[text], ["x", "z"]]) < 100
-    monkeypatch.setitem(__import__("sys").modules, "sacrebleu", None)
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
     with pytest.raises(ImportError, match=r"BLEU needs sacrebleu: pip install 'seqjax\[text\]'"):
         translation.bleu(["x"], [["x"]])
 

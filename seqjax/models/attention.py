@@ -11,8 +11,8 @@ the output, so that all steps look at once and the cell keeps its fast path, `ba
     attending = luong(cells.gru(64), 128)
     params = attending.cell.init(key, 32)
     memory = attending.remember(params, values, mask)                       # once a batch
-    carry, ys = unroll(attending.cell, params, carry, (xs, memory))         # ys [T, B, 64]
-    _, weights = unroll(attending.alignment, params, carry, (xs, memory))   # [T, B, S], to be drawn
+    carry, ys = unroll(attending.cell, params, None, (xs, memory))          # ys [T, B, 64]
+    _, weights = unroll(attending.alignment, params, None, (xs, memory))    # [T, B, S], to be drawn
 """
 
 from collections.abc import Callable

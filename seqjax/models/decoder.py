@@ -27,7 +27,8 @@ class Decoder(nnx.Module):
 
     Attributes:
       embedding, bridge, rnn, dropout, head: the layers; the bridge makes the first carry of a summary, `tanh(Dense)`.
-      attending: the attending cell, or None.
+      inside: the cell.
+      attending: what attention made of it, or None.
     """
 
     def __init__(
