@@ -24,6 +24,7 @@ from seqjax.core import (
     inner,
     is_complex,
     is_const,
+    is_dense,
     like,
     multiply,
     out_features,
@@ -40,6 +41,7 @@ __all__ = [
     "residual",
     "with_embedding",
     "with_head",
+    "with_one_hot",
 ]
 
 
@@ -400,3 +402,58 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
         return below.project(params, with_features(x, jnp.take(params["embedding"], tokens, axis=0)))
 
     return below._replace(init=init, project=project)
+
+
+def with_one_hot(cell: Cell, size: int) -> Cell:
+    """Read tokens, int [B], as one-hot vectors of `size` features V, which are never made where the cell lets it be.
+
+        one_hot(token) @ w_x + b = w_x[token] + b
+
+    Of a cell that leaves its input product undone (`core.Dense`), as the gated cells do, each step takes a row of w_x
+    [V, G] instead. A cell that multiplies by itself, such as the linear ones, gets the vectors. Params are those of the
+    cell with V features; `init` of the whole takes 0 features, which stands for tokens. A token outside of range(V) is
+    a vector of zeros, as in `jax.nn.one_hot`.
+
+    Args:
+      cell: any cell that reads features, also a stack.
+      size: number of tokens V.
+
+    Raises:
+      ValueError: in `init`, for other than 0 features.
+      TypeError: for inputs that are no integers.
+
+    Example:
+      >>> cell = seqjax.wrappers.with_one_hot(seqjax.cells.gru(8), 5)
+      >>> params = cell.init(jax.random.key(0), 0)
+      >>> tokens = jnp.array([[0, 4], [1, 1]])  # [T, B]
+      >>> _, ys = seqjax.unroll(cell, params, None, tokens)
+      >>> _, expected = seqjax.unroll(seqjax.cells.gru(8), params, None, jax.nn.one_hot(tokens, 5))
+      >>> bool(jnp.allclose(ys, expected, atol=1e-6))
+      True
+    """
+    if cell.layers:
+        return stack(with_one_hot(cell.layers[0], size), *cell.layers[1:])
+
+    def init(key, in_features):
+        if in_features != 0:
+            raise ValueError(f"with_one_hot reads tokens, so init takes in_features = 0, got {in_features}")
+        return cell.init(key, size)
+
+    def project(params, x):
+        tokens = features(x)
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise TypeError(f"with_one_hot reads integer tokens, got {tokens.dtype}")
+        # Compiled, the vectors are dead code wherever every use of them is a product that becomes rows.
+        vectors = jax.nn.one_hot(tokens, size, dtype=jax.tree.leaves(params)[0].dtype)
+
+        def look_up(leaf):
+            if not (is_dense(leaf) and leaf.x is vectors):
+                return leaf
+            w, b = leaf.w.value, leaf.b.value
+            rows = w.at[tokens].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+            rows = rows.astype(carry_dtype(w.dtype))
+            return rows + like(b.astype(rows.dtype), rows)
+
+        return jax.tree.map(look_up, cell.project(params, with_features(x, vectors)), is_leaf=is_dense)
+
+    return cell._replace(init=init, project=project)
