@@ -7,15 +7,17 @@ and for the sequence models 600 steps; the vocabulary is that of the training pa
     unigram       which words occur, Dense(16, relu), dropout 0.5, Dense(1)
     bigram        which words and pairs of neighbours occur
     tf_idf        the same pairs, with weights: rare ones count more
-    embedding     256 numbers a word, bidirectional LSTM(32), dropout 0.5, Dense(1); padding is read like a word
+    one_hot       bidirectional LSTM(32) on one-hot vectors, dropout 0.5, Dense(1); padding is read like a word
+    embedding     the same on 256 learned numbers a word
     masked        the same, but padding is not read; batches of texts of similar length, so that it costs nothing either
     glove         masked, on pretrained word vectors that stay as they are
     glove_tuned   and that are trained further
+    pooled        and the head sees the largest and the mean output of each unit over all words, not the last outputs
 
     python -m experiments.sentiment --model=bigram --data_dir=DIR
     python launch.py --experiment=sentiment --data_dir=DIR        all models
 
-DIR holds aclImdb_v1.tar.gz (or the folder that it unpacks to), and for the last two models glove.6B.100d.txt. Without
+DIR holds aclImdb_v1.tar.gz (or the folder that it unpacks to), and for the last three models glove.6B.100d.txt. Without
 --data_dir the reviews are generated, and their numbers say nothing about films.
 """
 
@@ -52,21 +54,23 @@ BAGS = {
     "bigram": (vectorize.Rules(ngrams=(1, 2)), vectorize.Vectorizer.multi_hot),
     "tf_idf": (vectorize.Rules(ngrams=(1, 2)), vectorize.Vectorizer.tf_idf),
 }
-MODELS = (*BAGS, "embedding", "masked", "glove", "glove_tuned")
+PADDED = ("one_hot", "embedding")
+PRETRAINED = ("glove", "glove_tuned", "pooled")
+MODELS = (*BAGS, *PADDED, "masked", *PRETRAINED)
 # Entries of a bag, steps of a sequence.
 BAG_BORDERS = (100, 200, 300, 400, 600, 1000, 3000)
-BORDERS = (100, 150, 200, 300, 400)
+BORDERS = (100, 150, 200, 300, 400, 600)
 
 flags.DEFINE_enum("model", "masked", MODELS, "Which model.", flag_values=FLAGS)
 flags.DEFINE_integer("tokens", 20_000, "Size of the vocabulary.", lower_bound=3, flag_values=FLAGS)
 flags.DEFINE_integer("length", 600, "Words of a review that a sequence model reads.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("units", 32, "Units of the LSTM in each direction.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("features", 256, "Width of the learned embedding.", lower_bound=1, flag_values=FLAGS)
-for name, rate in (("recurrent_dropout", 0.0), ("dropout", 0.5)):
+for name, rate in (("word_dropout", 0.0), ("recurrent_dropout", 0.0), ("dropout", 0.5)):
     flags.DEFINE_float(name, rate, "Rate, in [0, 1).", flag_values=FLAGS)
     flags.register_validator(name, lambda rate: 0 <= rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
 
-NUMBERS = ("seed", "learning_rate", "recurrent_dropout", "dropout")
+NUMBERS = ("seed", "learning_rate", "word_dropout", "recurrent_dropout", "dropout")
 STUDY = f"model={','.join(MODELS)};seed=0:3"
 
 
@@ -115,7 +119,7 @@ def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> Part:
         return Part(tokens, tuple(bucket.rows for bucket in weights), jnp.asarray(found.labels))
     ints = vectorizer.ints(found.texts, config.length)
     lengths = np.maximum((ints != vectorize.MASK).sum(1), 1)  # of a review without a word the padding is read
-    if config.model == "embedding":
+    if config.model in PADDED:
         rows, borders = list(ints), (config.length,)
     else:
         rows = [row[:length] for row, length in zip(ints, lengths, strict=True)]
@@ -127,13 +131,16 @@ def _network(config: SimpleNamespace, numbers: Any, vectors: np.ndarray | None, 
     if config.model in BAGS:
         return BagClassifier(config.tokens, dropout=numbers["dropout"], rngs=rngs)
     cell = cells.lstm(config.units)
+    features = 0 if config.model == "one_hot" else config.features
     return SequenceClassifier(
         cell,
         config.tokens,
-        config.features if vectors is None else vectors.shape[1],
+        features if vectors is None else vectors.shape[1],
         backward=cell,
         vectors=None if vectors is None else jnp.asarray(vectors),
         frozen=config.model == "glove",
+        pooled=config.model == "pooled",
+        word_dropout=numbers["word_dropout"],
         recurrent_dropout=numbers["recurrent_dropout"],
         dropout=numbers["dropout"],
         rngs=rngs,
@@ -141,7 +148,7 @@ def _network(config: SimpleNamespace, numbers: Any, vectors: np.ndarray | None, 
 
 
 def _vectors(config: SimpleNamespace, corpus: Corpus) -> np.ndarray | None:
-    if not config.model.startswith("glove"):
+    if config.model not in PRETRAINED:
         return None
     if config.data_dir is None:
         rng = np.random.default_rng(0)
@@ -175,7 +182,7 @@ def network(config: SimpleNamespace, corpus: Corpus) -> Network:
         model, bucket = module(numbers, params, key), part.tokens[number]
         if config.model in BAGS:
             return model(bucket.rows[rows], part.weights[number][rows])
-        return model(bucket.rows[rows], None if config.model == "embedding" else bucket.lengths[rows])
+        return model(bucket.rows[rows], None if config.model in PADDED else bucket.lengths[rows])
 
     return Network(init, logits)
 
