@@ -36,7 +36,7 @@ from absl import flags
 from flax import nnx
 
 from experiments import base, command, supervised
-from experiments.report import COLORS, Section, groups, intervals, panels, save
+from experiments.report import COLORS, DASHES, Section, groups, intervals, panels, save
 from seqjax import cells
 from seqjax.core import Array, Key, Params, Tree
 from seqjax.data import buckets, embeddings, reviews, vectorize
@@ -281,7 +281,7 @@ def _figure(logits: np.ndarray, labels: np.ndarray, words: np.ndarray) -> "Figur
 
 
 def report(runs: list[Run]) -> list[Section]:
-    """The test accuracy of each model, and by the length of the review."""
+    """The test accuracy of each model, beside that of the best bag of words, and by the length of the review."""
     figure, axes = panels(1, 2, height=3.6)
     table, length = axes[0]
     by_label = groups(runs)
@@ -290,12 +290,21 @@ def report(runs: list[Run]) -> list[Section]:
         results = [run.result() for run in members]
         lows = [int(name.split("_")[1]) for name in results[0] if name.startswith("accuracy_")]
         values = [np.mean([result[f"accuracy_{low}"] for result in results]) for low in lows]
-        length.plot([str(low) for low in lows], values, "o-", color=COLORS[i % len(COLORS)], label=label, markersize=3)
+        style: Any = {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i // len(COLORS) % len(DASHES)]}
+        length.plot([str(low) for low in lows], values, marker="o", markersize=3, label=label, **style)
+    bags = [members for members in by_label.values() if members[0].flags["model"] in BAGS]
+    if bags:
+        best = max(np.mean([run.result()["test_accuracy"] for run in members]) for members in bags)
+        table.axvline(best, color="gray", linewidth=0.8)
     table.set(xlabel="test accuracy")
     length.set(xlabel="words, at least", ylabel="test accuracy")
     if len(by_label) > 1:
-        length.legend()
-    return [Section("Reviews", "Accuracy on the test reviews, at the params of the lowest validation loss.", [figure])]
+        length.legend(fontsize=7)
+    text = (
+        "Accuracy on the test reviews, at the params of the lowest validation loss. Left: the line is the best bag of"
+        " words, so that what lies right of it is what the order of the words was worth."
+    )
+    return [Section("Reviews", text, [figure])]
 
 
 if __name__ == "__main__":
