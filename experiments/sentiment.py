@@ -13,6 +13,7 @@ and for the sequence models 600 steps; the vocabulary is that of the training pa
     glove         masked, on pretrained word vectors that stay as they are
     glove_tuned   and that are trained further
     pooled        and the head sees the largest and the mean output of each unit over all words, not the last outputs
+    sru           pooled, with a bidirectional peephole SRU(32) on one-hot vectors: no matrix product but the head's
 
     python -m experiments.sentiment --model=bigram --data_dir=DIR
     python launch.py --experiment=sentiment --data_dir=DIR        all models
@@ -56,7 +57,7 @@ BAGS = {
 }
 PADDED = ("one_hot", "embedding")
 PRETRAINED = ("glove", "glove_tuned", "pooled")
-MODELS = (*BAGS, *PADDED, "masked", *PRETRAINED)
+MODELS = (*BAGS, *PADDED, "masked", *PRETRAINED, "sru")
 # Entries of a bag, steps of a sequence.
 BAG_BORDERS = (100, 200, 300, 400, 600, 1000, 3000)
 BORDERS = (100, 150, 200, 300, 400, 600)
@@ -130,18 +131,22 @@ def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> Part:
 def _network(config: SimpleNamespace, numbers: Any, vectors: np.ndarray | None, rngs: nnx.Rngs) -> nnx.Module:
     if config.model in BAGS:
         return BagClassifier(config.tokens, dropout=numbers["dropout"], rngs=rngs)
-    cell = cells.lstm(config.units)
-    features = 0 if config.model == "one_hot" else config.features
+    sru = config.model == "sru"
+    cell = (cells.peephole_sru if sru else cells.lstm)(config.units)
+    if vectors is not None:
+        features = vectors.shape[1]
+    else:
+        features = 0 if sru or config.model == "one_hot" else config.features
     return SequenceClassifier(
         cell,
         config.tokens,
-        features if vectors is None else vectors.shape[1],
+        features,
         backward=cell,
         vectors=None if vectors is None else jnp.asarray(vectors),
         frozen=config.model == "glove",
-        pooled=config.model == "pooled",
+        pooled=config.model in ("pooled", "sru"),
         word_dropout=numbers["word_dropout"],
-        recurrent_dropout=numbers["recurrent_dropout"],
+        recurrent_dropout=0.0 if sru else numbers["recurrent_dropout"],  # the SRU has no recurrent product
         dropout=numbers["dropout"],
         rngs=rngs,
     )
