@@ -102,10 +102,13 @@ def _reviews(data_dir: str | None) -> dict[str, reviews.Reviews]:
 
 
 @cache
-def _corpus(data_dir: str | None, model: str, tokens: int) -> Corpus:
-    parts = _reviews(data_dir)
-    rules = BAGS[model][0] if model in BAGS else vectorize.Rules()
-    return Corpus(parts, vectorize.fit(parts["train"].texts, size=tokens, rules=rules))
+def _vectorizer(data_dir: str | None, rules: vectorize.Rules, tokens: int) -> vectorize.Vectorizer:
+    return vectorize.fit(_reviews(data_dir)["train"].texts, size=tokens, rules=rules)
+
+
+def _corpus(config: SimpleNamespace) -> Corpus:
+    rules = BAGS[config.model][0] if config.model in BAGS else vectorize.Rules()
+    return Corpus(_reviews(config.data_dir), _vectorizer(config.data_dir, rules, config.tokens))
 
 
 def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> Part:
@@ -205,7 +208,7 @@ def _every_logit(model: Network, numbers: Any, params: Params, part: Part) -> tu
 
 def program(config: SimpleNamespace) -> Program:
     """Cross-entropy of the labels; the best params are those of the lowest validation loss."""
-    corpus = _corpus(config.data_dir, config.model, config.tokens)
+    corpus = _corpus(config)
     data = {name: _part(config, corpus, name) for name in ("train", "validation")}
     model = network(config, corpus)
 
@@ -235,7 +238,7 @@ def program(config: SimpleNamespace) -> Program:
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
     """Test accuracy; the vocabulary, all test logits, the reviews that were most wrong, and a figure."""
-    corpus = _corpus(config.data_dir, config.model, config.tokens)
+    corpus = _corpus(config)
     part, model = _part(config, corpus, "test"), network(config, corpus)
     index, found = jax.jit(lambda params, part: _every_logit(model, vars(config), params, part))(
         state.best.params, part
