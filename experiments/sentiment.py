@@ -136,14 +136,11 @@ def _network(config: SimpleNamespace, numbers: Any, vectors: np.ndarray | None, 
         return BagClassifier(config.tokens, dropout=numbers["dropout"], rngs=rngs)
     sru = config.model == "sru"
     cell = (cells.peephole_sru if sru else cells.lstm)(config.units)
-    if vectors is not None:
-        features = vectors.shape[1]
-    else:
-        features = 0 if sru or config.model == "one_hot" else config.features
+    features = 0 if sru or config.model == "one_hot" else config.features
     return SequenceClassifier(
         cell,
         config.tokens,
-        features,
+        features if vectors is None else vectors.shape[1],
         backward=cell,
         vectors=None if vectors is None else jnp.asarray(vectors),
         frozen=config.model == "glove",

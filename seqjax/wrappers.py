@@ -20,6 +20,7 @@ from seqjax.core import (
     around,
     carry_dtype,
     dense,
+    dense_rows,
     features,
     inner,
     is_complex,
@@ -373,21 +374,17 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
       >>> params["embedding"].shape, seqjax.unroll(cell, params, None, tokens)[1].shape
       ((5, 3), (2, 2, 8))
     """
+    below = inside(cell)
     if cell.layers:
-        first = with_embedding(cell.layers[0], vocabulary, features, scale=scale)
-        below = stack(first, *cell.layers[1:])
-    else:
-        first = below = inside(cell)
-
-    def table(key, dtype):
-        return scale * features**-0.5 * jax.random.normal(key, (vocabulary, features), dtype)
+        below = stack(with_embedding(cell.layers[0], vocabulary, features, scale=scale), *cell.layers[1:])
 
     def init(key, in_features):
         if in_features != 0:
             raise ValueError(f"with_embedding reads tokens, so init takes in_features = 0, got {in_features}")
         k_cell, k_table = jax.random.split(key)
         p = cell.init(k_cell, features)
-        embedding = table(k_table, jax.tree.leaves(p)[0].dtype)
+        dtype = jax.tree.leaves(p)[0].dtype
+        embedding = scale * features**-0.5 * jax.random.normal(k_table, (vocabulary, features), dtype)
         if cell.layers:
             return ({"cell": p[0], "embedding": embedding}, *p[1:])
         return {"cell": p, "embedding": embedding}
@@ -410,9 +407,8 @@ def with_one_hot(cell: Cell, size: int) -> Cell:
         one_hot(token) @ w_x + b = w_x[token] + b
 
     Of a cell that leaves its input product undone (`core.Dense`), as the gated cells do, each step takes a row of w_x
-    [V, G] instead. A cell that multiplies by itself, such as the linear ones, gets the vectors. Params are those of the
-    cell with V features; `init` of the whole takes 0 features, which stands for tokens. A token outside of range(V) is
-    a vector of zeros, as in `jax.nn.one_hot`.
+    [V, G]. A cell that multiplies by itself, such as the linear ones, gets the vectors. Params are those of the cell
+    with V features; `init` takes 0, which stands for tokens. A token outside of range(V) is a vector of zeros.
 
     Args:
       cell: any cell that reads features, also a stack.
@@ -423,12 +419,10 @@ def with_one_hot(cell: Cell, size: int) -> Cell:
       TypeError: for inputs that are no integers.
 
     Example:
-      >>> cell = seqjax.wrappers.with_one_hot(seqjax.cells.gru(8), 5)
-      >>> params = cell.init(jax.random.key(0), 0)
-      >>> tokens = jnp.array([[0, 4], [1, 1]])  # [T, B]
-      >>> _, ys = seqjax.unroll(cell, params, None, tokens)
-      >>> _, expected = seqjax.unroll(seqjax.cells.gru(8), params, None, jax.nn.one_hot(tokens, 5))
-      >>> bool(jnp.allclose(ys, expected, atol=1e-6))
+      >>> cell, tokens = seqjax.cells.gru(8), jnp.array([[0, 4], [1, 1]])  # [T, B]
+      >>> params = cell.init(jax.random.key(0), 5)
+      >>> _, ys = seqjax.unroll(seqjax.wrappers.with_one_hot(cell, 5), params, None, tokens)
+      >>> bool(jnp.allclose(ys, seqjax.unroll(cell, params, None, jax.nn.one_hot(tokens, 5))[1], atol=1e-6))
       True
     """
     if cell.layers:
@@ -443,16 +437,12 @@ def with_one_hot(cell: Cell, size: int) -> Cell:
         tokens = features(x)
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise TypeError(f"with_one_hot reads integer tokens, got {tokens.dtype}")
-        # Compiled, the vectors are dead code wherever every use of them is a product that becomes rows.
+        # Compiled, the vectors are dead code where every use of them is a product that becomes rows.
         vectors = jax.nn.one_hot(tokens, size, dtype=jax.tree.leaves(params)[0].dtype)
 
         def look_up(leaf):
-            if not (is_dense(leaf) and leaf.x is vectors):
-                return leaf
-            w, b = leaf.w.value, leaf.b.value
-            rows = w.at[tokens].get(mode="fill", fill_value=0, wrap_negative_indices=False)
-            rows = rows.astype(carry_dtype(w.dtype))
-            return rows + like(b.astype(rows.dtype), rows)
+            undone = is_dense(leaf) and leaf.x is vectors
+            return dense_rows(tokens, leaf.w.value, leaf.b.value) if undone else leaf
 
         return jax.tree.map(look_up, cell.project(params, with_features(x, vectors)), is_leaf=is_dense)
 
