@@ -242,6 +242,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     )
     logits = np.zeros(len(part.labels), np.float32)
     logits[np.asarray(index)] = np.asarray(found)
+    np.save(run.directory / "test_logits.npy", logits)
     test = corpus.parts["test"]
     corpus.vectorizer.save(run.directory / "vectorizer.json")
     words = np.array([len(text.split()) for text in test.texts])
