@@ -96,9 +96,10 @@ class SequenceClassifier(nnx.Module):
         self.embedding = nnx.data(embedding)
         self.frozen = frozen
         self.pooled = pooled
-        directions = [one if features else with_one_hot(one, size) for one in (cell, backward) if one is not None]
+        if not features:
+            cell, backward = with_one_hot(cell, size), backward and with_one_hot(backward, size)
         options: Any = {"recurrent_dropout": recurrent_dropout, "return_sequences": pooled, "rngs": rngs}
-        self.rnn = layer(directions[0] if backward is None else (*directions,), features, **options)
+        self.rnn = layer(cell if backward is None else (cell, backward), features, **options)
         self.words = Dropout(word_dropout, rngs=rngs)
         self.dropout = Dropout(dropout, rngs=rngs)
         outputs = (1 + pooled) * self.rnn.out_features
