@@ -1,8 +1,8 @@
 """Is a film review kind or not? Bags of words against recurrent networks (IMDB; Maas et al. 2011).
 
 25,000 reviews for training, of which a fifth, film by film, is for validation, and 25,000 for the test; 20,000 tokens,
-and for the sequence models 600 steps; the vocabulary is that of the training part. Source of the models: Chollet 2021,
-"Deep Learning with Python", second edition, chapter 11.
+and for the sequence models 600 steps; the vocabulary is that of the training part. Source of all models but the last
+two: Chollet 2021, "Deep Learning with Python", second edition, chapter 11.
 
     unigram       which words occur, Dense(16, relu), dropout 0.5, Dense(1)
     bigram        which words and pairs of neighbours occur
@@ -18,8 +18,28 @@ and for the sequence models 600 steps; the vocabulary is that of the training pa
     python -m experiments.sentiment --model=bigram --data_dir=DIR
     python launch.py --experiment=sentiment --data_dir=DIR        all models
 
-DIR holds aclImdb_v1.tar.gz (or the folder that it unpacks to), and for the last three models glove.6B.100d.txt. Without
---data_dir the reviews are generated, and their numbers say nothing about films.
+DIR holds aclImdb_v1.tar.gz (or the folder that it unpacks to), and for the models from glove to pooled
+glove.6B.100d.txt. Without --data_dir the reviews are generated, and their numbers say nothing about films.
+
+Measured, test accuracy in %, beside the book's; wall clock of the updates on a busy machine:
+
+    unigram       88.66 ± 0.32    89.2    mean and 95 % interval of three seeds, --optimizer=rmsprop and 6,250 updates
+    bigram        89.63 ± 0.27    90.4    as in the book, an evaluation each 625; 7 s for the three as lanes, bigrams
+    tf_idf        88.98 ± 0.23    89.8    20 s, TF-IDF 28 s; 320,033 parameters
+    sru           89.1                    one seed, 1,250 updates: --length=1000 --schedule=cosine --learning_rate=2e-2
+                                          --word_dropout=0.2; 5,120,513 parameters; 4 minutes
+    pooled        88.8                    one seed, 2,000 updates: the same with --learning_rate=2e-3; 2,034,177
+                                          parameters; 6 minutes
+    glove_tuned   86.1                    one seed, 1,000 updates: --schedule=cosine --learning_rate=2e-3; 3 minutes
+
+What the recurrence buys: 0.4 over the bag of words, and nothing over the bag of pairs. The SRU is ahead of the pairs on
+reviews below 100 words (90.3 against 89.8), and behind on those of 600 words or more (88.8 against 90.6). Of the
+reviews that it gets most wrong, many are praise that was given one star by mistake.
+
+The bags are 0.5 to 0.8 below the book's single runs. How the validation part is drawn does not explain it: over the
+first four epochs (one seed) the test accuracy is on average 88.4 for words and 89.7 for pairs, with a split by chance in
+place of one by film 88.4 and 89.5, and with training on all 25,000 reviews 88.7 and 89.8. Between two of these epochs
+it moves by up to 0.6.
 """
 
 import sys
