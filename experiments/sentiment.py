@@ -37,9 +37,9 @@ reviews below 100 words (90.3 against 89.8), and behind on those of 600 words or
 reviews that it gets most wrong, many are praise that was given one star by mistake.
 
 The bags are 0.5 to 0.8 below the book's single runs. How the validation part is drawn does not explain it: over the
-first four epochs (one seed) the test accuracy is on average 88.4 for words and 89.7 for pairs, with a split by chance in
-place of one by film 88.4 and 89.5, and with training on all 25,000 reviews 88.7 and 89.8. Between two of these epochs
-it moves by up to 0.6.
+first four epochs (one seed) the test accuracy is on average 88.4 for words and 89.7 for pairs, with a split by chance
+in place of one by film 88.4 and 89.5, and with training on all 25,000 reviews 88.7 and 89.8. Between two of these
+epochs it moves by up to 0.6.
 """
 
 import sys
