@@ -2,7 +2,8 @@
 
 25,000 reviews for training, of which a fifth, film by film, is for validation, and 25,000 for the test; 20,000 tokens,
 and for the sequence models 600 steps; the vocabulary is that of the training part. Source of all models but the last
-two: Chollet 2021, "Deep Learning with Python", second edition, chapter 11.
+two: Chollet 2021, "Deep Learning with Python", second edition, chapter 11. Pooling is that of Howard & Ruder 2018
+(arXiv 1801.06146), the SRU that of Lei et al. 2018 (arXiv 1709.02755).
 
     unigram       which words occur, Dense(16, relu), dropout 0.5, Dense(1)
     bigram        which words and pairs of neighbours occur
