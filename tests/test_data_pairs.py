@@ -111,18 +111,18 @@ def test_damaged_text_is_named(tmp_path, content, message):
 
 
 def test_what_is_missing_or_damaged_is_named(archive, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone: no such file or folder, expected fra-eng.zip or fra.txt"):
+    with pytest.raises(FileNotFoundError, match=r"gone: no such file or folder, expected \*-eng.zip or fra.txt"):
         pairs.load(tmp_path / "gone")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no fra-eng.zip and no fra.txt in it, found nothing"):
+    with pytest.raises(FileNotFoundError, match=r"no \*-eng.zip or fra.txt in it, found nothing"):
         pairs.load(tmp_path / "empty")
     whole = archive.read_bytes()
     archive.write_bytes(whole[:-30])
-    with pytest.raises(ValueError, match=r"fra-eng.zip: damaged or no zip archive"):
+    with pytest.raises(ValueError, match=r"fra-eng.zip: damaged or no archive"):
         pairs.load(archive)
     place = whole.index(b"fra.txt") + 20
     archive.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
-    with pytest.raises(ValueError, match=r"fra-eng.zip: damaged archive"):
+    with pytest.raises(ValueError, match=r"fra-eng.zip: damaged or no archive"):
         pairs.load(archive)
     with zipfile.ZipFile(archive, "w") as packed:
         packed.writestr("_about.txt", "about")

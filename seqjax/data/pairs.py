@@ -11,7 +11,6 @@ import os
 import re
 import unicodedata
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from seqjax.data import files
 
 __all__ = [
     "PADDING",
@@ -104,25 +105,19 @@ def load(path: str | os.PathLike[str]) -> Pairs:
       FileNotFoundError: nothing of this kind there (says what is).
       ValueError: a damaged archive, a line without two columns, text that is not UTF-8, no pairs (names file and line).
     """
-    path = _find(Path(path).expanduser())
+    path = _find(path)
     return parse(read(path), str(path))
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
     """The content of the one text file with pairs; `path` and errors as in `load`."""
-    path = _find(Path(path).expanduser())
-    if not zipfile.is_zipfile(path):
-        if path.suffix == ".zip":
-            raise ValueError(f"{path}: damaged or no zip archive")
+    path = _find(path)
+    if path.suffix != ".zip" and not zipfile.is_zipfile(path):  # a download need not keep the ending
         return path.read_bytes()
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".txt") and "_about" not in name]
-            if len(names) != 1:
-                raise ValueError(f"{path}: expected one .txt with pairs in it, found {names}")
-            return archive.read(names[0])
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{path}: damaged archive: {error}") from error
+    found = list(files.members(path, lambda name: name.endswith(".txt") and "_about" not in name))
+    if len(found) != 1:
+        raise ValueError(f"{path}: expected one .txt with pairs in it, found {[name for name, _ in found]}")
+    return found[0][1]
 
 
 def parse(content: bytes, place: str = "content") -> Pairs:
@@ -253,14 +248,5 @@ def vocabulary(texts: Iterable[str], minimum: int = 1) -> Vocabulary:
     return Vocabulary(tuple(words))
 
 
-def _find(path: Path) -> Path:
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder, expected fra-eng.zip or fra.txt")
-    for folder in (path, path / "nmt", path / "fra-eng"):
-        for pattern in ("*-eng.zip", "fra.txt"):
-            if found := sorted(folder.glob(pattern)):
-                return found[0]
-    names = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
-    raise FileNotFoundError(f"{path}: no fra-eng.zip and no fra.txt in it, found {names}")
+def _find(path: str | os.PathLike[str]) -> Path:
+    return files.find(Path(path).expanduser(), ("*-eng.zip", "fra.txt"), ("nmt", "fra-eng"))
