@@ -82,7 +82,7 @@ for name, value, what in (
     ("init_range", 0.0, "Draw all weights from U(-r, r); 0: as the layers do."),
     ("decay", 1.0, "Factor of the learning rate each epoch."),
     ("dynamic_rate", 0.0, "Learning rate of dynamic evaluation; 0: none."),
-    ("dynamic_decay", 0.02, "How fast dynamic evaluation returns to the trained weights."),
+    ("dynamic_decay", 0.002, "How fast dynamic evaluation returns to the trained weights."),
 ):
     flags.DEFINE_float(name, value, what, lower_bound=0.0, flag_values=FLAGS)
 flags.DEFINE_boolean("tied", False, "Embedding and softmax share their weights.", flag_values=FLAGS)
@@ -96,6 +96,8 @@ for name, (value, what) in (RATES | PENALTIES).items():
     )
     if name in RATES:
         flags.register_validator(name, lambda rate: rate == -1 or 0 <= rate < 1, "a rate in [0, 1), or -1", FLAGS)
+    else:
+        flags.register_validator(name, lambda factor: factor == -1 or factor >= 0, "a factor from 0 on, or -1", FLAGS)
 flags.register_multi_flags_validator(
     ("tied", "embedding", "hidden"),
     lambda given: not given["tied"] or given["embedding"] in (0, given["hidden"]),
