@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def check(file: Path, algorithm: str, expected: str) -> None:
 
 
 def prepared(
-    builder_class: type[tfds.core.GeneratorBasedBuilder], data_dir: DataDir, manual_dir: DataDir
+    builder_class: Callable[..., tfds.core.GeneratorBasedBuilder], data_dir: DataDir, manual_dir: DataDir
 ) -> tfds.core.GeneratorBasedBuilder:
     """The builder, its data set prepared under `data_dir` if it is not there yet."""
     builder = builder_class(data_dir=data_dir, file_format="array_record")
