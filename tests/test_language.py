@@ -12,7 +12,7 @@ from flax import nnx
 from test_experiments import drawn, refused, run
 
 import seqjax
-from experiments import base, corpora, generate, language
+from experiments import base, corpora, generate, language, reading
 from experiments.reading import read, read_and_learn
 from seqjax import cells, decoding, solve
 from seqjax.data import ptb, words
@@ -64,10 +64,10 @@ def test_each_rate_drops_what_it_says():
         model.eval()
         return ys, logits, model(TOKENS)[2]
 
-    rates = dict.fromkeys(language.RATES, jnp.float32(0))
+    rates = dict.fromkeys(reading.RATES, jnp.float32(0))
     bare = outputs(jax.random.key(0), rates)
     np.testing.assert_allclose(bare[1], bare[2], rtol=1e-5)
-    for name in language.RATES:
+    for name in reading.RATES:
         draws = [outputs(jax.random.key(seed), rates | {name: jnp.float32(0.5)}) for seed in range(4)]
         assert np.ptp([logits for _, logits, _ in draws], 0).max() > 1e-3, name
         np.testing.assert_allclose(draws[0][2], bare[2], rtol=1e-6)
@@ -188,8 +188,20 @@ def small(**flags):
     """A configuration, its corpus, its network and weights."""
     config = base.parse(language, {**SMALL, **flags})
     corpus = corpora.of_flags(config)
-    model = language.network(config, corpus.vocabulary.size)
+    model = reading.network(config, corpus.vocabulary.size)
     return config, corpus, model, jax.jit(lambda key: model.init(vars(config), key))(jax.random.key(0))
+
+
+@pytest.mark.parametrize("cell", reading.CELLS)
+def test_a_network_of_any_cell_says_a_logit_a_token(cell):
+    config = base.parse(language, {**SMALL, "model": cell, "layers": 2, "embedding": 3})
+    model = reading.network(config, 7)
+
+    def logits(key):
+        params = model.init(vars(config), key)
+        return model.of(vars(config), params, None)(TOKENS, model.start(vars(config), params, 2))[2]
+
+    assert jax.eval_shape(logits, jax.random.key(0)).shape == (3, 2, 7)
 
 
 def test_a_text_costs_the_same_in_windows_of_any_length():
@@ -265,7 +277,7 @@ def test_the_carry_goes_on_and_starts_anew_with_the_text_and_the_rate_falls_then
     config = base.parse(language, {**SMALL, **flags, "model": "rnn", "batch_size": 300})
     states, program = updates(config, 4)
     assert program.steps_per_epoch == 3
-    model = language.network(config, corpora.of_flags(config).vocabulary.size)
+    model = reading.network(config, corpora.of_flags(config).vocabulary.size)
     params = states[0].params
 
     @jax.jit
@@ -360,7 +372,7 @@ def test_streamed_text_is_the_text_of_one_compiled_loop(trained, capsys):
 
 def test_the_prompt_is_read(trained):
     """The carry after a prompt, from the weights of the checkpoint, is that of the tokens in it."""
-    config, vocabulary, model, params = language.load(Run.read(trained.directory))
+    config, vocabulary, model, params = reading.load(Run.read(trained.directory))
     speech = generate.read_prompt(Run.read(trained.directory), "the market\nin london")
     tokens = vocabulary.encode("\nthe market\nin london")[:-1]
     carry, _, _ = model.of(vars(config), params, None)(tokens[:-1, None])
