@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import corpora, language
-from experiments.reading import speaker
+from experiments import corpora, reading
 from seqjax import decoding
 from seqjax.core import Array, Carry, Key, Params
 from seqjax.data import words
@@ -65,13 +64,13 @@ def read_prompt(run: Run, prompt: str) -> Speech:
       FileNotFoundError: the run holds no network.
       ValueError: the training text had no such token.
     """
-    config, vocabulary, model, params = language.load(run)
+    config, vocabulary, model, params = reading.load(run)
     numbers = vars(config)
     tokens = jnp.asarray(encode(vocabulary, prompt))
     carry = model.start(numbers, params, 1)
     if len(tokens) > 1:
         carry, _, _ = jax.jit(lambda params, xs: model.of(numbers, params, None)(xs, carry))(params, tokens[:-1, None])
-    return Speech(vocabulary, partial(speaker, model, numbers), params, carry, tokens[-1:])
+    return Speech(vocabulary, partial(reading.speaker, model, numbers), params, carry, tokens[-1:])
 
 
 def encode(vocabulary: corpora.Vocabulary, prompt: str) -> np.ndarray:

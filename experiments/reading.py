@@ -3,19 +3,36 @@
 The experiment `language` trains one, `generate` lets it speak.
 """
 
+import contextlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from experiments import tasks
+from experiments import corpora, supervised, tasks
 from experiments.corpora import Windows
-from seqjax import decoding
+from seqjax import cells, decoding
 from seqjax.core import Array, Carry, Key, Params
 from seqjax.data import text
 from seqjax.models import LanguageModel
+from seqjax.train import Run, write_atomic
+from seqjax.train.checkpoint import Checkpoints
 
+CELLS = (
+    *("rnn", "lstm", "peephole_lstm", "layer_norm_lstm", "multiplicative_lstm", "slstm", "gru", "gru_reset_before"),
+    *("ugrnn", "mgu", "ind_rnn", "min_gru", "min_lstm", "qrnn", "sru"),
+)
+# Of AWD-LSTM on Penn Treebank, in the authors' program.
+RATES = {
+    "embedding_dropout": (0.1, "of words, wherever they stand"),
+    "input_dropout": (0.4, "of what the first layer reads"),
+    "hidden_dropout": (0.25, "of what further layers read"),
+    "output_dropout": (0.4, "of what the softmax reads"),
+    "weight_drop": (0.5, "of the entries of recurrent matrices"),
+}
 # Training windows whose gradients tell how large those of a weight are.
 _STATISTICS = 500
 
@@ -34,6 +51,31 @@ class Network(NamedTuple):
     def start(self, numbers: Any, params: Params, lanes: int) -> Carry:
         """The carry before the first token of so many texts."""
         return self.of(numbers, params, None).initial_carry(lanes)
+
+
+def network(config: SimpleNamespace, size: int) -> Network:
+    """The network of the flags, for a vocabulary of so many tokens."""
+
+    def make(numbers, rngs: nnx.Rngs) -> LanguageModel:
+        rates = {name: or_default(numbers[name], value) if config.awd else 0.0 for name, (value, _) in RATES.items()}
+        cell = getattr(cells, config.model)(config.hidden)
+        features = config.embedding or config.hidden
+        return LanguageModel([cell] * config.layers, size, features, tied=config.tied, **rates, rngs=rngs)
+
+    init, of = supervised.of_module(make)
+
+    def uniform(numbers, key):
+        leaves, tree = jax.tree.flatten(jax.eval_shape(lambda key: init(numbers, key), key))
+        keys, r = jax.random.split(key, len(leaves)), config.init_range
+        draws = (jax.random.uniform(k, w.shape, w.dtype, -r, r) for k, w in zip(keys, leaves, strict=True))
+        return tree.unflatten(draws)
+
+    return Network(uniform if config.init_range else init, of)
+
+
+def or_default(given: Any, default: float) -> Array:
+    """A number of the flags; where it is -1, the default."""
+    return jnp.where(jnp.asarray(given) < 0, jnp.float32(default), given)
 
 
 def read(model: Network, numbers: Any, params: Params, windows: Windows) -> Array:
@@ -115,3 +157,39 @@ def speaker(model: Network, numbers: Any, params: Params) -> decoding.Step:
         return carry, logits[0].at[..., 0].set(-jnp.inf)
 
     return step
+
+
+def keep(config: SimpleNamespace, vocabulary: corpora.Vocabulary, params: Params, run: Run) -> None:
+    """Writes vocabulary.json, the weights as the checkpoint model/, and a text that begins after a line break."""
+    write_atomic(run.directory / "vocabulary.json", vocabulary.to_json())
+    with contextlib.closing(Checkpoints(run.directory / "model")) as checkpoints:
+        checkpoints.save(0, params, {})
+    model, numbers = network(config, vocabulary.size), vars(config)
+
+    def draw(params, first, key):
+        carry = model.start(numbers, params, 1)
+        return decoding.sample(speaker(model, numbers, params), carry, first, config.sample, key)[1]
+
+    tokens = jax.jit(draw)(params, vocabulary.encode("\n")[:1], jax.random.key(config.seed))
+    write_atomic(run.directory / "sample.txt", vocabulary.decode(tokens[:, 0]) + "\n")
+
+
+def load(run: Run) -> tuple[SimpleNamespace, corpora.Vocabulary, Network, Params]:
+    """The flags, the vocabulary, the network and the weights of a finished run.
+
+    Raises:
+      FileNotFoundError: the run has no model.
+      ValueError: its model is damaged.
+    """
+    file = run.directory / "vocabulary.json"
+    if run.config["flags"].get("model") not in CELLS or not file.exists():
+        raise FileNotFoundError(f"{run.directory} holds no network: it is not a finished run of experiments.language")
+    config = SimpleNamespace(**run.flags)
+    vocabulary = corpora.UNITS[config.unit].from_json(file.read_text())
+    model = network(config, vocabulary.size)
+    like = jax.eval_shape(lambda key: model.init(vars(config), key), jax.random.key(0))
+    with contextlib.closing(Checkpoints(run.directory / "model")) as checkpoints:
+        saved = checkpoints.restore(like)
+    if saved is None:
+        raise FileNotFoundError(f"{run.directory / 'model'} holds no checkpoint")
+    return config, vocabulary, model, saved[0]
