@@ -3,7 +3,6 @@
     climate = builders.jena_climate("~/tensorflow_datasets")
     text = builders.tiny_shakespeare("~/tensorflow_datasets", manual_dir="downloads")
     parts = builders.imdb_reviews("~/tensorflow_datasets")
-    parts = builders.piano_rolls("nottingham", "~/tensorflow_datasets")
 
 `download_and_prepare` downloads the official file, or takes it from `manual_dir` when it is there, and checks it
 before anything is written: the csv of Jena by its git blob id (nobody publishes a checksum of the zip), the others by
@@ -11,17 +10,29 @@ a hash.
 """
 
 from seqjax.data.builders.jena import JenaClimate, jena_climate
+from seqjax.data.builders.mnist import Mnist, mnist_digits
 from seqjax.data.builders.music import PianoRolls, piano_rolls
+from seqjax.data.builders.ptb import PennTreebank, penn_treebank
 from seqjax.data.builders.reviews import ImdbReviews, imdb_reviews
 from seqjax.data.builders.shakespeare import TinyShakespeare, tiny_shakespeare
+from seqjax.data.builders.spoken_digits import FreeSpokenDigits, free_spoken_digits
+from seqjax.data.builders.ucr import Ucr, ucr_series
 
 __all__ = [
+    "FreeSpokenDigits",
     "ImdbReviews",
     "JenaClimate",
+    "Mnist",
+    "PennTreebank",
     "PianoRolls",
     "TinyShakespeare",
+    "Ucr",
+    "free_spoken_digits",
     "imdb_reviews",
     "jena_climate",
+    "mnist_digits",
+    "penn_treebank",
     "piano_rolls",
     "tiny_shakespeare",
+    "ucr_series",
 ]

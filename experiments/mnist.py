@@ -1,0 +1,216 @@
+"""A digit, read row by row or pixel by pixel: how far back does a recurrent network see? (MNIST as a sequence.)
+
+    --order=rows       28 steps of 28 pixels
+    --order=pixels     784 steps of one pixel, row after row
+    --order=permuted   the same in one random order, which is the same for all digits and runs
+
+The last 5,000 training digits say which params are best; the answer is read from the last output. Sources: Le et al.
+2015 (arXiv 1504.00941), which proposed the task and the IRNN; Tallec & Ollivier 2018 (arXiv 1804.11188) for the biases.
+
+    logistic, dense    logistic regression, and Dense(128, relu), on the picture
+    rnn, lstm, gru     one layer; chrono_lstm: forget biases for dependencies as long as the sequence
+    irnn               relu, the recurrent weights start as the identity, input weights small
+    min_gru, lru       two layers, see `experiments.series`; all steps by a parallel prefix
+
+    python -m experiments.mnist --order=rows --model=lstm --data_dir=DIR
+    python launch.py --experiment=mnist --data_dir=DIR        every model, row by row
+
+DIR holds the four files of MNIST, or a folder mnist with them. Without --data_dir the digits are generated.
+"""
+
+import io
+import sys
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+
+from experiments import base, command, series, supervised, tasks
+from experiments.report import Section, curve, groups, intervals, panels, save
+from seqjax import cells, presets
+from seqjax.core import Array, Cell, Tree
+from seqjax.data import mnist, windows
+from seqjax.models import DenseClassifier, SeriesClassifier
+from seqjax.train import Program, Run, State, write_atomic
+
+SHAPES = {"rows": (28, 28), "pixels": (784, 1), "permuted": (784, 1)}
+RECURRENT = ("rnn", "irnn", "lstm", "chrono_lstm", "gru", "min_gru", "lru")
+CLASSES = tuple("0123456789")
+_BATCH = 500  # of an evaluation
+
+FLAGS = base.flags(
+    steps=2750,
+    steps_per_call=50,
+    evaluate_every=550,
+    checkpoint_every=550,
+    batch_size=100,
+    learning_rate=2e-3,
+    clip_norm=1.0,
+    schedule="cosine",
+)
+flags.DEFINE_enum("order", "rows", list(SHAPES), "How a digit is read.", flag_values=FLAGS)
+flags.DEFINE_enum("model", "lstm", ["logistic", "dense", *RECURRENT], "Which model.", flag_values=FLAGS)
+flags.DEFINE_integer("units", 128, "Units of a recurrent layer.", lower_bound=1, flag_values=FLAGS)
+
+NUMBERS = ("seed", "learning_rate")
+STUDY = f"model=logistic,dense,{','.join(RECURRENT)};seed=0:3"
+
+
+@cache
+def _parts(data_dir: str | None) -> dict[str, mnist.Digits]:
+    if data_dir is None:
+        print("no --data_dir: the digits are generated, and their numbers say nothing", file=sys.stderr)
+        train, validation = mnist.split(mnist.generated(1200, seed=0), 200)
+        return {"train": train, "validation": validation, "test": mnist.generated(200, seed=1)}
+    parts = mnist.load(data_dir)
+    train, validation = mnist.split(parts["train"])
+    return {"train": train, "validation": validation, "test": parts["test"]}
+
+
+def _on_device(data_dir: str | None, name: str) -> tuple[Array, Array]:
+    """Pixels uint8 [N, 784] and labels int32 [N]."""
+    digits = _parts(data_dir)[name]
+    return jnp.asarray(digits.images.reshape(len(digits.labels), -1)), jnp.asarray(digits.labels)
+
+
+def sequences(pixels: Array, order: str) -> Array:
+    """Pixels uint8 [B, 784] as float32 [B, T, D] from 0 to 1, in the order of the flag."""
+    if order == "permuted":
+        pixels = pixels[:, np.random.default_rng(0).permutation(784)]
+    return (pixels.astype(jnp.float32) / 255).reshape(len(pixels), *SHAPES[order])
+
+
+def cell(model: str, units: int, steps: int) -> Cell:
+    """The cell of the flags."""
+    if model == "irnn":
+        return cells.rnn(units, **presets.irnn())
+    if model == "chrono_lstm":
+        return cells.lstm(units, **presets.chrono(steps))
+    return series.CELLS[model](units)
+
+
+def network(config: SimpleNamespace):
+    """`init(numbers, key)` and `module(numbers, params, key)`, which maps [B, T, D] to logits [B, 10]."""
+    steps, features = SHAPES[config.order]
+
+    def make(numbers, rngs: nnx.Rngs) -> nnx.Module:
+        del numbers
+        if config.model not in RECURRENT:
+            return DenseClassifier(steps, features, 10, hidden=(128,) if config.model == "dense" else (), rngs=rngs)
+        encoder = config.units if config.model in series.AS_WIDE else 0
+        return SeriesClassifier(
+            cell(config.model, config.units, steps), features, len(CLASSES), encoder=encoder, rngs=rngs
+        )
+
+    return supervised.of_module(make)
+
+
+def program(config: SimpleNamespace) -> Program:
+    """Cross-entropy of the digits; the best params are those of the lowest validation loss."""
+    data = {name: _on_device(config.data_dir, name) for name in ("train", "validation")}
+    init, module = network(config)
+    count = len(data["train"][1])
+
+    def gradient(numbers, data: Tree, params, step, k_data, k_noise):
+        pixels, labels = (leaf[windows.minibatch(k_data, step, config.batch_size, count)] for leaf in data["train"])
+
+        def loss(params):
+            logits = module(numbers, params, k_noise)(sequences(pixels, config.order))
+            return tasks.cross_entropy(logits, labels).mean()
+
+        return jax.value_and_grad(loss)(params)
+
+    def evaluate(numbers, data: Tree, params):
+        def scores(batch):
+            pixels, labels = batch
+            logits = module(numbers, params, None)(sequences(pixels, config.order))
+            right = (logits.argmax(1) == labels).astype(jnp.float32)
+            return {"loss": tasks.cross_entropy(logits, labels).mean(), "accuracy": right.mean()}
+
+        return jax.tree.map(jnp.mean, jax.lax.map(scores, _batches(data["validation"])))
+
+    return supervised.descent(config, init, gradient, evaluate, data, batches=count // config.batch_size)
+
+
+def _batches(part: tuple[Array, Array]) -> tuple[Array, Array]:
+    """`[N, ...]` as `[N / size, size, ...]`."""
+    size = min(_BATCH, len(part[1]))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), part)
+
+
+def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+    """Test accuracy; answers.npz with the answer of every test digit and the accuracy after each step, and a figure."""
+    test = _on_device(config.data_dir, "test")
+    _, module = network(config)
+
+    @jax.jit
+    def answers(params, test):
+        def of_batch(batch):
+            pixels, labels = batch
+            model = module(vars(config), params, None)
+            xs = sequences(pixels, config.order)
+            if config.model not in RECURRENT:
+                return model(xs).argmax(1), jnp.zeros(0, jnp.float32)
+            model.rnn.return_sequences = True
+            ys = model.rnn(xs if model.encoder is None else model.encoder(xs))
+            found = model.head(ys).argmax(2)  # [B, T]
+            return found[:, -1], (found == labels[:, None]).astype(jnp.float32).mean(0)
+
+        last, after = jax.lax.map(of_batch, _batches(test))
+        return last.reshape(-1), after.mean(0)
+
+    labels = np.asarray(test[1])
+    found, after = (np.asarray(leaf) for leaf in answers(state.best.params, test))
+    with io.BytesIO() as file:
+        np.savez_compressed(file, labels=labels, answers=found, accuracy_after=after)
+        write_atomic(run.directory / "answers.npz", file.getvalue())
+    counts = series.confusion(labels, found, len(CLASSES))
+    figure, axes = panels(1, 3, width=3.6)
+    series.draw_confusion(axes[0, 0], counts, CLASSES)
+    axes[0, 1].plot(np.arange(1, len(after) + 1), after)
+    axes[0, 1].set(xlabel="steps that were read", ylabel="test accuracy", ylim=(0, 1))
+    wrong = np.flatnonzero(found != labels)[:36]
+    _draw_wrong(axes[0, 2], test[0][wrong], found[wrong])
+    save(figure, run.figures / "answers")
+    return {
+        "test_accuracy": float((found == labels).mean()),
+        "validation_loss": float(state.best.value),
+        "best_step": int(state.best.step),
+    }
+
+
+def _draw_wrong(axes, pixels: Array, answers: np.ndarray) -> None:
+    """The first digits that were answered wrongly, six a row, with the answers."""
+    sheet = np.zeros((6 * 28, 6 * 28), np.uint8)
+    for i, (image, answer) in enumerate(zip(np.asarray(pixels).reshape(-1, 28, 28), answers, strict=True)):
+        row, column = 28 * (i // 6), 28 * (i % 6)
+        sheet[row : row + 28, column : column + 28] = image
+        axes.text(column + 1, row + 1, str(answer), color="red", fontsize=7, va="top")
+    axes.imshow(sheet, cmap="gray_r")
+    axes.set(xticks=[], yticks=[], title="Wrong answers (red)")
+
+
+def report(runs: list[Run]) -> list[Section]:
+    """The test accuracy of each model, and after each step that it read."""
+    figure, axes = panels(1, 2, height=3.6)
+    table, steps = axes[0]
+    by_label = groups(runs)
+    intervals(table, by_label, "test_accuracy")
+    table.set(xlabel="test accuracy")
+    for index, (label, members) in enumerate(by_label.items()):
+        after = np.stack([np.load(run.directory / "answers.npz")["accuracy_after"] for run in members], axis=1)
+        if len(after):
+            curve(steps, label, (np.arange(1, len(after) + 1) / len(after)).tolist(), after.tolist(), index)
+    steps.set(xlabel="share of the steps that were read", ylabel="test accuracy", ylim=(0, 1))
+    steps.legend()
+    text = "Accuracy on the test digits, at the params of the lowest validation loss. A band is a 95 % interval."
+    return [Section("Digits", text, [figure])]
+
+
+if __name__ == "__main__":
+    command.main(sys.modules[__name__])

@@ -1,0 +1,300 @@
+"""Which class is a series of? Recurrent networks against the nearest neighbour, on the UCR and UEA archives.
+
+ECG200 (heart beats), ItalyPowerDemand, GunPoint, ArrowHead, OSULeaf (outlines); JapaneseVowels (12 variables, unequal
+lengths) and BasicMotions (6 variables). The official parts; a fifth of the training part, of each class, says which
+params are best. Sources: Dau et al. 2018 (arXiv 1810.07758), Bagnall et al. 2018 (arXiv 1811.00075).
+
+    euclidean, dtw     the class of the nearest series of the whole training part; not trained
+    logistic, dense    logistic regression, and Dense(128, relu), on all values
+    conv               a fully convolutional network (Wang et al. 2017, arXiv 1611.06455), smaller
+    rnn, lstm, gru     one layer; bilstm: in both directions
+    min_gru, lru       two layers of minimal GRU, or of highway layers of linear recurrent units: linear in their carry
+
+    python -m experiments.series --data=JapaneseVowels --model=lstm --data_dir=DIR
+    python launch.py --experiment=series --data_dir=DIR        all problems and models
+
+DIR holds NAME_TRAIN and NAME_TEST as the archive publishes them, see `seqjax.data.ucr`. Without --data_dir the series
+are generated.
+"""
+
+import io
+import sys
+from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+
+from experiments import base, command, supervised, tasks
+from experiments.report import Section, groups, intervals, mean, panels, save
+from seqjax import cells, wrappers
+from seqjax.core import Array, Cell, Key, Params, Tree
+from seqjax.data import ucr, windows
+from seqjax.models import ConvClassifier, DenseClassifier, SeriesClassifier, nearest
+from seqjax.train import Program, Run, State, write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Accuracies that the archives publish: Euclidean distance and unbounded warping. (Of several variables: DTW_D.)
+PUBLISHED = {
+    "ECG200": {"euclidean": 0.880, "dtw": 0.770},
+    "ItalyPowerDemand": {"euclidean": 0.955, "dtw": 0.950},
+    "GunPoint": {"euclidean": 0.913, "dtw": 0.907},
+    "ArrowHead": {"euclidean": 0.800, "dtw": 0.703},
+    "OSULeaf": {"euclidean": 0.521, "dtw": 0.591},
+    "JapaneseVowels": {"dtw": 0.949},
+    "BasicMotions": {"dtw": 0.975},
+}
+NEAREST = ("euclidean", "dtw")
+
+
+def _two(cell: Callable[[int], Cell]) -> Callable[[int], Cell]:
+    return lambda units: cells.stack(cell(units), cell(units))
+
+
+CELLS: dict[str, Callable[[int], Cell]] = {
+    "rnn": cells.rnn,
+    "lstm": cells.lstm,
+    "bilstm": cells.lstm,
+    "gru": cells.gru,
+    "min_gru": _two(cells.min_gru),
+    "lru": _two(lambda units: wrappers.highway(cells.lru(units))),
+}
+AS_WIDE = ("lru",)  # whose outputs are as wide as their inputs
+MODELS = (*NEAREST, "logistic", "dense", "conv", *CELLS)
+
+FLAGS = base.flags(
+    steps=1500,
+    steps_per_call=50,
+    evaluate_every=50,
+    batch_size=16,
+    learning_rate=3e-3,
+    clip_norm=1.0,
+    schedule="cosine",
+)
+flags.DEFINE_enum("data", "JapaneseVowels", list(PUBLISHED), "Which problem.", flag_values=FLAGS)
+flags.DEFINE_enum("model", "lstm", MODELS, "Which model.", flag_values=FLAGS)
+flags.DEFINE_integer("units", 64, "Units of a recurrent layer.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_enum("read", "mean", ["mean", "last"], "Which outputs of a recurrent network count.", flag_values=FLAGS)
+flags.DEFINE_boolean("normalize", False, "Each variable of each series to mean 0, deviation 1.", flag_values=FLAGS)
+flags.DEFINE_float("dropout", 0.0, "Rate before the dense layers, in [0, 1).", flag_values=FLAGS)
+flags.register_validator("dropout", lambda rate: 0 <= rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
+
+NUMBERS = ("seed", "learning_rate", "dropout")
+STUDY = f"data={','.join(PUBLISHED)};model={','.join(MODELS)};seed=0:3"
+
+
+class Examples(NamedTuple):
+    """Series on the device: values [N, T, D], lengths and labels int32 [N]."""
+
+    values: Array
+    lengths: Array
+    labels: Array
+
+
+@cache
+def _parts(data_dir: str | None, name: str, normalize: bool) -> dict[str, ucr.Series]:
+    """ "train", "validation", "test", and "official", the first two as one."""
+    if data_dir is None:
+        print("no --data_dir: the series are generated, and their numbers say nothing", file=sys.stderr)
+        parts = {part: ucr.generated(90, seed) for seed, part in enumerate(("train", "test"))}
+    else:
+        parts = ucr.load(data_dir, name)
+    if normalize:
+        parts = {part: ucr.normalize(series) for part, series in parts.items()}
+    train, validation = ucr.split(parts["train"])
+    return {"train": train, "validation": validation, "test": parts["test"], "official": parts["train"]}
+
+
+def _real(series: ucr.Series) -> np.ndarray:
+    """bool [N, T], true up to the end of each series."""
+    return np.arange(series.values.shape[1]) < series.lengths[:, None]
+
+
+def examples(config: SimpleNamespace) -> dict[str, Examples]:
+    """The parts as a model reads them: networks get variables of mean 0 and deviation 1 over the training part."""
+    parts = _parts(config.data_dir, config.data, config.normalize)
+    scale = windows.Standardizer.fit(parts["train"].values[_real(parts["train"])])
+
+    def read(series: ucr.Series) -> Examples:
+        values = jnp.asarray(series.values)
+        if config.model not in NEAREST:
+            values = jnp.where(jnp.asarray(_real(series)[..., None]), scale.apply(values), jnp.zeros_like(values))
+        return Examples(values, jnp.asarray(series.lengths), jnp.asarray(series.labels))
+
+    return {name: read(series) for name, series in parts.items()}
+
+
+class Network(NamedTuple):
+    """The model as functions of its weights.
+
+    Attributes:
+      init: `(numbers, key) -> params`.
+      logits: `(numbers, params, training part, values [B, T, D], lengths [B], key) -> [B, V]`; without noise where the
+        key is None.
+    """
+
+    init: Callable[[Any, Key], Params]
+    logits: Callable[[Any, Params, Examples, Array, Array, Key | None], Array]
+
+
+def network(config: SimpleNamespace) -> Network:
+    """The model of the flags."""
+    series = _parts(config.data_dir, config.data, config.normalize)["train"]
+    classes = len(series.classes)
+    if config.model in NEAREST:
+
+        def of_nearest(numbers, params, known, values, lengths, key):
+            del numbers, params, key
+            if config.model == "dtw":
+                distances = nearest.dtw(values, known.values, lengths, known.lengths)
+            else:
+                distances = nearest.euclidean(values, known.values)
+            own = jnp.expand_dims(known.labels == jnp.arange(classes, dtype=jnp.int32)[:, None], 0)  # [1, V, M]
+            return -jnp.where(own, jnp.expand_dims(distances, 1), jnp.inf).min(2)
+
+        return Network(lambda numbers, key: {}, of_nearest)
+
+    def make(numbers, rngs: nnx.Rngs) -> nnx.Module:
+        steps, features = series.values.shape[1:]
+        if config.model in ("logistic", "dense"):
+            hidden = (128,) if config.model == "dense" else ()
+            return DenseClassifier(steps, features, classes, hidden=hidden, dropout=numbers["dropout"], rngs=rngs)
+        if config.model == "conv":
+            return ConvClassifier(features, classes, rngs=rngs)
+        cell = CELLS[config.model](config.units)
+        return SeriesClassifier(
+            cell,
+            features,
+            classes,
+            backward=cell if config.model == "bilstm" else None,
+            encoder=config.units if config.model in AS_WIDE else 0,
+            mean=config.read == "mean",
+            dropout=numbers["dropout"],
+            rngs=rngs,
+        )
+
+    init, module = supervised.of_module(make)
+
+    def logits(numbers, params, known, values, lengths, key):
+        del known
+        return module(numbers, params, key)(values, lengths)
+
+    return Network(init, logits)
+
+
+def program(config: SimpleNamespace) -> Program:
+    """Cross-entropy of the classes; the best params are those of the lowest validation loss."""
+    data, model = examples(config), network(config)
+    count = len(data["train"].labels)
+    batch = min(config.batch_size, count)
+
+    def gradient(numbers, data: Tree, params, step, k_data, k_noise):
+        train: Examples = data["train"]
+        if not params:
+            return jnp.float32(0), {}
+        values, lengths, labels = (leaf[windows.minibatch(k_data, step, batch, count)] for leaf in train)
+
+        def loss(params):
+            return tasks.cross_entropy(model.logits(numbers, params, train, values, lengths, k_noise), labels).mean()
+
+        return jax.value_and_grad(loss)(params)
+
+    def evaluate(numbers, data: Tree, params):
+        held: Examples = data["validation"]
+        logits = model.logits(numbers, params, data["train"], held.values, held.lengths, None)
+        right = (logits.argmax(1) == held.labels).astype(jnp.float32)
+        return {"loss": tasks.cross_entropy(logits, held.labels).mean(), "accuracy": right.mean()}
+
+    given = {name: data[name] for name in ("train", "validation")}
+    return supervised.descent(config, model.init, gradient, evaluate, given, batches=count // batch)
+
+
+def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+    """Test accuracy; all test logits in answers.npz, and a figure of the answers."""
+    data, model, params = examples(config), network(config), state.best.params
+    known, test = data["official"], data["test"]
+    classes = _parts(config.data_dir, config.data, config.normalize)["test"].classes
+
+    @jax.jit
+    def answers(params, known, values, lengths):
+        return model.logits(vars(config), params, known, values, lengths, None)
+
+    def of_share(share: float) -> np.ndarray:
+        lengths = jnp.maximum(jnp.ceil(share * test.lengths).astype(jnp.int32), 1)
+        read = jnp.arange(test.values.shape[1]) < lengths[:, None]
+        values = jnp.where(read[..., None], test.values, 0)
+        return np.asarray(answers(params, known, values, lengths))
+
+    labels, logits = np.asarray(test.labels), of_share(1)
+    with io.BytesIO() as file:
+        np.savez_compressed(file, logits=logits, labels=labels, classes=np.array(classes))
+        write_atomic(run.directory / "answers.npz", file.getvalue())
+    shares = np.array([1.0]) if config.model in NEAREST else np.linspace(0.1, 1, 10)
+    by_share = [float((of_share(share).argmax(1) == labels).mean()) for share in shares]
+    counts = confusion(labels, logits.argmax(1), len(classes))
+    figure, axes = panels(1, 2)
+    draw_confusion(axes[0, 0], counts, classes)
+    axes[0, 1].plot(100 * shares, by_share, "o-", markersize=3)
+    axes[0, 1].axhline(counts.sum(1).max() / counts.sum(), color="0.4", linestyle="--", linewidth=1)
+    axes[0, 1].set(xlabel="% of a series that was read (dashed: the most frequent class)", ylabel="test accuracy")
+    axes[0, 1].set(ylim=(0, 1.02))
+    save(figure, run.figures / "answers")
+    return {
+        "test_accuracy": by_share[-1],
+        "test_balanced_accuracy": float((np.diag(counts) / counts.sum(1)).mean()),
+        "validation_loss": float(state.best.value),
+        "best_step": int(state.best.step),
+    }
+
+
+def confusion(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
+    """How often each class (rows) was answered by each class (columns), int [V, V]."""
+    return np.bincount(labels * classes + answers, minlength=classes**2).reshape(classes, classes)
+
+
+def draw_confusion(axes: "Axes", counts: np.ndarray, classes: tuple[str, ...]) -> None:
+    """Draws a confusion matrix: colours are shares of a row, numbers are counts."""
+    axes.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            color = "white" if count > counts[row].sum() / 2 else "black"
+            axes.text(column, row, str(count), color=color, ha="center", va="center", fontsize=7)
+    places = range(len(classes))
+    axes.set(xticks=places, yticks=places, xticklabels=classes, yticklabels=classes, xlabel="answer", ylabel="class")
+    axes.tick_params(axis="x", rotation=0 if max(map(len, classes)) < 4 else 45)
+    axes.grid(visible=False)
+
+
+def report(runs: list[Run]) -> list[Section]:
+    """The test accuracy of each model (rows) on each problem (columns), and beside what the archives publish."""
+    by_data = groups(runs, ["data"])
+    models = list(dict.fromkeys(run.flags["model"] for run in runs))
+    figure, axes = panels(1, len(by_data), width=2.6, height=0.8 + 0.25 * len(models))
+    columns = {}
+    for panel, members in zip(axes[0], by_data.values(), strict=True):
+        data = members[0].flags["data"]
+        columns[data] = {model: [run for run in members if run.flags["model"] == model] for model in models}
+        intervals(panel, columns[data], "test_accuracy")
+        panel.set(title=data, xlabel="test accuracy", xlim=(None, 1.01))
+    rows: list[list[Any]] = [["model", *columns]]
+    for model in models:
+        rows.append([model, *(_cell(found[model]) for found in columns.values())])
+    for model in NEAREST:
+        rows.append([f"{model}, published", *(PUBLISHED[data].get(model) for data in columns)])
+    text = "Accuracy on the test part, at the params of the lowest validation loss."
+    return [Section("Classes of series", text, [figure], rows)]
+
+
+def _cell(runs: list[Run]) -> Any:
+    return mean([run.result()["test_accuracy"] for run in runs]) if runs else None
+
+
+if __name__ == "__main__":
+    command.main(sys.modules[__name__])

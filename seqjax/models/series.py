@@ -1,0 +1,155 @@
+"""The class of a series of numbers: a recurrent network, and what it has to beat.
+
+All map xs [B, T, D] to logits [B, V] of V classes: `softmax(logits)` are the probabilities, `argmax` is the answer.
+Lengths int [B] say how many steps of each series are real; without them all are.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from seqjax.core import Array, Cell
+from seqjax.initializers import glorot_uniform
+from seqjax.nnx import Dropout
+from seqjax.nnx.combine import layer
+from seqjax.unroll import mask_from_lengths
+
+__all__ = ["ConvClassifier", "DenseClassifier", "SeriesClassifier"]
+
+
+class SeriesClassifier(nnx.Module):
+    """`Dense(V)(dropout(y))`, with y the last output of a recurrent network, or the mean of its outputs.
+
+    Attributes:
+      encoder: the linear layer before the network, or None.
+      rnn, dropout, head: the layers.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        in_features: int,
+        classes: int,
+        *,
+        backward: Cell | None = None,
+        encoder: int = 0,
+        mean: bool = False,
+        recurrent_dropout: Any = 0.0,
+        dropout: Any = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        """Draw the weights.
+
+        Args:
+          cell: any cell, also a stack.
+          in_features: variables D.
+          classes: classes V.
+          backward: a cell that reads the series from its end (`Bidirectional`), or None.
+          encoder: features of a linear layer before the network, for cells whose output is as wide as their input
+            (`cells.lru`); 0 for none.
+          mean: the mean of the outputs of all real steps, instead of the last one.
+          recurrent_dropout: rate inside the recurrence, see `Recurrent`.
+          dropout: rate of the dropout before the dense layer.
+          rngs: streams "params" and "dropout".
+        """
+        options: Any = {"recurrent_dropout": recurrent_dropout, "return_sequences": mean, "rngs": rngs}
+        self.encoder = _dense(in_features, encoder, rngs) if encoder else None
+        self.rnn = layer(cell if backward is None else (cell, backward), encoder or in_features, **options)
+        self.mean = mean
+        self.dropout = Dropout(dropout, rngs=rngs)
+        self.head = _dense(self.rnn.out_features, classes, rngs)
+
+    def __call__(self, xs: Array, lengths: Array | None = None) -> Array:
+        """`xs [B, T, D], lengths int [B] -> logits [B, V]`."""
+        xs = xs if self.encoder is None else self.encoder(xs)
+        ys = self.rnn(xs, seq_lengths=lengths)
+        return self.head(self.dropout(_mean(ys, lengths) if self.mean else ys))
+
+
+class DenseClassifier(nnx.Module):
+    """A dense net on the flattened series: relu layers, Dense(V). Without hidden layers, logistic regression."""
+
+    def __init__(
+        self,
+        steps: int,
+        in_features: int,
+        classes: int,
+        *,
+        hidden: Sequence[int] = (128,),
+        dropout: Any = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        """Draw the weights.
+
+        Args:
+          steps: steps T of a series.
+          in_features: variables D.
+          classes: classes V.
+          hidden: units of each hidden layer.
+          dropout: rate of the dropout after each hidden layer.
+          rngs: streams "params" and "dropout".
+        """
+        self.shape = (steps, in_features)
+        widths = [steps * in_features, *hidden, classes]
+        self.layers = nnx.List([_dense(n, m, rngs) for n, m in itertools.pairwise(widths)])
+        self.dropout = Dropout(dropout, rngs=rngs)
+
+    def __call__(self, xs: Array, lengths: Array | None = None) -> Array:
+        """`xs [B, T, D] -> logits [B, V]`; the padding is read as it is. ValueError for series of another shape."""
+        del lengths
+        if xs.ndim != 3 or xs.shape[1:] != self.shape:
+            raise ValueError(f"series have shape {xs.shape}, expected [B, {self.shape[0]}, {self.shape[1]}]")
+        *hidden, head = self.layers
+        x = xs.reshape(len(xs), -1)
+        for one in hidden:
+            x = self.dropout(jax.nn.relu(one(x)))
+        return head(x)
+
+
+class ConvClassifier(nnx.Module):
+    """A fully convolutional network (Wang et al. 2017, arXiv 1611.06455): three convolutions, mean over time, Dense(V).
+
+    Kernels of 8, 5 and 3 steps, each convolution followed by layer normalization of a step's features, and relu. The
+    paper has 128, 256 and 128 filters and batch normalization; normalized by itself, a series gets the same answer in
+    any batch, and no step beyond its end has a part in it.
+    """
+
+    kernels = (8, 5, 3)
+
+    def __init__(self, in_features: int, classes: int, *, filters: Sequence[int] = (32, 64, 32), rngs: nnx.Rngs):
+        """Draw the weights.
+
+        Args:
+          in_features: variables D.
+          classes: classes V.
+          filters: of each of the three convolutions.
+          rngs: stream "params".
+        """
+        widths = [in_features, *filters]
+        sizes = zip(widths[:-1], widths[1:], self.kernels, strict=True)
+        self.convs = nnx.List([nnx.Conv(n, m, (k,), kernel_init=glorot_uniform(), rngs=rngs) for n, m, k in sizes])
+        self.norms = nnx.List([nnx.LayerNorm(m, rngs=rngs) for m in filters])
+        self.head = _dense(widths[-1], classes, rngs)
+
+    def __call__(self, xs: Array, lengths: Array | None = None) -> Array:
+        """`xs [B, T, D], lengths int [B] -> logits [B, V]`."""
+        lengths = jnp.full(len(xs), xs.shape[1], jnp.int32) if lengths is None else lengths
+        real = jnp.expand_dims(mask_from_lengths(lengths, xs.shape[1]).T, 2)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            xs = jax.nn.relu(norm(conv(jnp.where(real, xs, jnp.zeros_like(xs)))))
+        return self.head(_mean(jnp.where(real, xs, jnp.zeros_like(xs)), lengths))
+
+
+def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(inputs, outputs, kernel_init=glorot_uniform(), rngs=rngs)
+
+
+def _mean(ys: Array, lengths: Array | None) -> Array:
+    """The mean [B, O] of ys [B, T, O] over the real steps; the others are 0."""
+    if lengths is None:
+        return ys.mean(1)
+    return ys.sum(1) / jnp.expand_dims(lengths.astype(ys.dtype), 1)
