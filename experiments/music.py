@@ -18,6 +18,20 @@ the mean over pieces of the mean over their steps, in which a long piece counts 
 
 DIR holds JSB_Chorales.mat, jsb-chorales-16th.json or Nottingham.mat. Without --data_dir the pieces are generated. A run
 directory holds, for three test pieces, `piece_N.mid` and `composed_N.mid`, which begins with the same --start steps.
+
+Measured on the chorales, at the params of the lowest validation NLL, with the default flags and seed 0:
+
+                     validation   test (a piece)   published   parameters   minutes, on a busy machine
+    marginal            10.98     11.09 (11.04)
+    repeat              13.19     13.71 (13.79)
+    markov              10.15     10.49 (10.49)
+    lstm                 8.36      8.44  (8.40)      8.45        291,368     4.6
+    lstm --nade=64       5.64      5.64  (5.57)                  316,776     9.8
+
+What is composed (64 chords after the first 16 of each of the 77 test pieces): of the chords, the training part has 89 %
+of those of the pieces themselves, 59 % of those of lstm --nade=64, and 17 % of those of lstm, whose keys do not know of
+each other: it writes clusters, silences and up to ten notes. With NADE 62 % of the chords have four notes (lstm: 24 %,
+the pieces: 90 %); 95 % of the notes of both are of the key of the piece. Phrases and cadences are hardly found.
 """
 
 import io
