@@ -266,11 +266,11 @@ def report(runs: list[Run]) -> list[Section]:
     likeness = ("held", "in_key", "known")
     for i, (label, members) in enumerate(by_label.items()):
         values = [np.mean([run.result()[f"composed_{name}"] for run in members]) for name in likeness]
-        axes[0, 1].plot(likeness, values, "o-", color=COLORS[i % len(COLORS)], label=label, markersize=3)
+        axes[0, 1].plot(likeness, values, "o", color=COLORS[i % len(COLORS)], label=label, markersize=5)
     truth = [np.mean([run.result()[f"piece_{name}"] for run in runs]) for name in likeness]
-    axes[0, 1].plot(likeness, truth, "k--", label="the pieces")
-    axes[0, 1].set(ylabel="share, of what is composed")
-    axes[0, 1].legend()
+    axes[0, 1].plot(likeness, truth, "k_", label="the pieces", markersize=20)
+    axes[0, 1].set(ylabel="share, of what is composed", ylim=(0, 1), xlim=(-0.5, 2.5))
+    axes[0, 1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     text = (
         "NLL at the params of the lowest validation NLL.\n\nheld: keys that sounded at the step before. in_key: notes"
         " whose pitch class the start of the piece has. known: chords that the training part has."
