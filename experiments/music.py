@@ -28,10 +28,19 @@ Measured on the chorales, at the params of the lowest validation NLL, with the d
     lstm                 8.36      8.44  (8.40)      8.45        291,368     4.6
     lstm --nade=64       5.64      5.64  (5.57)                  316,776     9.8
 
-What is composed (64 chords after the first 16 of each of the 77 test pieces): of the chords, the training part has 89 %
-of those of the pieces themselves, 59 % of those of lstm --nade=64, and 17 % of those of lstm, whose keys do not know of
-each other: it writes clusters, silences and up to ten notes. With NADE 62 % of the chords have four notes (lstm: 24 %,
-the pieces: 90 %); 95 % of the notes of both are of the key of the piece. Phrases and cadences are hardly found.
+On the folk tunes (--data=nottingham --steps=800: nine epochs, after which the validation NLL still falls; the published
+LSTM has a million parameters):
+
+    marginal            10.01     10.26 (10.13)
+    repeat               7.00      6.83  (6.94)
+    markov               5.24      5.15  (5.20)
+    lstm                 4.09      4.10  (4.12)      3.29        291,368    12.6
+
+What is composed on the chorales, 64 chords after the first 16 of each of the 77 test pieces: the training part has 59 %
+of the chords of lstm --nade=64, 17 % of those of lstm, and 89 % of those of the pieces themselves. Without NADE the
+keys do not know of each other: clusters, silences, up to ten notes. With it 62 % of the chords have four notes (lstm:
+24 %, the pieces: 90 %). Of all these notes 95 % (the pieces: 97 %) have a pitch class that the first 16 chords have. On
+the folk tunes the chords thin out after fifty steps.
 """
 
 import io
