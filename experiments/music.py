@@ -18,6 +18,29 @@ the mean over pieces of the mean over their steps, in which a long piece counts 
 
 DIR holds JSB_Chorales.mat, jsb-chorales-16th.json or Nottingham.mat. Without --data_dir the pieces are generated. A run
 directory holds, for three test pieces, `piece_N.mid` and `composed_N.mid`, which begins with the same --start steps.
+
+Measured on the chorales, at the params of the lowest validation NLL, with the default flags and seed 0:
+
+                     validation   test (a piece)   published   parameters   minutes, on a busy machine
+    marginal            10.98     11.09 (11.04)
+    repeat              13.19     13.71 (13.79)
+    markov              10.15     10.49 (10.49)
+    lstm                 8.36      8.44  (8.40)      8.45        291,368     4.6
+    lstm --nade=64       5.64      5.64  (5.57)                  316,776     9.8
+
+On the folk tunes (--data=nottingham --steps=800: nine epochs, after which the validation NLL still falls; the published
+LSTM has a million parameters):
+
+    marginal            10.01     10.26 (10.13)
+    repeat               7.00      6.83  (6.94)
+    markov               5.24      5.15  (5.20)
+    lstm                 4.09      4.10  (4.12)      3.29        291,368    12.6
+
+What is composed on the chorales, 64 chords after the first 16 of each of the 77 test pieces: the training part has 59 %
+of the chords of lstm --nade=64, 17 % of those of lstm, and 89 % of those of the pieces themselves. Without NADE the
+keys do not know of each other: clusters, silences, up to ten notes. With it 62 % of the chords have four notes (lstm:
+24 %, the pieces: 90 %). Of all these notes 95 % (the pieces: 97 %) have a pitch class that the first 16 chords have. On
+the folk tunes the chords thin out after fifty steps.
 """
 
 import io
@@ -252,11 +275,11 @@ def report(runs: list[Run]) -> list[Section]:
     likeness = ("held", "in_key", "known")
     for i, (label, members) in enumerate(by_label.items()):
         values = [np.mean([run.result()[f"composed_{name}"] for run in members]) for name in likeness]
-        axes[0, 1].plot(likeness, values, "o-", color=COLORS[i % len(COLORS)], label=label, markersize=3)
+        axes[0, 1].plot(likeness, values, "o", color=COLORS[i % len(COLORS)], label=label, markersize=5)
     truth = [np.mean([run.result()[f"piece_{name}"] for run in runs]) for name in likeness]
-    axes[0, 1].plot(likeness, truth, "k--", label="the pieces")
-    axes[0, 1].set(ylabel="share, of what is composed")
-    axes[0, 1].legend()
+    axes[0, 1].plot(likeness, truth, "k_", label="the pieces", markersize=20)
+    axes[0, 1].set(ylabel="share, of what is composed", ylim=(0, 1), xlim=(-0.5, 2.5))
+    axes[0, 1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     text = (
         "NLL at the params of the lowest validation NLL.\n\nheld: keys that sounded at the step before. in_key: notes"
         " whose pitch class the start of the piece has. known: chords that the training part has."

@@ -30,7 +30,8 @@ def encode(roll: np.ndarray, *, lowest: int = 21, step_seconds: float = 0.5, vel
         not positive or longer than 16 seconds.
 
     Example:
-      >>> encode(np.eye(2, dtype=np.uint8), lowest=60)[:4]
+      >>> from seqjax.data import midi
+      >>> midi.encode(jnp.eye(2), lowest=60)[:4]
       b'MThd'
     """
     roll = np.asarray(roll)

@@ -117,7 +117,8 @@ def roll(sequence: Sequence[Sequence[float]]) -> np.ndarray:
       ValueError: a pitch below `LOWEST`, or beyond the last key.
 
     Example:
-      >>> roll([[60, 64, 67], []]).sum(1).tolist()
+      >>> from seqjax.data import music
+      >>> music.roll([[60, 64, 67], []]).sum(1).tolist()
       [3, 0]
     """
     made = np.zeros((len(sequence), KEYS), np.uint8)
@@ -133,7 +134,8 @@ def chords(rolled: np.ndarray) -> list[list[int]]:
     """The MIDI pitches of each step of a roll [T, K], rising: the inverse of `roll`.
 
     Example:
-      >>> chords(roll([[67, 60], []]))
+      >>> from seqjax.data import music
+      >>> music.chords(music.roll([[67, 60], []]))
       [[60, 67], []]
     """
     return [(np.flatnonzero(keys) + LOWEST).tolist() for keys in rolled]
