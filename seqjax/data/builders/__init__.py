@@ -3,6 +3,7 @@
     climate = builders.jena_climate("~/tensorflow_datasets")
     text = builders.tiny_shakespeare("~/tensorflow_datasets", manual_dir="downloads")
     parts = builders.imdb_reviews("~/tensorflow_datasets")
+    series = builders.numenta_anomaly_benchmark("~/tensorflow_datasets")
 
 `download_and_prepare` downloads the official file, or takes it from `manual_dir` when it is there, and checks it
 before anything is written: the csv of Jena by its git blob id (nobody publishes a checksum of the zip), the others by
@@ -10,7 +11,17 @@ a hash.
 """
 
 from seqjax.data.builders.jena import JenaClimate, jena_climate
+from seqjax.data.builders.nab import NumentaAnomalyBenchmark, numenta_anomaly_benchmark
 from seqjax.data.builders.reviews import ImdbReviews, imdb_reviews
 from seqjax.data.builders.shakespeare import TinyShakespeare, tiny_shakespeare
 
-__all__ = ["ImdbReviews", "JenaClimate", "TinyShakespeare", "imdb_reviews", "jena_climate", "tiny_shakespeare"]
+__all__ = [
+    "ImdbReviews",
+    "JenaClimate",
+    "NumentaAnomalyBenchmark",
+    "TinyShakespeare",
+    "imdb_reviews",
+    "jena_climate",
+    "numenta_anomaly_benchmark",
+    "tiny_shakespeare",
+]
