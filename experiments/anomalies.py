@@ -1,0 +1,355 @@
+"""When does something go wrong in a stream? The Numenta anomaly benchmark (Lavin & Ahmad 2015, arXiv 1510.03336).
+
+58 series of single values, 365,558 rows, 116 windows. A forecaster says the next value, `AnomalyDetector` how unusual
+its error is, and an alarm is a score above one threshold for all series. Nothing but the probationary rows (the first
+15 %, 750 at most) is learned from, without labels. A row is (value, sin, cos of the time of day), the value
+standardized by the probationary rows of its series. The models are forecasters:
+
+    last_value       the last value                      moving_average   an exponential average of 100 values
+    seasonal         what followed this time of day the day before
+    gru, lstm        16 units, Dense(1): one network for all series
+    gru_each         a network for every series, as lanes of one program; series are padded to one length and masked
+
+    python -m experiments.anomalies --model=gru --data_dir=DIR
+    python launch.py --experiment=anomalies --data_dir=DIR                  all models
+    python -m experiments.anomalies --watch=FILE.csv --run=DIR_OF_A_RUN     alarms of a stream as they come; -: stdin
+
+DIR holds the repository of the benchmark or an archive of it. Without --data_dir the series are generated.
+
+The benchmark chooses the threshold on all series with their labels, and so do the published numbers and `score_*`.
+`held_out_*` takes the threshold of every category of series from the other categories.
+"""
+
+import io
+import sys
+import time
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import base, command, supervised
+from experiments.report import COLORS, Section, groups, intervals, mean, panels, save
+from seqjax import cells
+from seqjax.core import Array, Cell, Params
+from seqjax.data import nab, nab_score, windows
+from seqjax.models.anomaly import AnomalyDetector, Reading, moving_average, seasonal
+from seqjax.train import Program, Run, State, write_atomic
+from seqjax.wrappers import with_head
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FLAGS = base.flags(
+    steps=200,
+    steps_per_call=10,
+    evaluate_every=10,
+    batch_size=58,
+    learning_rate=1e-2,
+    schedule="cosine",
+    clip_norm=1.0,
+)
+MODELS = ("last_value", "moving_average", "seasonal", "gru", "lstm", "gru_each")
+# Standard, reward low FP, reward low FN; from the scoreboard in the README of github.com/numenta/NAB.
+PUBLISHED = {
+    "Numenta HTM": (70.1, 63.1, 74.3),
+    "CAD OSE": (69.9, 67.0, 73.2),
+    "KNN CAD": (58.0, 43.4, 64.8),
+    "Relative entropy": (54.6, 47.6, 58.8),
+    "Random cut forest": (51.7, 38.4, 59.7),
+    "Twitter ADVec": (47.1, 33.6, 53.5),
+    "Windowed Gaussian": (39.6, 20.9, 47.4),
+    "Etsy Skyline": (35.7, 27.1, 44.5),
+    "Bayesian changepoint": (17.7, 3.2, 32.2),
+    "EXPoSE": (16.4, 3.2, 26.9),
+    "Random": (11.0, 1.2, 19.5),
+}
+
+flags.DEFINE_enum("model", "gru", MODELS, "Which forecaster.", flag_values=FLAGS)
+flags.DEFINE_integer("units", 16, "Units of a recurrent network.", lower_bound=1, flag_values=FLAGS)
+
+NUMBERS = ("seed", "learning_rate")
+STUDY = f"model={','.join(MODELS)};seed=0:3"
+_HELD_OUT = 0.2  # part of the probationary rows that tells which params are best
+_FEATURES = 3
+
+
+class Streams(NamedTuple):
+    """All series, padded to one length.
+
+    Attributes:
+      xs: float32 [B, T, 3], rows of (standardized value, sin, cos of the time of day).
+      lengths, probation: int32 [B], rows of the series, and those to learn from.
+    """
+
+    xs: Array
+    lengths: Array
+    probation: Array
+
+
+@cache
+def corpus(data_dir: str | None) -> dict[str, nab.Series]:
+    """The series of the flag --data_dir."""
+    if data_dir is not None:
+        return nab.load(data_dir)
+    print("no --data_dir: the series are generated, and their scores compare with nothing", file=sys.stderr)
+    return nab.generated()
+
+
+def rows(times: np.ndarray, values: np.ndarray, learned: np.ndarray) -> np.ndarray:
+    """Rows float32 [T, 3]; the value is standardized by the values `learned`, or only centered where those are one."""
+    value = (values - learned.mean()) / (learned.std() or 1.0)
+    day = times.astype("datetime64[s]").astype(np.int64) % 86_400 * (2 * np.pi / 86_400)
+    return np.stack([value, np.sin(day), np.cos(day)], axis=-1).astype(np.float32)
+
+
+def streams(series: Iterable[nab.Series]) -> Streams:
+    """All series as one array."""
+    series = list(series)
+    probation = [nab.probation(len(one.values)) for one in series]
+    made = [rows(one.times, one.values, one.values[:n]) for one, n in zip(series, probation, strict=True)]
+    lengths = np.array([len(each) for each in made], np.int32)
+    xs = np.stack([np.pad(each, ((0, max(lengths) - len(each)), (0, 0))) for each in made])
+    return Streams(jnp.asarray(xs), jnp.asarray(lengths), jnp.asarray(probation, jnp.int32))
+
+
+def _forecaster(config: SimpleNamespace) -> Cell:
+    return {
+        "last_value": lambda: moving_average(1),
+        "moving_average": lambda: moving_average(100),
+        "seasonal": seasonal,
+        "gru": lambda: with_head(cells.gru(config.units), 1),
+        "lstm": lambda: with_head(cells.lstm(config.units), 1),
+        "gru_each": lambda: with_head(cells.gru(config.units), 1),
+    }[config.model]()
+
+
+class Detector(NamedTuple):
+    """The model as functions of its weights, which have a leading axis of series where each has a network.
+
+    Attributes:
+      init: `(numbers, key) -> params`.
+      forecasts: `(params, xs [B, T, 3], which [B]) -> [B, T]`, of the series of these numbers.
+      readings: `(params, xs [B, T, 3]) -> readings [B, T]`, of all series.
+      one: `params -> AnomalyDetector`, of one network.
+    """
+
+    init: Any
+    forecasts: Any
+    readings: Any
+    one: Any
+
+
+def detector(config: SimpleNamespace, count: int) -> Detector:
+    """The detector of the flags for so many series."""
+    cell = _forecaster(config)
+    init, network = supervised.of_module(lambda numbers, rngs: AnomalyDetector(cell, _FEATURES, rngs=rngs))
+
+    def one(params: Params) -> AnomalyDetector:
+        return network({}, params, None)
+
+    if config.model != "gru_each":
+        return Detector(
+            init,
+            lambda params, xs, which: one(params).forecasts(xs),
+            lambda params, xs: one(params)(xs)[1],
+            one,
+        )
+
+    def init_each(numbers, key):
+        return jax.vmap(lambda key: init(numbers, key))(jax.random.split(key, count))
+
+    def forecasts(params, xs, which):
+        params = jax.tree.map(lambda leaf: leaf[which], params)
+        return jax.vmap(lambda params, xs: one(params).forecasts(xs[None])[0])(params, xs)
+
+    def readings(params, xs):
+        each = jax.vmap(lambda params, xs: one(params)(xs[None])[1])(params, xs)
+        return jax.tree.map(lambda leaf: leaf[:, 0], each)
+
+    return Detector(init_each, forecasts, readings, one)
+
+
+def program(config: SimpleNamespace) -> Program:
+    """Mean absolute error of the next value on 80 % of the probationary rows; the others tell which params are best."""
+    data = streams(corpus(config.data_dir).values())
+    count, longest = len(data.lengths), int(data.probation.max())
+    batch = min(config.batch_size, count)
+    model = detector(config, count)
+
+    def error(data: Streams, params, which, part):
+        """Mean over series of the mean over the rows of a part of their probation."""
+        xs, last = data.xs[which, :longest], data.probation[which]
+        row = jnp.arange(1, longest, dtype=jnp.int32)
+        border = jnp.floor((1 - _HELD_OUT) * last.astype(jnp.float32)).astype(jnp.int32)[:, None]
+        row, last = jnp.broadcast_to(row, (len(which), longest - 1)), last[:, None]
+        real = (row < border) if part == "train" else (row >= border) & (row < last)
+        missed = jnp.abs(xs[:, 1:, 0] - model.forecasts(params, xs, which)[:, :-1])
+        weights = real.astype(missed.dtype)
+        return (jnp.sum(weights * missed, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)).mean()
+
+    def gradient(numbers, data, params, step, k_data, k_noise):
+        which = windows.minibatch(k_data, step, batch, count)
+        return jax.value_and_grad(lambda params: error(data, params, which, "train"))(params)
+
+    def evaluate(numbers, data, params):
+        return {"loss": error(data, params, jnp.arange(count, dtype=jnp.int32), "validation")}
+
+    return supervised.descent(config, model.init, gradient, evaluate, data, batches=count // batch)
+
+
+def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+    """Scores by profile and category; the readings of all rows, the weights, a table of the series, and a figure."""
+    series, data, params = corpus(config.data_dir), program.data, state.best.params
+    detect = jax.jit(detector(config, len(series)).readings).lower(params, data.xs).compile()
+    began = time.perf_counter()
+    readings: Reading = jax.block_until_ready(detect(params, data.xs))
+    seconds = time.perf_counter() - began
+    readings = jax.tree.map(np.asarray, readings)
+    scores = {name: readings.score[i, : len(one.values)] for i, (name, one) in enumerate(series.items())}
+    marks = {name: nab_score.Marks.of(scores[name], one) for name, one in series.items()}
+    result, thresholds = points(marks)
+    _save(run.directory / "readings.npz", scores)
+    _save(run.directory / "weights.npz", {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))})
+    write_atomic(run.directory / "series.txt", _table(series, scores, marks, thresholds["standard"]))
+    save(_figure(series, data, readings, thresholds["standard"]), run.figures / "streams")
+    return {
+        **result,
+        **{f"threshold_{name}": value for name, value in thresholds.items()},
+        "validation_loss": float(state.best.value),
+        "best_step": int(state.best.step),
+        "microseconds_a_row": 1e6 * seconds / data.xs[..., 0].size,
+    }
+
+
+def points(marks: dict[str, nab_score.Marks]) -> tuple[dict[str, float], dict[str, float]]:
+    """Scores by profile, with the threshold of all series and of other categories, and by category; and thresholds."""
+    categories = sorted({_category(name) for name in marks})
+    inside = {c: [m for name, m in marks.items() if _category(name) == c] for c in categories}
+    outside = {c: [m for name, m in marks.items() if _category(name) != c] for c in categories}
+    every, found, thresholds = list(marks.values()), {}, {}
+    total = sum(m.windows for m in every)
+    for name, profile in nab_score.PROFILES.items():
+        threshold = thresholds[name] = nab_score.best_threshold(every, profile)
+        found[f"score_{name}"] = nab_score.normalized(every, profile, threshold)
+        others = {c: nab_score.best_threshold(outside[c] or every, profile) for c in categories}
+        held_out = sum(nab_score.raw(m, profile, others[c]) for c in categories for m in inside[c])
+        null = -profile.false_negative * total
+        found[f"held_out_{name}"] = 100 * (held_out - null) / (profile.true_positive * total - null)
+    for category in categories:
+        if any(m.windows for m in inside[category]):
+            threshold, profile = thresholds["standard"], nab_score.PROFILES["standard"]
+            found[f"standard_{category}"] = nab_score.normalized(inside[category], profile, threshold)
+    counts = [_counts(m, thresholds["standard"]) for m in every]
+    found["windows_found"], found["false_alarms"] = (sum(column) for column in zip(*counts, strict=True))
+    return found, thresholds
+
+
+def _category(name: str) -> str:
+    return name.split("/")[0]
+
+
+def _counts(marks: nab_score.Marks, threshold: float) -> tuple[int, int]:
+    """Windows with an alarm in them, and alarms outside of windows."""
+    alarms = marks.window[marks.scores >= threshold]
+    return len(np.unique(alarms[alarms >= 0])), int((alarms < 0).sum())
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with io.BytesIO() as file:
+        np.savez_compressed(file, **{name.replace("/", "|"): np.asarray(array) for name, array in arrays.items()})
+        write_atomic(path, file.getvalue())
+
+
+def _table(series, scores, marks, threshold: float) -> str:
+    """Of each series what was found; times of all alarms."""
+    lines = [f"alarms are scores of {threshold:.3f} or more; * in a window, ? on probation"]
+    for name, one in series.items():
+        found, false = _counts(marks[name], threshold)
+        lines.append(f"\n{name}: {found} of {len(one.windows)} windows, {false} false alarms")
+        for row in np.flatnonzero(scores[name] >= threshold):
+            right = any(first <= row <= last for first, last in one.windows)
+            mark = "?" if row < nab.probation(len(one.values)) else "*" if right else " "
+            lines.append(f"  {mark} {one.times[row]}  {one.values[row]:g}  {scores[name][row]:.2f}")
+    return "\n".join(lines) + "\n"
+
+
+def _figure(series: dict[str, nab.Series], data: Streams, readings: Reading, threshold: float) -> "Figure":
+    """One series of each category with its windows and alarms, and the scores beside it."""
+    names = {_category(name): name for name, one in reversed(series.items()) if len(one.windows)}
+    figure, axes = panels(len(names), 2, width=6, height=1.7)
+    order = list(series)
+    for (values, scores), name in zip(axes, sorted(names.values()), strict=True):
+        one, index = series[name], order.index(name)
+        row, score = np.arange(len(one.values)), readings.score[index, : len(one.values)]
+        alarms = np.flatnonzero(score >= threshold)
+        values.plot(row, np.asarray(data.xs)[index, : len(row), 0], color="black", linewidth=0.6, label="value")
+        values.plot(row, readings.forecast[index, : len(row)], color=COLORS[0], linewidth=0.5, label="forecast")
+        values.plot(alarms, np.asarray(data.xs)[index, alarms, 0], "v", color=COLORS[1], markersize=4, label="alarm")
+        scores.plot(row, score, color=COLORS[0], linewidth=0.5)
+        scores.axhline(threshold, color="0.4", linestyle="--", linewidth=0.8)
+        for axis in (values, scores):
+            axis.axvspan(0, nab.probation(len(row)), color="0.9")
+            for first, last in one.windows:
+                axis.axvspan(first, last, color=COLORS[1], alpha=0.2, linewidth=0)
+        values.set_title(name, fontsize=8)
+        scores.set(ylim=(0, 10.5), title="score")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def report(runs: list[Run]) -> list[Section]:
+    """Scores beside the published ones, and by category."""
+    by_label = groups(runs)
+    figure, axes = panels(1, 2, height=3.6)
+    for axis, kind in zip(axes[0], ("score", "held_out"), strict=True):
+        intervals(axis, by_label, f"{kind}_standard")
+        axis.set(xlabel="standard profile" + (", threshold of other categories" if kind == "held_out" else ""))
+    kinds = [f"{kind}_{name}" for kind in ("score", "held_out") for name in nab_score.PROFILES]
+    table: list[list[Any]] = [["detector", *kinds]]
+    table += [
+        [label, *(mean([run.result()[k] for run in members]) for k in kinds)] for label, members in by_label.items()
+    ]
+    table += [[f"{name} (published)", *scores, None, None, None] for name, scores in PUBLISHED.items()]
+    names = [name for name in runs[0].result() if name.startswith("standard_")]
+    category: list[list[Any]] = [["detector", *(name.removeprefix("standard_") for name in names)]]
+    for label, members in by_label.items():
+        category.append([label, *(mean([run.result()[name] for run in members]) for name in names)])
+    text = (
+        "0 is a detector without alarms, 100 a perfect one. score: one threshold, chosen on all series, as published."
+    )
+    return [
+        Section("Scores", text, [figure], table),
+        Section(
+            "By category", "Standard profile, each category between its own null and perfect detector.", (), category
+        ),
+    ]
+
+
+def main() -> None:
+    """`--watch` takes a stream, all other flags an experiment."""
+    watching = flags.FlagValues()
+    flags.DEFINE_string("watch", None, "A csv `timestamp,value`, or - for stdin.", flag_values=watching)
+    flags.DEFINE_string("run", None, "Directory of a finished run.", flag_values=watching)
+    flags.DEFINE_integer("warmup", 300, "Rows before the first alarm.", lower_bound=20, flag_values=watching)
+    if not any(argument.lstrip("-").startswith("watch") for argument in sys.argv[1:]):
+        command.main(sys.modules[__name__])
+        return
+    from experiments import watch
+
+    try:
+        watching(sys.argv)
+        watch.main(watching.watch, watching.run, watching.warmup)
+    except (ValueError, OSError, flags.Error) as error:
+        print(f"experiments.anomalies: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
