@@ -1,8 +1,8 @@
 """When does something go wrong in a stream? The Numenta anomaly benchmark (Lavin & Ahmad 2015, arXiv 1510.03336).
 
-58 series of single values, 365,558 rows, 116 windows. A forecaster says the next value, `AnomalyDetector` how unusual
-its error is, and an alarm is a score above one threshold for all series. Nothing but the probationary rows (the first
-15 %, 750 at most) is learned from, without labels. A row is (value, sin, cos of the time of day), the value
+58 series of single values, 365,558 rows, 116 windows. A forecaster says the value 4 rows ahead, `AnomalyDetector` how
+unusual its error is, and an alarm is a score above one threshold for all series. Nothing but the probationary rows (the
+first 15 %, 750 at most) is learned from, without labels. A row is (value, sin, cos of the time of day), the value
 standardized by the probationary rows of its series. The models are forecasters:
 
     last_value       the last value                      moving_average   an exponential average of 100 values
@@ -23,7 +23,7 @@ The benchmark chooses the threshold on all series with their labels, and so do t
 import io
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ from absl import flags
 from experiments import base, command, supervised
 from experiments.report import COLORS, Section, groups, intervals, mean, panels, save
 from seqjax import cells
-from seqjax.core import Array, Cell, Params
+from seqjax.core import Array, Cell, Key, Params
 from seqjax.data import nab, nab_score, windows
 from seqjax.models.anomaly import AnomalyDetector, Reading, moving_average, seasonal
 from seqjax.train import Program, Run, State, write_atomic
@@ -72,6 +72,7 @@ PUBLISHED = {
 }
 
 flags.DEFINE_enum("model", "gru", MODELS, "Which forecaster.", flag_values=FLAGS)
+flags.DEFINE_integer("horizon", 4, "Rows that a forecast looks ahead.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("units", 16, "Units of a recurrent network.", lower_bound=1, flag_values=FLAGS)
 
 NUMBERS = ("seed", "learning_rate")
@@ -140,16 +141,18 @@ class Detector(NamedTuple):
       one: `params -> AnomalyDetector`, of one network.
     """
 
-    init: Any
-    forecasts: Any
-    readings: Any
-    one: Any
+    init: Callable[[Any, Key], Params]
+    forecasts: Callable[[Params, Array, Array], Array]
+    readings: Callable[[Params, Array], Reading]
+    one: Callable[[Params], AnomalyDetector]
 
 
 def detector(config: SimpleNamespace, count: int) -> Detector:
     """The detector of the flags for so many series."""
     cell = _forecaster(config)
-    init, network = supervised.of_module(lambda numbers, rngs: AnomalyDetector(cell, _FEATURES, rngs=rngs))
+    init, network = supervised.of_module(
+        lambda numbers, rngs: AnomalyDetector(cell, _FEATURES, horizon=config.horizon, rngs=rngs)
+    )
 
     def one(params: Params) -> AnomalyDetector:
         return network({}, params, None)
@@ -177,20 +180,20 @@ def detector(config: SimpleNamespace, count: int) -> Detector:
 
 
 def program(config: SimpleNamespace) -> Program:
-    """Mean absolute error of the next value on 80 % of the probationary rows; the others tell which params are best."""
+    """Mean absolute error of the forecasts on 80 % of the probationary rows; the others tell which params are best."""
     data = streams(corpus(config.data_dir).values())
     count, longest = len(data.lengths), int(data.probation.max())
-    batch = min(config.batch_size, count)
+    batch, horizon = min(config.batch_size, count), config.horizon
     model = detector(config, count)
 
     def error(data: Streams, params, which, part):
         """Mean over series of the mean over the rows of a part of their probation."""
         xs, last = data.xs[which, :longest], data.probation[which]
-        row = jnp.arange(1, longest, dtype=jnp.int32)
+        row = jnp.arange(horizon, longest, dtype=jnp.int32)
         border = jnp.floor((1 - _HELD_OUT) * last.astype(jnp.float32)).astype(jnp.int32)[:, None]
-        row, last = jnp.broadcast_to(row, (len(which), longest - 1)), last[:, None]
+        row, last = jnp.broadcast_to(row, (len(which), longest - horizon)), last[:, None]
         real = (row < border) if part == "train" else (row >= border) & (row < last)
-        missed = jnp.abs(xs[:, 1:, 0] - model.forecasts(params, xs, which)[:, :-1])
+        missed = jnp.abs(xs[:, horizon:, 0] - model.forecasts(params, xs, which)[:, :-horizon])
         weights = real.astype(missed.dtype)
         return (jnp.sum(weights * missed, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)).mean()
 
@@ -205,101 +208,99 @@ def program(config: SimpleNamespace) -> Program:
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Scores by profile and category; the readings of all rows, the weights, a table of the series, and a figure."""
+    """Scores by profile and category; the scores of all rows, the weights, the alarms of each series, and a figure."""
     series, data, params = corpus(config.data_dir), program.data, state.best.params
     detect = jax.jit(detector(config, len(series)).readings).lower(params, data.xs).compile()
     began = time.perf_counter()
     readings: Reading = jax.block_until_ready(detect(params, data.xs))
     seconds = time.perf_counter() - began
-    readings = jax.tree.map(np.asarray, readings)
-    scores = {name: readings.score[i, : len(one.values)] for i, (name, one) in enumerate(series.items())}
+    scores = {name: np.asarray(readings.score)[i, : len(one.values)] for i, (name, one) in enumerate(series.items())}
     marks = {name: nab_score.Marks.of(scores[name], one) for name, one in series.items()}
-    result, thresholds = points(marks)
-    _save(run.directory / "readings.npz", scores)
+    result = _scores(marks)
+    _save(run.directory / "scores.npz", {name.replace("/", "|"): score for name, score in scores.items()})
     _save(run.directory / "weights.npz", {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))})
-    write_atomic(run.directory / "series.txt", _table(series, scores, marks, thresholds["standard"]))
-    save(_figure(series, data, readings, thresholds["standard"]), run.figures / "streams")
+    threshold = result["threshold_standard"]
+    write_atomic(run.directory / "alarms.txt", "\n".join(_alarms(series, scores, marks, threshold)))
+    save(_figure(series, data, readings, threshold), run.figures / "streams")
     return {
         **result,
-        **{f"threshold_{name}": value for name, value in thresholds.items()},
         "validation_loss": float(state.best.value),
         "best_step": int(state.best.step),
         "microseconds_a_row": 1e6 * seconds / data.xs[..., 0].size,
     }
 
 
-def points(marks: dict[str, nab_score.Marks]) -> tuple[dict[str, float], dict[str, float]]:
-    """Scores by profile, with the threshold of all series and of other categories, and by category; and thresholds."""
-    categories = sorted({_category(name) for name in marks})
-    inside = {c: [m for name, m in marks.items() if _category(name) == c] for c in categories}
-    outside = {c: [m for name, m in marks.items() if _category(name) != c] for c in categories}
-    every, found, thresholds = list(marks.values()), {}, {}
-    total = sum(m.windows for m in every)
+def _scores(marks: Mapping[str, nab_score.Marks]) -> dict[str, float]:
+    """What the detector is worth by profile, and, on the standard profile, by category."""
+    by_category: dict[str, list[nab_score.Marks]] = {}
+    for name, one in marks.items():
+        by_category.setdefault(name.split("/")[0], []).append(one)
+    every, result = list(marks.values()), {}
     for name, profile in nab_score.PROFILES.items():
-        threshold = thresholds[name] = nab_score.best_threshold(every, profile)
-        found[f"score_{name}"] = nab_score.normalized(every, profile, threshold)
-        others = {c: nab_score.best_threshold(outside[c] or every, profile) for c in categories}
-        held_out = sum(nab_score.raw(m, profile, others[c]) for c in categories for m in inside[c])
-        null = -profile.false_negative * total
-        found[f"held_out_{name}"] = 100 * (held_out - null) / (profile.true_positive * total - null)
-    for category in categories:
-        if any(m.windows for m in inside[category]):
-            threshold, profile = thresholds["standard"], nab_score.PROFILES["standard"]
-            found[f"standard_{category}"] = nab_score.normalized(inside[category], profile, threshold)
-    counts = [_counts(m, thresholds["standard"]) for m in every]
-    found["windows_found"], found["false_alarms"] = (sum(column) for column in zip(*counts, strict=True))
-    return found, thresholds
-
-
-def _category(name: str) -> str:
-    return name.split("/")[0]
+        result[f"threshold_{name}"] = nab_score.best_threshold(every, profile)
+        result[f"score_{name}"] = nab_score.normalized(every, profile, result[f"threshold_{name}"])
+        result[f"held_out_{name}"] = nab_score.held_out(list(by_category.values()), profile)
+    threshold, profile = result["threshold_standard"], nab_score.PROFILES["standard"]
+    for category, members in by_category.items():
+        if any(one.windows for one in members):
+            result[f"in_{category}"] = nab_score.normalized(members, profile, threshold)
+    counts = [_counts(one, threshold) for one in every]
+    result["windows_found"], result["false_alarms"] = (sum(column) for column in zip(*counts, strict=True))
+    return result
 
 
 def _counts(marks: nab_score.Marks, threshold: float) -> tuple[int, int]:
     """Windows with an alarm in them, and alarms outside of windows."""
-    alarms = marks.window[marks.scores >= threshold]
-    return len(np.unique(alarms[alarms >= 0])), int((alarms < 0).sum())
+    window = marks.window[marks.scores >= threshold]
+    return len(np.unique(window[window >= 0])), int((window < 0).sum())
 
 
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _save(path: Path, arrays: Mapping[str, Any]) -> None:
     with io.BytesIO() as file:
-        np.savez_compressed(file, **{name.replace("/", "|"): np.asarray(array) for name, array in arrays.items()})
+        np.savez_compressed(file, **arrays)
         write_atomic(path, file.getvalue())
 
 
-def _table(series, scores, marks, threshold: float) -> str:
-    """Of each series what was found; times of all alarms."""
-    lines = [f"alarms are scores of {threshold:.3f} or more; * in a window, ? on probation"]
+def _alarms(
+    series: Mapping[str, nab.Series],
+    scores: Mapping[str, np.ndarray],
+    marks: Mapping[str, nab_score.Marks],
+    threshold: float,
+) -> Iterator[str]:
+    """What was found in each series, and all alarms."""
+    yield f"alarms are scores of {threshold:.3f} or more; + in a window, - outside of one\n"
     for name, one in series.items():
         found, false = _counts(marks[name], threshold)
-        lines.append(f"\n{name}: {found} of {len(one.windows)} windows, {false} false alarms")
-        for row in np.flatnonzero(scores[name] >= threshold):
-            right = any(first <= row <= last for first, last in one.windows)
-            mark = "?" if row < nab.probation(len(one.values)) else "*" if right else " "
-            lines.append(f"  {mark} {one.times[row]}  {one.values[row]:g}  {scores[name][row]:.2f}")
-    return "\n".join(lines) + "\n"
+        yield f"{name}: {found} of {len(one.windows)} windows, {false} false alarms"
+        start = nab.probation(len(one.values))
+        for row in np.flatnonzero(marks[name].scores >= threshold):
+            sign, at = "-+"[int(marks[name].window[row] >= 0)], row + start
+            yield f"  {sign} {one.times[at]}  {one.values[at]:g}  score {scores[name][at]:.2f}"
 
 
-def _figure(series: dict[str, nab.Series], data: Streams, readings: Reading, threshold: float) -> "Figure":
-    """One series of each category with its windows and alarms, and the scores beside it."""
-    names = {_category(name): name for name, one in reversed(series.items()) if len(one.windows)}
-    figure, axes = panels(len(names), 2, width=6, height=1.7)
-    order = list(series)
-    for (values, scores), name in zip(axes, sorted(names.values()), strict=True):
-        one, index = series[name], order.index(name)
-        row, score = np.arange(len(one.values)), readings.score[index, : len(one.values)]
-        alarms = np.flatnonzero(score >= threshold)
-        values.plot(row, np.asarray(data.xs)[index, : len(row), 0], color="black", linewidth=0.6, label="value")
-        values.plot(row, readings.forecast[index, : len(row)], color=COLORS[0], linewidth=0.5, label="forecast")
-        values.plot(alarms, np.asarray(data.xs)[index, alarms, 0], "v", color=COLORS[1], markersize=4, label="alarm")
-        scores.plot(row, score, color=COLORS[0], linewidth=0.5)
-        scores.axhline(threshold, color="0.4", linestyle="--", linewidth=0.8)
-        for axis in (values, scores):
-            axis.axvspan(0, nab.probation(len(row)), color="0.9")
-            for first, last in one.windows:
-                axis.axvspan(first, last, color=COLORS[1], alpha=0.2, linewidth=0)
-        values.set_title(name, fontsize=8)
-        scores.set(ylim=(0, 10.5), title="score")
+def _figure(series: Mapping[str, nab.Series], data: Streams, readings: Reading, threshold: float) -> "Figure":
+    """The first series with a window of each category, with forecasts and alarms, and the scores beside it."""
+    first = {name.split("/")[0]: i for i, name in reversed(list(enumerate(series))) if len(series[name].windows)}
+    figure, axes = panels(len(first), 2, width=6, height=1.7)
+    for (left, right), i in zip(axes, sorted(first.values()), strict=True):
+        name, one = list(series.items())[i]
+        values, forecast, score = (np.asarray(a)[i, : len(one.values)] for a in (data.xs[..., 0], *readings))
+        start = nab.probation(len(values))
+        alarms = start + np.flatnonzero(score[start:] >= threshold)
+        left.plot(values, color="black", linewidth=0.6, label="value, standardized")
+        left.plot(forecast, color=COLORS[0], linewidth=0.5, label="forecast")
+        left.plot(alarms, values[alarms], "v", color=COLORS[1], markersize=4, label="alarm")
+        right.plot(score, color=COLORS[0], linewidth=0.5)
+        right.axhline(threshold, color="0.4", linestyle="--", linewidth=0.8)
+        for axis in (left, right):
+            axis.axvspan(0, start, color="0.9")
+            for begin, end in one.windows:
+                axis.axvspan(begin, end, color=COLORS[1], alpha=0.2, linewidth=0)
+        left.set_title(name)
+        right.set(
+            ylim=(0, 10.5),
+            title="score; grey: probation; red: windows; dashed: threshold" if i == min(first.values()) else "",
+        )
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -317,8 +318,8 @@ def report(runs: list[Run]) -> list[Section]:
         [label, *(mean([run.result()[k] for run in members]) for k in kinds)] for label, members in by_label.items()
     ]
     table += [[f"{name} (published)", *scores, None, None, None] for name, scores in PUBLISHED.items()]
-    names = [name for name in runs[0].result() if name.startswith("standard_")]
-    category: list[list[Any]] = [["detector", *(name.removeprefix("standard_") for name in names)]]
+    names = [name for name in runs[0].result() if name.startswith("in_")]
+    category: list[list[Any]] = [["detector", *(name.removeprefix("in_") for name in names)]]
     for label, members in by_label.items():
         category.append([label, *(mean([run.result()[name] for run in members]) for name in names)])
     text = (

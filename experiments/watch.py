@@ -43,7 +43,7 @@ def trained(directory: str | Path) -> tuple[AnomalyDetector, float]:
     config = SimpleNamespace(**run.flags)
     if config.model == "gru_each":
         raise ValueError(
-            f"{directory}: --model=gru_each has no network for another series than those it was trained on"
+            f"{directory}: --model=gru_each has a network for each series it was trained on, and none for others"
         )
     threshold = run.result()["threshold_standard"]
     model = anomalies.detector(config, 1)

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from seqjax.data import builders, nab
 from seqjax.data.builders.nab import digest
-from seqjax.data.nab_score import PROFILES, Marks, best_threshold, normalized, raw, scaled_sigmoid
+from seqjax.data.nab_score import PROFILES, Marks, best_threshold, held_out, normalized, raw, scaled_sigmoid
 
 CSV = "timestamp,value\r\n2014-01-01 00:00:00,1.5\r\n2014-01-01 00:05:00,-2\r\n2014-01-01 00:05:00,3e4\r\n"
 LABELS = {"real/a.csv": [["2014-01-01 00:05:00.000000", "2014-01-01 00:05:00.000000"]], "art/b.csv": []}
@@ -116,8 +116,9 @@ def test_generated_series():
         assert not np.array_equal(series.values, other[name].values)
         assert (series.windows >= nab.probation(400)).all()
         assert (series.windows < 400).all()
-    first, last = corpus["generated/series_0.csv"].windows[0]
-    assert corpus["generated/series_0.csv"].values[first : last + 1].max() > 10  # a jump of 12 over waves of 5
+    jump = corpus["generatedA/series_0.csv"]
+    first, last = jump.windows[0]
+    assert first < np.argmax(jump.values) < last  # a jump of 12 over waves of 5
 
 
 def test_probation():
@@ -185,6 +186,21 @@ def test_null_and_perfect_detector(profile):
     assert normalized(wrong, profile, 1.0) < 0 or profile.false_positive < 0.2
     with pytest.raises(ValueError, match="no window in the corpus"):
         normalized(null[1:2], profile, 1.0)
+
+
+def test_a_threshold_for_a_group_is_learned_from_the_others():
+    """One detector's scores are a hundred times as high on the second group as on the first."""
+    standard = PROFILES["standard"]
+    scores = 0.5 * alarms(80, *range(60, 80)) + alarms(80, 20, 50)
+    groups = [[Marks.of(scale * scores, series(80, (20, 29), (50, 54)))] for scale in (1, 100)]
+    every = [marks for group in groups for marks in group]
+    assert normalized(every, standard, best_threshold(every, standard)) < 100
+    # On the first group the threshold of the second, 100, finds nothing; on the second, that of the first, 1, all rows.
+    false = sum(s(min((row - 54) / 4, 3)) for row in range(60, 80))
+    assert held_out(groups, standard) == pytest.approx(100 * (-2 + 2 + 0.11 * false + 4) / 8, rel=1e-6)
+    assert held_out([groups[0], groups[0]], standard) == 100
+    with pytest.raises(ValueError, match="learns the threshold of a group from the others, and there are 1"):
+        held_out(groups[:1], standard)
 
 
 def test_a_window_on_probation_does_not_count():

@@ -110,7 +110,7 @@ def generated(count: int = 6, rows: int = 1000, seed: int = 0) -> dict[str, Seri
         jump, silence, noise = wrong + 12, np.full(length, 10.0 * number), wrong + rng.normal(0, 4, length)
         wrong[:] = (jump, silence, noise, wrong)[number % 4]
         windows = [] if number % 4 == 3 else [(begin - length, begin + length)]
-        name = f"generated/series_{number}.csv"
+        name = f"generated{'AB'[number % 2]}/series_{number}.csv"
         times = np.datetime64("2014-01-01T00:00:00", "s") + 1800 * time
         corpus[name] = Series(times, values, np.array(windows, np.int32).reshape(-1, 2))
     return corpus
@@ -139,7 +139,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
             yield file.relative_to(path).as_posix(), file.read_bytes()
         return
     try:
-        with tarfile.open(path, "r|*") as archive:
+        with tarfile.open(path, "r:*") as archive:
             for member in archive:
                 if member.isfile() and (_CSV.search(member.name) or _LABELS.search(member.name)):
                     content = archive.extractfile(member)

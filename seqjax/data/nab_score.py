@@ -21,7 +21,7 @@ from scipy.special import expit
 
 from seqjax.data.nab import Series, probation
 
-__all__ = ["PROFILES", "Marks", "Profile", "best_threshold", "normalized", "raw", "scaled_sigmoid"]
+__all__ = ["PROFILES", "Marks", "Profile", "best_threshold", "held_out", "normalized", "raw", "scaled_sigmoid"]
 
 
 class Profile(NamedTuple):
@@ -108,14 +108,42 @@ def raw(marks: Marks, profile: Profile, threshold: float) -> float:
 def normalized(corpus: Sequence[Marks], profile: Profile, threshold: float) -> float:
     """The score of a detector over a corpus: 0 of one without alarms, 100 of a perfect one, negative of a worse one.
 
+    Args:
+      corpus: marks of all series.
+      profile: the weights.
+      threshold: one for all series.
+
     Raises:
       ValueError: no series has a window.
     """
+    return _normalized(corpus, profile, sum(raw(marks, profile, threshold) for marks in corpus))
+
+
+def held_out(groups: Sequence[Sequence[Marks]], profile: Profile) -> float:
+    """The score over all groups of series, each with the threshold that is best on the other groups.
+
+    Args:
+      groups: at least two, each with series that have windows.
+      profile: the weights.
+
+    Raises:
+      ValueError: fewer groups, or no series has a window.
+    """
+    if len(groups) < 2:
+        raise ValueError(f"held_out learns the threshold of a group from the others, and there are {len(groups)}")
+    points = 0.0
+    for number, group in enumerate(groups):
+        others = [marks for i, other in enumerate(groups) if i != number for marks in other]
+        threshold = best_threshold(others, profile)
+        points += sum(raw(marks, profile, threshold) for marks in group)
+    return _normalized([marks for group in groups for marks in group], profile, points)
+
+
+def _normalized(corpus: Sequence[Marks], profile: Profile, points: float) -> float:
     windows = sum(marks.windows for marks in corpus)
     if not windows:
         raise ValueError("no window in the corpus: there is nothing to detect")
     null = -profile.false_negative * windows
-    points = sum(raw(marks, profile, threshold) for marks in corpus)
     return 100 * (points - null) / (profile.true_positive * windows - null)
 
 
@@ -123,9 +151,8 @@ def best_threshold(corpus: Sequence[Marks], profile: Profile) -> float:
     """The threshold with the most points on a corpus, as the benchmark sets it; inf where no alarm is best.
 
     All thresholds are tried at once: going down through the sorted scores of all series, each row adds what it is worth
-    at the moment it becomes an alarm. Of several best ones it is the highest. The scores of the rows that are tried are
-    those of the corpus itself, so the result looks at the labels: `normalized` on other series is what tells how well a
-    detector will do.
+    at the moment it becomes an alarm. Of several best ones it is the highest. It looks at the labels of the series that
+    it is then used on: `held_out` does not.
     """
     offsets = np.cumsum([0, *(marks.windows for marks in corpus)])
     numbered = [np.where(m.window < 0, -1, m.window + offset) for m, offset in zip(corpus, offsets, strict=False)]

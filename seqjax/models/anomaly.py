@@ -1,11 +1,11 @@
-"""Anomalies in streams: a forecast of the next value, and how unusual it is by how much that was missed.
+"""Anomalies in streams: a forecast of a coming value, and how unusual it is by how much that was missed.
 
     detector = AnomalyDetector(with_head(cells.gru(16), 1), 3, rngs=nnx.Rngs(0))
     state, readings = detector(xs)                     # xs [B, T, 3], readings.score [B, T]
     state, reading = detector.step(state, x)           # and further, one row at a time; x [B, 3]
 
-A forecaster is any cell whose outputs [B, 1] are forecasts of the next value. `moving_average` and `seasonal` are such
-cells without weights.
+A forecaster is any cell whose outputs [B, 1] are forecasts of the value `horizon` rows later. `moving_average` and
+`seasonal` are such cells without weights.
 """
 
 from typing import NamedTuple
@@ -41,7 +41,7 @@ class DetectorState(NamedTuple):
 
     Attributes:
       carry: of the forecaster.
-      forecast: float32, of the next value.
+      forecasts: float32 [B, horizon], of the next values, the nearest first.
       rows: int32, read so far.
       error: float32, average of the last errors, about `SHORT`.
       mean, variance: float32, of all errors, or about the last `LONG`.
@@ -50,7 +50,7 @@ class DetectorState(NamedTuple):
     """
 
     carry: Carry
-    forecast: Array
+    forecasts: Array
     rows: Array
     error: Array
     mean: Array
@@ -74,25 +74,31 @@ class AnomalyDetector(nnx.Module):
 
     Attributes:
       forecaster: the `Recurrent`.
+      horizon: as given.
     """
 
-    def __init__(self, cell: Cell, in_features: int, *, rngs: nnx.Rngs):
+    def __init__(self, cell: Cell, in_features: int, *, horizon: int = 1, rngs: nnx.Rngs):
         """Draw the weights.
 
         Args:
           cell: its outputs are the forecasts, [B, 1].
           in_features: features D of a row; the first is the value.
+          horizon: rows from a forecast to the value that it is of. The next value is easily forecast even while
+            something is wrong; some rows ahead, what is wrong stays wrong for longer.
           rngs: stream "params".
 
         Raises:
-          ValueError: a cell with more outputs, or fewer.
+          ValueError: a cell with more outputs, or fewer; a horizon below 1.
         """
+        if horizon < 1:
+            raise ValueError(f"horizon must be at least 1, got {horizon}")
+        self.horizon = horizon
         self.forecaster = Recurrent(cell, in_features, rngs=rngs)
         if self.forecaster.out_features != 1:
             raise ValueError(f"a forecaster has one output, the cell has {self.forecaster.out_features}")
 
     def forecasts(self, xs: Array) -> Array:
-        """`xs [B, T, D] -> [B, T]`, at each row the forecast of the next one; what is trained."""
+        """`xs [B, T, D] -> [B, T]`, at each row the forecast of the one `horizon` later; what is trained."""
         return self.forecaster(xs)[..., 0]
 
     def initial_state(self, batch: int) -> DetectorState:
@@ -100,12 +106,13 @@ class AnomalyDetector(nnx.Module):
         zeros = jnp.zeros((batch,))
         carry = self.forecaster.cell.initial_carry(self.forecaster.weights, (batch,))
         rows, red = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), bool)
-        return DetectorState(carry, zeros, rows, zeros, zeros, zeros, red, zeros + jnp.inf, zeros - jnp.inf)
+        forecasts = jnp.zeros((batch, self.horizon))
+        return DetectorState(carry, forecasts, rows, zeros, zeros, zeros, red, zeros + jnp.inf, zeros - jnp.inf)
 
     def step(self, state: DetectorState, x: Array) -> tuple[DetectorState, Reading]:
         """One row of each stream: `(state, x [B, D]) -> (state, reading)`."""
         value, rows = x[:, 0], state.rows + 1
-        e = jnp.abs(value - state.forecast)
+        e = jnp.abs(value - state.forecasts[:, 0])
         error = state.error + (e - state.error) / jnp.minimum(rows, SHORT).astype(e.dtype)
         z = (error - state.mean) / jnp.sqrt(state.variance + NOISE**2)
         surprise = jnp.where(rows > LEARNING, -jax.scipy.stats.norm.logsf(z) / jnp.log(10.0), 0.0)
@@ -120,7 +127,7 @@ class AnomalyDetector(nnx.Module):
         carry, forecast = self.forecaster.cell.step(self.forecaster.weights, state.carry, x)
         after = DetectorState(
             carry=carry,
-            forecast=forecast[:, 0],
+            forecasts=jnp.concatenate([state.forecasts[:, 1:], forecast], axis=1),
             rows=rows,
             error=error,
             mean=state.mean + weight * change,
@@ -129,7 +136,7 @@ class AnomalyDetector(nnx.Module):
             low=jnp.minimum(state.low, value),
             high=jnp.maximum(state.high, value),
         )
-        return after, Reading(state.forecast, score)
+        return after, Reading(state.forecasts[:, 0], score)
 
     def __call__(self, xs: Array, state: DetectorState | None = None) -> tuple[DetectorState, Reading]:
         """All rows of streams, `xs [B, T, D]`: the state after the last, and the readings [B, T].
