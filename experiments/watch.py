@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from experiments import anomalies, base
 from seqjax.models.anomaly import AnomalyDetector
@@ -97,16 +98,20 @@ def watch(
             yield Alarm(row, time, value, score)
 
 
-def main(file: str, directory: str | None, warmup: int) -> None:
-    """Prints the alarms of a file, or of stdin (-), line by line.
-
-    Raises:
-      ValueError: no run, a run that cannot be used, or a damaged line.
-      OSError: a file that cannot be read.
-    """
-    if directory is None:
-        raise ValueError("--watch needs --run, the directory of a finished run")
-    detector, threshold = trained(directory)
-    with sys.stdin if file == "-" else Path(file).open(encoding="utf-8") as lines:
-        for alarm in watch(detector, threshold, parsed(lines, file), warmup):
-            print(f"{alarm.time}  {alarm.value:g}  score {alarm.score:.2f}", flush=True)
+def main() -> None:
+    """Prints the alarms of a file, or of stdin (-), line by line; exits with 2 where something does not fit."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("watch", None, "A csv `timestamp,value`, or - for stdin.", flag_values=values)
+    flags.DEFINE_string("run", None, "Directory of a finished run.", flag_values=values)
+    flags.DEFINE_integer("warmup", 300, "Rows before the first alarm.", lower_bound=20, flag_values=values)
+    try:
+        values(sys.argv)
+        if values.run is None:
+            raise ValueError("--watch needs --run, the directory of a finished run")
+        detector, threshold = trained(values.run)
+        with sys.stdin if values.watch == "-" else Path(values.watch).open(encoding="utf-8") as lines:
+            for alarm in watch(detector, threshold, parsed(lines, values.watch), values.warmup):
+                print(f"{alarm.time}  {alarm.value:g}  score {alarm.score:.2f}", flush=True)
+    except (ValueError, OSError, flags.Error) as error:
+        print(f"experiments.anomalies: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -14,6 +14,7 @@ from test_experiments import drawn, refused, run
 from experiments import anomalies, base, watch
 from seqjax import cells
 from seqjax.data import nab
+from seqjax.data.nab_score import PROFILES, Marks, normalized
 from seqjax.models import AnomalyDetector
 from seqjax.models.anomaly import moving_average, seasonal
 from seqjax.unroll import unroll
@@ -147,7 +148,7 @@ def functions(**flags):
     """Data, and jitted loss on the validation part and params after an update."""
     config = parsed(**{"evaluate_every": 1, **flags})
     program, numbers = anomalies.program(config), base.numbers(anomalies, config)
-    evaluate = jax.jit(lambda data, state: program.evaluate(numbers, data, state)["loss"])
+    evaluate = jax.jit(lambda data, state: program.evaluate(numbers, data, state)["loss"])  # pyright: ignore[reportOptionalCall]
     update = jax.jit(lambda data, state: program.update(numbers, data, state))
     return program.data, program.init(numbers), evaluate, update
 
@@ -264,10 +265,10 @@ def printed(*arguments, stdin="", code=None):
             patch.setattr(sys, name, value)
         patch.setattr(sys, "stderr", err)
         if code is None:
-            anomalies.main()
+            watch.main()
         else:
             with pytest.raises(SystemExit) as stop:
-                anomalies.main()
+                watch.main()
             assert stop.value.code == code
     return out.getvalue() if code is None else err.getvalue()
 
@@ -285,6 +286,19 @@ def test_without_data_the_series_are_generated(capsys):
     anomalies.corpus.cache_clear()
     assert list(anomalies.corpus(None)) == list(nab.generated())
     assert "no --data_dir: the series are generated" in capsys.readouterr().err
+
+
+def test_real_alarms_of_values_out_of_range_alone(data_dir):
+    """What the docstring of the experiment says of the rule for the range, without any forecast."""
+    if not (data_dir / "nab").is_dir():
+        pytest.skip(f"no benchmark at {data_dir / 'nab'}")
+    marks = []
+    for one in nab.load(data_dir).values():
+        high, low = np.maximum.accumulate(one.values)[:-1], np.minimum.accumulate(one.values)[:-1]
+        margin, value = 0.05 * (high - low), one.values[1:]
+        beyond = ((value > high + margin) | (value < low - margin)) & (high > low)
+        marks.append(Marks.of(np.append(0, beyond), one))
+    assert normalized(marks, PROFILES["standard"], 1.0) == pytest.approx(50.83, abs=0.01)
 
 
 def test_the_real_benchmark_with_a_moving_average(data_dir, tmp_path):
