@@ -236,6 +236,8 @@ def test_no_alarm_is_best_where_all_are_wrong():
     marks[0].scores[marks[0].window >= 0] = -1
     costly = PROFILES["standard"]._replace(false_positive=5.0)
     assert best_threshold(marks, costly) == np.inf
+    # A right alarm comes with the wrong ones of the same score.
+    assert best_threshold([Marks.of(alarms(80, 20, 60, 61), series(80, (20, 29)))], costly) == np.inf
 
 
 def test_scores_that_do_not_fit_are_refused():

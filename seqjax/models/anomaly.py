@@ -17,6 +17,8 @@ from flax import nnx
 from seqjax.core import Array, Carry, Cell, from_step
 from seqjax.nnx import Recurrent
 
+__all__ = ["AnomalyDetector", "DetectorState", "Reading", "moving_average", "seasonal"]
+
 SHORT, LONG = 5, 8000
 """Rows that the error and its distribution are averaged over."""
 LEARNING = 20
