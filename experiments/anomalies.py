@@ -14,9 +14,10 @@ standardized by the probationary rows of its series. The models are forecasters:
     python launch.py --experiment=anomalies --data_dir=DIR                  all models
     python -m experiments.anomalies --watch=FILE.csv --run=DIR_OF_A_RUN     alarms of a stream as they come; -: stdin
 
-DIR holds the repository of the benchmark or an archive of it. Without --data_dir the series are generated. The benchmark
-chooses the threshold on all series with their labels, and so do the published numbers and `score_*`; `held_out_*` takes
-the threshold of every category of series from the other categories.
+DIR holds the repository of the benchmark or an archive of it. Without --data_dir the series are generated.
+
+The benchmark chooses the threshold on all series with their labels, and so do the published numbers and `score_*`;
+`held_out_*` takes the threshold of every category of series from the other categories.
 
 Measured on the benchmark: profiles standard / reward low FP / reward low FN, standard with the threshold held out,
 windows found of 116, false alarms. Mean and 95 % interval of three seeds as lanes; wall clock on a busy machine.
@@ -62,13 +63,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLAGS = base.flags(
-    steps=400,
-    steps_per_call=10,
-    evaluate_every=10,
-    batch_size=58,
-    learning_rate=1e-2,
-    schedule="cosine",
-    clip_norm=1.0,
+    steps=400, steps_per_call=10, evaluate_every=10, batch_size=58, learning_rate=1e-2, schedule="cosine", clip_norm=1.0
 )
 MODELS = ("last_value", "moving_average", "seasonal", "gru", "lstm", "gru_each")
 # Standard, reward low FP, reward low FN; from the scoreboard in the README of github.com/numenta/NAB.
