@@ -354,7 +354,8 @@ def one_input(params: Params, in_features: int, space: tuple[int, ...] = ()) -> 
     """What an x of one sequence at one step looks like, of as many floating features (0: a token)."""
     if in_features == 0:
         return jax.ShapeDtypeStruct(space, jnp.int32)
-    return jax.ShapeDtypeStruct((*space, in_features), jax.tree.leaves(params)[0].dtype)
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
+    return jax.ShapeDtypeStruct((*space, in_features), dtypes[0] if dtypes else jnp.float32)
 
 
 def out_features(cell: Cell, params: Params, in_features: int) -> int:

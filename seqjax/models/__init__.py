@@ -1,5 +1,6 @@
 """Flax NNX models over the cells."""
 
+from seqjax.models.anomaly import AnomalyDetector
 from seqjax.models.classifier import BagClassifier, SequenceClassifier
 from seqjax.models.decoder import Decoder
 from seqjax.models.forecaster import ConvForecaster, DenseForecaster, RecurrentForecaster
@@ -11,6 +12,7 @@ from seqjax.models.speech import ConvWordClassifier, MomentsWordClassifier, Recu
 from seqjax.models.translator import Translator
 
 __all__ = [
+    "AnomalyDetector",
     "BagClassifier",
     "ConvClassifier",
     "ConvForecaster",

@@ -12,6 +12,7 @@ a hash.
 from seqjax.data.builders.jena import JenaClimate, jena_climate
 from seqjax.data.builders.mnist import Mnist, mnist_digits
 from seqjax.data.builders.music import PianoRolls, piano_rolls
+from seqjax.data.builders.nab import NumentaAnomalyBenchmark, numenta_anomaly_benchmark
 from seqjax.data.builders.pairs import FrenchEnglish, french_english
 from seqjax.data.builders.ptb import PennTreebank, penn_treebank
 from seqjax.data.builders.reviews import ImdbReviews, imdb_reviews
@@ -25,6 +26,7 @@ __all__ = [
     "ImdbReviews",
     "JenaClimate",
     "Mnist",
+    "NumentaAnomalyBenchmark",
     "PennTreebank",
     "PianoRolls",
     "TinyShakespeare",
@@ -34,6 +36,7 @@ __all__ = [
     "imdb_reviews",
     "jena_climate",
     "mnist_digits",
+    "numenta_anomaly_benchmark",
     "penn_treebank",
     "piano_rolls",
     "tiny_shakespeare",

@@ -1,0 +1,200 @@
+"""The Numenta anomaly benchmark: 58 series of single values, with the windows in which something was wrong.
+
+    corpus = nab.load("NAB")
+    for name, series in corpus.items():
+        detect(series.values[: nab.probation(len(series.values))])
+
+The windows say where an alarm is right (Lavin & Ahmad 2015, arXiv 1510.03336); `seqjax.data.nab_score` gives points.
+"""
+
+import datetime
+import gzip
+import json
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Series", "generated", "load", "probation", "read_csv"]
+
+_CSV = re.compile(r"(?:^|/)data/([^/]+/[^/]+\.csv)$")
+_LABELS = re.compile(r"(?:^|/)labels/combined_windows\.json$")
+_HEADER = "timestamp,value"
+
+
+class Series(NamedTuple):
+    """One stream of the benchmark.
+
+    Attributes:
+      times: datetime64[s] [T], as recorded: a few repeat, and one series goes back an hour once (summer time).
+      values: float64 [T], each series in units of its own.
+      windows: int32 [W, 2], the first and the last row of each window, both inside of it; ascending, not overlapping.
+    """
+
+    times: np.ndarray
+    values: np.ndarray
+    windows: np.ndarray
+
+
+def probation(rows: int) -> int:
+    """The rows at the beginning of a series that a detector may learn from, and whose alarms do not count.
+
+    15 % of the series, 750 at most.
+
+    Args:
+      rows: of the whole series, T.
+    """
+    return min(rows * 15 // 100, 750)
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Series]:
+    """All series that have labels, under their names ("realTweets/Twitter_volume_AAPL.csv"), in order of the names.
+
+    Args:
+      path: an archive of the repository, or of its folders `data` and `labels`; or the folder that it unpacks to; or a
+        folder that holds one of these (`NAB`, `nab`, `NAB*.tar.gz`, `nab*.tar.gz`).
+
+    Raises:
+      FileNotFoundError: nothing of this kind there (says what is).
+      ValueError: a damaged archive, no labels, labels that are no JSON or name rows that do not exist, or a csv that is
+        missing, not UTF-8 or not `timestamp,value` (names the file, and the line where there is one).
+    """
+    path = _find(Path(path).expanduser())
+    found, labels = {}, None
+    for name, content in _files(path):
+        if series := _CSV.search(name):
+            found[series[1]] = content
+        elif _LABELS.search(name):
+            labels = content
+    if labels is None:
+        raise ValueError(f"{path}: no labels/combined_windows.json in it")
+    windows = _windows(labels, f"{path}: labels/combined_windows.json")
+    if absent := sorted(windows.keys() - found.keys()):
+        raise ValueError(f"{path}: no data/{absent[0]} in it, which the labels name ({len(absent)} are missing)")
+    corpus = {}
+    for name in sorted(windows):
+        times, values = _parse(found[name], f"{path}: data/{name}")
+        corpus[name] = Series(times, values, _rows(windows[name], times, f"{path}: labels of {name}"))
+    return corpus
+
+
+def read_csv(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+    """One file `timestamp,value`: times datetime64[s] [T] and values float64 [T].
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: another header, a damaged line or no rows (names file and line).
+    """
+    return _parse(Path(path).read_bytes(), str(path))
+
+
+def generated(count: int = 6, rows: int = 1000, seed: int = 0) -> dict[str, Series]:
+    """Noisy daily waves, and in most of them a jump, a silence or a burst of noise; for tests and demonstrations.
+
+    Args:
+      count: number of series; every fourth has no anomaly.
+      rows: of a series, 200 or more.
+      seed: of everything drawn.
+    """
+    time, length, corpus = np.arange(rows), rows // 40, {}
+    for number in range(count):
+        rng = np.random.default_rng([seed, number])
+        values = 10 * number + 5 * np.sin(2 * np.pi * time / 48) + rng.normal(0, 0.3, rows)
+        begin = int(rng.integers(rows // 3, rows - 2 * length))
+        wrong = values[begin : begin + length]
+        jump, silence, noise = wrong + 12, np.full(length, 10.0 * number), wrong + rng.normal(0, 4, length)
+        wrong[:] = (jump, silence, noise, wrong)[number % 4]
+        windows = [] if number % 4 == 3 else [(begin - length, begin + length)]
+        name = f"generated{'AB'[number % 2]}/series_{number}.csv"
+        times = np.datetime64("2014-01-01T00:00:00", "s") + 1800 * time
+        corpus[name] = Series(times, values, np.array(windows, np.int32).reshape(-1, 2))
+    return corpus
+
+
+def _find(path: Path) -> Path:
+    """The archive, or the folder with `data` and `labels` in it."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file or folder, expected the folder NAB or an archive of it")
+    for folder in (path, path / "NAB", path / "nab"):
+        if (folder / "labels").is_dir():
+            return folder
+        archives = sorted([*folder.glob("NAB*.tar.gz"), *folder.glob("nab*.tar.gz")])
+        if archives:
+            return archives[0]
+    names = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
+    raise FileNotFoundError(f"{path}: no folder labels, NAB or nab and no NAB*.tar.gz in it, found {names}")
+
+
+def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the csv files and of the labels."""
+    if path.is_dir():
+        for file in sorted([*path.glob("data/*/*.csv"), *path.glob("labels/combined_windows.json")]):
+            yield file.relative_to(path).as_posix(), file.read_bytes()
+        return
+    try:
+        with tarfile.open(path, "r:*") as archive:
+            for member in archive:
+                if member.isfile() and (_CSV.search(member.name) or _LABELS.search(member.name)):
+                    content = archive.extractfile(member)
+                    yield member.name, b"" if content is None else content.read()
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: damaged or no tar archive: {type(error).__name__}: {error}") from error
+
+
+def _windows(content: bytes, place: str) -> dict[str, list]:
+    try:
+        windows = json.loads(content)
+    except ValueError as error:  # also of bytes that are not UTF-8
+        raise ValueError(f"{place}: no JSON: {error}") from None
+    if not isinstance(windows, dict) or not windows:
+        raise ValueError(f"{place}: expected an object of series and their windows, got {str(windows)[:40]!r}")
+    return windows
+
+
+def _parse(content: bytes, place: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        head, *lines = content.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: not UTF-8: {error.reason} at offset {error.start}") from None
+    except ValueError:
+        raise ValueError(f"{place}: empty") from None
+    if head != _HEADER:
+        raise ValueError(f"{place}: line 1: {head[:40]!r}, expected {_HEADER!r}")
+    if not lines:
+        raise ValueError(f"{place}: no rows")
+    times, values = [], []
+    for number, line in enumerate(lines, start=2):
+        try:
+            time, value = line.split(",")
+            times.append(datetime.datetime.fromisoformat(time))
+            values.append(float(value))
+        except ValueError:
+            raise ValueError(f"{place}: line {number}: {line[:40]!r}, expected a time and a number") from None
+    array = np.array(values, np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{place}: line {np.argmin(np.isfinite(array)) + 2}: a value that is not finite")
+    return np.array(times, "datetime64[s]"), array
+
+
+def _rows(windows: list, times: np.ndarray, place: str) -> np.ndarray:
+    """The windows as rows; where a time repeats, its first row."""
+    try:
+        stamps = [[np.datetime64(datetime.datetime.fromisoformat(time), "s") for time in pair] for pair in windows]
+        rows = [[np.flatnonzero(times == stamp)[0] for stamp in pair] for pair in stamps]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}: {error}, expected pairs of times") from None
+    except IndexError:
+        raise ValueError(f"{place}: a window begins or ends at a time that no row has: {windows}") from None
+    if any(len(pair) != 2 for pair in rows):
+        raise ValueError(f"{place}: {windows}, expected pairs of times")
+    found = np.array(rows, np.int32).reshape(-1, 2)
+    if (np.diff(found.ravel()) < 0).any() or (found[1:, 0] == found[:-1, 1]).any():
+        raise ValueError(f"{place}: windows that overlap or are not in order: {windows}")
+    return found
