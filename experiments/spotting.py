@@ -1,6 +1,6 @@
 """When was a digit said? A recurrent network that listens to a stream, frame by frame (Free Spoken Digits).
 
-Streams are made of recordings of other digits and of the digit that is looked for, with pauses of 0.3 to 1.5 s between
+Streams are made of recordings of other digits and of the digit that is looked for, with pauses of 0.2 to 1 s between
 them, and noise 10 to 30 dB below the speech. Four speakers are for training, one for validation, one, `--held_out`,
 for the test. The network is unidirectional and has one output a frame of 10 ms (many to many): the digit for 200 ms
 after it has ended, "nothing" otherwise. Training streams are drawn inside the compiled program, with words at 0.85 to
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLAGS = base.flags(
-    steps=1500, steps_per_call=250, evaluate_every=250, batch_size=16, learning_rate=3e-3, schedule="cosine"
+    steps=800, steps_per_call=100, evaluate_every=200, batch_size=16, learning_rate=1e-2, schedule="cosine"
 )
 MODELS = ("rnn", "lstm", "gru")
 SETTINGS = spectrogram.Settings(rate=spoken_digits.RATE)
@@ -58,10 +58,10 @@ THRESHOLDS = np.append(np.linspace(-8, 16, 121), np.inf).astype(np.float32)
 MINUTE = 60
 
 flags.DEFINE_enum("model", "gru", MODELS, "Which recurrence.", flag_values=FLAGS)
-flags.DEFINE_integer("units", 96, "Its units.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("units", 64, "Its units.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("digit", 7, "The digit that is looked for.", lower_bound=0, upper_bound=9, flag_values=FLAGS)
 flags.DEFINE_string("held_out", "theo", "Speaker of the test streams.", flag_values=FLAGS)
-flags.DEFINE_integer("seconds", 6, "Length of a training stream.", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer("seconds", 4, "Length of a training stream.", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_integer("minutes", 60, "Of validation and of test streams.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_float("alarms", 20.0, "False alarms an hour that are allowed.", lower_bound=0.0, flag_values=FLAGS)
 flags.DEFINE_float("recurrent_dropout", 0.1, "Rate, in [0, 1).", flag_values=FLAGS)
@@ -277,7 +277,7 @@ def _tradeoff(digit: int, curves: list[detection.Curve], places: list[int]) -> "
         if other != digit:
             detection.draw_tradeoff(axes[0, 0], curve, "" if other else "other digits", place, color="0.75")
     detection.draw_tradeoff(axes[0, 0], curves[digit], f"digit {digit}", places[digit])
-    axes[0, 0].set_title("Test streams; dots: the thresholds of the validation streams")
+    axes[0, 0].set_title("Dots: thresholds of the validation streams")
     axes[0, 0].legend()
     return figure
 
