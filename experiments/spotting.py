@@ -20,7 +20,6 @@ DIR is that of `experiments.speech`. Without --data_dir the recordings are gener
 """
 
 import sys
-import wave
 from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
@@ -30,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from scipy.io import wavfile
 
 from experiments import base, command, detection, speech, supervised, tasks
 from experiments.report import COLORS, Section, groups, intervals, panels, save
@@ -56,6 +56,8 @@ SPEEDS = (0.85, 1.15)
 # The last one is never reached: with it there are no false alarms, whatever the network is worth.
 THRESHOLDS = np.append(np.linspace(-8, 16, 121), np.inf).astype(np.float32)
 MINUTE = 60
+# Seeds of streams that are the same for all runs.
+_VALIDATION, _TEST = 2, 3
 
 flags.DEFINE_enum("model", "gru", MODELS, "Which recurrence.", flag_values=FLAGS)
 flags.DEFINE_integer("units", 64, "Its units.", lower_bound=1, flag_values=FLAGS)
@@ -186,7 +188,11 @@ def read(path: Path) -> tuple[spotter.Spotter, int, float]:
         return made, int(file["digit"]), float(file["threshold"])
 
 
-def hear(made: spotter.Spotter, bank: streams.Bank, key: Key, minutes: int) -> Heard:
+def _keys(seed: int, minutes: int) -> Key:
+    return jax.random.split(jax.random.key(seed), minutes)
+
+
+def hear(made: spotter.Spotter, bank: streams.Bank, seed: int, minutes: int) -> Heard:
     """Streams of a minute each, as the network hears them."""
 
     @jax.jit
@@ -199,14 +205,14 @@ def hear(made: spotter.Spotter, bank: streams.Bank, key: Key, minutes: int) -> H
         frames = jnp.moveaxis(frames, 1, 0)
         return frames, spotter.logits(made._replace(params=params), frames), said
 
-    return Heard(*jax.tree.map(np.asarray, run(made.params, bank, jax.random.split(key, minutes))))
+    return Heard(*jax.tree.map(np.asarray, run(made.params, bank, _keys(seed, minutes))))
 
 
 def _of_digit(heard: Heard, digit: int) -> tuple[np.ndarray, detection.Words]:
     """The scores of a digit [T, B], and where it was said, in frames."""
     stream, place = np.nonzero(heard.said.digits == digit)
-    starts, ends = (times[stream, place] // SETTINGS.hop for times in (heard.said.starts, heard.said.ends))
-    return np.asarray(spotter.log_odds(jnp.asarray(heard.logits), digit)), detection.Words(stream, starts, ends)
+    times = (np.asarray(times)[stream, place] // SETTINGS.hop for times in (heard.said.starts, heard.said.ends))
+    return np.asarray(spotter.log_odds(jnp.asarray(heard.logits), digit)), detection.Words(stream, *times)
 
 
 def _curves(heard: Heard) -> list[detection.Curve]:
@@ -230,25 +236,16 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     """Detection on test streams at the threshold of the validation streams; network, a stream as wav, and figures."""
     data: Data = program.data
     made = _spotter(config.model, config.units, state.best.params, data.mean, data.deviation)
-    validation, test = (
-        hear(made, data.banks[name], jax.random.key(key), config.minutes)
-        for name, key in (("validation", 2), ("test", 3))
-    )
+    validation = hear(made, data.banks["validation"], _VALIDATION, config.minutes)
+    test = hear(made, data.banks["test"], _TEST, config.minutes)
     chosen_on, curves = _curves(validation), _curves(test)
     places = [detection.choose(curve, config.alarms) for curve in chosen_on]
     place, curve = places[config.digit], curves[config.digit]
     threshold = float(THRESHOLDS[place])
     write(run.directory / "spotter.npz", config, made, threshold)
-    sound = np.asarray(
-        streams.draw(
-            jax.random.split(jax.random.key(3), config.minutes)[0], data.banks["test"], streams.Mix(MINUTE)
-        ).sound
-    )
-    with wave.open(str(run.directory / "stream.wav"), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SETTINGS.rate)
-        file.writeframes((sound * 32767).clip(-32768, 32767).astype("<i2").tobytes())
+    first = streams.draw(_keys(_TEST, config.minutes)[0], data.banks["test"], streams.Mix(MINUTE))
+    sound = np.asarray(first.sound)
+    wavfile.write(run.directory / "stream.wav", SETTINGS.rate, (sound * 32767).clip(-32768, 32767).astype(np.int16))
     save(_tradeoff(config.digit, curves, places), run.figures / "tradeoff")
     save(_picture(test, config.digit, threshold), run.figures / "stream")
     np.savez(run.directory / "curve.npz", **curve._asdict(), place=place)
