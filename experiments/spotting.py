@@ -215,9 +215,10 @@ def _of_digit(heard: Heard, digit: int) -> tuple[np.ndarray, detection.Words]:
     return np.asarray(spotter.log_odds(jnp.asarray(heard.logits), digit)), detection.Words(stream, *times)
 
 
-def _curves(heard: Heard) -> list[detection.Curve]:
-    """What each threshold gives, for each digit."""
-    return [detection.measure(*_of_digit(heard, digit), THRESHOLDS, FRAMES_IN_HOUR) for digit in range(10)]
+def _curves(heard: Heard, wanted: int) -> dict[int, detection.Curve]:
+    """What each threshold gives, for the digit that is looked for and for all others that were said."""
+    digits = sorted({wanted, *heard.said.digits.ravel().tolist()} - {streams.NOTHING})
+    return {digit: detection.measure(*_of_digit(heard, digit), THRESHOLDS, FRAMES_IN_HOUR) for digit in digits}
 
 
 def _microseconds(made: spotter.Spotter, sound: np.ndarray) -> float:
@@ -238,8 +239,8 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     made = _spotter(config.model, config.units, state.best.params, data.mean, data.deviation)
     validation = hear(made, data.banks["validation"], _VALIDATION, config.minutes)
     test = hear(made, data.banks["test"], _TEST, config.minutes)
-    chosen_on, curves = _curves(validation), _curves(test)
-    places = [detection.choose(curve, config.alarms) for curve in chosen_on]
+    chosen_on, curves = _curves(validation, config.digit), _curves(test, config.digit)
+    places = {digit: detection.choose(chosen_on[digit], config.alarms) for digit in chosen_on if digit in curves}
     place, curve = places[config.digit], curves[config.digit]
     threshold = float(THRESHOLDS[place])
     write(run.directory / "spotter.npz", config, made, threshold)
@@ -251,7 +252,6 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     np.savez(run.directory / "curve.npz", **curve._asdict(), place=place)
     found = curve.delays[place][np.isfinite(curve.delays[place])]
     delay = {f"delay_{q}_ms": float(np.percentile(found, q) * MILLISECONDS) if len(found) else None for q in (50, 90)}
-    every = range(10)
     return {
         "detected": float(curve.detected[place]),
         "false_alarms_an_hour": float(curve.alarms[place]),
@@ -259,20 +259,20 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
         "words": len(curve.delays[place]),
         "threshold": threshold,
         "validation_detected": float(chosen_on[config.digit].detected[place]),
-        "detected_any_digit": float(np.mean([curves[d].detected[places[d]] for d in every])),
-        "false_alarms_any_digit": float(np.mean([curves[d].alarms[places[d]] for d in every])),
+        "detected_any_digit": float(np.mean([curves[d].detected[places[d]] for d in places])),
+        "false_alarms_any_digit": float(np.mean([curves[d].alarms[places[d]] for d in places])),
         "microseconds_a_frame": _microseconds(made, sound[: 5 * SETTINGS.rate]),
         "validation_loss": float(state.best.value),
         "best_step": int(state.best.step),
     }
 
 
-def _tradeoff(digit: int, curves: list[detection.Curve], places: list[int]) -> "Figure":
+def _tradeoff(digit: int, curves: dict[int, detection.Curve], places: dict[int, int]) -> "Figure":
     """Missed words against false alarms: the digit that is looked for, and the others."""
     figure, axes = panels(width=5)
-    for other, (curve, place) in enumerate(zip(curves, places, strict=True)):
-        if other != digit:
-            detection.draw_tradeoff(axes[0, 0], curve, "" if other else "other digits", place, color="0.75")
+    for number, other in enumerate(places.keys() - {digit}):
+        label = "" if number else "other digits"
+        detection.draw_tradeoff(axes[0, 0], curves[other], label, places[other], color="0.75")
     detection.draw_tradeoff(axes[0, 0], curves[digit], f"digit {digit}", places[digit])
     axes[0, 0].set_title("Dots: thresholds of the validation streams")
     axes[0, 0].legend()
