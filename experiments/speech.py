@@ -17,6 +17,15 @@ arXiv 1512.05287).
     python launch.py --experiment=speech --data_dir=DIR        all models and speakers
 
 DIR holds free-spoken-digit-dataset-*.tar.gz, or the folder recordings. Without --data_dir the recordings are generated.
+
+Measured, test accuracy by the speaker who is held out, mean of three seeds; the interval (95 %) is that of the seeds:
+
+               george  jackson  lucas  nicolas  theo   yweweler   all             parameters   updates
+    moments    0.365   0.571    0.415  0.465    0.609  0.583      0.501 ± 0.040   4,810        1,000
+    gru        0.448   0.821    0.605  0.666    0.774  0.839      0.692 ± 0.032   19,338       600
+
+26 to 59 s for the three seeds of a speaker (gru), without compilation, on a busy machine. Four speakers are too few to
+know a fifth one: 6 is taken for 8, 5 for 9, 4 for 1. conv and bigru were not measured.
 """
 
 import io
@@ -216,14 +225,19 @@ def report(runs: list[Run]) -> list[Section]:
         speakers.bar(np.arange(len(heights)) + (i - (len(by_model) - 1) / 2) * width, heights, width, label=model)
     speakers.set(xticks=range(len(rows) - 1), ylabel="test accuracy", ylim=(0, 1))
     speakers.set_xticklabels([row[0] for row in rows[1:]], rotation=30)
-    speakers.legend(ncols=2, loc="lower center")
+    if len(by_model) > 1:
+        handles = speakers.get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=len(by_model), frameon=False)
     matrices, panels_ = panels(1, len(by_model), width=3.6, height=3.4)
     matrices.set_label("confusion")
     for panel, (model, members) in zip(panels_[0], by_model.items(), strict=True):
         answers = [np.load(run.directory / "answers.npz") for run in members]
         _draw(panel, np.sum([confusion(answer["digits"], answer["logits"].argmax(1)) for answer in answers], 0))
         panel.set_title(model)
-    text = "Accuracy on the recordings of the speaker who is held out, at the params of the lowest validation loss."
+    text = (
+        "Accuracy on the recordings of the speaker who is held out, at the params of the lowest validation loss. "
+        "The intervals are over all runs of a model, speakers and seeds; the table has means over the seeds."
+    )
     return [Section("Words", text, [figure, matrices], rows)]
 
 

@@ -17,6 +17,12 @@ worth: share of the words detected, false alarms, and the delay after the end of
     python -m experiments.listen RUN FILE.wav                    prints what a trained network hears, as it hears it
 
 DIR is that of `experiments.speech`. Without --data_dir the recordings are generated.
+
+Measured, gru, seed 0 alone, 19,403 parameters, 800 updates: 11 minutes on a very busy machine, without compilation. Theo
+is held out, 7 is looked for: 366 of 366 sevens are detected in an hour of test streams, half of them 30 ms before their
+end, 90 % by their end; with 82 false alarms an hour where 20 were asked for, so that a threshold that is chosen on one
+speaker does not hold its rate for another. Over all ten digits, each at its own threshold: 79 % detected, 36 false alarms
+an hour. A frame takes 23 microseconds as it comes. rnn and lstm were not measured.
 """
 
 import sys
@@ -300,10 +306,10 @@ def _picture(heard: Heard, digit: int, threshold: float, seconds: int = 20) -> "
             sound.text((begin + end) / 2, SETTINGS.bands + 1, str(what), ha="center", fontsize=8)
             line.axvspan(begin, end, color="tab:green" if what == digit else "0.8", alpha=0.4, linewidth=0)
     line.plot(np.arange(count) * SETTINGS.hop / SETTINGS.rate, score, linewidth=0.9)
-    line.plot(fired * SETTINGS.hop / SETTINGS.rate, score[fired], "rv", markersize=6, label="fires")
+    line.plot(fired * SETTINGS.hop / SETTINGS.rate, score[fired], "rv", markersize=6)
     line.axhline(threshold, color="0.3", linestyle="--", linewidth=0.8)
     line.set(xlim=(0, ends), xlabel="seconds", ylabel=f"log odds of {digit}")
-    line.legend(loc="upper right")
+    line.set_title(f"Green: {digit} is said; triangles: the detector fires")
     return figure
 
 
