@@ -26,8 +26,9 @@ Measured, test accuracy by the speaker who is held out, mean of three seeds; the
 
 The official split, --held_out=index, gru, 600 updates, three seeds: 0.947 ± 0.008.
 
-26 to 76 s for the three seeds (gru), without compilation, on a busy machine. Four speakers are too few to
-know a fifth one: 6 is taken for 8, 5 for 9, 4 for 1. conv and bigru were not measured.
+26 to 76 s for the three seeds (gru; lucas left out, whose run was suspended for a while), without compilation, on a
+busy machine. Four speakers are too few to know a fifth one: 6 is taken for 8, 5 for 9, 4 for 1. conv and bigru were not
+measured.
 """
 
 import io
