@@ -17,6 +17,18 @@ arXiv 1512.05287).
     python launch.py --experiment=speech --data_dir=DIR        all models and speakers
 
 DIR holds free-spoken-digit-dataset-*.tar.gz, or the folder recordings. Without --data_dir the recordings are generated.
+
+Measured, test accuracy by the speaker who is held out, mean of three seeds; the interval (95 %) is that of the seeds:
+
+               george  jackson  lucas  nicolas  theo   yweweler   all             parameters   updates
+    moments    0.365   0.571    0.415  0.465    0.609  0.583      0.501 ± 0.040   4,810        1,000
+    gru        0.448   0.821    0.605  0.666    0.774  0.839      0.692 ± 0.032   19,338       600
+
+The official split, --held_out=index, gru, 600 updates, three seeds: 0.947 ± 0.008.
+
+26 to 76 s for the three seeds (gru; lucas left out, whose run was suspended for a while), without compilation, on a
+busy machine. Four speakers are too few to know a fifth one: 6 is taken for 8, 5 for 9, 4 for 1. conv and bigru were not
+measured.
 """
 
 import io
@@ -94,7 +106,8 @@ def _words(part: spoken_digits.Recordings) -> Words:
     sound = np.zeros((len(lengths), longest), np.float32)
     for row, samples, length in zip(sound, part.samples, lengths, strict=True):
         row[:length] = samples[:length] / max(samples[:length].std() * 10, 1)
-    return Words(*_standardized(jnp.asarray(sound), jnp.asarray(lengths, jnp.int32)), jnp.asarray(part.digits))
+    frames, counts = _standardized(jnp.asarray(sound), jnp.asarray(lengths, jnp.int32))
+    return Words(frames, counts, jnp.asarray(part.digits))
 
 
 @jax.jit
@@ -199,9 +212,7 @@ def report(runs: list[Run]) -> list[Section]:
     by_speaker = groups(runs, ["held_out"])
     figure, axes = panels(1, 2, height=3.6)
     table, speakers = axes[0]
-    intervals(table, groups(runs), "test_accuracy") if len(by_speaker) == 1 else intervals(
-        table, by_model, "test_accuracy"
-    )
+    intervals(table, by_model, "test_accuracy")
     table.set(xlabel="test accuracy")
     rows: list[list[Any]] = [["held out", *by_model]]
     for label, members in by_speaker.items():
@@ -217,14 +228,19 @@ def report(runs: list[Run]) -> list[Section]:
         speakers.bar(np.arange(len(heights)) + (i - (len(by_model) - 1) / 2) * width, heights, width, label=model)
     speakers.set(xticks=range(len(rows) - 1), ylabel="test accuracy", ylim=(0, 1))
     speakers.set_xticklabels([row[0] for row in rows[1:]], rotation=30)
-    speakers.legend(ncols=2, loc="lower center")
+    if len(by_model) > 1:
+        handles = speakers.get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=len(by_model), frameon=False)
     matrices, panels_ = panels(1, len(by_model), width=3.6, height=3.4)
     matrices.set_label("confusion")
     for panel, (model, members) in zip(panels_[0], by_model.items(), strict=True):
         answers = [np.load(run.directory / "answers.npz") for run in members]
-        _draw(panel, sum(confusion(answer["digits"], answer["logits"].argmax(1)) for answer in answers))
+        _draw(panel, np.sum([confusion(answer["digits"], answer["logits"].argmax(1)) for answer in answers], 0))
         panel.set_title(model)
-    text = "Accuracy on the recordings of the speaker who is held out, at the params of the lowest validation loss."
+    text = (
+        "Accuracy on the recordings of the speaker who is held out, at the params of the lowest validation loss. "
+        "The intervals are over all runs of a model, speakers and seeds; the table has means over the seeds."
+    )
     return [Section("Words", text, [figure, matrices], rows)]
 
 

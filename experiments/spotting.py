@@ -1,6 +1,6 @@
 """When was a digit said? A recurrent network that listens to a stream, frame by frame (Free Spoken Digits).
 
-Streams are made of recordings of other digits and of the digit that is looked for, with pauses of 0.3 to 1.5 s between
+Streams are made of recordings of other digits and of the digit that is looked for, with pauses of 0.2 to 1 s between
 them, and noise 10 to 30 dB below the speech. Four speakers are for training, one for validation, one, `--held_out`,
 for the test. The network is unidirectional and has one output a frame of 10 ms (many to many): the digit for 200 ms
 after it has ended, "nothing" otherwise. Training streams are drawn inside the compiled program, with words at 0.85 to
@@ -17,10 +17,15 @@ worth: share of the words detected, false alarms, and the delay after the end of
     python -m experiments.listen RUN FILE.wav                    prints what a trained network hears, as it hears it
 
 DIR is that of `experiments.speech`. Without --data_dir the recordings are generated.
+
+Measured: gru, seed 0 alone, 19,403 parameters, 800 updates in 11 minutes on a very busy machine, without compilation.
+Theo is held out, 7 is looked for. In an hour of test streams all 366 sevens are detected, half of them at least 30 ms
+before their end, 90 % by their end, with 82 false alarms where 20 were asked for: a threshold that is chosen on one
+speaker does not hold its rate for another. Over all ten digits, each at its own threshold, 79 % are detected, with 36
+false alarms an hour. A frame takes 23 microseconds as it comes. rnn and lstm were not measured.
 """
 
 import sys
-import wave
 from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
@@ -30,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from scipy.io import wavfile
 
 from experiments import base, command, detection, speech, supervised, tasks
 from experiments.report import COLORS, Section, groups, intervals, panels, save
@@ -46,7 +52,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLAGS = base.flags(
-    steps=1500, steps_per_call=250, evaluate_every=250, batch_size=16, learning_rate=3e-3, schedule="cosine"
+    steps=800, steps_per_call=100, evaluate_every=200, batch_size=16, learning_rate=1e-2, schedule="cosine"
 )
 MODELS = ("rnn", "lstm", "gru")
 SETTINGS = spectrogram.Settings(rate=spoken_digits.RATE)
@@ -56,12 +62,14 @@ SPEEDS = (0.85, 1.15)
 # The last one is never reached: with it there are no false alarms, whatever the network is worth.
 THRESHOLDS = np.append(np.linspace(-8, 16, 121), np.inf).astype(np.float32)
 MINUTE = 60
+# Seeds of streams that are the same for all runs.
+_VALIDATION, _TEST = 2, 3
 
 flags.DEFINE_enum("model", "gru", MODELS, "Which recurrence.", flag_values=FLAGS)
-flags.DEFINE_integer("units", 96, "Its units.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("units", 64, "Its units.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("digit", 7, "The digit that is looked for.", lower_bound=0, upper_bound=9, flag_values=FLAGS)
 flags.DEFINE_string("held_out", "theo", "Speaker of the test streams.", flag_values=FLAGS)
-flags.DEFINE_integer("seconds", 6, "Length of a training stream.", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer("seconds", 4, "Length of a training stream.", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_integer("minutes", 60, "Of validation and of test streams.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_float("alarms", 20.0, "False alarms an hour that are allowed.", lower_bound=0.0, flag_values=FLAGS)
 flags.DEFINE_float("recurrent_dropout", 0.1, "Rate, in [0, 1).", flag_values=FLAGS)
@@ -186,7 +194,11 @@ def read(path: Path) -> tuple[spotter.Spotter, int, float]:
         return made, int(file["digit"]), float(file["threshold"])
 
 
-def hear(made: spotter.Spotter, bank: streams.Bank, key: Key, minutes: int) -> Heard:
+def _keys(seed: int, minutes: int) -> Key:
+    return jax.random.split(jax.random.key(seed), minutes)
+
+
+def hear(made: spotter.Spotter, bank: streams.Bank, seed: int, minutes: int) -> Heard:
     """Streams of a minute each, as the network hears them."""
 
     @jax.jit
@@ -199,19 +211,20 @@ def hear(made: spotter.Spotter, bank: streams.Bank, key: Key, minutes: int) -> H
         frames = jnp.moveaxis(frames, 1, 0)
         return frames, spotter.logits(made._replace(params=params), frames), said
 
-    return Heard(*jax.tree.map(np.asarray, run(made.params, bank, jax.random.split(key, minutes))))
+    return Heard(*jax.tree.map(np.asarray, run(made.params, bank, _keys(seed, minutes))))
 
 
 def _of_digit(heard: Heard, digit: int) -> tuple[np.ndarray, detection.Words]:
     """The scores of a digit [T, B], and where it was said, in frames."""
     stream, place = np.nonzero(heard.said.digits == digit)
-    starts, ends = (times[stream, place] // SETTINGS.hop for times in (heard.said.starts, heard.said.ends))
-    return np.asarray(spotter.log_odds(jnp.asarray(heard.logits), digit)), detection.Words(stream, starts, ends)
+    times = (np.asarray(times)[stream, place] // SETTINGS.hop for times in (heard.said.starts, heard.said.ends))
+    return np.asarray(spotter.log_odds(jnp.asarray(heard.logits), digit)), detection.Words(stream, *times)
 
 
-def _curves(heard: Heard) -> list[detection.Curve]:
-    """What each threshold gives, for each digit."""
-    return [detection.measure(*_of_digit(heard, digit), THRESHOLDS, FRAMES_IN_HOUR) for digit in range(10)]
+def _curves(heard: Heard, wanted: int) -> dict[int, detection.Curve]:
+    """What each threshold gives, for the digit that is looked for and for all others that were said."""
+    digits = sorted({wanted, *heard.said.digits.ravel().tolist()} - {streams.NOTHING})
+    return {digit: detection.measure(*_of_digit(heard, digit), THRESHOLDS, FRAMES_IN_HOUR) for digit in digits}
 
 
 def _microseconds(made: spotter.Spotter, sound: np.ndarray) -> float:
@@ -230,31 +243,21 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     """Detection on test streams at the threshold of the validation streams; network, a stream as wav, and figures."""
     data: Data = program.data
     made = _spotter(config.model, config.units, state.best.params, data.mean, data.deviation)
-    validation, test = (
-        hear(made, data.banks[name], jax.random.key(key), config.minutes)
-        for name, key in (("validation", 2), ("test", 3))
-    )
-    chosen_on, curves = _curves(validation), _curves(test)
-    places = [detection.choose(curve, config.alarms) for curve in chosen_on]
+    validation = hear(made, data.banks["validation"], _VALIDATION, config.minutes)
+    test = hear(made, data.banks["test"], _TEST, config.minutes)
+    chosen_on, curves = _curves(validation, config.digit), _curves(test, config.digit)
+    places = {digit: detection.choose(chosen_on[digit], config.alarms) for digit in chosen_on if digit in curves}
     place, curve = places[config.digit], curves[config.digit]
     threshold = float(THRESHOLDS[place])
     write(run.directory / "spotter.npz", config, made, threshold)
-    sound = np.asarray(
-        streams.draw(
-            jax.random.split(jax.random.key(3), config.minutes)[0], data.banks["test"], streams.Mix(MINUTE)
-        ).sound
-    )
-    with wave.open(str(run.directory / "stream.wav"), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SETTINGS.rate)
-        file.writeframes((sound * 32767).clip(-32768, 32767).astype("<i2").tobytes())
+    first = streams.draw(_keys(_TEST, config.minutes)[0], data.banks["test"], streams.Mix(MINUTE))
+    sound = np.asarray(first.sound)
+    wavfile.write(run.directory / "stream.wav", SETTINGS.rate, (sound * 32767).clip(-32768, 32767).astype(np.int16))
     save(_tradeoff(config.digit, curves, places), run.figures / "tradeoff")
     save(_picture(test, config.digit, threshold), run.figures / "stream")
     np.savez(run.directory / "curve.npz", **curve._asdict(), place=place)
     found = curve.delays[place][np.isfinite(curve.delays[place])]
     delay = {f"delay_{q}_ms": float(np.percentile(found, q) * MILLISECONDS) if len(found) else None for q in (50, 90)}
-    every = range(10)
     return {
         "detected": float(curve.detected[place]),
         "false_alarms_an_hour": float(curve.alarms[place]),
@@ -262,22 +265,22 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
         "words": len(curve.delays[place]),
         "threshold": threshold,
         "validation_detected": float(chosen_on[config.digit].detected[place]),
-        "detected_any_digit": float(np.mean([curves[d].detected[places[d]] for d in every])),
-        "false_alarms_any_digit": float(np.mean([curves[d].alarms[places[d]] for d in every])),
+        "detected_any_digit": float(np.mean([curves[d].detected[places[d]] for d in places])),
+        "false_alarms_any_digit": float(np.mean([curves[d].alarms[places[d]] for d in places])),
         "microseconds_a_frame": _microseconds(made, sound[: 5 * SETTINGS.rate]),
         "validation_loss": float(state.best.value),
         "best_step": int(state.best.step),
     }
 
 
-def _tradeoff(digit: int, curves: list[detection.Curve], places: list[int]) -> "Figure":
+def _tradeoff(digit: int, curves: dict[int, detection.Curve], places: dict[int, int]) -> "Figure":
     """Missed words against false alarms: the digit that is looked for, and the others."""
     figure, axes = panels(width=5)
-    for other, (curve, place) in enumerate(zip(curves, places, strict=True)):
-        if other != digit:
-            detection.draw_tradeoff(axes[0, 0], curve, "" if other else "other digits", place, color="0.75")
+    for number, other in enumerate(places.keys() - {digit}):
+        label = "" if number else "other digits"
+        detection.draw_tradeoff(axes[0, 0], curves[other], label, places[other], color="0.75")
     detection.draw_tradeoff(axes[0, 0], curves[digit], f"digit {digit}", places[digit])
-    axes[0, 0].set_title("Test streams; dots: the thresholds of the validation streams")
+    axes[0, 0].set_title("Dots: thresholds of the validation streams")
     axes[0, 0].legend()
     return figure
 
@@ -303,10 +306,10 @@ def _picture(heard: Heard, digit: int, threshold: float, seconds: int = 20) -> "
             sound.text((begin + end) / 2, SETTINGS.bands + 1, str(what), ha="center", fontsize=8)
             line.axvspan(begin, end, color="tab:green" if what == digit else "0.8", alpha=0.4, linewidth=0)
     line.plot(np.arange(count) * SETTINGS.hop / SETTINGS.rate, score, linewidth=0.9)
-    line.plot(fired * SETTINGS.hop / SETTINGS.rate, score[fired], "rv", markersize=6, label="fires")
+    line.plot(fired * SETTINGS.hop / SETTINGS.rate, score[fired], "rv", markersize=6)
     line.axhline(threshold, color="0.3", linestyle="--", linewidth=0.8)
     line.set(xlim=(0, ends), xlabel="seconds", ylabel=f"log odds of {digit}")
-    line.legend(loc="upper right")
+    line.set_title(f"Green: {digit} is said; triangles: the detector fires")
     return figure
 
 

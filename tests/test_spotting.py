@@ -39,8 +39,8 @@ def test_a_stream_is_pauses_and_words():
     assert 1 < said.sum() < len(said)
     assert not said[np.argmin(said) :].any()
     pauses = stream.starts - np.concatenate([[0], stream.ends[:-1]])
-    assert (pauses >= 0.3 * 8000 - 1).all()
-    assert (pauses <= 1.5 * 8000).all()
+    assert (pauses >= 0.2 * 8000 - 1).all()
+    assert (pauses <= 1.0 * 8000).all()
     assert len(set(pauses.tolist())) > 3
     rest = stream.sound.copy()
     for digit, start, end in zip(stream.digits[said], stream.starts[said], stream.ends[said], strict=True):
@@ -81,8 +81,8 @@ def test_levels_noise_and_speeds():
 @pytest.mark.parametrize(
     ("mix", "message"),
     [
-        (CLEAN._replace(seconds=0.2), "a stream of 0.2 seconds has no room for a pause of 0.3 and a word"),
-        (CLEAN._replace(pauses=(1.0, 0.5)), "pauses must be a range that rises, .* got 1.0 and 0.5"),
+        (CLEAN._replace(seconds=0.1), "a stream of 0.1 seconds has no room for a pause of 0.2 and a word"),
+        (CLEAN._replace(pauses=(1.0, 0.5)), "pauses must be a range that rises from at least 0, got 1 and 0.5"),
         (CLEAN._replace(speeds=(0.0, 1.0)), "speeds must be a range"),
         (CLEAN._replace(pauses=(-1.0, 0.5)), "pauses must be a range"),
         (CLEAN._replace(noise=(0.0, -1.0)), "noise must be a range"),
@@ -170,21 +170,18 @@ def test_log_odds_are_those_of_the_softmax():
 SMALL = ("--batch_size=2", "--units=2", "--seconds=2", "--minutes=2", "--alarms=100000", "--digit=3")
 
 
-@pytest.mark.parametrize("model", spotting.MODELS)
-def test_spotting(model, tmp_path, monkeypatch, capsys):
+def test_spotting(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(spotting, "MINUTE", 8)
     monkeypatch.setattr(spotting, "THRESHOLDS", np.array([-20, -2.3, np.inf], np.float32))
     few = spoken_digits.generated(speakers=speech.SPEAKERS, count=1, samples=800)
     monkeypatch.setattr(speech, "recordings", lambda data_dir: few)
-    finished = run("spotting", tmp_path / "run", f"--model={model}", *SMALL)
+    finished = run("spotting", tmp_path / "run", "--model=gru", *SMALL)
     result = finished.result()
     assert result["threshold"] == -20
     assert result["detected"] > 0
     for name in ("tradeoff", "stream"):
         assert (finished.figures / f"{name}.png").stat().st_size > 10_000
     assert [section.title for section in drawn(spotting, [finished])] == ["Spotting"]
-    if model != "gru":
-        return
     # What is heard in its own wav file, frame by frame, is where the detector fires on the whole stream.
     made, digit, threshold = spotting.read(finished.directory / "spotter.npz")
     assert (digit, threshold) == (3, -20)

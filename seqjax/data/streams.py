@@ -44,7 +44,7 @@ class Mix(NamedTuple):
     """
 
     seconds: float
-    pauses: tuple[float, float] = (0.3, 1.5)
+    pauses: tuple[float, float] = (0.2, 1.0)
     levels: tuple[float, float] = (-6.0, 6.0)
     noise: tuple[float, float] = (-30.0, -10.0)
     speeds: tuple[float, float] = (1.0, 1.0)
@@ -94,10 +94,10 @@ def draw(key: Array, bank: Bank, mix: Mix, rate: int = spoken_digits.RATE) -> St
       ValueError: a stream without room for a word, or a range that does not rise.
     """
     count = round(mix.seconds * rate)
-    for name in ("pauses", "levels", "noise", "speeds"):
+    for name, least in (("pauses", 0.0), ("levels", -np.inf), ("noise", -np.inf), ("speeds", 0.1)):
         low, high = getattr(mix, name)
-        if not low <= high or (name != "levels" and name != "noise" and low < 0) or (name == "speeds" and low == 0):
-            raise ValueError(f"{name} must be a range that rises, in positive numbers but for dB, got {low} and {high}")
+        if not least <= low <= high:
+            raise ValueError(f"{name} must be a range that rises from at least {least:g}, got {low:g} and {high:g}")
     places = int(mix.seconds / (mix.pauses[0] + 0.1))
     if places < 1:
         raise ValueError(f"a stream of {mix.seconds} seconds has no room for a pause of {mix.pauses[0]} and a word")
@@ -109,23 +109,30 @@ def draw(key: Array, bank: Bank, mix: Mix, rate: int = spoken_digits.RATE) -> St
     ends = jnp.cumsum(pauses + lengths)
     starts = ends - lengths
     said = ends <= count
-    # The word that each sample belongs to, or the pause after it.
-    word = jnp.cumsum(jnp.zeros(count, jnp.int32).at[starts].add(1, mode="drop")) - 1
-    word = jnp.maximum(word, 0)
-    place = jnp.arange(count, dtype=jnp.int32) - starts[word]
-    inside = (place >= 0) & (place < lengths[word]) & said[word]
-    exact = place.astype(jnp.float32) * speeds[word]
-    before = jnp.clip(exact.astype(jnp.int32), 0, bank.sound.shape[1] - 2)
-    part = exact - before.astype(jnp.float32)
-    row = which[word]
-    sound = (1 - part) * bank.sound[row, before] + part * bank.sound[row, before + 1]
-    gain = _amplitude(_uniform(k_level, (places,), mix.levels))
+    gains = _amplitude(_uniform(k_level, (places,), mix.levels))
+    words = _words(bank, which, starts, jnp.where(said, lengths, 0), speeds, gains, count)
     white = jax.random.normal(k_noise, (count + 1,))
     low = jax.random.uniform(k_color)
     color = (white[1:] + low * white[:-1]) / jnp.sqrt(1 + low**2)
     loud = _LOUDNESS * _amplitude(_uniform(k_loud, (), mix.noise))
     digits = jnp.where(said, bank.digits[which], NOTHING)
-    return Stream(jnp.where(inside, sound * gain[word], 0) + loud * color, digits, starts, ends)
+    return Stream(words + loud * color, digits, starts, ends)
+
+
+def _words(bank: Bank, which: Array, starts: Array, lengths: Array, speeds: Array, gains: Array, count: int) -> Array:
+    """The recordings `which` [K] at their places in silence, interpolated where the speed is not 1: [count]."""
+    # For each sample the word that it is in or behind.
+    word = jnp.cumsum(jnp.zeros(count, jnp.int32).at[starts].add(1, mode="drop")) - 1
+    table = jnp.stack([starts, lengths, which * bank.sound.shape[1]], axis=1)
+    start, length, row = jnp.moveaxis(table[jnp.maximum(word, 0)], 1, 0)
+    speed, gain = jnp.moveaxis(jnp.stack([speeds, gains], axis=1)[jnp.maximum(word, 0)], 1, 0)
+    place = jnp.arange(count, dtype=jnp.int32) - start
+    inside = (place >= 0) & (place < length)
+    exact = place.astype(jnp.float32) * speed
+    before = jnp.clip(exact.astype(jnp.int32), 0, bank.sound.shape[1] - 2)
+    part, flat = exact - before.astype(jnp.float32), bank.sound.reshape(-1)
+    between = (1 - part) * flat[row + before] + part * flat[row + before + 1]
+    return jnp.where(inside, gain * between, 0)
 
 
 def targets(stream: Stream, frames: int, hop: int, wanted: int = 20, free: int = 10) -> tuple[Array, Array]:
