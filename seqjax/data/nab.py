@@ -8,17 +8,16 @@ The windows say where an alarm is right (Lavin & Ahmad 2015, arXiv 1510.03336); 
 """
 
 import datetime
-import gzip
 import json
 import os
 import re
-import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from seqjax.data import files
 
 __all__ = ["Series", "generated", "load", "probation", "read_csv"]
 
@@ -64,7 +63,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Series]:
       ValueError: a damaged archive, no labels, labels that are no JSON or name rows that do not exist, or a csv that is
         missing, not UTF-8 or not `timestamp,value` (names the file, and the line where there is one).
     """
-    path = _find(Path(path).expanduser())
+    path = Path(path).expanduser()
     found, labels = {}, None
     for name, content in _files(path):
         if series := _CSV.search(name):
@@ -116,36 +115,11 @@ def generated(count: int = 6, rows: int = 1000, seed: int = 0) -> dict[str, Seri
     return corpus
 
 
-def _find(path: Path) -> Path:
-    """The archive, or the folder with `data` and `labels` in it."""
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder, expected the folder NAB or an archive of it")
-    for folder in (path, path / "NAB", path / "nab"):
-        if (folder / "labels").is_dir():
-            return folder
-        archives = sorted([*folder.glob("NAB*.tar.gz"), *folder.glob("nab*.tar.gz")])
-        if archives:
-            return archives[0]
-    names = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
-    raise FileNotFoundError(f"{path}: no folder labels, NAB or nab and no NAB*.tar.gz in it, found {names}")
-
-
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the csv files and of the labels."""
-    if path.is_dir():
-        for file in sorted([*path.glob("data/*/*.csv"), *path.glob("labels/combined_windows.json")]):
-            yield file.relative_to(path).as_posix(), file.read_bytes()
-        return
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                if member.isfile() and (_CSV.search(member.name) or _LABELS.search(member.name)):
-                    content = archive.extractfile(member)
-                    yield member.name, b"" if content is None else content.read()
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: damaged or no tar archive: {type(error).__name__}: {error}") from error
+    found = files.find(path, ("labels", "NAB*.tar.gz", "nab*.tar.gz"), ("NAB", "nab"))
+    place = found.parent if found.name == "labels" else found
+    return files.members(place, lambda name: _CSV.search(name) or _LABELS.search(name))
 
 
 def _windows(content: bytes, place: str) -> dict[str, list]:
@@ -159,12 +133,7 @@ def _windows(content: bytes, place: str) -> dict[str, list]:
 
 
 def _parse(content: bytes, place: str) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        head, *lines = content.decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place}: not UTF-8: {error.reason} at offset {error.start}") from None
-    except ValueError:
-        raise ValueError(f"{place}: empty") from None
+    head, *lines = files.decode(content, place).splitlines() or [""]
     if head != _HEADER:
         raise ValueError(f"{place}: line 1: {head[:40]!r}, expected {_HEADER!r}")
     if not lines:
