@@ -47,7 +47,8 @@ def test_members_of_a_folder_or_an_archive(make, tmp_path):
 def test_a_damaged_archive_is_named(make, tmp_path):
     path = make(tmp_path / "archive")
     whole = path.read_bytes()
-    for damaged in (whole[:-40], whole[:60] + bytes([whole[60] ^ 255]) + whole[61:], b"", b"no archive"):
+    cuts = [whole[:-cut] for cut in (1, 8, 20, 40, 60)]
+    for damaged in (*cuts, whole[:60] + bytes([whole[60] ^ 255]) + whole[61:], b"", b"no archive"):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"archive: damaged or no archive: \w+: "):
             list(files.members(path, lambda name: True))

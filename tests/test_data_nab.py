@@ -52,7 +52,7 @@ def test_series_of_a_folder_and_of_an_archive(tmp_path):
 @pytest.mark.parametrize(
     ("csv", "message"),
     [
-        ("", "data/real/a.csv: empty"),
+        ("", "data/real/a.csv: line 1: .., expected"),
         ("time,value\n", "a.csv: line 1: 'time,value', expected 'timestamp,value'"),
         ("timestamp,value\n", "a.csv: no rows"),
         (CSV + "2014-01-01 00:", "a.csv: line 5: '2014-01-01 00:', expected a time and a number"),

@@ -6,7 +6,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+_GZIP = b"\x1f\x8b"
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
 
 
@@ -41,7 +43,7 @@ def read(file: Path) -> bytes:
       ValueError: a damaged gzip file.
     """
     content = file.read_bytes()
-    if not content.startswith(b"\x1f\x8b"):
+    if not content.startswith(_GZIP):
         return content
     try:
         return gzip.decompress(content)
@@ -71,11 +73,18 @@ def members(path: Path, wanted: Callable[[str], object]) -> Iterator[tuple[str, 
                     if not name.endswith("/") and wanted(name):
                         yield name, archive.read(name)
             return
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                if member.isfile() and wanted(member.name):
-                    content = archive.extractfile(member)
-                    yield member.name, b"" if content is None else content.read()
+        with path.open("rb") as raw:
+            gzipped = raw.read(2) == _GZIP
+            raw.seek(0)
+            source: Any = gzip.GzipFile(fileobj=raw) if gzipped else raw
+            with tarfile.open(fileobj=source, mode="r|" if gzipped else "r|*") as archive:
+                for member in archive:
+                    if member.isfile() and wanted(member.name):
+                        content = archive.extractfile(member)
+                        yield member.name, b"" if content is None else content.read()
+            # An archive that is cut off between two members is noticed only by what compressed it.
+            while source.read(1 << 20):
+                pass
     except _DAMAGED as error:
         raise ValueError(f"{path}: damaged or no archive: {type(error).__name__}: {error}") from error
 

@@ -11,7 +11,6 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,9 +62,10 @@ def load(path: str | os.PathLike[str]) -> dict[str, Series]:
       ValueError: a damaged archive, no labels, labels that are no JSON or name rows that do not exist, or a csv that is
         missing, not UTF-8 or not `timestamp,value` (names the file, and the line where there is one).
     """
-    path = Path(path).expanduser()
+    path = files.find(Path(path).expanduser(), ("labels", "NAB*.tar.gz", "nab*.tar.gz"), ("NAB", "nab"))
+    path = path.parent if path.name == "labels" else path
     found, labels = {}, None
-    for name, content in _files(path):
+    for name, content in files.members(path, lambda name: _CSV.search(name) or _LABELS.search(name)):
         if series := _CSV.search(name):
             found[series[1]] = content
         elif _LABELS.search(name):
@@ -113,13 +113,6 @@ def generated(count: int = 6, rows: int = 1000, seed: int = 0) -> dict[str, Seri
         times = np.datetime64("2014-01-01T00:00:00", "s") + 1800 * time
         corpus[name] = Series(times, values, np.array(windows, np.int32).reshape(-1, 2))
     return corpus
-
-
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the csv files and of the labels."""
-    found = files.find(path, ("labels", "NAB*.tar.gz", "nab*.tar.gz"), ("NAB", "nab"))
-    place = found.parent if found.name == "labels" else found
-    return files.members(place, lambda name: _CSV.search(name) or _LABELS.search(name))
 
 
 def _windows(content: bytes, place: str) -> dict[str, list]:
