@@ -207,7 +207,8 @@ def report(runs: list[Run]) -> list[Section]:
         if len(after):
             curve(steps, label, (np.arange(1, len(after) + 1) / len(after)).tolist(), after.tolist(), index)
     steps.set(xlabel="share of the steps that were read", ylabel="test accuracy", ylim=(0, 1))
-    steps.legend()
+    if steps.lines:
+        steps.legend()
     text = "Accuracy on the test digits, at the params of the lowest validation loss. A band is a 95 % interval."
     return [Section("Digits", text, [figure])]
 

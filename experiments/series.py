@@ -52,6 +52,7 @@ PUBLISHED = {
     "BasicMotions": {"dtw": 0.975},
 }
 NEAREST = ("euclidean", "dtw")
+SHARES = tuple(np.linspace(0.1, 1, 10))  # of a test series that a network is shown
 
 
 def _two(cell: Callable[[int], Cell]) -> Callable[[int], Cell]:
@@ -156,8 +157,8 @@ def network(config: SimpleNamespace) -> Network:
                 distances = nearest.dtw(values, known.values, lengths, known.lengths)
             else:
                 distances = nearest.euclidean(values, known.values)
-            own = jnp.expand_dims(known.labels == jnp.arange(classes, dtype=jnp.int32)[:, None], 0)  # [1, V, M]
-            return -jnp.where(own, jnp.expand_dims(distances, 1), jnp.inf).min(2)
+            own = jax.nn.one_hot(known.labels, classes, dtype=bool)  # [M, V]
+            return -jnp.where(own[None], distances[..., None], jnp.inf).min(1)
 
         return Network(lambda numbers, key: {}, of_nearest)
 
@@ -227,16 +228,16 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
         return model.logits(vars(config), params, known, values, lengths, None)
 
     def of_share(share: float) -> np.ndarray:
-        lengths = jnp.maximum(jnp.ceil(share * test.lengths).astype(jnp.int32), 1)
-        read = jnp.arange(test.values.shape[1]) < lengths[:, None]
-        values = jnp.where(read[..., None], test.values, 0)
+        lengths = np.ceil(share * np.asarray(test.lengths)).astype(np.int32)
+        read = np.arange(test.values.shape[1]) < lengths[:, None]
+        values = np.where(read[..., None], test.values, np.float32(0))
         return np.asarray(answers(params, known, values, lengths))
 
     labels, logits = np.asarray(test.labels), of_share(1)
     with io.BytesIO() as file:
         np.savez_compressed(file, logits=logits, labels=labels, classes=np.array(classes))
         write_atomic(run.directory / "answers.npz", file.getvalue())
-    shares = np.array([1.0]) if config.model in NEAREST else np.linspace(0.1, 1, 10)
+    shares = np.array((1.0,) if config.model in NEAREST else SHARES)
     by_share = [float((of_share(share).argmax(1) == labels).mean()) for share in shares]
     counts = confusion(labels, logits.argmax(1), len(classes))
     figure, axes = panels(1, 2)
