@@ -11,6 +11,7 @@ import importlib
 
 from seqjax import (
     cells,
+    decoding,
     diagnostics,
     gradients,
     importers,
@@ -33,6 +34,7 @@ __all__ = [
     "Gated",
     "bidirectional",
     "cells",
+    "decoding",
     "diagnostics",
     "from_step",
     "generate",

@@ -23,6 +23,7 @@ LAYERS = [
         "checkpointed",
         "revolve",
         "parallel",
+        "decoding",
         "newton",
         "chunkwise",
         "native",

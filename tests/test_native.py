@@ -217,6 +217,7 @@ def test_second_derivatives_of_inputs_and_carry(x64):
     ("cell", "dtype", "message"),
     [
         (cells.gru(4, dtype=jnp.bfloat16), jnp.bfloat16, "weights of the dtype of the carry, float32, got bfloat16"),
+        (cells.peephole_sru(4, dtype=jnp.bfloat16), jnp.bfloat16, "gates: a conversion from bfloat16 to float32"),
         (cells.rnn(4, lambda h: jax.lax.cumsum(h, h.ndim - 1)), jnp.float32, "no C.. for these gates: the primitive"),
         (cells.rnn(4, lambda h: h[..., ::-1]), jnp.float32, "no C.. for these gates: the primitive rev"),
         (cells.min_gru(4), jnp.float32, "needs a cell with the `gated` hint"),

@@ -4,16 +4,14 @@ parts = reviews.load("aclImdb_v1.tar.gz")
 train, validation = reviews.split(parts["train"])
 """
 
-import gzip
 import os
 import re
-import tarfile
-import zlib
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from seqjax.data import files
 
 _REVIEW = re.compile(r"(train|test)/(neg|pos)/(\d+)_(\d+)\.txt$")
 _FILMS = re.compile(r"(train|test)/urls_(neg|pos)\.txt$")
@@ -51,17 +49,13 @@ def load(path: str | os.PathLike[str]) -> dict[str, Reviews]:
       FileNotFoundError: nothing of this kind there (says what is).
       ValueError: a damaged archive, a review that is not UTF-8, or a part without reviews (names the file).
     """
-    path = _find(Path(path).expanduser())
+    path = files.find(Path(path).expanduser(), ("aclImdb*.tar.gz", "train"), ("aclImdb", "imdb"))
+    path = path.parent if path.name == "train" else path
     found: dict[tuple[str, int, int], tuple[str, int]] = {}
     films: dict[tuple[str, int], list[str]] = {}
-    for name, content in _files(path):
+    for name, content in files.members(path, lambda name: _REVIEW.search(name) or _FILMS.search(name)):
         review, urls = _REVIEW.search(name), _FILMS.search(name)
-        if not (review or urls):
-            continue
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: {name} is not UTF-8: {error.reason} at offset {error.start}") from None
+        text = files.decode(content, f"{path}: {name}")
         if review:
             part, label, number, stars = review.groups()
             found[part, int(label == "pos"), int(number)] = text, int(stars)
@@ -129,35 +123,3 @@ def split(reviews: Reviews, fraction: float = 0.2, seed: int = 0) -> tuple[Revie
     if held_out.all() or not held_out.any():
         raise ValueError(f"{len(names)} reviews of {len(films)} films are too few to hold {fraction:g} of them out")
     return reviews.take(np.flatnonzero(~held_out)), reviews.take(np.flatnonzero(held_out))
-
-
-def _find(path: Path) -> Path:
-    """The archive or the folder with `train` and `test` in it."""
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder, expected aclImdb_v1.tar.gz or the folder aclImdb")
-    for folder in (path, path / "aclImdb", path / "imdb"):
-        if (folder / "train").is_dir():
-            return folder
-        archives = sorted(folder.glob("aclImdb*.tar.gz"))
-        if archives:
-            return archives[0]
-    names = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
-    raise FileNotFoundError(f"{path}: no aclImdb*.tar.gz and no folder aclImdb in it, found {names}")
-
-
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Names, from the folder aclImdb on, and contents of all text files."""
-    if path.is_dir():
-        for file in sorted(path.rglob("*.txt")):
-            yield str(PurePosixPath(file.relative_to(path))), file.read_bytes()
-        return
-    try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                if member.isfile() and member.name.endswith(".txt"):
-                    content = archive.extractfile(member)
-                    yield member.name, b"" if content is None else content.read()
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: damaged or no tar archive: {type(error).__name__}: {error}") from error

@@ -2,15 +2,25 @@
 
 from seqjax.models.classifier import BagClassifier, SequenceClassifier
 from seqjax.models.forecaster import ConvForecaster, DenseForecaster, RecurrentForecaster
+from seqjax.models.language import LanguageModel
+from seqjax.models.music import RollModel
+from seqjax.models.ngram import KneserNey
 from seqjax.models.series import ConvClassifier, DenseClassifier, SeriesClassifier
+from seqjax.models.speech import ConvWordClassifier, MomentsWordClassifier, RecurrentWordClassifier
 
 __all__ = [
     "BagClassifier",
     "ConvClassifier",
     "ConvForecaster",
+    "ConvWordClassifier",
     "DenseClassifier",
     "DenseForecaster",
+    "KneserNey",
+    "LanguageModel",
+    "MomentsWordClassifier",
     "RecurrentForecaster",
+    "RecurrentWordClassifier",
+    "RollModel",
     "SequenceClassifier",
     "SeriesClassifier",
 ]

@@ -195,7 +195,9 @@ def _source(plan: _Plan, wanted: tuple[bool, ...]) -> Source:
             return generate(plan.gated, carry, plan.z, plan.dense, plan.products, others)
         except (TypeError, ValueError) as error:
             errors.append(error)
-    raise Unsupported(f"no C++ for these gates: {errors[0]}") from errors[0]
+    # Others say only that a Const was not meant that way.
+    reason = next((error for error in errors if isinstance(error, Unsupported)), errors[0])
+    raise Unsupported(f"no C++ for these gates: {reason}") from reason
 
 
 @jax.tree_util.register_static

@@ -11,19 +11,28 @@ a hash.
 
 from seqjax.data.builders.jena import JenaClimate, jena_climate
 from seqjax.data.builders.mnist import Mnist, mnist_digits
+from seqjax.data.builders.music import PianoRolls, piano_rolls
+from seqjax.data.builders.ptb import PennTreebank, penn_treebank
 from seqjax.data.builders.reviews import ImdbReviews, imdb_reviews
 from seqjax.data.builders.shakespeare import TinyShakespeare, tiny_shakespeare
+from seqjax.data.builders.spoken_digits import FreeSpokenDigits, free_spoken_digits
 from seqjax.data.builders.ucr import Ucr, ucr_series
 
 __all__ = [
+    "FreeSpokenDigits",
     "ImdbReviews",
     "JenaClimate",
     "Mnist",
+    "PennTreebank",
+    "PianoRolls",
     "TinyShakespeare",
     "Ucr",
+    "free_spoken_digits",
     "imdb_reviews",
     "jena_climate",
     "mnist_digits",
+    "penn_treebank",
+    "piano_rolls",
     "tiny_shakespeare",
     "ucr_series",
 ]

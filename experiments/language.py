@@ -1,0 +1,363 @@
+"""Which character, which word comes next? Recurrent networks against counted n-grams, on any text.
+
+Truncated back-propagation through one unbroken text: every update reads --length further tokens in each of --batch_size
+stretches, and the carry goes on. Sources: Zaremba, Sutskever & Vinyals 2014, arXiv 1409.2329 (the plain LSTM); Merity,
+Keskar & Socher 2017, arXiv 1708.02182 (--awd and --nonmonotone: AWD-LSTM); Krause et al. 2018, arXiv 1709.07432
+(--dynamic_rate: the network goes on learning from the test text that it has read).
+
+    unigram       how often a token occurs
+    kneser_ney    n-grams up to --order tokens, interpolated (modified Kneser-Ney)
+    rnn, lstm...  embedding, --layers of --hidden units, softmax; --tied: one matrix for embedding and softmax
+
+    python -m experiments.language --model=lstm
+    python -m experiments.language --model=kneser_ney --corpus=ptb --unit=word --data_dir=DIR
+
+The small LSTM of Zaremba et al. on Penn Treebank. Their loss is the sum over the 20 steps of a window, here it is the
+mean, so that their learning rate 1 and clipping norm 5 are 20 and 0.25:
+
+    python -m experiments.language --model=lstm --corpus=ptb --unit=word --data_dir=DIR --layers=2 --hidden=200
+        --batch_size=20 --length=20 --optimizer=sgd --learning_rate=20 --clip_norm=0.25 --init_range=0.1
+        --decay=0.5 --decay_after=4 --steps=30199 --steps_per_call=101 --evaluate_every=2323 --checkpoint_every=2323
+
+`python -m experiments.generate --run=DIR` then writes text.
+"""
+
+import contextlib
+import io
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from flax import nnx
+
+from experiments import base, command, corpora, supervised, tasks
+from experiments.reading import Network, read, read_and_learn, speaker
+from experiments.report import COLORS, Section, groups, intervals, panels, save
+from seqjax import cells, decoding, regularizers
+from seqjax.core import Array, Params
+from seqjax.data import text
+from seqjax.models import KneserNey, LanguageModel
+from seqjax.train import Program, Run, State, initial_state, write_atomic
+from seqjax.train.checkpoint import Checkpoints
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FLAGS = base.flags(steps=3000, steps_per_call=100, evaluate_every=500, batch_size=32, learning_rate=2e-3, clip_norm=1.0)
+COUNTED = ("unigram", "kneser_ney")
+CELLS = (
+    *("rnn", "lstm", "peephole_lstm", "layer_norm_lstm", "multiplicative_lstm", "slstm", "gru", "gru_reset_before"),
+    *("ugrnn", "mgu", "ind_rnn", "min_gru", "min_lstm", "qrnn", "sru", "rg_lru"),
+)
+# Of AWD-LSTM on Penn Treebank, in the authors' program.
+RATES = {
+    "embedding_dropout": (0.1, "of words, wherever they stand"),
+    "input_dropout": (0.4, "of what the first layer reads"),
+    "hidden_dropout": (0.25, "of what further layers read"),
+    "output_dropout": (0.4, "of what the softmax reads"),
+    "weight_drop": (0.5, "of the entries of recurrent matrices"),
+}
+PENALTIES = {"activation": (2.0, "mean squared output"), "temporal": (1.0, "mean squared change of the output")}
+
+corpora.define(FLAGS)
+flags.DEFINE_enum("model", "lstm", [*COUNTED, *CELLS], "Which model.", flag_values=FLAGS)
+for name, value, lower, what in (
+    ("order", 5, 1, "Tokens of the longest n-gram of kneser_ney."),
+    ("length", 50, 2, "Time steps of an update."),
+    ("hidden", 128, 1, "Units of a layer."),
+    ("layers", 1, 1, "Layers."),
+    ("embedding", 0, 0, "Features of a token; 0: as many as units."),
+    ("decay_after", 0, 0, "Epochs at the full learning rate; --decay acts from then on."),
+    ("nonmonotone", 0, 0, "NT-ASGD: average the weights after so many evaluations without a new best; 0: never."),
+    ("dynamic_length", 20, 2, "Tokens of a step of dynamic evaluation."),
+    ("sample", 400, 1, "Tokens of the text sample."),
+):
+    flags.DEFINE_integer(name, value, what, lower_bound=lower, flag_values=FLAGS)
+for name, value, what in (
+    ("init_range", 0.0, "Draw all weights from U(-r, r); 0: as the layers do."),
+    ("decay", 1.0, "Factor of the learning rate each epoch."),
+    ("dynamic_rate", 0.0, "Learning rate of dynamic evaluation; 0: none."),
+    ("dynamic_decay", 0.02, "How fast dynamic evaluation returns to the trained weights."),
+):
+    flags.DEFINE_float(name, value, what, lower_bound=0.0, flag_values=FLAGS)
+flags.DEFINE_boolean("tied", False, "Embedding and softmax share their weights.", flag_values=FLAGS)
+flags.DEFINE_boolean("awd", False, "Regularize as AWD-LSTM does, at the rates below.", flag_values=FLAGS)
+for name, (value, what) in (RATES | PENALTIES).items():
+    flags.DEFINE_float(
+        name, -1.0, f"With --awd: {'factor' if name in PENALTIES else 'rate'} {what}; -1: {value}.", flag_values=FLAGS
+    )
+    flags.register_multi_flags_validator(
+        ("awd", name), lambda given, name=name: given["awd"] or given[name] == -1, f"--{name} is for --awd", FLAGS
+    )
+    if name in RATES:
+        flags.register_validator(name, lambda rate: rate == -1 or 0 <= rate < 1, "a rate in [0, 1), or -1", FLAGS)
+flags.register_multi_flags_validator(
+    ("tied", "embedding", "hidden"),
+    lambda given: not given["tied"] or given["embedding"] in (0, given["hidden"]),
+    "--tied needs an --embedding as wide as --hidden",
+    FLAGS,
+)
+flags.register_multi_flags_validator(
+    ("nonmonotone", "evaluate_every"),
+    lambda given: not given["nonmonotone"] or given["evaluate_every"],
+    "--nonmonotone counts evaluations: it needs --evaluate_every",
+    FLAGS,
+)
+
+NUMBERS = ("seed", "learning_rate", *RATES, *PENALTIES)
+STUDY = "model=unigram,kneser_ney,rnn,gru,lstm;seed=0:3"
+
+
+class Average(NamedTuple):
+    """What NT-ASGD carries: the weights that descend, of which `State.params` is the mean since step `since`."""
+
+    params: Params
+    since: Array  # int32 [], 0: not yet
+
+
+def network(config: SimpleNamespace, size: int) -> Network:
+    """The network of the flags, for a vocabulary of so many tokens."""
+
+    def make(numbers, rngs: nnx.Rngs) -> LanguageModel:
+        rates = {name: _or(numbers[name], value) if config.awd else 0.0 for name, (value, _) in RATES.items()}
+        cell = getattr(cells, config.model)(config.hidden)
+        features = config.embedding or config.hidden
+        return LanguageModel([cell] * config.layers, size, features, tied=config.tied, **rates, rngs=rngs)
+
+    init, of = supervised.of_module(make)
+
+    def uniform(numbers, key):
+        leaves, tree = jax.tree.flatten(jax.eval_shape(lambda key: init(numbers, key), key))
+        keys, r = jax.random.split(key, len(leaves)), config.init_range
+        draws = (jax.random.uniform(k, w.shape, w.dtype, -r, r) for k, w in zip(keys, leaves, strict=True))
+        return tree.unflatten(draws)
+
+    return Network(uniform if config.init_range else init, of)
+
+
+def _or(given: Any, default: float) -> Array:
+    """A number of the flags; where it is -1, the default."""
+    return jnp.where(jnp.asarray(given) < 0, jnp.float32(default), given)
+
+
+def program(config: SimpleNamespace) -> Program:
+    """Truncated BPTT over the text; the best params are those of the lowest validation loss."""
+    corpus = corpora.of_flags(config)
+    if config.model in COUNTED:
+        return _counted(config, corpus)
+    model = network(config, corpus.vocabulary.size)
+    streams = jnp.asarray(text.lanes(corpus.parts["train"], config.batch_size))
+    epoch = text.chunks(streams, config.length)
+    held_out = corpora.windows(corpus.parts["validation"], config.length, config.batch_size)
+
+    def init(numbers):
+        params, key = supervised.first_params(model.init, numbers)
+        opt_state = base.optimizer(config, numbers["learning_rate"]).init(params)
+        average = Average(params, jnp.int32(0)) if config.nonmonotone else None
+        return initial_state(key, params, opt_state, (model.start(numbers, params, config.batch_size), average))
+
+    def update(numbers, data, state: State):
+        hidden, average = state.carry
+        params = average.params if average else state.params
+        place = state.step % epoch
+        start = model.start(numbers, params, config.batch_size)
+        hidden = jax.tree.map(lambda new, old: jnp.where(place == 0, new, old), start, hidden)
+        xs, targets = text.chunk(data[0], place, config.length)
+        key = jax.random.fold_in(state.key, state.step) if config.awd else None
+
+        def loss(params):
+            carry, ys, logits = model.of(numbers, params, key)(xs, hidden)
+            nats = tasks.cross_entropy(logits, targets).mean()
+            return nats + (_penalties(numbers, ys) if config.awd else 0.0), (nats, carry)
+
+        (_, (nats, hidden)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        optimizer = base.optimizer(config, numbers["learning_rate"])
+        changes, opt_state = optimizer.update(grads, state.opt_state, params)
+        rate = decayed(config, state.step // epoch)
+        params = optax.apply_updates(params, jax.tree.map(lambda change: rate * change, changes))
+        if average:
+            late = state.step - state.best.step >= config.nonmonotone * config.evaluate_every
+            since = jnp.where((average.since == 0) & late, state.step, average.since)
+            weight = jnp.where(since > 0, 1 / (state.step + 1 - since).astype(jnp.float32), 1.0)
+            average = Average(params, since)
+            params = jax.tree.map(lambda mean, new: mean + weight * (new - mean), state.params, params)
+        state = state._replace(step=state.step + 1, params=params, opt_state=opt_state, carry=(hidden, average))
+        return state, {"loss": nats}
+
+    def evaluate(numbers, data, state: State):
+        nats = read(model, numbers, state.params, data[1])
+        return _scores(config, supervised.weighted_mean(nats, data[1].real.astype(nats.dtype)))
+
+    return Program(init, update, evaluate, (streams, held_out), "loss", epoch)
+
+
+def _penalties(numbers: Any, ys: Array) -> Array:
+    alpha, beta = (_or(numbers[name], value) for name, (value, _) in PENALTIES.items())
+    return alpha * regularizers.activation_penalty(ys) + beta * regularizers.temporal_activation_penalty(ys)
+
+
+def decayed(config: SimpleNamespace, epoch: Array) -> Array:
+    """The factor of the learning rate in an epoch, the first being 0."""
+    return jnp.float32(config.decay) ** jnp.maximum(epoch + 1 - config.decay_after, 0).astype(jnp.float32)
+
+
+def _scores(config: SimpleNamespace, nats: Any) -> dict[str, Any]:
+    """The mean nats of a token, and as it is printed: bits of a character, perplexity of a word."""
+    if config.unit == "character":
+        return {"loss": nats, "bits_per_character": nats / np.log(2).astype(np.float32)}
+    return {"loss": nats, "perplexity": jnp.exp(nats)}
+
+
+def _counted(config: SimpleNamespace, corpus: corpora.Corpus) -> Program:
+    """A model that is counted, not trained: the updates do nothing."""
+    nats = jnp.float32(_count(config, corpus).nats(corpus.parts["validation"])[1:].mean())
+
+    def update(numbers, data, state: State):
+        return state._replace(step=state.step + 1), {"loss": data}
+
+    def init(numbers):
+        return initial_state(jax.random.key(numbers["seed"]), {}, {})
+
+    return Program(init, update, lambda numbers, data, state: _scores(config, data), nats)
+
+
+def _count(config: SimpleNamespace, corpus: corpora.Corpus) -> KneserNey:
+    order = 1 if config.model == "unigram" else config.order
+    return KneserNey.fit(corpus.parts["train"], corpus.vocabulary.size, order)
+
+
+def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+    """Test scores; what each test token cost in nats.npz and a figure; of a network, its best weights and a sample."""
+    corpus = corpora.of_flags(config)
+    test, params = corpus.parts["test"], state.best.params
+    if config.model in COUNTED:
+        counted = _count(config, corpus)
+        nats, more = {"nats": counted.nats(test)[1:]}, {"ngrams": counted.ngrams}
+    else:
+        nats, more = _read_test(config, corpus, program.data[0], params), {"best_step": int(state.best.step)}
+        keep(config, corpus.vocabulary, params, run)
+    counts = np.bincount(corpus.parts["train"], minlength=corpus.vocabulary.size)[test[1:]]
+    with io.BytesIO() as file:
+        arrays: dict[str, Any] = {"count": counts, **nats}
+        np.savez_compressed(file, **arrays)
+        write_atomic(run.directory / "nats.npz", file.getvalue())
+    save(_figure(counts, nats), run.figures / "nats")
+    scores = {name: _scores(config, float(values.mean())) for name, values in nats.items()}
+    return {
+        **{f"test_{name}": float(value) for name, value in scores["nats"].items()},
+        **{f"test_dynamic_{name}": float(value) for name, value in scores.get("dynamic", {}).items()},
+        "validation_loss": float(state.best.value),
+        **more,
+    }
+
+
+def _read_test(config: SimpleNamespace, corpus: corpora.Corpus, train: Array, params: Params) -> dict[str, np.ndarray]:
+    """Nats of the test tokens, in their order, read as one text; "dynamic" with learning on the way."""
+    model, numbers = network(config, corpus.vocabulary.size), vars(config)
+    test = corpus.parts["test"]
+
+    def flat(nats: Array, windows: corpora.Windows) -> np.ndarray:
+        return np.asarray(nats, np.float64)[np.asarray(windows.real)]
+
+    windows = corpora.windows(test, config.length, 1)
+    found = {"nats": flat(jax.jit(lambda *given: read(model, numbers, *given))(params, windows), windows)}
+    if config.dynamic_rate:
+        windows = corpora.windows(test, config.dynamic_length, 1)
+        rates = {"rate": config.dynamic_rate, "decay": config.dynamic_decay}
+        learn = jax.jit(lambda *given: read_and_learn(model, numbers, *given, **rates))
+        found["dynamic"] = flat(learn(params, train, windows), windows)
+    return found
+
+
+def keep(config: SimpleNamespace, vocabulary: corpora.Vocabulary, params: Params, run: Run) -> None:
+    """Writes vocabulary.json, the weights as the checkpoint model/, and a text that begins after a line break."""
+    write_atomic(run.directory / "vocabulary.json", vocabulary.to_json())
+    with contextlib.closing(Checkpoints(run.directory / "model")) as checkpoints:
+        checkpoints.save(0, params, {})
+    model, numbers = network(config, vocabulary.size), vars(config)
+
+    def draw(params, first, key):
+        carry = model.start(numbers, params, 1)
+        return decoding.sample(speaker(model, numbers, params), carry, first, config.sample, key)[1]
+
+    tokens = jax.jit(draw)(params, vocabulary.encode("\n")[:1], jax.random.key(config.seed))
+    write_atomic(run.directory / "sample.txt", vocabulary.decode(tokens[:, 0]) + "\n")
+
+
+def load(run: Run) -> tuple[SimpleNamespace, corpora.Vocabulary, Network, Params]:
+    """The flags, the vocabulary, the network and the weights of a finished run.
+
+    Raises:
+      FileNotFoundError: the run has no model.
+      ValueError: its model is damaged.
+    """
+    file = run.directory / "vocabulary.json"
+    if run.config["flags"].get("model") not in CELLS or not file.exists():
+        raise FileNotFoundError(f"{run.directory} holds no network: it is not a finished run of experiments.language")
+    config = SimpleNamespace(**run.flags)
+    vocabulary = corpora.UNITS[config.unit].from_json(file.read_text())
+    model = network(config, vocabulary.size)
+    like = jax.eval_shape(lambda key: model.init(vars(config), key), jax.random.key(0))
+    with contextlib.closing(Checkpoints(run.directory / "model")) as checkpoints:
+        saved = checkpoints.restore(like)
+    if saved is None:
+        raise FileNotFoundError(f"{run.directory / 'model'} holds no checkpoint")
+    return config, vocabulary, model, saved[0]
+
+
+def _by_count(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """The test tokens that occur at least so often in the training part, up to the next power of ten."""
+    lows = [0, 1, *(10**k for k in range(1, 7))]
+    masks = {low: (counts >= low) & (counts < high) for low, high in zip(lows, [*lows[1:], np.inf], strict=True)}
+    return {f"{low:,}": mask for low, mask in masks.items() if mask.any()}
+
+
+def _figure(counts: np.ndarray, nats: dict[str, np.ndarray]) -> "Figure":
+    """What a token costs by how often it occurs, and along the text."""
+    figure, axes = panels(1, 2)
+    by_count, along = axes[0]
+    found = _by_count(counts)
+    for i, (name, values) in enumerate(nats.items()):
+        means = [values[mask].mean() for mask in found.values()]
+        by_count.plot(list(found), means, "o-", color=COLORS[i], markersize=3, label=name)
+        parts = np.array_split(values, min(50, len(values)))
+        places = np.cumsum([len(part) for part in parts])
+        along.plot(places, [part.mean() for part in parts], color=COLORS[i], label=name)
+    by_count.set(xlabel="times in the training text, at least", ylabel="nats a token")
+    along.set(xlabel="test token", ylabel="nats a token, mean of a fiftieth")
+    if len(nats) > 1:
+        along.legend()
+    return figure
+
+
+def report(runs: list[Run]) -> list[Section]:
+    """The test score of each model, what tokens cost by how often they occur, and samples."""
+    figure, axes = panels(1, 2, height=3.6)
+    table, by_count = axes[0]
+    by_label = groups(runs)
+    intervals(table, by_label, "test_loss")
+    for i, (label, members) in enumerate(by_label.items()):
+        saved = [np.load(run.directory / "nats.npz") for run in members]
+        found = _by_count(saved[0]["count"])
+        means = [np.mean([one["nats"][mask].mean() for one in saved]) for mask in found.values()]
+        by_count.plot(list(found), means, "o-", color=COLORS[i % len(COLORS)], label=label, markersize=3)
+    table.set(xlabel="test loss, nats a token")
+    by_count.set(xlabel="times in the training text, at least", ylabel="nats a token")
+    if len(by_label) > 1:
+        by_count.legend()
+    sections = [Section("Test text", "Read as one, at the params of the lowest validation loss.", [figure])]
+    samples = [
+        f"[{label}]\n{path.read_text()}"
+        for label, members in by_label.items()
+        if (path := members[0].directory / "sample.txt").exists()
+    ]
+    return [*sections, Section("Samples", "\n\n".join(samples))] if samples else sections
+
+
+if __name__ == "__main__":
+    command.main(sys.modules[__name__])

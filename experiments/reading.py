@@ -1,0 +1,117 @@
+"""A recurrent language model as functions of its weights: it reads a text, learns from it on the way, and speaks.
+
+The experiment `language` trains one, `generate` lets it speak.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments import tasks
+from experiments.corpora import Windows
+from seqjax import decoding
+from seqjax.core import Array, Carry, Key, Params
+from seqjax.data import text
+from seqjax.models import LanguageModel
+
+# Training windows whose gradients tell how large those of a weight are.
+_STATISTICS = 500
+
+
+class Network(NamedTuple):
+    """A language model as functions of its weights.
+
+    Attributes:
+      init: `(numbers, key) -> params`.
+      of: `(numbers, params, key) -> LanguageModel`; without noise where the key is None.
+    """
+
+    init: Callable[[Any, Key], Params]
+    of: Callable[[Any, Params, Key | None], LanguageModel]
+
+    def start(self, numbers: Any, params: Params, lanes: int) -> Carry:
+        """The carry before the first token of so many texts."""
+        return self.of(numbers, params, None).initial_carry(lanes)
+
+
+def read(model: Network, numbers: Any, params: Params, windows: Windows) -> Array:
+    """Nats of every token of a text [C, T, L], each after all before it; the weights stay as they are."""
+
+    def window(carry, window):
+        carry, _, logits = model.of(numbers, params, None)(window.xs, carry)
+        return carry, tasks.cross_entropy(logits, window.targets)
+
+    return jax.lax.scan(window, model.start(numbers, params, windows.xs.shape[2]), windows)[1]
+
+
+def read_and_learn(
+    model: Network, numbers: Any, params: Params, train: Array, windows: Windows, *, rate: Any, decay: Any
+) -> Array:
+    """Nats of every token of a text, with a step of learning after each window: dynamic evaluation.
+
+        w  <-  w - rate * g / (R + mean(R)) + min(decay * R / mean(R), 1) * (w_trained - w)
+
+    g is the gradient of the window that was just read, and R the root mean square of such gradients of each weight on
+    the training text (Krause, Kahembwe, Murray & Renals 2018, arXiv 1709.07432: RMS with a global prior). The paper's
+    small constant beside R is here the mean of R over all weights, so that it fits gradients of any size.
+
+    Args:
+      model: the network.
+      numbers: the flags that are numbers.
+      params: the trained weights.
+      train: the training text, int32 [N, B].
+      windows: the text to read.
+      rate: learning rate.
+      decay: of what was learned.
+
+    Returns:
+      float32 [C, T, L].
+    """
+
+    def gradient(params, carry, window):
+        def loss(params):
+            after, _, logits = model.of(numbers, params, None)(window.xs, carry)
+            nats, real = tasks.cross_entropy(logits, window.targets), window.real.astype(jnp.float32)
+            return jnp.sum(nats * real) / jnp.maximum(jnp.sum(real), 1), (after, nats)
+
+        (_, (carry, nats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return carry, nats, grads
+
+    steps = windows.xs.shape[1]
+    count = min(_STATISTICS, text.chunks(train, steps))
+
+    def square(state, index):
+        carry, squares = state
+        xs, targets = text.chunk(train, index, steps)
+        carry, _, grads = gradient(params, carry, Windows(xs, targets, jnp.ones(xs.shape, bool)))
+        return (carry, jax.tree.map(lambda s, g: s + g * g, squares, grads)), None
+
+    start = model.start(numbers, params, train.shape[1]), jax.tree.map(jnp.zeros_like, params)
+    (_, squares), _ = jax.lax.scan(square, start, jnp.arange(count, dtype=jnp.int32))
+    size = jax.tree.map(lambda s: jnp.sqrt(s / count), squares)
+    sizes = jax.tree.leaves(size)
+    mean = sum(jnp.sum(s) for s in sizes) / sum(s.size for s in sizes)
+
+    def window(state, window):
+        now, carry = state
+        carry, nats, grads = gradient(now, carry, window)
+
+        def step(w, g, r, trained):
+            return w - rate * g / (r + mean) + jnp.minimum(decay * r / mean, 1.0) * (trained - w)
+
+        return (jax.tree.map(step, now, grads, size, params), carry), nats
+
+    return jax.lax.scan(window, (params, model.start(numbers, params, windows.xs.shape[2])), windows)[1]
+
+
+def speaker(model: Network, numbers: Any, params: Params) -> decoding.Step:
+    """The network as `decoding` wants it; it never says the unknown token."""
+    module = model.of(numbers, params, None)
+
+    def step(carry, tokens):
+        carry, _, logits = module(jnp.expand_dims(tokens, 0), carry)
+        return carry, logits[0].at[..., 0].set(-jnp.inf)
+
+    return step

@@ -1,0 +1,232 @@
+"""Which digit was said? Recurrent networks on log-mel frames of a speaker who was never heard (Free Spoken Digits).
+
+Six speakers, 500 recordings each: four for training, one for the validation, one, `--held_out`, for the test. With
+--held_out=index, the official split: all speakers are in all parts, recordings 0 to 4 of each digit for the test. The
+first second of a recording is 100 frames of 32 mel bands; the mean of each band is taken off, and the whole is scaled
+to deviation 1, so that the microphone's level and colour do not matter.
+
+    moments   mean and deviation of each band, Dense(64, relu)       no order
+    conv      three Conv1D(64, 5), maximum over time                 order within 13 frames
+    gru       GRU(64), the last output                               all of the order
+    bigru     GRU(64) in each direction
+
+All have dropout 0.5 before Dense(10), the recurrent ones 0.25 inside the recurrence too (Gal & Ghahramani 2016,
+arXiv 1512.05287).
+
+    python -m experiments.speech --model=gru --held_out=theo --data_dir=DIR
+    python launch.py --experiment=speech --data_dir=DIR        all models and speakers
+
+DIR holds free-spoken-digit-dataset-*.tar.gz, or the folder recordings. Without --data_dir the recordings are generated.
+"""
+
+import io
+import sys
+from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from flax import nnx
+
+from experiments import base, command, supervised
+from experiments.report import Section, groups, intervals, panels, save
+from seqjax import cells
+from seqjax.core import Array, Key, Params, Tree
+from seqjax.data import spectrogram, spoken_digits, windows
+from seqjax.models import ConvWordClassifier, MomentsWordClassifier, RecurrentWordClassifier
+from seqjax.train import Program, Run, State, write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FLAGS = base.flags(
+    steps=1000, steps_per_call=250, evaluate_every=250, batch_size=32, learning_rate=3e-3, schedule="cosine"
+)
+MODELS = ("moments", "conv", "gru", "bigru")
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+SETTINGS = spectrogram.Settings(rate=spoken_digits.RATE, floor=1e-4)
+SECONDS = 1
+
+flags.DEFINE_enum("model", "gru", MODELS, "Which model.", flag_values=FLAGS)
+flags.DEFINE_string("held_out", "theo", "Speaker of the test part; index: the official split.", flag_values=FLAGS)
+flags.DEFINE_integer("units", 64, "Units of a layer.", lower_bound=1, flag_values=FLAGS)
+for name, rate in (("recurrent_dropout", 0.25), ("dropout", 0.5)):
+    flags.DEFINE_float(name, rate, "Rate, in [0, 1).", flag_values=FLAGS)
+    flags.register_validator(name, lambda rate: 0 <= rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
+
+NUMBERS = ("seed", "learning_rate", "recurrent_dropout", "dropout")
+STUDY = f"model={','.join(MODELS)};held_out={','.join(SPEAKERS)};seed=0:3"
+
+
+class Words(NamedTuple):
+    """Recordings as frames [N, T, M], standardized and 0 behind the end; lengths int32 [N] and digits int32 [N]."""
+
+    frames: Array
+    lengths: Array
+    digits: Array
+
+
+@cache
+def recordings(data_dir: str | None) -> spoken_digits.Recordings:
+    """Those under --data_dir; without one, generated ones, which is said on stderr."""
+    if data_dir is not None:
+        return spoken_digits.load(data_dir)
+    print("no --data_dir: the recordings are generated, and their numbers say nothing about speech", file=sys.stderr)
+    return spoken_digits.generated(speakers=SPEAKERS)
+
+
+@cache
+def words(data_dir: str | None, held_out: str) -> dict[str, Words]:
+    """The parts "train", "validation" and "test"."""
+    every = recordings(data_dir)
+    split = spoken_digits.by_index(every) if held_out == "index" else spoken_digits.by_speaker(every, held_out)
+    return {name: _words(part) for name, part in split.items()}
+
+
+def _words(part: spoken_digits.Recordings) -> Words:
+    longest = SECONDS * SETTINGS.rate
+    lengths = np.array([min(len(samples), longest) for samples in part.samples])
+    sound = np.zeros((len(lengths), longest), np.float32)
+    for row, samples, length in zip(sound, part.samples, lengths, strict=True):
+        row[:length] = samples[:length] / max(samples[:length].std() * 10, 1)
+    return Words(*_standardized(jnp.asarray(sound), jnp.asarray(lengths, jnp.int32)), jnp.asarray(part.digits))
+
+
+@jax.jit
+def _standardized(sound: Array, samples: Array) -> tuple[Array, Array]:
+    """Sound [N, samples] and how many of them are real, [N], to frames and lengths."""
+    frames, lengths = spectrogram.log_mel(SETTINGS, sound), jnp.maximum(samples // SETTINGS.hop, 1)
+    real = (jnp.arange(frames.shape[1], dtype=jnp.int32)[None] < lengths[:, None])[..., None]
+    real = jnp.broadcast_to(real, frames.shape)
+    centred = jnp.where(real, frames - frames.mean(1, where=real, keepdims=True), 0)
+    return centred / (centred.std((1, 2), where=real, keepdims=True) + 1e-3), lengths
+
+
+def _network(config: SimpleNamespace, numbers: Any, rngs: nnx.Rngs) -> nnx.Module:
+    sizes, dropout = (SETTINGS.bands, 10), numbers["dropout"]
+    if config.model == "moments":
+        return MomentsWordClassifier(*sizes, hidden=config.units, dropout=dropout, rngs=rngs)
+    if config.model == "conv":
+        return ConvWordClassifier(*sizes, width=config.units, dropout=dropout, rngs=rngs)
+    cell = cells.gru(config.units)
+    return RecurrentWordClassifier(
+        cell,
+        *sizes,
+        backward=cell if config.model == "bigru" else None,
+        recurrent_dropout=numbers["recurrent_dropout"],
+        dropout=dropout,
+        rngs=rngs,
+    )
+
+
+def network(config: SimpleNamespace) -> tuple[Callable[[Any, Key], Params], Callable[..., Any]]:
+    """`init` and `network` of the model of the flags, see `supervised.of_module`."""
+    return supervised.of_module(lambda numbers, rngs: _network(config, numbers, rngs))
+
+
+def program(config: SimpleNamespace) -> Program:
+    """Cross-entropy of the digits; the best params are those of the lowest validation loss."""
+    parts = words(config.data_dir, config.held_out)
+    init, module = network(config)
+    count = len(parts["train"].digits)
+
+    def gradient(numbers, data: Tree, params, step, k_data, k_noise):
+        part: Words = data["train"]
+        rows = windows.minibatch(k_data, step, config.batch_size, count)
+
+        def loss(params):
+            logits = module(numbers, params, k_noise)(part.frames[rows], part.lengths[rows])
+            return optax.losses.softmax_cross_entropy_with_integer_labels(logits, part.digits[rows]).mean()
+
+        return jax.value_and_grad(loss)(params)
+
+    def evaluate(numbers, data: Tree, params):
+        part: Words = data["validation"]
+        logits = module(numbers, params, None)(part.frames, part.lengths)
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, part.digits)
+        return {"loss": losses.mean(), "accuracy": (logits.argmax(-1) == part.digits).astype(jnp.float32).mean()}
+
+    data = {name: parts[name] for name in ("train", "validation")}
+    return supervised.descent(config, init, gradient, evaluate, data, batches=count // config.batch_size)
+
+
+def confusion(digits: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """How often each digit (row) was taken for each (column), int [10, 10]."""
+    return np.bincount(10 * digits + said, minlength=100).reshape(10, 10)
+
+
+def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+    """Test accuracy, of all words and of each digit; all logits in answers.npz, and the figure of the confusions."""
+    part = words(config.data_dir, config.held_out)["test"]
+    _, module = network(config)
+    run_network = jax.jit(lambda params, part: module(vars(config), params, None)(part.frames, part.lengths))
+    logits, digits = np.asarray(run_network(state.best.params, part)), np.asarray(part.digits)
+    with io.BytesIO() as file:
+        np.savez_compressed(file, logits=logits, digits=digits)
+        write_atomic(run.directory / "answers.npz", file.getvalue())
+    table = confusion(digits, logits.argmax(1))
+    figure, axes = panels(width=4.2, height=3.6)
+    _draw(axes[0, 0], table)
+    axes[0, 0].set_title(f"{config.model}, {config.held_out} held out, accuracy {np.trace(table) / table.sum():.3f}")
+    save(figure, run.figures / "confusion")
+    return {
+        "test_accuracy": float(np.trace(table) / table.sum()),
+        "validation_loss": float(state.best.value),
+        "best_step": int(state.best.step),
+        **{f"accuracy_{digit}": float(table[digit, digit] / table[digit].sum()) for digit in range(10)},
+    }
+
+
+def _draw(axes: "Axes", table: np.ndarray) -> None:
+    """A confusion matrix, each row in per cent of its digit."""
+    share = 100 * table / np.maximum(table.sum(1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    for row, column in zip(*np.nonzero(np.round(share) >= 1), strict=True):
+        color = "white" if share[row, column] > 60 else "black"
+        axes.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", fontsize=7, color=color)
+    axes.set(xlabel="said by the network", ylabel="said by the speaker, %", xticks=range(10), yticks=range(10))
+    axes.grid(visible=False)
+
+
+def report(runs: list[Run]) -> list[Section]:
+    """Accuracy of each model, by held-out speaker, and the confusions of each model over all runs."""
+    by_model = {label.removeprefix("model="): members for label, members in groups(runs, ["model"]).items()}
+    by_speaker = groups(runs, ["held_out"])
+    figure, axes = panels(1, 2, height=3.6)
+    table, speakers = axes[0]
+    intervals(table, groups(runs), "test_accuracy") if len(by_speaker) == 1 else intervals(
+        table, by_model, "test_accuracy"
+    )
+    table.set(xlabel="test accuracy")
+    rows: list[list[Any]] = [["held out", *by_model]]
+    for label, members in by_speaker.items():
+        name = label.removeprefix("held_out=")
+        found = {
+            model: [run.result()["test_accuracy"] for run in members if run.flags["model"] == model]
+            for model in by_model
+        }
+        rows.append([name, *(float(np.mean(values)) if values else None for values in found.values())])
+    width = 0.8 / len(by_model)
+    for i, model in enumerate(by_model):
+        heights = [np.nan if row[1 + i] is None else row[1 + i] for row in rows[1:]]
+        speakers.bar(np.arange(len(heights)) + (i - (len(by_model) - 1) / 2) * width, heights, width, label=model)
+    speakers.set(xticks=range(len(rows) - 1), ylabel="test accuracy", ylim=(0, 1))
+    speakers.set_xticklabels([row[0] for row in rows[1:]], rotation=30)
+    speakers.legend(ncols=2, loc="lower center")
+    matrices, panels_ = panels(1, len(by_model), width=3.6, height=3.4)
+    matrices.set_label("confusion")
+    for panel, (model, members) in zip(panels_[0], by_model.items(), strict=True):
+        answers = [np.load(run.directory / "answers.npz") for run in members]
+        _draw(panel, sum(confusion(answer["digits"], answer["logits"].argmax(1)) for answer in answers))
+        panel.set_title(model)
+    text = "Accuracy on the recordings of the speaker who is held out, at the params of the lowest validation loss."
+    return [Section("Words", text, [figure, matrices], rows)]
+
+
+if __name__ == "__main__":
+    command.main(sys.modules[__name__])

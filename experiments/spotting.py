@@ -1,0 +1,334 @@
+"""When was a digit said? A recurrent network that listens to a stream, frame by frame (Free Spoken Digits).
+
+Streams are made of recordings of other digits and of the digit that is looked for, with pauses of 0.3 to 1.5 s between
+them, and noise 10 to 30 dB below the speech. Four speakers are for training, one for validation, one, `--held_out`,
+for the test. The network is unidirectional and has one output a frame of 10 ms (many to many): the digit for 200 ms
+after it has ended, "nothing" otherwise. Training streams are drawn inside the compiled program, with words at 0.85 to
+1.15 of their speed.
+
+A detector fires when log p / (1 - p) of its digit reaches a threshold, see `experiments/detection.py`. The threshold is
+the lowest one with at most --alarms false alarms in an hour of validation streams; test streams then say what it is
+worth: share of the words detected, false alarms, and the delay after the end of the word.
+
+    rnn, lstm, gru    --units units, Dense(11)
+
+    python -m experiments.spotting --model=gru --data_dir=DIR
+    python launch.py --experiment=spotting --data_dir=DIR        all models
+    python -m experiments.listen RUN FILE.wav                    prints what a trained network hears, as it hears it
+
+DIR is that of `experiments.speech`. Without --data_dir the recordings are generated.
+"""
+
+import sys
+import wave
+from pathlib import Path
+from time import perf_counter
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import base, command, detection, speech, supervised, tasks
+from experiments.report import COLORS, Section, groups, intervals, panels, save
+from seqjax import cells
+from seqjax.core import Array, Cell, Key, Params
+from seqjax.data import spectrogram, spoken_digits, streams
+from seqjax.models import spotter
+from seqjax.regularizers import recurrent_dropout
+from seqjax.train import Program, Run, State
+from seqjax.unroll import unroll
+from seqjax.wrappers import with_head
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FLAGS = base.flags(
+    steps=1500, steps_per_call=250, evaluate_every=250, batch_size=16, learning_rate=3e-3, schedule="cosine"
+)
+MODELS = ("rnn", "lstm", "gru")
+SETTINGS = spectrogram.Settings(rate=spoken_digits.RATE)
+FRAMES_IN_HOUR = 3600 * SETTINGS.rate / SETTINGS.hop
+MILLISECONDS = 1000 * SETTINGS.hop / SETTINGS.rate
+SPEEDS = (0.85, 1.15)
+# The last one is never reached: with it there are no false alarms, whatever the network is worth.
+THRESHOLDS = np.append(np.linspace(-8, 16, 121), np.inf).astype(np.float32)
+MINUTE = 60
+
+flags.DEFINE_enum("model", "gru", MODELS, "Which recurrence.", flag_values=FLAGS)
+flags.DEFINE_integer("units", 96, "Its units.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("digit", 7, "The digit that is looked for.", lower_bound=0, upper_bound=9, flag_values=FLAGS)
+flags.DEFINE_string("held_out", "theo", "Speaker of the test streams.", flag_values=FLAGS)
+flags.DEFINE_integer("seconds", 6, "Length of a training stream.", lower_bound=2, flag_values=FLAGS)
+flags.DEFINE_integer("minutes", 60, "Of validation and of test streams.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_float("alarms", 20.0, "False alarms an hour that are allowed.", lower_bound=0.0, flag_values=FLAGS)
+flags.DEFINE_float("recurrent_dropout", 0.1, "Rate, in [0, 1).", flag_values=FLAGS)
+flags.register_validator("recurrent_dropout", lambda rate: 0 <= rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
+
+NUMBERS = ("seed", "learning_rate", "recurrent_dropout")
+STUDY = f"model={','.join(MODELS)};seed=0:3"
+
+
+class Data(NamedTuple):
+    """The words of each part, and mean and deviation of the training frames, float32 [M]."""
+
+    banks: dict[str, streams.Bank]
+    mean: Array
+    deviation: Array
+
+
+class Heard(NamedTuple):
+    """Streams of a minute: frames [T, B, M], logits [T, B, K], and what was said, each leaf [B, ...], without sound."""
+
+    frames: np.ndarray
+    logits: np.ndarray
+    said: streams.Stream
+
+
+def _data(config: SimpleNamespace) -> Data:
+    parts = spoken_digits.by_speaker(speech.recordings(config.data_dir), config.held_out)
+    banks = {name: streams.bank(part) for name, part in parts.items()}
+
+    @jax.jit
+    def moments(bank):
+        sound = _draw(jax.random.key(0), bank, _training(config), 32).sound
+        frames = spectrogram.log_mel(SETTINGS, sound)
+        return frames.mean((0, 1)), frames.std((0, 1))
+
+    return Data(banks, *moments(banks["train"]))
+
+
+def _training(config: SimpleNamespace) -> streams.Mix:
+    return streams.Mix(config.seconds, speeds=SPEEDS)
+
+
+def _draw(key: Key, bank: streams.Bank, mix: streams.Mix, count: int) -> streams.Stream:
+    return jax.vmap(lambda key: streams.draw(key, bank, mix))(jax.random.split(key, count))
+
+
+def _task(config: SimpleNamespace, data: Data) -> tasks.Task:
+    """Streams as sequences of standardized frames, with the class of each frame."""
+
+    def batch(data: Data, part: str, key, mix):
+        drawn = _draw(key, data.banks[part], mix, config.batch_size)
+        frames = jnp.moveaxis(spectrogram.log_mel(SETTINGS, drawn.sound), 1, 0)
+        wanted = jax.vmap(lambda one: streams.targets(one, len(frames), SETTINGS.hop), out_axes=1)(drawn)
+        return tasks.Batch(spotter.standardized(frames, data.mean, data.deviation), *wanted)
+
+    def scores(ys, classes):
+        right = (ys.argmax(-1) == classes).astype(jnp.float32)
+        return {"loss": tasks.cross_entropy(ys, classes), "accuracy": right}
+
+    def train(data, key, step):
+        return batch(data, "train", jax.random.fold_in(key, step), _training(config))
+
+    def validation(data, index):
+        return batch(data, "validation", jax.random.fold_in(jax.random.key(1), index), streams.Mix(config.seconds))
+
+    return tasks.Task(
+        data=data,
+        train=train,
+        held_out={"validation": (8, validation)},
+        continues=False,
+        tokens=0,
+        features=SETTINGS.bands,
+        outputs=streams.NOTHING + 1,
+        blank=0.0,
+        losses=tasks.cross_entropy,
+        scores=scores,
+    )
+
+
+def _cell(model: str, units: int) -> Cell:
+    return with_head(getattr(cells, model)(units), streams.NOTHING + 1)
+
+
+def _model(config: SimpleNamespace) -> supervised.Model:
+    """The cell with its head; in training with recurrent dropout."""
+    cell = _cell(config.model, config.units)
+
+    def outputs(numbers, params, xs, key):
+        if key is None:
+            return unroll(cell, params, None, xs)[1]
+        noisy, sample = recurrent_dropout(cell, numbers["recurrent_dropout"])
+        carry = cell.initial_carry(params, xs.shape[1:2])
+        return unroll(noisy, params, carry, (xs, sample(key, carry, xs)))[1]
+
+    return supervised.Model(lambda numbers, key: cell.init(key, SETTINGS.bands), outputs)
+
+
+def program(config: SimpleNamespace) -> Program:
+    """Cross-entropy of the class of each frame; the best params are those of the lowest validation loss."""
+    return supervised.program(config, _task(config, _data(config)), _model(config))
+
+
+def _spotter(model: str, units: int, params: Params, mean: Any, deviation: Any) -> spotter.Spotter:
+    return spotter.Spotter(_cell(model, units), params, mean, deviation, SETTINGS)
+
+
+def write(path: Path, config: SimpleNamespace, made: spotter.Spotter, threshold: float) -> None:
+    """Write all that listening needs."""
+    leaves = {f"leaf_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(made.params))}
+    about = {"model": config.model, "units": config.units, "digit": config.digit, "threshold": threshold}
+    np.savez(path, mean=made.mean, deviation=made.deviation, **about, **leaves)
+
+
+def read(path: Path) -> tuple[spotter.Spotter, int, float]:
+    """The network, its digit and its threshold."""
+    with np.load(path) as file:
+        model, units = str(file["model"]), int(file["units"])
+        shapes = jax.eval_shape(lambda key: _cell(model, units).init(key, SETTINGS.bands), jax.random.key(0))
+        leaves = [jnp.asarray(file[f"leaf_{i}"]) for i in range(len(jax.tree.leaves(shapes)))]
+        params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        made = _spotter(model, units, params, jnp.asarray(file["mean"]), jnp.asarray(file["deviation"]))
+        return made, int(file["digit"]), float(file["threshold"])
+
+
+def hear(made: spotter.Spotter, bank: streams.Bank, key: Key, minutes: int) -> Heard:
+    """Streams of a minute each, as the network hears them."""
+
+    @jax.jit
+    def run(params, bank, keys):
+        def one(key):  # one after the other: the windows of all of them would take gigabytes
+            drawn = streams.draw(key, bank, streams.Mix(MINUTE))
+            return spectrogram.log_mel(SETTINGS, drawn.sound), drawn._replace(sound=jnp.zeros(()))
+
+        frames, said = jax.lax.map(one, keys)
+        frames = jnp.moveaxis(frames, 1, 0)
+        return frames, spotter.logits(made._replace(params=params), frames), said
+
+    return Heard(*jax.tree.map(np.asarray, run(made.params, bank, jax.random.split(key, minutes))))
+
+
+def _of_digit(heard: Heard, digit: int) -> tuple[np.ndarray, detection.Words]:
+    """The scores of a digit [T, B], and where it was said, in frames."""
+    stream, place = np.nonzero(heard.said.digits == digit)
+    starts, ends = (times[stream, place] // SETTINGS.hop for times in (heard.said.starts, heard.said.ends))
+    return np.asarray(spotter.log_odds(jnp.asarray(heard.logits), digit)), detection.Words(stream, starts, ends)
+
+
+def _curves(heard: Heard) -> list[detection.Curve]:
+    """What each threshold gives, for each digit."""
+    return [detection.measure(*_of_digit(heard, digit), THRESHOLDS, FRAMES_IN_HOUR) for digit in range(10)]
+
+
+def _microseconds(made: spotter.Spotter, sound: np.ndarray) -> float:
+    """Time from a chunk of one hop to its scores, the median over the chunks of a sound."""
+    listen = jax.jit(lambda carry, chunk: spotter.listen(made, carry, chunk))
+    carry, times = spotter.start(made), []
+    for chunk in sound[: len(sound) // SETTINGS.hop * SETTINGS.hop].reshape(-1, SETTINGS.hop):
+        begin = perf_counter()
+        carry, found = listen(carry, chunk)
+        found.block_until_ready()
+        times.append(perf_counter() - begin)
+    return 1e6 * float(np.median(times))
+
+
+def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+    """Detection on test streams at the threshold of the validation streams; network, a stream as wav, and figures."""
+    data: Data = program.data
+    made = _spotter(config.model, config.units, state.best.params, data.mean, data.deviation)
+    validation, test = (
+        hear(made, data.banks[name], jax.random.key(key), config.minutes)
+        for name, key in (("validation", 2), ("test", 3))
+    )
+    chosen_on, curves = _curves(validation), _curves(test)
+    places = [detection.choose(curve, config.alarms) for curve in chosen_on]
+    place, curve = places[config.digit], curves[config.digit]
+    threshold = float(THRESHOLDS[place])
+    write(run.directory / "spotter.npz", config, made, threshold)
+    sound = np.asarray(
+        streams.draw(
+            jax.random.split(jax.random.key(3), config.minutes)[0], data.banks["test"], streams.Mix(MINUTE)
+        ).sound
+    )
+    with wave.open(str(run.directory / "stream.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SETTINGS.rate)
+        file.writeframes((sound * 32767).clip(-32768, 32767).astype("<i2").tobytes())
+    save(_tradeoff(config.digit, curves, places), run.figures / "tradeoff")
+    save(_picture(test, config.digit, threshold), run.figures / "stream")
+    np.savez(run.directory / "curve.npz", **curve._asdict(), place=place)
+    found = curve.delays[place][np.isfinite(curve.delays[place])]
+    delay = {f"delay_{q}_ms": float(np.percentile(found, q) * MILLISECONDS) if len(found) else None for q in (50, 90)}
+    every = range(10)
+    return {
+        "detected": float(curve.detected[place]),
+        "false_alarms_an_hour": float(curve.alarms[place]),
+        **delay,
+        "words": len(curve.delays[place]),
+        "threshold": threshold,
+        "validation_detected": float(chosen_on[config.digit].detected[place]),
+        "detected_any_digit": float(np.mean([curves[d].detected[places[d]] for d in every])),
+        "false_alarms_any_digit": float(np.mean([curves[d].alarms[places[d]] for d in every])),
+        "microseconds_a_frame": _microseconds(made, sound[: 5 * SETTINGS.rate]),
+        "validation_loss": float(state.best.value),
+        "best_step": int(state.best.step),
+    }
+
+
+def _tradeoff(digit: int, curves: list[detection.Curve], places: list[int]) -> "Figure":
+    """Missed words against false alarms: the digit that is looked for, and the others."""
+    figure, axes = panels(width=5)
+    for other, (curve, place) in enumerate(zip(curves, places, strict=True)):
+        if other != digit:
+            detection.draw_tradeoff(axes[0, 0], curve, "" if other else "other digits", place, color="0.75")
+    detection.draw_tradeoff(axes[0, 0], curves[digit], f"digit {digit}", places[digit])
+    axes[0, 0].set_title("Test streams; dots: the thresholds of the validation streams")
+    axes[0, 0].legend()
+    return figure
+
+
+def _picture(heard: Heard, digit: int, threshold: float, seconds: int = 20) -> "Figure":
+    """The stream with the digit in it most often near its beginning: its frames, what was said, and the score."""
+    count = int(min(seconds * SETTINGS.rate // SETTINGS.hop, len(heard.frames)))
+    said = (heard.said.digits == digit) & (heard.said.ends // SETTINGS.hop < count)
+    stream = int(said.sum(1).argmax())
+    score = np.asarray(spotter.log_odds(jnp.asarray(heard.logits[:count, stream]), digit))
+    fired = np.flatnonzero(detection.fires(jnp.asarray(score[:, None]), jnp.float32(threshold))[:, 0])
+    figure, axes = panels(2, 1, width=9, height=2.2)
+    sound, line = axes[:, 0]
+    ends = count * SETTINGS.hop / SETTINGS.rate
+    image = heard.frames[:count, stream].T
+    sound.imshow(image, aspect="auto", origin="lower", extent=(0, ends, 0, SETTINGS.bands), cmap="magma")
+    sound.set(ylabel="mel band")
+    sound.grid(visible=False)
+    words = zip(*(values[stream] for values in (heard.said.digits, heard.said.starts, heard.said.ends)), strict=True)
+    for what, first, after in words:
+        if what != streams.NOTHING and after / SETTINGS.rate < ends:
+            begin, end = first / SETTINGS.rate, after / SETTINGS.rate
+            sound.text((begin + end) / 2, SETTINGS.bands + 1, str(what), ha="center", fontsize=8)
+            line.axvspan(begin, end, color="tab:green" if what == digit else "0.8", alpha=0.4, linewidth=0)
+    line.plot(np.arange(count) * SETTINGS.hop / SETTINGS.rate, score, linewidth=0.9)
+    line.plot(fired * SETTINGS.hop / SETTINGS.rate, score[fired], "rv", markersize=6, label="fires")
+    line.axhline(threshold, color="0.3", linestyle="--", linewidth=0.8)
+    line.set(xlim=(0, ends), xlabel="seconds", ylabel=f"log odds of {digit}")
+    line.legend(loc="upper right")
+    return figure
+
+
+def report(runs: list[Run]) -> list[Section]:
+    """Detection at the allowed rate of false alarms, and the whole trade-off of each run."""
+    figure, axes = panels(1, 2, height=3.6)
+    table, tradeoff = axes[0]
+    by_label = groups(runs)
+    intervals(table, by_label, "detected")
+    table.set(xlabel="share of the words that are detected")
+    for index, (label, members) in enumerate(by_label.items()):
+        for number, run in enumerate(members):
+            with np.load(run.directory / "curve.npz") as file:
+                place, curve = int(file["place"]), detection.Curve(*(file[name] for name in detection.Curve._fields))
+            detection.draw_tradeoff(tradeoff, curve, "" if number else label, place, color=COLORS[index % len(COLORS)])
+    tradeoff.legend()
+    text = (
+        f"At the threshold that gives at most {runs[0].flags['alarms']:g} false alarms an hour on validation streams "
+        "(dots). A line is a run."
+    )
+    return [Section("Spotting", text, [figure])]
+
+
+if __name__ == "__main__":
+    command.main(sys.modules[__name__])

@@ -1,0 +1,160 @@
+"""Streams of sound, drawn on the device: words after each other with pauses between them, in noise.
+
+bank = streams.bank(recordings)
+stream = streams.draw(key, bank, streams.Mix(seconds=6))     # inside of jit; jax.vmap over keys makes a batch
+targets, weights = streams.targets(stream, frames=600, hop=80)
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax.data import spoken_digits
+
+__all__ = ["NOTHING", "Bank", "Mix", "Stream", "bank", "draw", "targets"]
+
+Array = jax.Array
+
+NOTHING = 10
+"""The class of a frame at which no digit has just ended."""
+
+_LOUDNESS = 0.05  # root mean square of a word at 0 dB
+
+
+class Bank(NamedTuple):
+    """Recordings of equal loudness, float32 [N, L], 0 behind the end; their lengths int32 [N] and digits int32 [N]."""
+
+    sound: Array
+    lengths: Array
+    digits: Array
+
+
+class Mix(NamedTuple):
+    """What a stream is made of; each pair is the range of a uniform draw.
+
+    Attributes:
+      seconds: length of the stream.
+      pauses: seconds of a pause.
+      levels: dB of a word, against the loudness that all recordings are brought to.
+      noise: dB of the noise of a stream, against the same.
+      speeds: of a word, 1 as it was recorded: pitch, formants and tempo together (Ko et al. 2015, "Audio augmentation
+        for speech recognition").
+    """
+
+    seconds: float
+    pauses: tuple[float, float] = (0.3, 1.5)
+    levels: tuple[float, float] = (-6.0, 6.0)
+    noise: tuple[float, float] = (-30.0, -10.0)
+    speeds: tuple[float, float] = (1.0, 1.0)
+
+
+class Stream(NamedTuple):
+    """Sound and what is said in it.
+
+    Attributes:
+      sound: float32 [N].
+      digits: int32 [K], `NOTHING` at places without a word.
+      starts, ends: int32 [K], the first sample of a word and the first after it.
+    """
+
+    sound: Array
+    digits: Array
+    starts: Array
+    ends: Array
+
+
+def bank(recordings: spoken_digits.Recordings) -> Bank:
+    """The recordings, each at the same root mean square."""
+    lengths = np.array([len(samples) for samples in recordings.samples], np.int32)
+    sound = np.zeros((len(lengths), lengths.max()), np.float32)
+    for row, samples in zip(sound, recordings.samples, strict=True):
+        level = np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
+        row[: len(samples)] = samples * (_LOUDNESS / max(level, 1.0))
+    return Bank(jnp.asarray(sound), jnp.asarray(lengths), jnp.asarray(recordings.digits))
+
+
+def draw(key: Array, bank: Bank, mix: Mix, rate: int = spoken_digits.RATE) -> Stream:
+    """A stream: pause, word, pause, word, ..., each word any of the bank, and noise over all of it.
+
+    A word that would not end within the stream is left out, and so are all after it. The noise is Gaussian, between
+    white and low: `e[n] + a e[n - 1]`, with a from 0 to 1 drawn for each stream.
+
+    Args:
+      key: PRNG key of the stream.
+      bank: the words.
+      mix: what it is made of.
+      rate: samples in a second.
+
+    Returns:
+      N = seconds * rate samples, and K places for words, as many as the shortest pauses leave room for.
+
+    Raises:
+      ValueError: a stream without room for a word, or a range that does not rise.
+    """
+    count = round(mix.seconds * rate)
+    for name in ("pauses", "levels", "noise", "speeds"):
+        low, high = getattr(mix, name)
+        if not low <= high or (name != "levels" and name != "noise" and low < 0) or (name == "speeds" and low == 0):
+            raise ValueError(f"{name} must be a range that rises, in positive numbers but for dB, got {low} and {high}")
+    places = int(mix.seconds / (mix.pauses[0] + 0.1))
+    if places < 1:
+        raise ValueError(f"a stream of {mix.seconds} seconds has no room for a pause of {mix.pauses[0]} and a word")
+    k_which, k_pause, k_level, k_speed, k_noise, k_color, k_loud = jax.random.split(key, 7)
+    which = jax.random.randint(k_which, (places,), 0, len(bank.lengths))
+    speeds = _uniform(k_speed, (places,), mix.speeds)
+    lengths = (bank.lengths[which].astype(jnp.float32) / speeds).astype(jnp.int32)
+    pauses = (rate * _uniform(k_pause, (places,), mix.pauses)).astype(jnp.int32)
+    ends = jnp.cumsum(pauses + lengths)
+    starts = ends - lengths
+    said = ends <= count
+    # The word that each sample belongs to, or the pause after it.
+    word = jnp.cumsum(jnp.zeros(count, jnp.int32).at[starts].add(1, mode="drop")) - 1
+    word = jnp.maximum(word, 0)
+    place = jnp.arange(count, dtype=jnp.int32) - starts[word]
+    inside = (place >= 0) & (place < lengths[word]) & said[word]
+    exact = place.astype(jnp.float32) * speeds[word]
+    before = jnp.clip(exact.astype(jnp.int32), 0, bank.sound.shape[1] - 2)
+    part = exact - before.astype(jnp.float32)
+    row = which[word]
+    sound = (1 - part) * bank.sound[row, before] + part * bank.sound[row, before + 1]
+    gain = _amplitude(_uniform(k_level, (places,), mix.levels))
+    white = jax.random.normal(k_noise, (count + 1,))
+    low = jax.random.uniform(k_color)
+    color = (white[1:] + low * white[:-1]) / jnp.sqrt(1 + low**2)
+    loud = _LOUDNESS * _amplitude(_uniform(k_loud, (), mix.noise))
+    digits = jnp.where(said, bank.digits[which], NOTHING)
+    return Stream(jnp.where(inside, sound * gain[word], 0) + loud * color, digits, starts, ends)
+
+
+def targets(stream: Stream, frames: int, hop: int, wanted: int = 20, free: int = 10) -> tuple[Array, Array]:
+    """What to say at each frame: the digit for `wanted` frames after its end, `NOTHING` otherwise.
+
+    Args:
+      stream: of `draw`.
+      frames: their number T.
+      hop: samples of a frame.
+      wanted: frames after the end at which the digit is to be said.
+      free: frames before the end that do not count, so that a word may be known before it is over.
+
+    Returns:
+      Classes int32 [T], and weights float32 [T], 0 where a frame does not count.
+    """
+    time = jnp.arange(frames, dtype=jnp.int32)[:, None]
+    last = (stream.ends // hop)[None]
+    is_said = (stream.digits != NOTHING)[None]
+    after = is_said & (time >= last) & (time < last + wanted)
+    before = is_said & (time >= last - free) & (time < last)
+    # Words do not overlap, but what is wanted after one may reach into a short one that follows: the later counts.
+    number = jnp.where(after, jnp.arange(1, len(stream.digits) + 1, dtype=jnp.int32)[None], 0).max(1)
+    classes = jnp.where(number > 0, stream.digits[jnp.maximum(number - 1, 0)], NOTHING)
+    return classes, 1 - (before.any(1) & (number == 0)).astype(jnp.float32)
+
+
+def _uniform(key: Array, shape: tuple[int, ...], between: tuple[float, float]) -> Array:
+    return jax.random.uniform(key, shape, jnp.float32, *between)
+
+
+def _amplitude(decibels: Array) -> Array:
+    return 10 ** (decibels / 20)

@@ -1,0 +1,84 @@
+"""Text as words, one sentence a line: their vocabulary. The streams of `text` hold words as they do characters."""
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+__all__ = ["END", "UNKNOWN", "Vocabulary"]
+
+UNKNOWN = "<unk>"
+"""The word of index 0."""
+END = "<eos>"
+"""The word that ends every line."""
+
+
+class Vocabulary(NamedTuple):
+    """The words of a text: index i + 1 is words[i], index 0 is `<unk>` and any word that is not among them.
+
+    A text is split into lines and a line at its white space; every line ends in `<eos>`, which is a word like others.
+
+    Example:
+      >>> from seqjax.data import words
+      >>> vocabulary = words.Vocabulary.of("to be or\\nnot to be")
+      >>> vocabulary.words
+      ('<eos>', 'be', 'not', 'or', 'to')
+      >>> vocabulary.encode("to see").tolist(), vocabulary.decode([5, 2, 1, 0])
+      ([5, 0, 1], 'to be\\n<unk>')
+    """
+
+    words: tuple[str, ...]  # distinct, in code point order, without `<unk>`
+
+    @classmethod
+    def of(cls, train: str) -> "Vocabulary":
+        """The distinct words of the training part (never of the whole text)."""
+        words = set(split(train)) - {UNKNOWN}
+        if not words - {END}:
+            raise ValueError("a vocabulary needs a training text with words in it, got none")
+        return cls(tuple(sorted(words)))
+
+    @property
+    def size(self) -> int:
+        """Number of indices, the unknown one included."""
+        return len(self.words) + 1
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text of N words, those that end its lines included, to int32 [N], 0 where a word is unknown."""
+        index = {word: i for i, word in enumerate(self.words, start=1)}
+        return np.array([index.get(word, 0) for word in split(text)], np.int32)
+
+    def decode(self, tokens: "Sequence[int] | np.ndarray | jax.Array") -> str:
+        """Integers [N] to words between spaces, lines for `<eos>`. Raises ValueError for an index that is none."""
+        indices = np.asarray(tokens, np.int64)
+        if indices.ndim != 1:
+            raise ValueError(f"tokens must have shape [N], got {indices.shape}")
+        wrong = indices[(indices < 0) | (indices >= self.size)]
+        if wrong.size:
+            raise ValueError(f"tokens must be in range({self.size}), got {wrong[0]}")
+        found = [UNKNOWN, *("\n" if word == END else word for word in self.words)]
+        return " ".join(found[i] for i in indices).replace(" \n", "\n").replace("\n ", "\n")
+
+    def to_json(self) -> str:
+        """As JSON, for the artifacts of a run."""
+        return json.dumps({"words": self.words})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Vocabulary":
+        """What `to_json` wrote. Raises ValueError for anything else."""
+        found = json.loads(text)
+        words = found.get("words") if isinstance(found, dict) else None
+        if (
+            not isinstance(words, list)
+            or not words
+            or not all(isinstance(word, str) for word in words)
+            or words != sorted(set(words))
+        ):
+            raise ValueError(f'expected {{"words": distinct words in code point order}}, got {text[:80]}')
+        return cls(tuple(words))
+
+
+def split(text: str) -> list[str]:
+    """The words of a text, `<eos>` after every line."""
+    return [word for line in text.splitlines() for word in (*line.split(), END)]

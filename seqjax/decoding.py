@@ -1,0 +1,221 @@
+"""From the logits of a next token to sequences of tokens: sampling, the most likely token, beam search.
+
+What says the logits is a function `step(carry, tokens int [B]) -> (carry, logits [B, V])`. Every leaf of its carry has
+the leading axis B. What belongs to a sequence but does not change, such as the memory of an encoder [B, S, M], may be
+closed over.
+
+    carry, tokens = decoding.sample(step, carry, first, 100, key, temperature=0.8, top_p=0.95)
+    tokens, scores = decoding.beam(step, carry, first, 30, width=5, stop=2, length_penalty=0.6)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+
+from seqjax.core import Array, Carry, Key
+
+__all__ = ["beam", "choose", "greedy", "sample"]
+
+Step = Callable[[Carry, Array], tuple[Carry, Array]]
+
+
+def choose(
+    key: Key,
+    logits: Array,
+    *,
+    temperature: float | Array = 1.0,
+    top_k: int | None = None,
+    top_p: float | Array | None = None,
+) -> Array:
+    """Draw a token from softmax(logits / temperature), of all tokens or of the likely ones.
+
+    Args:
+      key: PRNG key.
+      logits: float [..., V].
+      temperature: below 1 sharper, above 1 flatter; 0 takes the most likely token. May be traced.
+      top_k: draw from the k most likely tokens only (Fan et al. 2018, arXiv 1805.04833).
+      top_p: draw from the smallest set of the most likely tokens whose probabilities (at this temperature) sum to
+        at least p, the nucleus (Holtzman et al. 2019, arXiv 1904.09751). May be traced.
+
+    Returns:
+      int32 [...].
+
+    Raises:
+      ValueError: a negative temperature, a top_k outside of 1 to V, a top_p outside of (0, 1].
+
+    Example:
+      >>> from seqjax import decoding
+      >>> logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
+      >>> int(decoding.choose(jax.random.key(0), logits, temperature=0.0))
+      0
+      >>> draws = [int(decoding.choose(jax.random.key(i), logits, top_p=0.7)) for i in range(20)]
+      >>> sorted(set(draws))
+      [0, 1]
+    """
+    size = logits.shape[-1]
+    if not isinstance(temperature, jax.core.Tracer) and temperature < 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}")
+    if top_k is not None and not 1 <= top_k <= size:
+        raise ValueError(f"top_k must be between 1 and the {size} tokens, got {top_k}")
+    if top_p is not None and not isinstance(top_p, jax.core.Tracer) and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+    cold = jnp.asarray(temperature, logits.dtype)
+    best = jnp.argmax(logits, -1).astype(jnp.int32)
+    logits = logits / jnp.where(cold == 0, 1, cold).astype(logits.dtype)
+    if top_k is not None or top_p is not None:
+        order = jnp.argsort(-logits, -1)
+        rank = jnp.argsort(order, -1)
+        kept = rank < (size if top_k is None else top_k)
+        if top_p is not None:
+            probability = jnp.take_along_axis(jax.nn.softmax(logits, -1), order, -1)
+            before = jnp.cumsum(probability, -1) - probability
+            kept &= jnp.take_along_axis(before < jnp.asarray(top_p, logits.dtype), rank, -1)
+        logits = jnp.where(kept, logits, -jnp.inf)
+    return jnp.where(cold == 0, best, jax.random.categorical(key, logits).astype(jnp.int32))
+
+
+def sample(
+    step: Step,
+    carry: Carry,
+    first: Array,
+    length: int,
+    key: Key,
+    *,
+    stop: int | None = None,
+    temperature: float | Array = 1.0,
+    top_k: int | None = None,
+    top_p: float | Array | None = None,
+) -> tuple[Carry, Array]:
+    """Draw a sequence, each token from what the step says after the one before.
+
+        carry, logits = step(carry, token);  token = choose(fold_in(key, t), logits)
+
+    Args:
+      step: see the head of this module.
+      carry: before the first step.
+      first: int32 [B], the tokens that the first step reads; they are not among the results.
+      length: how many tokens to draw, T.
+      key: PRNG key; that of step t is `jax.random.fold_in(key, t)`.
+      stop: the token that ends a sequence: all that follow it are stop. None: there is no such token.
+      temperature: see `choose`, as the other options.
+      top_k: see `choose`.
+      top_p: see `choose`.
+
+    Returns:
+      The last carry, and the tokens int32 [T, B].
+
+    Raises:
+      ValueError: as `choose`.
+    """
+
+    def body(state, t):
+        carry, token, stopped = state
+        carry, logits = step(carry, token)
+        drawn = choose(jax.random.fold_in(key, t), logits, temperature=temperature, top_k=top_k, top_p=top_p)
+        if stop is not None:
+            drawn = jnp.where(stopped, jnp.int32(stop), drawn)
+            stopped |= drawn == stop
+        return (carry, drawn, stopped), drawn
+
+    first = jnp.asarray(first, jnp.int32)
+    state = carry, first, jnp.zeros(first.shape, bool)
+    (carry, _, _), tokens = jax.lax.scan(body, state, jnp.arange(length, dtype=jnp.int32))
+    return carry, tokens
+
+
+def greedy(step: Step, carry: Carry, first: Array, length: int, *, stop: int | None = None) -> tuple[Carry, Array]:
+    """The most likely token at every step; arguments and results as in `sample`."""
+    return sample(step, carry, first, length, jax.random.key(0), stop=stop, temperature=0.0)
+
+
+class _Beams(NamedTuple):
+    """K sequences of each of B: tokens int32 [B, K, T] and scores float32 [B, K]; -inf where there is none."""
+
+    tokens: Array
+    scores: Array
+
+    def best(self, width: int) -> "_Beams":
+        scores, index = jax.lax.top_k(self.scores, width)
+        return _Beams(jnp.take_along_axis(self.tokens, index[..., None], 1), scores)
+
+
+def beam(
+    step: Step,
+    carry: Carry,
+    first: Array,
+    length: int,
+    *,
+    width: int,
+    stop: int | None = None,
+    length_penalty: float = 0.0,
+) -> tuple[Array, Array]:
+    """The likely sequences that a search finds which goes on with the `width` likeliest beginnings only.
+
+        score(y) = log P(y) / ((5 + |y|) / 6)^length_penalty        |y|: tokens, stop included
+
+    Sequences that ended are kept apart from the beginnings, so a long one is never crowded out by short ones that
+    ended (Graves 2012, arXiv 1211.3711; the penalty: Wu et al. 2016, arXiv 1609.08144).
+
+    Args:
+      step: see the head of this module; it is mapped over the sequences of a beam.
+      carry: before the first step.
+      first: int32 [B], the tokens that the first step reads; they are not among the results.
+      length: longest sequence T.
+      width: sequences kept K.
+      stop: the token that ends a sequence; None: all have length T.
+      length_penalty: 0 prefers short sequences, 1 about the mean log probability of a token.
+
+    Returns:
+      tokens int32 [T, B, K], stop after the end, and their scores float32 [B, K]; the best first. One that did not end
+      within `length` comes after all that did. Where there are fewer than K sequences the score is -inf.
+
+    Raises:
+      ValueError: a width below 1, a length below 1.
+    """
+    if width < 1 or length < 1:
+        raise ValueError(f"width and length must be at least 1, got {width} and {length}")
+    batch = first.shape[0]
+    filler = jnp.int32(0 if stop is None else stop)
+    empty = jnp.full((batch, width, length), filler, jnp.int32)
+    nothing = jnp.full((batch, width), -jnp.inf, jnp.float32)
+
+    def penalty(count):
+        return ((5 + count).astype(jnp.float32) / 6) ** length_penalty
+
+    def body(state, t):
+        carry, token, alive, ended = state
+        carry, logits = jax.vmap(step, 1, 1)(carry, token)
+        log_p = jax.nn.log_softmax(logits.astype(jnp.float32), -1)
+        size = log_p.shape[-1]
+        # Of 2K candidates at most K end, since each beginning has one way to: K are left to go on.
+        total = (jnp.expand_dims(alive.scores, 2) + log_p).reshape(batch, -1)
+        scores, index = jax.lax.top_k(total, min(2 * width, width * size))
+        parent, drawn = index // size, (index % size).astype(jnp.int32)
+        tokens = jnp.take_along_axis(alive.tokens, parent[..., None], 1).at[:, :, t].set(drawn)
+        stops = (drawn == stop) if stop is not None else jnp.zeros(drawn.shape, bool)
+        finished = _Beams(tokens, jnp.where(stops, scores / penalty(t + 1), -jnp.inf))
+        ended = _Beams(*(jnp.concatenate(pair, 1) for pair in zip(ended, finished, strict=True))).best(width)
+        scores, kept = jax.lax.top_k(jnp.where(stops, -jnp.inf, scores), width)
+        parent, drawn, tokens = (_rows(tree, kept) for tree in (parent, drawn, tokens))
+        carry = jax.tree.map(lambda leaf: _rows(leaf, parent), carry)
+        return (carry, drawn, _Beams(tokens, scores), ended), None
+
+    carry = jax.tree.map(lambda leaf: jnp.repeat(jnp.expand_dims(leaf, 1), width, 1), carry)
+    token = jnp.repeat(jnp.asarray(first, jnp.int32)[:, None], width, 1)
+    alive = _Beams(empty, nothing.at[:, 0].set(0.0))
+    state = carry, token, alive, _Beams(empty, nothing)
+    (_, _, alive, ended), _ = jax.lax.scan(body, state, jnp.arange(length, dtype=jnp.int32))
+    cut = alive._replace(scores=alive.scores / penalty(jnp.int32(length)))
+    both = _Beams(*(jnp.concatenate(pair, 1) for pair in zip(ended, cut, strict=True)))
+    # Those that ended stand first, in their order; a place that none of them took is filled by one that did not.
+    place = jnp.argsort(jnp.where(jnp.isneginf(both.scores), 1, 0), axis=1, stable=True)[:, :width]
+    tokens, scores = _rows(both.tokens, place), _rows(both.scores, place)
+    return jnp.moveaxis(tokens, 2, 0), scores
+
+
+def _rows(leaf: Any, index: Array) -> Array:
+    """`leaf[b, index[b, k]]` of [B, N, ...] and [B, K]."""
+    return jax.vmap(lambda rows, index: rows[index])(leaf, index)

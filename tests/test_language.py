@@ -1,0 +1,430 @@
+"""Language models: the network, counted n-grams, the experiment, dynamic evaluation, and text that they generate."""
+
+import itertools
+from collections import Counter
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from test_experiments import drawn, refused, run
+
+import seqjax
+from experiments import base, corpora, generate, language
+from experiments.reading import read, read_and_learn
+from seqjax import cells, decoding, solve
+from seqjax.data import ptb, words
+from seqjax.models import KneserNey, LanguageModel
+from seqjax.train import Run
+
+TOKENS = jnp.array([[2, 4], [0, 3], [4, 4]], jnp.int32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler():
+    """Programs that compile fast and run slowly, none of them in C++."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solve, "compiler", lambda: None)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_language_model_is_its_layers(tied):
+    layers = [cells.gru(4), cells.rnn(3)]
+    model = LanguageModel(layers, 5, 3, tied=tied, rngs=nnx.Rngs(0))
+    model.bias[...] = jnp.arange(5, dtype=jnp.float32)
+    table = model.embedding.embedding[...]
+    stack, params = cells.stack(*layers), tuple(layer.weights for layer in model.layers)
+    carry, expected = seqjax.unroll(stack, params, model.initial_carry(2), table[TOKENS])
+    head = np.asarray(table).T if tied else np.asarray(model.kernel[...])
+    after, ys, logits = model(TOKENS)
+    np.testing.assert_allclose(ys, expected, rtol=1e-5)
+    np.testing.assert_allclose(logits, np.asarray(expected) @ head + np.arange(5), rtol=1e-5, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, after, carry)
+    # A text in two parts is one text.
+    middle, _, _ = model(TOKENS[:1])
+    _, _, rest = model(TOKENS[1:], middle)
+    np.testing.assert_allclose(rest, logits[1:], rtol=1e-5)
+    assert float(jnp.abs(table).max()) <= 0.1 < 2 * float(jnp.abs(table).max())
+
+
+def test_each_rate_drops_what_it_says():
+    @jax.jit
+    def outputs(key, rates):
+        """The outputs and logits with noise, and the logits without."""
+        model = LanguageModel([cells.rnn(8), cells.rnn(6)], 5, 4, rngs=nnx.Rngs(params=0, dropout=key), **rates)
+        _, ys, logits = model(TOKENS)
+        model.eval()
+        return ys, logits, model(TOKENS)[2]
+
+    rates = dict.fromkeys(language.RATES, jnp.float32(0))
+    bare = outputs(jax.random.key(0), rates)
+    np.testing.assert_allclose(bare[1], bare[2], rtol=1e-5)
+    for name in language.RATES:
+        draws = [outputs(jax.random.key(seed), rates | {name: jnp.float32(0.5)}) for seed in range(4)]
+        assert np.ptp([logits for _, logits, _ in draws], 0).max() > 1e-3, name
+        np.testing.assert_allclose(draws[0][2], bare[2], rtol=1e-6)
+    # The output is masked alike at all steps.
+    ys = np.asarray(outputs(jax.random.key(1), rates | {"output_dropout": jnp.float32(0.5)})[0])
+    np.testing.assert_array_equal((ys == 0).all(0), (ys == 0).any(0))
+    assert 0 < (ys == 0).mean() < 1
+
+
+def test_a_word_is_dropped_wherever_it_stands_and_the_tied_head_keeps_it():
+    model = LanguageModel([cells.rnn(4)], 3, 4, tied=True, embedding_dropout=0.5, rngs=nnx.Rngs(2))
+    model.layers[0].params["w_h"][...] = jnp.zeros((4, 4))  # an output is that of its own token
+    model.layers[0].params["b"][...] = jnp.ones(4)
+    _, ys, logits = nnx.jit(lambda model, tokens: model(tokens))(model, jnp.array([[0, 1], [1, 2], [2, 0]], jnp.int32))
+    of = {token: np.asarray(ys[step, row]) for token, step, row in ((0, 0, 0), (1, 0, 1), (2, 1, 1))}
+    for token, step, row in ((1, 1, 0), (2, 2, 0), (0, 2, 1)):
+        np.testing.assert_allclose(ys[step, row], of[token], rtol=1e-6)
+    dropped = [token for token, y in of.items() if np.allclose(y, np.tanh(1))]
+    assert 0 < len(dropped) < 3
+    np.testing.assert_allclose(logits, ys @ model.embedding.embedding[...].T, rtol=1e-5)
+
+
+def test_a_language_model_refuses():
+    with pytest.raises(ValueError, match="a last layer of 3 outputs, as the embedding has, got 4"):
+        LanguageModel([cells.rnn(4)], 5, 3, tied=True, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="at least one cell"):
+        LanguageModel([], 5, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="no leaf of the params is named w_h"):
+        LanguageModel([cells.min_gru(4)], 5, 3, weight_drop=0.5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"a dropout rate lies in \[0, 1\), got 1.0"):
+        LanguageModel([cells.rnn(4)], 5, 3, embedding_dropout=1.0, rngs=nnx.Rngs(0))
+
+
+def kneser_ney(train, size, order, history, token):
+    """p(token | history) with dictionaries, as Chen & Goodman write it."""
+    grams = {n: Counter(tuple(train[i : i + n]) for i in range(len(train) - n + 1)) for n in range(1, order + 1)}
+
+    def counts(n):
+        if n == order:
+            return grams[n]
+        return Counter(longer[1:] for longer in grams[n + 1])
+
+    def discount(n, count):
+        times = Counter(counts(n).values())
+        t = [times[k] for k in range(5)]
+        k = min(count, 3)
+        if not (t[1] or t[2]) or not t[k]:
+            return 0.5
+        found = k - (k + 1) * t[1] / (t[1] + 2 * t[2]) * t[k + 1] / t[k]
+        return found if 0 < found < k else 0.5
+
+    def p(history):
+        n = len(history) + 1
+        after = {gram[-1]: count for gram, count in counts(n).items() if gram[:-1] == history}
+        shorter = p(history[1:]) if history else 1 / size
+        if not after:
+            return shorter
+        left = sum(discount(n, count) for count in after.values())
+        own = after[token] - discount(n, after[token]) if token in after else 0
+        return (own + left * shorter) / sum(after.values())
+
+    return p(tuple(history[max(0, len(history) - order + 1) :]))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_kneser_ney_is_the_formula(order):
+    rng = np.random.default_rng(0)
+    train = rng.choice(6, 120, p=[0.05, 0.5, 0.2, 0.15, 0.08, 0.02])
+    test = rng.integers(0, 7, 40)  # token 6 is new
+    model = KneserNey.fit(train, size=7, order=order)
+    expected = [-np.log(kneser_ney(train.tolist(), 7, order, test[:i].tolist(), test[i])) for i in range(40)]
+    np.testing.assert_allclose(model.nats(test), expected, rtol=1e-10)
+    for history in itertools.product(range(7), repeat=2):
+        p = [np.exp(-model.nats(np.array([*history, token]))[-1]) for token in range(7)]
+        assert sum(p) == pytest.approx(1)
+    assert model.ngrams == sum(len({tuple(train[i : i + n]) for i in range(121 - n)}) for n in range(1, order + 1))
+
+
+def test_kneser_ney_refuses():
+    for order in (0, 4):
+        with pytest.raises(ValueError, match=f"order must lie between 1 and the 3 tokens, got {order}"):
+            KneserNey.fit(np.arange(3), 3, order)
+    with pytest.raises(ValueError, match=r"tokens must be in range\(2\), got 0 to 2"):
+        KneserNey.fit(np.arange(3), 2, 1)
+
+
+def test_kneser_ney_on_the_treebank_is_that_of_the_literature(data_dir):
+    if not (data_dir / "ptb").is_dir():
+        pytest.skip(f"no Penn Treebank at {data_dir / 'ptb'}")
+    parts = ptb.load(data_dir)
+    vocabulary = words.Vocabulary.of(parts["train"])
+    model = KneserNey.fit(vocabulary.encode(parts["train"]), vocabulary.size, order=3)
+    perplexity = np.exp(model.nats(vocabulary.encode(parts["test"]))[1:].mean())
+    assert perplexity == pytest.approx(
+        148.3, abs=0.5
+    )  # Mikolov et al. 2011, "Extensions of recurrent neural network..."
+
+
+@pytest.mark.parametrize(("length", "lanes"), [(3, 1), (3, 2), (4, 5), (10, 1)])
+def test_windows_have_every_token_once_as_a_target_after_its_own(length, lanes):
+    tokens = np.arange(11, dtype=np.int32)
+    found = corpora.windows(tokens, length, lanes)
+    assert found.xs.shape[1:] == (length, lanes)
+    for values in found:
+        assert values.shape == found.xs.shape
+    assert sorted(np.asarray(found.targets)[found.real].tolist()) == list(range(1, 11))
+    np.testing.assert_array_equal(found.targets[found.real], found.xs[found.real] + 1)
+    if lanes == 1:
+        assert np.asarray(found.xs)[found.real].tolist() == list(range(10))
+    with pytest.raises(ValueError, match="11 tokens cannot be read in 11 lanes"):
+        corpora.windows(tokens, 2, 11)
+
+
+SMALL = {"hidden": 4, "length": 3, "batch_size": 2, "unit": "word", "corpus": "ptb"}
+
+
+def small(**flags):
+    """A configuration, its corpus, its network and weights."""
+    config = base.parse(language, {**SMALL, **flags})
+    corpus = corpora.of_flags(config)
+    model = language.network(config, corpus.vocabulary.size)
+    return config, corpus, model, model.init(vars(config), jax.random.key(0))
+
+
+def test_a_text_costs_the_same_in_windows_of_any_length():
+    config, corpus, model, params = small()
+    test = corpus.parts["test"][:20]
+
+    def nats(length):
+        windows = corpora.windows(test, length, 1)
+        return np.asarray(read(model, vars(config), params, windows))[windows.real]
+
+    _, _, logits = model.of(vars(config), params, None)(test[:-1, None])
+    log_p = np.asarray(jax.nn.log_softmax(logits[:, 0]))
+    np.testing.assert_allclose(nats(19), -log_p[np.arange(19), test[1:]], rtol=1e-5)
+    np.testing.assert_allclose(nats(4), nats(19), rtol=1e-5)
+
+
+def test_dynamic_evaluation_is_its_equation():
+    config, corpus, model, params = small(model="rnn")
+    numbers, train = vars(config), jnp.asarray(corpus.parts["train"][:13].reshape(-1, 1))
+    windows = corpora.windows(corpus.parts["test"][:12], 4, 1)
+    rate, decay = 0.1, 0.7
+    found = jax.jit(lambda *given: read_and_learn(model, numbers, *given, rate=rate, decay=decay))(
+        params, train, windows
+    )
+
+    @jax.jit
+    def window(params, carry, xs, targets, real):
+        def loss(params):
+            after, _, logits = model.of(numbers, params, None)(xs, carry)
+            nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+            return (nats * real).sum() / real.sum(), (after, nats)
+
+        (_, (carry, nats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return carry, nats, grads
+
+    carry, every = model.start(numbers, params, 1), []
+    for i in range(3):
+        carry, _, grads = window(
+            params, carry, train[4 * i : 4 * i + 4], train[4 * i + 1 : 4 * i + 5], jnp.ones((4, 1))
+        )
+        every.append(jax.tree.leaves(grads))
+    size = [np.sqrt(np.mean(np.square(np.stack(leaf)), 0)) for leaf in zip(*every, strict=True)]
+    mean = np.concatenate([leaf.ravel() for leaf in size]).mean()
+    trained, tree = jax.tree.flatten(params)
+    now, carry = trained, model.start(numbers, params, 1)
+    for i in range(3):
+        real = windows.real[i].astype(jnp.float32)
+        carry, nats, grads = window(tree.unflatten(now), carry, windows.xs[i], windows.targets[i], real)
+        np.testing.assert_allclose((nats * real), found[i] * real, rtol=1e-4)
+        now = [
+            w - rate * g / (r + mean) + np.minimum(decay * r / mean, 1) * (w0 - w)
+            for w, g, r, w0 in zip(now, jax.tree.leaves(grads), size, trained, strict=True)
+        ]
+    assert not np.allclose(found[1], read(model, numbers, params, windows)[1], rtol=1e-3)
+
+
+def updates(config, count):
+    """The states before, between and after some updates; the program."""
+    numbers = base.numbers(language, config)
+    program = language.program(base._without_numbers(language, config))
+    update = jax.jit(program.update)
+    states = [program.init(numbers)]
+    for _ in range(count):
+        states.append(update(numbers, program.data, states[-1])[0])
+    return states, program
+
+
+def test_the_carry_goes_on_and_starts_anew_with_the_text():
+    # With no learning to speak of, the carry after i updates is that of the text up to there.
+    config = base.parse(
+        language, {**SMALL, "model": "rnn", "learning_rate": 1e-12, "optimizer": "sgd", "batch_size": 300}
+    )
+    states, program = updates(config, 4)
+    assert program.steps_per_epoch == 3
+    model = language.network(config, corpora.of_flags(config).vocabulary.size)
+    for i, steps in enumerate([0, 3, 6, 9, 3]):
+        carry = model.start(vars(config), states[0].params, 300)
+        if steps:
+            carry, _, _ = model.of(vars(config), states[0].params, None)(program.data[0][:steps], carry)
+        np.testing.assert_allclose(states[i].carry[0][0], carry[0], atol=1e-6)
+
+
+def test_the_learning_rate_falls_by_epochs():
+    config = SimpleNamespace(decay=0.5, decay_after=4)
+    factors = [float(language.decayed(config, jnp.int32(epoch))) for epoch in range(7)]
+    assert factors == [1, 1, 1, 1, 0.5, 0.25, 0.125]
+    # The first epoch has 3 updates; SGD moves by rate times gradient, in the second epoch by half of it.
+    flags = {**SMALL, "model": "rnn", "optimizer": "sgd", "batch_size": 300, "learning_rate": 1e-3, "clip_norm": 0.0}
+    (full, half), _ = zip(
+        *(updates(base.parse(language, {**flags, **more}), 4) for more in ({}, {"decay": 0.5, "decay_after": 1})),
+        strict=True,
+    )
+    for i, ratio in ((3, 1), (4, 0.5)):
+        moved = [
+            np.asarray(states[i].params["bias"]) - np.asarray(states[i - 1].params["bias"]) for states in (full, half)
+        ]
+        np.testing.assert_allclose(moved[1], ratio * moved[0], rtol=1e-3, atol=1e-7)
+
+
+def test_nt_asgd_averages_after_evaluations_without_a_new_best():
+    flags = {**SMALL, "model": "rnn", "nonmonotone": 2, "evaluate_every": 1, "steps_per_call": 1}
+    states, _ = updates(base.parse(language, flags), 5)
+    since = [int(state.carry[1].since) for state in states]
+    assert since == [0, 0, 0, 2, 2, 2]
+    descended = [np.asarray(state.carry[1].params["bias"]) for state in states]
+    for i, state in enumerate(states):
+        expected = descended[i] if i <= 2 else np.mean(descended[3 : i + 1], 0)
+        np.testing.assert_allclose(state.params["bias"], expected, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(states[5].params["bias"], descended[5])
+
+
+def test_all_weights_start_in_the_given_range():
+    _, _, _, params = small(init_range=0.25, hidden=16)
+    leaves = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+    assert 0.24 < np.abs(leaves).max() <= 0.25
+    assert abs(leaves.mean()) < 0.01
+
+
+FAST = ("--batch_size=4", "--hidden=4", "--length=5", "--corpus=ptb", "--unit=word", "--sample=6")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two updates with everything on."""
+    more = ("--awd", "--layers=2", "--tied", "--dynamic_rate=1e-3", "--nonmonotone=1", "--model=lstm")
+    return run("language", tmp_path_factory.mktemp("language") / "run", *FAST, *more)
+
+
+def test_language(trained):
+    result = trained.result()
+    assert result["test_perplexity"] == pytest.approx(np.exp(result["test_loss"]), rel=1e-5)
+    assert result["test_dynamic_loss"] < result["test_loss"]
+    saved = np.load(trained.directory / "nats.npz")
+    assert saved["nats"].mean() == pytest.approx(result["test_loss"])
+    test = corpora.of_flags(base.parse(language, {"corpus": "ptb", "unit": "word"})).parts["test"]
+    assert saved["nats"].shape == saved["dynamic"].shape == saved["count"].shape == (len(test) - 1,)
+    assert (trained.figures / "nats.png").stat().st_size > 10_000
+    assert len((trained.directory / "sample.txt").read_text().split()) <= 6
+    assert [section.title for section in drawn(language, [trained])] == ["Test text", "Samples"]
+
+
+def test_characters_of_a_file(tmp_path):
+    (tmp_path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 60)
+    finished = run(
+        "language",
+        tmp_path / "run",
+        *FAST,
+        f"--corpus={tmp_path / 'corpus.txt'}",
+        "--unit=character",
+        "--model=min_gru",
+    )
+    result = finished.result()
+    assert result["test_bits_per_character"] == pytest.approx(result["test_loss"] / np.log(2), rel=1e-5)
+    counted = run("language", tmp_path / "counted", f"--corpus={tmp_path / 'corpus.txt'}", "--model=kneser_ney")
+    assert counted.result()["test_bits_per_character"] < 0.2
+    with pytest.raises(FileNotFoundError, match="counted holds no network"):
+        generate.read_prompt(counted, "the")
+
+
+def test_counted_models(tmp_path):
+    results = [run("language", tmp_path / model, *FAST, f"--model={model}").result() for model in language.COUNTED]
+    assert results[0]["test_perplexity"] > 2 * results[1]["test_perplexity"]
+    assert results[0]["ngrams"] == 20
+
+
+def test_streamed_text_is_the_text_of_one_compiled_loop(trained, capsys):
+    speech = generate.read_prompt(Run.read(trained.directory), "the company")
+    options = {"temperature": 0.8, "top_k": 15, "top_p": 0.9}
+    key = jax.random.key(3)
+    streamed = list(generate.stream(speech, 12, key, **options))
+    step = speech.say(speech.params)
+    whole = jax.jit(lambda carry, last: decoding.sample(step, carry, last, 12, key, **options)[1])
+    np.testing.assert_array_equal(streamed, whole(speech.carry, speech.last)[:, 0])
+    assert 0 not in streamed
+    flags = ["--prompt=the company", "--length=12", "--temperature=0.8", "--top_k=15", "--top_p=0.9"]
+    texts = {}
+    for seed in ("3", "3", "4"):
+        assert generate.main([f"--run={trained.directory}", *flags, f"--seed={seed}"]) == 0
+        printed = capsys.readouterr().out
+        assert texts.setdefault(seed, printed) == printed
+    tokens = [*speech.vocabulary.encode("the company")[:-1], *streamed]
+    assert texts["3"] == speech.vocabulary.decode(tokens) + "\n"
+    assert texts["3"] != texts["4"]
+
+
+def test_the_prompt_is_read(trained):
+    """The carry after a prompt, from the weights of the checkpoint, is that of the tokens in it."""
+    config, vocabulary, model, params = language.load(Run.read(trained.directory))
+    speech = generate.read_prompt(Run.read(trained.directory), "the market\nin london")
+    tokens = vocabulary.encode("\nthe market\nin london")[:-1]
+    carry, _, _ = model.of(vars(config), params, None)(tokens[:-1, None])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), speech.carry, carry)
+    assert speech.last.tolist() == tokens[-1:].tolist()
+    assert generate.read_prompt(trained, "").last.tolist() == vocabulary.encode("\n")[:1].tolist()
+
+
+def test_a_beam_prints_its_continuations(trained, capsys):
+    assert generate.main([f"--run={trained.directory}", "--prompt=the", "--length=3", "--beam=2"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "the" in line]
+    scores = [float(line.split()[0]) for line in lines if line.split()[0].startswith("-")]
+    assert len(scores) == 2
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt=the bond market"], "--prompt holds what the training text does not: 'bond'"),
+        (["--run=nowhere"], "nowhere holds no run: nowhere/config.json is missing"),
+        (["--top_p=2"], "--top_p=2.0: a probability in (0, 1]"),
+        (["--top_k=21"], "top_k must be between 1 and the 20 tokens, got 21"),
+        (["the"], "unexpected argument 'the'; flags are given as --name=value"),
+        (["--promt=the"], "Unknown command line flag 'promt'. Did you mean: prompt"),
+    ],
+)
+def test_generate_refuses(trained, capsys, flags, message):
+    assert generate.main([f"--run={trained.directory}", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output_dropout=0.5"], "--output_dropout is for --awd"),
+        (["--awd", "--weight_drop=1"], "a rate in [0, 1), or -1"),
+        (["--tied", "--embedding=3"], "--tied needs an --embedding as wide as --hidden"),
+        (["--nonmonotone=1"], "--nonmonotone counts evaluations: it needs --evaluate_every"),
+        (["--model=bigram"], "value should be one of <unigram|kneser_ney|rnn|"),
+    ],
+)
+def test_language_refuses(flags, message):
+    assert message in refused("language", "--evaluate_every=0", *flags)
+
+
+def test_shakespeare_is_in_the_data_directory(tmp_path):
+    with pytest.raises(ValueError, match="--corpus=shakespeare needs --data_dir"):
+        corpora.of_flags(base.parse(language, {"corpus": "shakespeare"}))
+    (tmp_path / "tinyshakespeare").mkdir()
+    (tmp_path / "tinyshakespeare" / "input.txt").write_text("to be or not to be, that is the question\n" * 3)
+    flags = {"corpus": "shakespeare", "data_dir": str(tmp_path)}
+    assert len(corpora.of_flags(base.parse(language, flags)).parts["test"]) == 6

@@ -1,0 +1,148 @@
+"""Which digit was said: the classifiers, and the experiment through its command line."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from test_experiments import drawn, refused, run
+
+from experiments import base, speech
+from seqjax import cells
+from seqjax.data import spoken_digits
+from seqjax.models import ConvWordClassifier, MomentsWordClassifier, RecurrentWordClassifier
+
+RNG = np.random.default_rng(0)
+FRAMES = RNG.normal(size=(2, 7, 3)).astype(np.float32)
+LENGTHS = np.array([7, 4], np.int32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler():
+    """Programs that compile fast and run slowly."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def few_recordings(monkeypatch):
+    few = spoken_digits.generated(speakers=speech.SPEAKERS, count=1, samples=400)
+    monkeypatch.setattr(speech, "recordings", lambda data_dir: few)
+    speech.words.cache_clear()
+    yield few
+    speech.words.cache_clear()
+
+
+def moments(rngs):
+    return MomentsWordClassifier(3, 4, hidden=5, dropout=0.5, rngs=rngs)
+
+
+def conv(rngs):
+    return ConvWordClassifier(3, 4, width=5, dropout=0.5, rngs=rngs)
+
+
+def recurrent(rngs):
+    return RecurrentWordClassifier(cells.gru(5), 3, 4, dropout=0.5, rngs=rngs)
+
+
+def both_directions(rngs):
+    cell = cells.gru(5)
+    return RecurrentWordClassifier(cell, 3, 4, backward=cell, recurrent_dropout=0.5, dropout=0.5, rngs=rngs)
+
+
+def value(param):
+    return np.asarray(param[...])
+
+
+@pytest.mark.parametrize("make", [moments, conv, recurrent, both_directions])
+def test_what_is_behind_the_end_is_not_read(make):
+    model = make(nnx.Rngs(0))
+    model.eval()
+    logits = model(jnp.asarray(FRAMES), jnp.asarray(LENGTHS))
+    assert logits.shape == (2, 4)
+    alone = model(jnp.asarray(FRAMES[1:, :4]), jnp.asarray(LENGTHS[1:]))
+    np.testing.assert_allclose(logits[1:], alone, rtol=1e-5, atol=1e-6)
+    other = jnp.asarray(FRAMES).at[1, 4:].set(9.0)
+    np.testing.assert_allclose(model(other, jnp.asarray(LENGTHS)), logits, rtol=1e-5, atol=1e-6)
+    earlier = jnp.asarray(FRAMES).at[1, 3].set(9.0)
+    assert not np.allclose(model(earlier, jnp.asarray(LENGTHS))[1], logits[1])
+    model.train()
+    assert not np.allclose(model(jnp.asarray(FRAMES), jnp.asarray(LENGTHS)), logits)
+
+
+def test_the_moments_are_those_of_numpy():
+    model = moments(nnx.Rngs(0))
+    model.eval()
+    real = [FRAMES[0], FRAMES[1, :4]]
+    features = np.stack([np.concatenate([x.mean(0), np.sqrt(x.var(0) + 1e-4)]) for x in real])
+    hidden = np.maximum(features @ value(model.hidden.kernel) + value(model.hidden.bias), 0)
+    expected = hidden @ value(model.head.kernel) + value(model.head.bias)
+    np.testing.assert_allclose(model(jnp.asarray(FRAMES), jnp.asarray(LENGTHS)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_convolutions_are_those_of_a_loop():
+    model = conv(nnx.Rngs(0))
+    model.eval()
+    x = FRAMES[1, :4]
+    for layer in model.convs:
+        padded = np.pad(x, ((2, 2), (0, 0)))
+        windows = [np.einsum("kf,kfo->o", padded[t : t + 5], value(layer.kernel)) for t in range(4)]
+        x = np.maximum(np.stack(windows) + value(layer.bias), 0)
+    expected = x.max(0) @ value(model.head.kernel) + value(model.head.bias)
+    np.testing.assert_allclose(model(jnp.asarray(FRAMES), jnp.asarray(LENGTHS))[1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_words_are_standardized_and_end_where_the_recording_ends(few_recordings):
+    part = speech.words(None, "theo")["test"]
+    expected = [len(samples) // 80 for samples in few_recordings.samples[4::6]]  # theo is the fifth of six
+    np.testing.assert_array_equal(part.lengths, expected)
+    np.testing.assert_array_equal(part.digits, np.arange(10))
+    assert part.frames.shape == (10, 100, 32)
+    for frames, length in zip(np.asarray(part.frames), expected, strict=True):
+        np.testing.assert_allclose(frames[:length].mean(0), np.zeros(32), atol=1e-4)
+        np.testing.assert_allclose(frames[:length].std(), 1, rtol=1e-2)
+        assert not frames[length:].any()
+
+
+def test_loudness_and_the_colour_of_the_microphone_do_not_matter(few_recordings, monkeypatch):
+    quiet = few_recordings._replace(samples=tuple((x // 4).astype(np.int16) for x in few_recordings.samples))
+    loud = speech.words(None, "theo")["test"].frames
+    monkeypatch.setattr(speech, "recordings", lambda data_dir: quiet)
+    speech.words.cache_clear()
+    assert float(jnp.abs(speech.words(None, "theo")["test"].frames - loud).mean()) < 0.02
+
+
+def test_confusions_are_counted():
+    table = speech.confusion(np.array([0, 0, 9, 3]), np.array([0, 1, 9, 8]))
+    assert table.sum() == 4
+    assert table[0, 0] == table[0, 1] == table[9, 9] == table[3, 8] == 1
+
+
+@pytest.mark.parametrize("model", speech.MODELS)
+def test_speech(model, tmp_path):
+    finished = run("speech", tmp_path / "run", f"--model={model}", "--units=2", "--batch_size=4", "--held_out=lucas")
+    result = finished.result()
+    assert (finished.figures / "confusion.png").stat().st_size > 10_000
+    answers = np.load(finished.directory / "answers.npz")
+    assert result["test_accuracy"] == (answers["logits"].argmax(1) == answers["digits"]).mean()
+    assert np.isclose(result["test_accuracy"], np.mean([result[f"accuracy_{digit}"] for digit in range(10)]))
+    assert result["validation_loss"] == min(r["loss"] for r in finished.records() if r["split"] == "validation")
+    (section,) = drawn(speech, [finished])
+    assert section.table == [["held out", model], ["lucas", result["test_accuracy"]]]
+
+
+def test_speech_refuses():
+    assert "a rate in [0, 1)" in refused("speech", "--dropout=1")
+    assert "value should be one of <moments|conv|gru|bigru>" in refused("speech", "--model=dense")
+    with pytest.raises(ValueError, match="no speaker 'anna', expected one of george, jackson"):
+        speech.program(base.parse(speech, {"held_out": "anna"}))
+    with pytest.raises(ValueError, match="leave the train part empty"):
+        speech.program(base.parse(speech, {"held_out": "index"}))
+
+
+def test_generated_recordings_are_announced(capsys, monkeypatch):
+    monkeypatch.undo()
+    speech.recordings.cache_clear()
+    assert set(speech.recordings(None).speakers) == set(speech.SPEAKERS)
+    assert "no --data_dir: the recordings are generated" in capsys.readouterr().err
