@@ -57,11 +57,11 @@ def test_the_last_digits_are_held_out(tmp_path):
 
 IMAGES, LABELS = mnist.FILES["train"]
 DAMAGED = {
-    "truncated gzip": (IMAGES, gzip.compress(idx(pixels(5)))[:-12], r"train-images-idx3-ubyte.gz: damaged: Compressed"),
+    "truncated gzip": (IMAGES, gzip.compress(idx(pixels(5)))[:-12], r"train-images-idx3-ubyte.gz: damaged: EOFError"),
     "gzip with other bits": (
         IMAGES,
         gzip.compress(idx(pixels(5)))[:-8] + bytes(8),
-        r"train-images-idx3-ubyte.gz: damaged: CRC check failed",
+        r"train-images-idx3-ubyte.gz: damaged: BadGzipFile: CRC",
     ),
     "web page": (IMAGES, b"<html>", r"images-idx3-ubyte.gz: starts with 3c68746d, expected 00000803"),
     "nothing": (LABELS, b"", r"labels-idx1-ubyte.gz: starts with , expected 00000801: no idx file of 1 axes"),
@@ -95,7 +95,7 @@ def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder, expected the one of train-images-idx3"):
         mnist.load(tmp_path / "nowhere")
     (official(tmp_path) / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no t10k-labels-idx1-ubyte.gz there, nor in mnist or MNIST/raw"):
+    with pytest.raises(FileNotFoundError, match=r"no t10k-labels-idx1-ubyte.gz or .* in it, found t10k-images"):
         mnist.load(tmp_path)
 
 

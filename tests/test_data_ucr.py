@@ -161,7 +161,11 @@ def test_other_damaged_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"ucr_uea_ts.tar.gz: damaged or no archive"):
         ucr.load(tmp_path, "Vowels")
     (tmp_path / "ucr_uea_ts.tar.gz").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no Vowels_TRAIN.ts or .txt or .tsv in .*, nor in ucr"):
+    with pytest.raises(FileNotFoundError, match=r"no Vowels_TRAIN.ts or Vowels_TRAIN.txt or .* in it, found ECG_TEST"):
+        ucr.load(tmp_path, "Vowels")
+    with zipfile.ZipFile(tmp_path / "Vowels.zip", "w") as packed:
+        packed.writestr("Vowels_TEST.ts", TS)
+    with pytest.raises(FileNotFoundError, match=r"Vowels.zip: no Vowels_TRAIN.ts or Vowels_TRAIN.txt or .* in it"):
         ucr.load(tmp_path, "Vowels")
 
 

@@ -4,14 +4,14 @@ parts = mnist.load("data")
 train, validation = mnist.split(parts["train"])
 """
 
-import gzip
 import math
 import os
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from seqjax.data import files
 
 __all__ = ["FILES", "Digits", "generated", "load", "load_files", "split"]
 
@@ -22,7 +22,7 @@ FILES = {
 """Images and labels of each part; the official files are these, compressed (`.gz`)."""
 
 SIZE = 28
-_FOLDERS = ("", "mnist", "MNIST/raw")
+_FOLDERS = ("mnist", "MNIST/raw")
 _UBYTE = 8  # idx: the type of the elements, third byte of the magic number
 
 # Seven segments, as corners (x, y) of a box with y downward, and those that each digit lights.
@@ -57,7 +57,10 @@ def load(path: str | os.PathLike[str]) -> dict[str, Digits]:
     path = Path(path).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder, expected the one of {FILES['train'][0]}.gz")
-    return {part: load_files(*(_find(path, name) for name in names)) for part, names in FILES.items()}
+    found = {
+        part: [files.find(path, (f"{name}.gz", name), _FOLDERS) for name in names] for part, names in FILES.items()
+    }
+    return {part: load_files(*names) for part, names in found.items()}
 
 
 def load_files(images: Path, labels: Path) -> Digits:
@@ -121,22 +124,9 @@ def _drawn(label: int, rng: np.random.Generator) -> np.ndarray:
     return np.round(255 * np.clip(rng.uniform(1.4, 2.2) - distance, 0, 1)).astype(np.uint8)
 
 
-def _find(folder: Path, name: str) -> Path:
-    for inner in _FOLDERS:
-        for candidate in (f"{name}.gz", name):
-            if (folder / inner / candidate).is_file():
-                return folder / inner / candidate
-    raise FileNotFoundError(f"{folder}: no {name}.gz there, nor in {' or '.join(filter(None, _FOLDERS))}")
-
-
 def _read(path: Path, axes: int) -> np.ndarray:
     """The uint8 array of an idx file: two zeros, type, axes; sizes, 4 bytes each, the highest first; elements."""
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":  # a download need not keep the ending .gz
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path}: damaged: {error}") from error
+    content = files.read(path)
     head = 4 + 4 * axes
     if len(content) < head or content[:4] != bytes([0, 0, _UBYTE, axes]):
         raise ValueError(f"{path}: starts with {content[:4].hex()}, expected 0000080{axes}: no idx file of {axes} axes")

@@ -4,23 +4,19 @@ parts = ucr.load("data", "JapaneseVowels")
 train, validation = ucr.split(parts["train"])
 """
 
-import gzip
 import os
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
+from seqjax.data import files
+
 __all__ = ["Series", "generated", "load", "normalize", "pack", "parse", "split"]
 
-_FOLDERS = (".", "ucr", "ucr_uea", "ucr/ucr_uea")
 _ARCHIVES = ("Univariate_ts.zip", "Multivariate_ts.zip", "ucr_uea_ts.tar.gz")
 _SUFFIXES = (".ts", ".txt", ".tsv")
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile)
 
 
 class Series(NamedTuple):
@@ -56,7 +52,7 @@ def load(path: str | os.PathLike[str], name: str) -> dict[str, Series]:
       name: of the problem, "GunPoint".
 
     Raises:
-      FileNotFoundError: no such files (says where it looked).
+      FileNotFoundError: no such files (says what is there).
       ValueError: a damaged archive, or a file that breaks the format (names the file and the line).
     """
     path = Path(path).expanduser()
@@ -236,39 +232,18 @@ def _filled(source: str, number: int, values: np.ndarray) -> np.ndarray:
 
 
 def _read(path: Path, stem: str) -> tuple[str, bytes]:
-    """Name and content of the first file STEM.ts, .txt or .tsv that is found."""
-    if path.is_file():
-        candidates = [path]
-    else:
-        name = stem.rpartition("_")[0]
-        folders = [path / inner / own for inner in _FOLDERS for own in ("", name)]
-        files = [folder / f"{stem}{suffix}" for folder in folders for suffix in _SUFFIXES]
-        archives = [folder / archive for folder in folders for archive in (f"{name}.zip", *_ARCHIVES)]
-        candidates = [file for file in (*files, *archives) if file.is_file()]
-    for candidate in candidates:
-        if candidate.suffix in _SUFFIXES and candidate.stem == stem:
-            return str(candidate), candidate.read_bytes()
-        found = _member(candidate, stem)
-        if found is not None:
-            return found
-    where = path if path.is_file() else f"{path}, nor in {', '.join(_FOLDERS[1:])} or an archive there"
-    raise FileNotFoundError(f"no {stem}{' or '.join(_SUFFIXES)} in {where}")
-
-
-def _member(archive: Path, stem: str) -> tuple[str, bytes] | None:
-    """The file of an archive with this name."""
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as packed:
-                names = [name for name in packed.namelist() if Path(name).stem == stem]
-                for name in (name for suffix in _SUFFIXES for name in names if name.endswith(suffix)):
-                    return f"{archive}: {name}", packed.read(name)
-            return None
-        with tarfile.open(archive) as packed:
-            for member in packed:
-                if member.isfile() and Path(member.name).stem == stem and member.name.endswith(_SUFFIXES):
-                    content = packed.extractfile(member)
-                    return f"{archive}: {member.name}", b"" if content is None else content.read()
-    except _DAMAGED as error:
-        raise ValueError(f"{archive}: damaged or no archive: {type(error).__name__}: {error}") from error
-    return None
+    """Name and content of the file STEM.ts, .txt or .tsv, the first of these that there is."""
+    name = stem.rpartition("_")[0]
+    loose = [f"{stem}{suffix}" for suffix in _SUFFIXES]
+    folders = [f"{inner}{own}" for inner in ("", "ucr/", "ucr_uea/", "ucr/ucr_uea/") for own in ("", name)]
+    file = files.find(path, (*loose, f"{name}.zip", *_ARCHIVES), [folder for folder in folders if folder])
+    if file.name in loose:
+        return str(file), file.read_bytes()
+    found = {
+        PurePosixPath(member).name: (f"{file}: {member}", content)
+        for member, content in files.members(file, lambda member: PurePosixPath(member).name in loose)
+    }
+    for one in loose:
+        if one in found:
+            return found[one]
+    raise FileNotFoundError(f"{file}: no {' or '.join(loose)} in it")
