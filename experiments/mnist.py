@@ -10,19 +10,26 @@ The last 5,000 training digits say which params are best; the answer is read fro
     logistic, dense    logistic regression, and Dense(128, relu), on the picture
     rnn, lstm, gru     one layer; chrono_lstm: forget biases for dependencies as long as the sequence
     irnn               relu, the recurrent weights start as the identity, input weights small
-    min_gru, lru       two layers, see `experiments.series`; all steps by a parallel prefix
+    min_gru, lru       two layers, see `experiments.series`; linear in their carry
 
     python -m experiments.mnist --order=rows --model=lstm --data_dir=DIR
     python launch.py --experiment=mnist --data_dir=DIR        every model, row by row
 
 DIR holds the four files of MNIST, or a folder mnist with them. Without --data_dir the digits are generated.
+
+Measured on the official test part, mean and 95 % interval where there are several seeds:
+
+    rows, lstm, 128 units, 81,674 parameters, three epochs (--steps=1650): 98.28 ± 0.42 %, three seeds, in 9.4 minutes
+    for the three as lanes, on a busy machine. Published for a GRU of 512 units after ten epochs: 98 % or more. It was
+    trained to answer after the last row, and is at chance before the 18th; after the 25th it is right in 95 %.
 """
 
 import io
 import sys
+from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +44,9 @@ from seqjax.core import Array, Cell, Tree
 from seqjax.data import mnist, windows
 from seqjax.models import DenseClassifier, SeriesClassifier
 from seqjax.train import Program, Run, State, write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SHAPES = {"rows": (28, 28), "pixels": (784, 1), "permuted": (784, 1)}
 RECURRENT = ("rnn", "irnn", "lstm", "chrono_lstm", "gru", "min_gru", "lru")
@@ -94,7 +104,7 @@ def cell(model: str, units: int, steps: int) -> Cell:
     return series.CELLS[model](units)
 
 
-def network(config: SimpleNamespace):
+def network(config: SimpleNamespace) -> tuple[Callable, Callable]:
     """`init(numbers, key)` and `module(numbers, params, key)`, which maps [B, T, D] to logits [B, 10]."""
     steps, features = SHAPES[config.order]
 
@@ -184,7 +194,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     }
 
 
-def _draw_wrong(axes, pixels: Array, answers: np.ndarray) -> None:
+def _draw_wrong(axes: "Axes", pixels: Array, answers: np.ndarray) -> None:
     """The first digits that were answered wrongly, six a row, with the answers."""
     sheet = np.zeros((6 * 28, 6 * 28), np.uint8)
     for i, (image, answer) in enumerate(zip(np.asarray(pixels).reshape(-1, 28, 28), answers, strict=True)):
@@ -192,7 +202,7 @@ def _draw_wrong(axes, pixels: Array, answers: np.ndarray) -> None:
         sheet[row : row + 28, column : column + 28] = image
         axes.text(column + 1, row + 1, str(answer), color="red", fontsize=7, va="top")
     axes.imshow(sheet, cmap="gray_r")
-    axes.set(xticks=[], yticks=[], title="Wrong answers (red)")
+    axes.set(xticks=[], yticks=[], xlabel="the first wrong answers (red)")
 
 
 def report(runs: list[Run]) -> list[Section]:
