@@ -117,7 +117,9 @@ def test_networks_get_standard_variables_and_the_nearest_neighbour_the_series_th
 @pytest.mark.parametrize("model", ["dtw", "bilstm"])
 def test_series(model, tmp_path, monkeypatch):
     monkeypatch.setattr(series, "SHARES", (0.5, 1.0))
-    finished = run("series", tmp_path / "run", f"--model={model}", "--units=3", "--batch_size=8", "--dropout=0.1")
+    finished = run(
+        "series", tmp_path / "run", f"--model={model}", "--units=3", "--batch_size=8", "--dropout=0.1", "--read=last"
+    )
     result = finished.result()
     answers = np.load(finished.directory / "answers.npz")
     right = answers["logits"].argmax(1) == answers["labels"]
