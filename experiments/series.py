@@ -28,10 +28,10 @@ Measured, accuracy on the official test part; lstm: mean and 95 % interval of th
     JapaneseVowels       0.916    0.949        - / 0.949     0.929 ± 0.033
     BasicMotions         0.600    0.975        - / 0.975     0.808 ± 0.190
 
-So 1-NN gives what the archives publish, and a plain LSTM on 32 to 216 series is nowhere clearly better than the better of
-the two: it learns the training part by heart (a loss under 0.005). At the params of the lowest validation loss, of those
-at --evaluate_every=50, it has 0.833, 0.883, 0.936, 0.935 and 0.858, in the order of the table. The three seeds of a
-problem are lanes of one program: 14 to 170 s of training, on a busy machine.
+So 1-NN gives what the archives publish, and a plain LSTM on 32 to 216 series is nowhere clearly better than the better
+of the two: it learns the training part by heart (a loss under 0.005). At the params of the lowest validation loss, of
+those at --evaluate_every=50, it has 0.833, 0.883, 0.936, 0.935 and 0.858, in the order of the table. The three seeds of
+a problem are lanes of one program: 14 to 170 s of training, on a busy machine.
 """
 
 import io
