@@ -279,6 +279,12 @@ def dense(x: Array, w: Array, b: Array | None = None) -> Array:
     return z if b is None else z + like(b.astype(z.dtype), z)
 
 
+def dense_rows(tokens: Array, w: Array, b: Array) -> Array:
+    """`one_hot(tokens) @ w + b` without the product: rows of `w [V, G]`, and 0 for a token outside of range(V)."""
+    rows = w.at[tokens].get(mode="fill", fill_value=0, wrap_negative_indices=False).astype(carry_dtype(w.dtype))
+    return rows + like(b.astype(rows.dtype), rows)
+
+
 def gated_step(gated: Gated, weights: tuple[Array, ...], carry: Carry, z: Tree) -> Carry:
     """One step of the transition that a `Gated` hint describes, from the value of its weights."""
     us = ()

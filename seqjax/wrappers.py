@@ -20,10 +20,12 @@ from seqjax.core import (
     around,
     carry_dtype,
     dense,
+    dense_rows,
     features,
     inner,
     is_complex,
     is_const,
+    is_dense,
     like,
     multiply,
     out_features,
@@ -40,6 +42,7 @@ __all__ = [
     "residual",
     "with_embedding",
     "with_head",
+    "with_one_hot",
 ]
 
 
@@ -371,21 +374,17 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
       >>> params["embedding"].shape, seqjax.unroll(cell, params, None, tokens)[1].shape
       ((5, 3), (2, 2, 8))
     """
+    below = inside(cell)
     if cell.layers:
-        first = with_embedding(cell.layers[0], vocabulary, features, scale=scale)
-        below = stack(first, *cell.layers[1:])
-    else:
-        first = below = inside(cell)
-
-    def table(key, dtype):
-        return scale * features**-0.5 * jax.random.normal(key, (vocabulary, features), dtype)
+        below = stack(with_embedding(cell.layers[0], vocabulary, features, scale=scale), *cell.layers[1:])
 
     def init(key, in_features):
         if in_features != 0:
             raise ValueError(f"with_embedding reads tokens, so init takes in_features = 0, got {in_features}")
         k_cell, k_table = jax.random.split(key)
         p = cell.init(k_cell, features)
-        embedding = table(k_table, jax.tree.leaves(p)[0].dtype)
+        dtype = jax.tree.leaves(p)[0].dtype
+        embedding = scale * features**-0.5 * jax.random.normal(k_table, (vocabulary, features), dtype)
         if cell.layers:
             return ({"cell": p[0], "embedding": embedding}, *p[1:])
         return {"cell": p, "embedding": embedding}
@@ -400,3 +399,51 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
         return below.project(params, with_features(x, jnp.take(params["embedding"], tokens, axis=0)))
 
     return below._replace(init=init, project=project)
+
+
+def with_one_hot(cell: Cell, size: int) -> Cell:
+    """Read tokens, int [B], as one-hot vectors of `size` features V, which are never made where the cell lets it be.
+
+        one_hot(token) @ w_x + b = w_x[token] + b
+
+    Of a cell that leaves its input product undone (`core.Dense`), as the gated cells do, each step takes a row of w_x
+    [V, G]. A cell that multiplies by itself, such as the linear ones, gets the vectors. Params are those of the cell
+    with V features; `init` takes 0, which stands for tokens. A token outside of range(V) is a vector of zeros.
+
+    Args:
+      cell: any cell that reads features, also a stack.
+      size: number of tokens V.
+
+    Raises:
+      ValueError: in `init`, for other than 0 features.
+      TypeError: for inputs that are no integers.
+
+    Example:
+      >>> cell, tokens = seqjax.cells.gru(8), jnp.array([[0, 4], [1, 1]])  # [T, B]
+      >>> params = cell.init(jax.random.key(0), 5)
+      >>> _, ys = seqjax.unroll(seqjax.wrappers.with_one_hot(cell, 5), params, None, tokens)
+      >>> bool(jnp.allclose(ys, seqjax.unroll(cell, params, None, jax.nn.one_hot(tokens, 5))[1], atol=1e-6))
+      True
+    """
+    if cell.layers:
+        return stack(with_one_hot(cell.layers[0], size), *cell.layers[1:])
+
+    def init(key, in_features):
+        if in_features != 0:
+            raise ValueError(f"with_one_hot reads tokens, so init takes in_features = 0, got {in_features}")
+        return cell.init(key, size)
+
+    def project(params, x):
+        tokens = features(x)
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise TypeError(f"with_one_hot reads integer tokens, got {tokens.dtype}")
+        # Compiled, the vectors are dead code where every use of them is a product that becomes rows.
+        vectors = jax.nn.one_hot(tokens, size, dtype=jax.tree.leaves(params)[0].dtype)
+
+        def look_up(leaf):
+            undone = is_dense(leaf) and leaf.x is vectors
+            return dense_rows(tokens, leaf.w.value, leaf.b.value) if undone else leaf
+
+        return jax.tree.map(look_up, cell.project(params, with_features(x, vectors)), is_leaf=is_dense)
+
+    return cell._replace(init=init, project=project)

@@ -275,6 +275,7 @@ MODELS = {
     "head": Model(wrappers.with_head(cells.lstm(H), 2, jnp.tanh)),
     "head_stack": Model(wrappers.with_head(deep(), 2)),
     "embedding": Model(wrappers.with_embedding(cells.gru(H), TOKENS, D), 0, tokens),
+    "one_hot": Model(wrappers.with_one_hot(cells.lstm(H), TOKENS), 0, tokens),
     "language_model": Model(
         wrappers.with_head(wrappers.with_embedding(deep(), TOKENS, D), TOKENS),
         0,

@@ -57,11 +57,15 @@ def test_the_last_digits_are_held_out(tmp_path):
 
 IMAGES, LABELS = mnist.FILES["train"]
 DAMAGED = {
-    "truncated gzip": (IMAGES, gzip.compress(idx(pixels(5)))[:-12], r"train-images-idx3-ubyte.gz: damaged: EOFError"),
+    "truncated gzip": (
+        IMAGES,
+        gzip.compress(idx(pixels(5)))[:-12],
+        r"idx3-ubyte.gz: damaged: EOFError: Compressed",
+    ),
     "gzip with other bits": (
         IMAGES,
         gzip.compress(idx(pixels(5)))[:-8] + bytes(8),
-        r"train-images-idx3-ubyte.gz: damaged: BadGzipFile: CRC",
+        r"train-images-idx3-ubyte.gz: damaged: BadGzipFile: CRC check failed",
     ),
     "web page": (IMAGES, b"<html>", r"images-idx3-ubyte.gz: starts with 3c68746d, expected 00000803"),
     "nothing": (LABELS, b"", r"labels-idx1-ubyte.gz: starts with , expected 00000801: no idx file of 1 axes"),
@@ -92,10 +96,10 @@ def test_a_part_without_images_is_named(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder, expected the one of train-images-idx3"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such file or folder, expected train-images-idx3"):
         mnist.load(tmp_path / "nowhere")
     (official(tmp_path) / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no t10k-labels-idx1-ubyte.gz or .* in it, found t10k-images"):
+    with pytest.raises(FileNotFoundError, match=r"no t10k-labels-idx1-ubyte.gz or t10k-labels-idx1-ubyte in it"):
         mnist.load(tmp_path)
 
 

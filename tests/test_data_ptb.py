@@ -83,19 +83,19 @@ def test_every_form_of_the_files_holds_the_same_texts(tmp_path):
 
 
 def test_faults_are_named_with_their_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing: no such file or folder, expected simple-examples.tgz"):
+    with pytest.raises(FileNotFoundError, match=r"nothing: no such file or folder, expected ptb.train.txt or "):
         ptb.load(tmp_path / "nothing")
     (tmp_path / "other.txt").write_text("other")
     with pytest.raises(
-        FileNotFoundError, match=r"no ptb.train.txt \(or .gz\) and no simple-examples.tgz in it, found other"
+        FileNotFoundError, match=r"no ptb.train.txt or ptb.train.txt.gz or simple-examples.tgz in it, found other"
     ):
         ptb.load(tmp_path)
     folder = write(tmp_path / "ptb", ".gz")
     file = folder / "ptb.valid.txt.gz"
     whole = file.read_bytes()
-    for damaged in (whole[:-9], b"no gzip", whole[:30] + b"\0\0\0\0" + whole[34:]):
+    for damaged in (whole[:-9], whole[:30] + b"\0\0\0\0" + whole[34:]):
         file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"ptb.valid.txt.gz: damaged or no gzip file"):
+        with pytest.raises(ValueError, match=r"ptb.valid.txt.gz: damaged: "):
             ptb.load(tmp_path)
     file.write_bytes(gzip.compress(b"caf\xe9"))
     with pytest.raises(ValueError, match=r"ptb.valid.txt.gz is not UTF-8: .* at offset 3"):
@@ -104,13 +104,13 @@ def test_faults_are_named_with_their_file(tmp_path):
     with pytest.raises(ValueError, match=r"ptb.valid.txt.gz is empty"):
         ptb.load(tmp_path)
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"ptb.valid.txt \(or .gz\) is missing beside ptb.train.txt.gz"):
+    with pytest.raises(FileNotFoundError, match=r"no ptb.valid.txt or ptb.valid.txt.gz in it, found ptb.test"):
         ptb.load(tmp_path)
     broken = archive(tmp_path / "simple-examples.tgz", names=("ptb.train.txt", "ptb.test.txt"))
     with pytest.raises(ValueError, match=r"simple-examples.tgz: no ptb.valid.txt in it"):
         ptb.load(broken)
     broken.write_bytes(broken.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"simple-examples.tgz: damaged or no tar archive"):
+    with pytest.raises(ValueError, match=r"simple-examples.tgz: damaged or no archive"):
         ptb.load(broken)
 
 

@@ -150,7 +150,7 @@ def test_other_damaged_files_are_named(tmp_path):
         with pytest.raises(ValueError, match=message):
             ucr.load(tmp_path, "ECG")
     (tmp_path / "ECG_TRAIN.txt").write_bytes(b"1 2 \xff")
-    with pytest.raises(ValueError, match=r"ECG_TRAIN.txt: not UTF-8: invalid start byte at offset 4"):
+    with pytest.raises(ValueError, match=r"ECG_TRAIN.txt is not UTF-8: invalid start byte at offset 4"):
         ucr.load(tmp_path, "ECG")
     (tmp_path / "Vowels.zip").write_bytes(b"<html>")
     with pytest.raises(ValueError, match=r"Vowels.zip: damaged or no archive: ReadError"):
@@ -161,11 +161,7 @@ def test_other_damaged_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"ucr_uea_ts.tar.gz: damaged or no archive"):
         ucr.load(tmp_path, "Vowels")
     (tmp_path / "ucr_uea_ts.tar.gz").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no Vowels_TRAIN.ts or Vowels_TRAIN.txt or .* in it, found ECG_TEST"):
-        ucr.load(tmp_path, "Vowels")
-    with zipfile.ZipFile(tmp_path / "Vowels.zip", "w") as packed:
-        packed.writestr("Vowels_TEST.ts", TS)
-    with pytest.raises(FileNotFoundError, match=r"Vowels.zip: no Vowels_TRAIN.ts or Vowels_TRAIN.txt or .* in it"):
+    with pytest.raises(FileNotFoundError, match=r"no Vowels_TRAIN.ts or .txt or .tsv in .*, nor in ucr"):
         ucr.load(tmp_path, "Vowels")
 
 

@@ -93,6 +93,7 @@ def test_compositions_of_wrappers_keep_hints_and_methods(cell, dresses, seed):
         lambda cell: regularizers.input_dropout(cell, 0.5)[0],
         lambda cell: wrappers.with_head(cell, 2),
         lambda cell: wrappers.with_embedding(cell, 9, 3),
+        lambda cell: wrappers.with_one_hot(cell, 9),
     ],
 )
 def test_wrappers_keep_the_fast_paths(wrap):

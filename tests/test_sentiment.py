@@ -8,9 +8,10 @@ from flax import nnx
 from test_experiments import drawn, refused, run
 
 from experiments import base, sentiment
-from seqjax import cells
+from seqjax import cells, unroll
 from seqjax.data import reviews, vectorize
 from seqjax.models import BagClassifier, SequenceClassifier
+from seqjax.models.classifier import pool
 
 TOKENS = jnp.array([[2, 4, 0], [3, 0, 0]], jnp.int32)
 
@@ -21,6 +22,12 @@ def quick_compiler():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def no_reviews_of_another_test():
+    for cached in (sentiment._reviews, sentiment._vectorizer):
+        cached.cache_clear()
 
 
 def test_a_bag_classifier_is_a_dense_net_on_the_whole_bag():
@@ -38,9 +45,13 @@ def test_a_bag_classifier_is_a_dense_net_on_the_whole_bag():
     assert not np.allclose(model(TOKENS, weights), expected)
 
 
-@pytest.mark.parametrize("backward", [None, cells.gru(3)])
-def test_a_sequence_classifier_does_not_read_padding(backward):
-    model = SequenceClassifier(cells.lstm(4), 6, 5, backward=backward, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(
+    ("features", "backward", "pooled"),
+    [(5, None, False), (5, cells.gru(3), True), (0, cells.gru(3), False)],
+    ids=["one direction", "pooled", "one-hot"],
+)
+def test_a_sequence_classifier_does_not_read_padding(features, backward, pooled):
+    model = SequenceClassifier(cells.lstm(4), 6, features, backward=backward, pooled=pooled, rngs=nnx.Rngs(0))
     model.eval()
     lengths = jnp.array([2, 1], jnp.int32)
     logits = model(TOKENS, lengths)
@@ -48,6 +59,39 @@ def test_a_sequence_classifier_does_not_read_padding(backward):
     np.testing.assert_allclose(logits, model(TOKENS.at[1, 1:].set(5), lengths), rtol=1e-6)
     np.testing.assert_allclose(logits[1], model(TOKENS[1:, :1])[0], rtol=1e-5)
     assert not np.allclose(model(TOKENS), logits)
+
+
+def test_without_features_the_tokens_are_one_hot_vectors():
+    model = SequenceClassifier(cells.lstm(4), 6, 0, rngs=nnx.Rngs(0))
+    model.eval()
+    assert model.embedding is None
+    vectors = jax.nn.one_hot(TOKENS.T, 6)
+    _, ys = unroll(cells.lstm(4), model.rnn.weights, None, vectors)
+    np.testing.assert_allclose(model(TOKENS), model.head(ys[-1])[:, 0], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"vectors have shape \(6, 2\), expected \(6, 0\)"):
+        SequenceClassifier(cells.lstm(4), 6, 0, vectors=jnp.zeros((6, 2)), rngs=nnx.Rngs(0))
+
+
+def test_pooling_takes_the_largest_and_the_mean_of_the_real_steps():
+    ys = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32) - 3  # a padding of 0 would be the largest
+    lengths = jnp.array([2, 5], jnp.int32)
+    expected = [[*row[:n].max(0), *row[:n].mean(0)] for row, n in zip(ys, (2, 5), strict=True)]
+    np.testing.assert_allclose(pool(jnp.asarray(ys), lengths), expected, rtol=1e-6)
+    grads = jax.grad(lambda ys: pool(ys, lengths).sum())(jnp.asarray(ys))
+    assert np.isfinite(grads).all()
+    assert not grads[0, 2:].any()
+
+
+def test_word_dropout_blanks_words_in_training_alone():
+    model = SequenceClassifier(cells.rnn(3), 50, 4, word_dropout=0.5, dropout=0.0, rngs=nnx.Rngs(0))
+    texts = jnp.full((200, 1), 7, jnp.int32)
+    logits = model(texts)
+    model.eval()
+    said, blank = model(texts[:1])[0], model(jnp.zeros((1, 1), jnp.int32))[0]
+    blanked, kept = np.isclose(logits, blank, atol=1e-6), np.isclose(logits, said, atol=1e-6)
+    assert (blanked ^ kept).all()
+    assert 70 < blanked.sum() < 130
+    assert not np.isclose(said, blank, atol=1e-3)
 
 
 def test_pretrained_vectors_are_where_the_embedding_starts():
@@ -68,7 +112,7 @@ SMALL = ("--batch_size=8", "--units=2", "--features=3", "--length=12", "--tokens
 @pytest.mark.parametrize("model", sentiment.MODELS)
 def test_sentiment(model, tmp_path, monkeypatch):
     monkeypatch.setattr(sentiment, "BAG_BORDERS", (4, 20))
-    monkeypatch.setattr(sentiment, "BORDERS", (6,))
+    monkeypatch.setattr(sentiment, "BORDERS", (6,) if model == "masked" else ())
     small = {"train": reviews.generated(90), "test": reviews.generated(40, seed=1)}
     monkeypatch.setattr(sentiment.reviews, "generated", lambda count, seed=0: small["test" if seed else "train"])
     finished = run("sentiment", tmp_path / "run", f"--model={model}", *SMALL)
@@ -78,8 +122,8 @@ def test_sentiment(model, tmp_path, monkeypatch):
     assert (finished.figures / "answers.png").stat().st_size > 10_000
     worst = (finished.directory / "most_wrong.txt").read_text()
     assert worst.count(" stars, said 0.") == 20
-    result = finished.result()
-    assert 0 <= result["test_accuracy"] <= 1
+    result, logits = finished.result(), np.load(finished.directory / "test_logits.npy")
+    assert result["test_accuracy"] == np.mean((logits > 0) == (small["test"].labels == 1))
     assert result["validation_loss"] == min(r["loss"] for r in finished.records() if r["split"] == "validation")
     assert [section.title for section in drawn(sentiment, [finished])] == ["Reviews"]
 

@@ -1,6 +1,7 @@
 """Masks, resets, residuals, heads: identities, and what is refused."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +113,59 @@ def test_embedding_refuses_features():
         unroll(cell, cell.init(KEY, 0), None, jnp.ones((5, 2, D)))
     with pytest.raises(ValueError, match="in_features = 0, got 3"):
         cell.init(KEY, D)
+
+
+ONE_HOT = {
+    "stack": cells.stack(cells.projected_lstm(H, 2), cells.gru(H)),
+    "no Dense": cells.min_gru(H),
+    "an inner wrapper that reads the features": wrappers.residual(cells.gru(TOKENS)),
+}
+
+
+@pytest.mark.parametrize("cell", ONE_HOT.values(), ids=ONE_HOT)
+def test_one_hot_tokens_are_real_one_hot_vectors(x64, cell):
+    wrapped = wrappers.with_one_hot(cell, TOKENS)
+    params = wrapped.init(KEY, 0)
+    close(params, cell.init(KEY, TOKENS))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64) + 0.1, params)
+    tokens = jnp.array([[0, 4], [1, -1], [4, 5], [3, 3]], jnp.int32)  # -1 and 5 are no tokens
+    vectors = jax.nn.one_hot(tokens, TOKENS, dtype=jnp.float64)
+
+    def loss(cell, xs):
+        def squares(params):
+            return jnp.square(unroll(cell, params, None, xs, method="scan")[1]).sum()
+
+        return jax.value_and_grad(squares)(params)
+
+    found, expected = compiled(lambda: (loss(wrapped, tokens), loss(cell, vectors)))()
+    close(found, expected)
+
+
+def test_one_hot_vectors_of_a_gated_cell_are_never_made():
+    size, steps = 50_000, 20
+    cell = wrappers.with_one_hot(cells.lstm(H), size)
+    params, tokens = jax.eval_shape(lambda: cell.init(KEY, 0)), jax.ShapeDtypeStruct((steps, 8), jnp.int32)
+    run = jax.jit(lambda params, tokens: unroll(cell, params, None, tokens, method="scan")[1])
+    needed: Any = run.lower(params, tokens).compile().memory_analysis()
+    assert needed.temp_size_in_bytes < size * steps  # the vectors are 32 times that
+
+
+def test_one_hot_keeps_the_bias_of_bfloat16_weights():
+    cell = wrappers.with_one_hot(cells.lstm(H, dtype=jnp.bfloat16), TOKENS)
+    params = cell.init(KEY, 0)
+    params["b"] += 1
+    z = cell.project(params, jnp.array([2], jnp.int32))
+    assert z.dtype == jnp.float32
+    np.testing.assert_array_equal(z[0], params["w_x"][2].astype(jnp.float32) + params["b"].astype(jnp.float32))
+
+
+def test_one_hot_refuses_features():
+    cell = wrappers.with_one_hot(cells.gru(H), TOKENS)
+    with pytest.raises(TypeError, match="with_one_hot reads integer tokens, got float32"):
+        unroll(cell, cell.init(KEY, 0), None, jnp.ones((5, 2, D)))
+    for wrapped in (cell, wrappers.with_one_hot(cells.stack(cells.gru(H), cells.gru(H)), TOKENS)):
+        with pytest.raises(ValueError, match="with_one_hot reads tokens, so init takes in_features = 0, got 3"):
+            wrapped.init(KEY, D)
 
 
 @pytest.mark.parametrize("cell", [cells.gru(D), cells.stack(cells.gru(D), cells.lstm(D))])

@@ -55,12 +55,12 @@ def load(path: str | os.PathLike[str]) -> dict[str, Digits]:
       ValueError: as in `load_files`.
     """
     path = Path(path).expanduser()
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such folder, expected the one of {FILES['train'][0]}.gz")
-    found = {
-        part: [files.find(path, (f"{name}.gz", name), _FOLDERS) for name in names] for part, names in FILES.items()
-    }
-    return {part: load_files(*names) for part, names in found.items()}
+
+    def find(name: str) -> Path:
+        return files.find(path, (f"{name}.gz", name), _FOLDERS)
+
+    found = {part: (find(images), find(labels)) for part, (images, labels) in FILES.items()}
+    return {part: load_files(*pair) for part, pair in found.items()}
 
 
 def load_files(images: Path, labels: Path) -> Digits:

@@ -10,7 +10,6 @@ parts = music.load("DIR", "jsb")    # {"train": 229 rolls, "validation": 76, "te
 A roll says which keys of a piano sound at each step. It does not say whether a note is struck again or held.
 """
 
-import gzip
 import io
 import json
 import os
@@ -20,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import scipy.io
+
+from seqjax.data import files
 
 __all__ = ["FILES", "KEYS", "LOWEST", "Parts", "chords", "generated", "load", "read", "roll"]
 
@@ -57,17 +58,7 @@ def load(path: str | os.PathLike[str], name: str = "jsb") -> Parts:
     """
     if name not in FILES:
         raise ValueError(f"no data set {name!r}, expected one of {', '.join(FILES)}")
-    path = Path(path).expanduser()
-    if path.is_file():
-        return read(path)
-    candidates = [folder / file for folder in (path, path / "music") for file in (FILES[name], f"{FILES[name]}.gz")]
-    for candidate in candidates:
-        if candidate.is_file():
-            return read(candidate)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder, expected {FILES[name]}")
-    found = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
-    raise FileNotFoundError(f"{path}: no {FILES[name]} in it, found {found}")
+    return read(files.find(Path(path).expanduser(), (FILES[name], f"{FILES[name]}.gz"), ("music",)))
 
 
 def read(file: str | os.PathLike[str]) -> Parts:
@@ -82,10 +73,8 @@ def read(file: str | os.PathLike[str]) -> Parts:
         another number of keys, a value that is not 0 or 1, a pitch that no piano has (names file and sequence).
     """
     file = Path(file)
-    content = file.read_bytes()
+    content = files.read(file)
     try:
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
         if content.startswith(b"MATLAB"):
             suffix, to_roll = "data", np.asarray
             found = {key: cell.ravel() for key, cell in scipy.io.loadmat(io.BytesIO(content)).items() if key[0] != "_"}

@@ -7,13 +7,12 @@
 Lower case, numbers as `N`, no punctuation, one sentence a line, 10,000 words, the others as `<unk>`.
 """
 
-import gzip
 import os
-import tarfile
-import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+
+from seqjax.data import files
 
 __all__ = ["MD5", "generated", "load"]
 
@@ -39,19 +38,9 @@ def load(path: str | os.PathLike[str]) -> dict[str, str]:
       FileNotFoundError: nothing of this kind there (says what is).
       ValueError: a damaged archive or file, a text that is not UTF-8, is empty, or is missing in the archive.
     """
-    path = Path(path).expanduser()
-    if path.is_file():
-        contents = _unpack(path)
-    elif path.is_dir():
-        contents = _read(path)
-    else:
-        raise FileNotFoundError(f"{path}: no such file or folder, expected {ARCHIVE} or a folder with {FILES['train']}")
     texts = {}
-    for part, (file, content) in contents.items():
-        try:
-            texts[part] = content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not UTF-8: {error.reason} at offset {error.start}") from None
+    for part, (file, content) in _contents(Path(path).expanduser()).items():
+        texts[part] = files.decode(content, file)
         if not texts[part].strip():
             raise ValueError(f"{file} is empty")
     return texts
@@ -81,47 +70,19 @@ def generated(lines: int = 400, seed: int = 0) -> dict[str, str]:
     }
 
 
-def _read(folder: Path) -> dict[str, tuple[str, bytes]]:
-    """The names and contents of the three files of a folder, or of the archive in it."""
-    for place in (folder, folder / "ptb", folder / "data", folder / "simple-examples" / "data"):
-        files = {part: _either(place / name) for part, name in FILES.items()}
-        found = {part: file for part, file in files.items() if file is not None}
-        if found and len(found) < len(files):
-            missing = ", ".join(FILES[part] for part in FILES if part not in found)
-            raise FileNotFoundError(f"{place}: {missing} (or .gz) is missing beside {next(iter(found.values())).name}")
-        if found:
-            return {part: (str(file), _content(file)) for part, file in found.items()}
-        if (place / ARCHIVE).is_file():
-            return _unpack(place / ARCHIVE)
-    names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
-    raise FileNotFoundError(f"{folder}: no {FILES['train']} (or .gz) and no {ARCHIVE} in it, found {names}")
+def _contents(path: Path) -> dict[str, tuple[str, bytes]]:
+    """Name and content of the file of each part."""
 
+    def either(name: str) -> tuple[str, str]:
+        return name, f"{name}.gz"
 
-def _either(file: Path) -> Path | None:
-    return next((f for f in (file, file.with_name(f"{file.name}.gz")) if f.is_file()), None)
-
-
-def _content(file: Path) -> bytes:
-    if file.suffix != ".gz":
-        return file.read_bytes()
-    try:
-        return gzip.decompress(file.read_bytes())
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{file}: damaged or no gzip file: {type(error).__name__}: {error}") from error
-
-
-def _unpack(archive: Path) -> dict[str, tuple[str, bytes]]:
-    parts = {name: part for part, name in FILES.items()}
-    found: dict[str, tuple[str, bytes]] = {}
-    try:
-        with tarfile.open(archive, "r|*") as tar:
-            for member in tar:
-                part = parts.get(PurePosixPath(member.name).name)
-                content = tar.extractfile(member) if part else None
-                if part and content:
-                    found[part] = f"{archive}: {member.name}", content.read()
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{archive}: damaged or no tar archive: {type(error).__name__}: {error}") from error
-    if missing := [FILES[part] for part in FILES if part not in found]:
-        raise ValueError(f"{archive}: no {', '.join(missing)} in it")
-    return {part: found[part] for part in FILES}
+    found = files.find(path, (*either(FILES["train"]), ARCHIVE), ("ptb", "data", "simple-examples/data"))
+    if found.name in either(FILES["train"]):
+        places = {part: files.find(found.parent, either(name)) for part, name in FILES.items()}
+        return {part: (str(place), files.read(place)) for part, place in places.items()}
+    inside = {}
+    for name, content in files.members(found, lambda name: PurePosixPath(name).name in FILES.values()):
+        inside[PurePosixPath(name).name] = f"{found}: {name}", content
+    if missing := [name for name in FILES.values() if name not in inside]:
+        raise ValueError(f"{found}: no {', '.join(missing)} in it")
+    return {part: inside[name] for part, name in FILES.items()}

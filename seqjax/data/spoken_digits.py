@@ -4,19 +4,18 @@ recordings = spoken_digits.load("recordings")
 parts = spoken_digits.by_speaker(recordings, test="theo")
 """
 
-import gzip
 import hashlib
 import io
 import os
 import re
-import tarfile
 import wave
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
+
+from seqjax.data import files
 
 __all__ = ["RATE", "Recordings", "by_index", "by_speaker", "digest", "generated", "load", "read_wav"]
 
@@ -59,9 +58,8 @@ def load(path: str | os.PathLike[str]) -> Recordings:
       ValueError: a damaged archive, a name that is not DIGIT_SPEAKER_INDEX.wav, a wav file that is damaged, cut off,
         empty or not mono, 8 kHz, 16 bit, or no recordings at all (names the file).
     """
-    path = _find(Path(path).expanduser())
     found = {}
-    for name, content in _files(path):
+    for name, content in _files(Path(path).expanduser()):
         parsed = _NAME.fullmatch(name)
         if not parsed:
             raise ValueError(f"{path}: {name}, expected names DIGIT_SPEAKER_INDEX.wav")
@@ -78,7 +76,7 @@ def digest(path: str | os.PathLike[str]) -> str:
     Args:
       path: as in `load`, with its errors.
     """
-    lines = sorted((name, hashlib.sha256(content).hexdigest()) for name, content in _files(_find(Path(path))))
+    lines = sorted((name, hashlib.sha256(content).hexdigest()) for name, content in _files(Path(path).expanduser()))
     return hashlib.sha256("".join(f"{sha}  {name}\n" for name, sha in lines).encode()).hexdigest()
 
 
@@ -183,38 +181,11 @@ def _recordings(found: dict[tuple[int, str, int], np.ndarray]) -> Recordings:
     return Recordings(samples, np.array(digits, np.int32), speakers, np.array(indices, np.int32))
 
 
-def _find(path: Path) -> Path:
-    """The archive, or the folder with the wav files in it."""
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"{path}: no such file or folder, expected free-spoken-digit-dataset-*.tar.gz or recordings"
-        )
-    for folder in (path, path / "fsdd", *sorted(path.glob("free-spoken-digit-dataset*"))):
-        for recordings in (folder, folder / "recordings"):
-            if any(recordings.glob("*.wav")):
-                return recordings
-        for archive in (
-            *sorted(folder.glob("free-spoken-digit-dataset*.tar.gz")),
-            *sorted(folder.glob("fsdd*.tar.gz")),
-        ):
-            return archive
-    names = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
-    raise FileNotFoundError(f"{path}: no free-spoken-digit-dataset-*.tar.gz and no folder recordings, found {names}")
-
-
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of all wav files."""
-    if path.is_dir():
-        for file in sorted(path.glob("*.wav")):
-            yield file.name, file.read_bytes()
-        return
-    try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                if member.isfile() and member.name.endswith(".wav"):
-                    content = archive.extractfile(member)
-                    yield PurePosixPath(member.name).name, b"" if content is None else content.read()
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: damaged or no tar archive: {type(error).__name__}: {error}") from error
+    """Names, without their folders, and contents of all wav files."""
+    folders = "*.wav", "recordings/*.wav"
+    archives = "free-spoken-digit-dataset*.tar.gz", "fsdd*.tar.gz"
+    found = files.find(path, (*folders, *archives, "free-spoken-digit-dataset*/recordings/*.wav"), ("fsdd",))
+    place = found.parent if found.suffix == ".wav" else found
+    for name, content in files.members(place, lambda name: name.endswith(".wav")):
+        yield PurePosixPath(name).name, content

@@ -6,7 +6,7 @@ train, validation = ucr.split(parts["train"])
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from seqjax.data import files
 
 __all__ = ["Series", "generated", "load", "normalize", "pack", "parse", "split"]
 
+_FOLDERS = (".", "ucr", "ucr_uea", "ucr/ucr_uea")
 _ARCHIVES = ("Univariate_ts.zip", "Multivariate_ts.zip", "ucr_uea_ts.tar.gz")
 _SUFFIXES = (".ts", ".txt", ".tsv")
 
@@ -52,7 +53,7 @@ def load(path: str | os.PathLike[str], name: str) -> dict[str, Series]:
       name: of the problem, "GunPoint".
 
     Raises:
-      FileNotFoundError: no such files (says what is there).
+      FileNotFoundError: no such files (says where it looked).
       ValueError: a damaged archive, or a file that breaks the format (names the file and the line).
     """
     path = Path(path).expanduser()
@@ -149,10 +150,7 @@ def parse(source: str, content: bytes) -> list[tuple[np.ndarray, str]]:
     Raises:
       ValueError: what breaks the format (names the source and the line).
     """
-    try:
-        lines = content.decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source}: not UTF-8: {error.reason} at offset {error.start}") from None
+    lines = files.decode(content, source).splitlines()
     rows = list(_ts(source, lines) if source.endswith(".ts") else _columns(source, lines))
     if not rows:
         raise ValueError(f"{source}: no series in it")
@@ -232,18 +230,28 @@ def _filled(source: str, number: int, values: np.ndarray) -> np.ndarray:
 
 
 def _read(path: Path, stem: str) -> tuple[str, bytes]:
-    """Name and content of the file STEM.ts, .txt or .tsv, the first of these that there is."""
-    name = stem.rpartition("_")[0]
-    loose = [f"{stem}{suffix}" for suffix in _SUFFIXES]
-    folders = [f"{inner}{own}" for inner in ("", "ucr/", "ucr_uea/", "ucr/ucr_uea/") for own in ("", name)]
-    file = files.find(path, (*loose, f"{name}.zip", *_ARCHIVES), [folder for folder in folders if folder])
-    if file.name in loose:
-        return str(file), file.read_bytes()
-    found = {
-        PurePosixPath(member).name: (f"{file}: {member}", content)
-        for member, content in files.members(file, lambda member: PurePosixPath(member).name in loose)
-    }
-    for one in loose:
-        if one in found:
-            return found[one]
-    raise FileNotFoundError(f"{file}: no {' or '.join(loose)} in it")
+    """Name and content of the first file STEM.ts, .txt or .tsv that is found."""
+    if path.is_file():
+        candidates = [path]
+    else:
+        name = stem.rpartition("_")[0]
+        folders = [path / inner / own for inner in _FOLDERS for own in ("", name)]
+        series = [folder / f"{stem}{suffix}" for folder in folders for suffix in _SUFFIXES]
+        archives = [folder / archive for folder in folders for archive in (f"{name}.zip", *_ARCHIVES)]
+        candidates = [file for file in (*series, *archives) if file.is_file()]
+    for candidate in candidates:
+        if candidate.suffix in _SUFFIXES and candidate.stem == stem:
+            return str(candidate), candidate.read_bytes()
+        found = _member(candidate, stem)
+        if found is not None:
+            return found
+    where = path if path.is_file() else f"{path}, nor in {', '.join(_FOLDERS[1:])} or an archive there"
+    raise FileNotFoundError(f"no {stem}{' or '.join(_SUFFIXES)} in {where}")
+
+
+def _member(archive: Path, stem: str) -> tuple[str, bytes] | None:
+    """The file of an archive with this name."""
+    found = {}
+    for name, content in files.members(archive, lambda name: Path(name).stem == stem and name.endswith(_SUFFIXES)):
+        found[Path(name).suffix] = f"{archive}: {name}", content
+    return next((found[suffix] for suffix in _SUFFIXES if suffix in found), None)

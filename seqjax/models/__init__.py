@@ -1,18 +1,21 @@
 """Flax NNX models over the cells."""
 
 from seqjax.models.classifier import BagClassifier, SequenceClassifier
+from seqjax.models.decoder import Decoder
 from seqjax.models.forecaster import ConvForecaster, DenseForecaster, RecurrentForecaster
 from seqjax.models.language import LanguageModel
 from seqjax.models.music import RollModel
 from seqjax.models.ngram import KneserNey
 from seqjax.models.series import ConvClassifier, DenseClassifier, SeriesClassifier
 from seqjax.models.speech import ConvWordClassifier, MomentsWordClassifier, RecurrentWordClassifier
+from seqjax.models.translator import Translator
 
 __all__ = [
     "BagClassifier",
     "ConvClassifier",
     "ConvForecaster",
     "ConvWordClassifier",
+    "Decoder",
     "DenseClassifier",
     "DenseForecaster",
     "KneserNey",
@@ -23,4 +26,5 @@ __all__ = [
     "RollModel",
     "SequenceClassifier",
     "SeriesClassifier",
+    "Translator",
 ]

@@ -13,6 +13,7 @@ from seqjax.core import Array, Cell
 from seqjax.initializers import glorot_uniform
 from seqjax.nnx import Dropout
 from seqjax.nnx.combine import layer
+from seqjax.wrappers import with_one_hot
 
 
 class BagClassifier(nnx.Module):
@@ -44,10 +45,10 @@ class BagClassifier(nnx.Module):
 
 
 class SequenceClassifier(nnx.Module):
-    """`Dense(1)(dropout(rnn(embedding(tokens))))`, with the last output of the recurrent network.
+    """`Dense(1)(dropout(rnn(embedding(tokens))))`, with the last output of the recurrent network or all of them pooled.
 
     Attributes:
-      embedding, rnn, dropout, head: the layers.
+      embedding, rnn, dropout, head: the layers; the embedding is None where the tokens are one-hot vectors.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class SequenceClassifier(nnx.Module):
         backward: Cell | None = None,
         vectors: Array | None = None,
         frozen: bool = False,
+        pooled: bool = False,
+        word_dropout: Any = 0.0,
         recurrent_dropout: Any = 0.0,
         dropout: Any = 0.5,
         rngs: nnx.Rngs,
@@ -68,10 +71,14 @@ class SequenceClassifier(nnx.Module):
         Args:
           cell: any cell, also a stack.
           size: tokens of the vocabulary V.
-          features: width E of the embedding.
+          features: width E of the embedding; 0 for none, the tokens are then one-hot vectors (`with_one_hot`).
           backward: a cell that reads the text from its end (`Bidirectional`), or None.
           vectors: float [V, E], pretrained word vectors that the embedding starts at.
           frozen: leave the embedding as it is.
+          pooled: take the largest and the mean output of each unit over all steps, in place of the last one (Howard &
+            Ruder 2018, arXiv 1801.06146, who keep that too).
+          word_dropout: rate of the words of a text that are left blank in training: they become token 0, the mask
+            (Iyyer et al. 2015, "Deep unordered composition rivals syntactic methods for text classification").
           recurrent_dropout: rate inside the recurrence, see `Recurrent`.
           dropout: rate of the dropout before the dense layer.
           rngs: streams "params" and "dropout".
@@ -79,24 +86,47 @@ class SequenceClassifier(nnx.Module):
         Raises:
           ValueError: vectors of another shape.
         """
-        self.embedding = nnx.Embed(size, features, embedding_init=nnx.initializers.uniform(0.1), rngs=rngs)
+        embedding = None
+        if features:
+            embedding = nnx.Embed(size, features, embedding_init=nnx.initializers.uniform(0.1), rngs=rngs)
         if vectors is not None:
-            if vectors.shape != (size, features):
+            if embedding is None or vectors.shape != (size, features):
                 raise ValueError(f"vectors have shape {vectors.shape}, expected {(size, features)}")
-            self.embedding.embedding[...] = jnp.asarray(vectors, self.embedding.embedding.dtype)
+            embedding.embedding[...] = jnp.asarray(vectors, embedding.embedding.dtype)
+        self.embedding = nnx.data(embedding)
         self.frozen = frozen
-        options: Any = {"recurrent_dropout": recurrent_dropout, "return_sequences": False, "rngs": rngs}
+        self.pooled = pooled
+        if not features:
+            cell, backward = with_one_hot(cell, size), backward and with_one_hot(backward, size)
+        options: Any = {"recurrent_dropout": recurrent_dropout, "return_sequences": pooled, "rngs": rngs}
         self.rnn = layer(cell if backward is None else (cell, backward), features, **options)
+        self.words = Dropout(word_dropout, rngs=rngs)
         self.dropout = Dropout(dropout, rngs=rngs)
-        self.head = nnx.Linear(self.rnn.out_features, 1, kernel_init=glorot_uniform(), rngs=rngs)
+        outputs = (1 + pooled) * self.rnn.out_features
+        self.head = nnx.Linear(outputs, 1, kernel_init=glorot_uniform(), rngs=rngs)
 
     def __call__(self, tokens: Array, lengths: Array | None = None) -> Array:
         """Tokens int [B, T] to logits [B].
 
         Args:
           tokens: the texts.
-          lengths: int [B], so that the padding is not read; None to read all T steps.
+          lengths: int [B], at least 1, so that the padding is not read; None to read all T steps.
         """
-        xs = self.embedding(tokens)
-        xs = jax.lax.stop_gradient(xs) if self.frozen else xs
-        return self.head(self.dropout(self.rnn(xs, seq_lengths=lengths)))[:, 0]
+        kept = self.words(jnp.ones(tokens.shape)) > 0
+        xs = jnp.where(kept, tokens, jnp.zeros_like(tokens))
+        if self.embedding is not None:
+            xs = self.embedding(xs)
+            xs = jax.lax.stop_gradient(xs) if self.frozen else xs
+        ys = self.rnn(xs, seq_lengths=lengths)
+        if self.pooled:
+            ys = pool(ys, jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32) if lengths is None else lengths)
+        return self.head(self.dropout(ys))[:, 0]
+
+
+def pool(ys: Array, lengths: Array) -> Array:
+    """Of ys [B, T, O] the maximum and the mean over the first `lengths` int [B] steps, side by side, [B, 2 O]."""
+    steps = jnp.arange(ys.shape[1], dtype=lengths.dtype)
+    real = (steps[None] < lengths[:, None])[..., None]
+    largest = jnp.where(real, ys, -jnp.inf).max(1)
+    mean = jnp.where(real, ys, 0).sum(1) / lengths[:, None].astype(ys.dtype)
+    return jnp.concatenate([largest, mean], axis=-1)

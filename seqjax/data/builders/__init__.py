@@ -12,6 +12,7 @@ a hash.
 from seqjax.data.builders.jena import JenaClimate, jena_climate
 from seqjax.data.builders.mnist import Mnist, mnist_digits
 from seqjax.data.builders.music import PianoRolls, piano_rolls
+from seqjax.data.builders.pairs import FrenchEnglish, french_english
 from seqjax.data.builders.ptb import PennTreebank, penn_treebank
 from seqjax.data.builders.reviews import ImdbReviews, imdb_reviews
 from seqjax.data.builders.shakespeare import TinyShakespeare, tiny_shakespeare
@@ -20,6 +21,7 @@ from seqjax.data.builders.ucr import Ucr, ucr_series
 
 __all__ = [
     "FreeSpokenDigits",
+    "FrenchEnglish",
     "ImdbReviews",
     "JenaClimate",
     "Mnist",
@@ -28,6 +30,7 @@ __all__ = [
     "TinyShakespeare",
     "Ucr",
     "free_spoken_digits",
+    "french_english",
     "imdb_reviews",
     "jena_climate",
     "mnist_digits",

@@ -1,0 +1,266 @@
+"""Pairs of sentences in two languages (Tatoeba project, as manythings.org/anki publishes them).
+
+found = pairs.load("fra-eng.zip")                              # English, French
+parts = pairs.split(found, validation=1000, test=2000)
+french = pairs.vocabulary(parts["train"].target, minimum=3)
+rows = [french.encode(text) for text in parts["train"].target]
+"""
+
+import json
+import os
+import re
+import unicodedata
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = [
+    "PADDING",
+    "START",
+    "STOP",
+    "UNKNOWN",
+    "Pairs",
+    "Vocabulary",
+    "generated",
+    "join",
+    "load",
+    "normalize",
+    "parse",
+    "read",
+    "split",
+    "tokens",
+    "vocabulary",
+]
+
+PADDING, UNKNOWN, START, STOP = range(4)
+"""Index of what follows a sentence, of a token that is not in the vocabulary, and of both ends of a sentence."""
+
+_PLAIN = str.maketrans({"‘": "'", "’": "'", "‐": "-", "–": "-", "\xad": None, "\u200b": None})  # noqa: RUF001
+# A number; a word with the hyphen before it and the apostrophe behind it (l' arbre, a -t -il); any other sign.
+_TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|-?[^\W\d_]+'?|\S")
+
+
+class Pairs(NamedTuple):
+    """N sentences and their translations; a sentence stands as often as it has translations.
+
+    Attributes:
+      source: N sentences.
+      target: N sentences.
+    """
+
+    source: tuple[str, ...]
+    target: tuple[str, ...]
+
+    def take(self, indices: Iterable[int]) -> "Pairs":
+        """The pairs of these indices."""
+        chosen = [(self.source[i], self.target[i]) for i in indices]
+        return Pairs(tuple(a for a, _ in chosen), tuple(b for _, b in chosen))
+
+    def references(self) -> dict[str, tuple[str, ...]]:
+        """All translations of each source sentence, by the sentence."""
+        found: dict[str, list[str]] = {}
+        for source, target in zip(*self, strict=True):
+            found.setdefault(source, []).append(target)
+        return {source: tuple(targets) for source, targets in found.items()}
+
+
+def normalize(text: str) -> str:
+    """The text in composed Unicode (NFC), with plain apostrophes and hyphens, and plain single spaces."""
+    return " ".join(unicodedata.normalize("NFC", text).translate(_PLAIN).split())
+
+
+def tokens(text: str) -> list[str]:
+    """The words, numbers and punctuation signs of a text, in lower case.
+
+    A word ends behind an apostrophe and before a hyphen, so that French clitics are words:
+    "Qu'a-t-il dit ?" is qu' a -t -il dit ?.
+    """
+    return _TOKEN.findall(normalize(text).lower())
+
+
+def join(words: Sequence[str]) -> str:
+    """A text of tokens: what `tokens` cut apart is put together, and . , ) stand at the word before them."""
+    text = " ".join(words).replace("' ", "'")
+    return re.sub(r" (-(?=\w)|[.,)…])", r"\1", text)
+
+
+def load(path: str | os.PathLike[str]) -> Pairs:
+    """All pairs of a file of manythings.org: "source TAB target", newer files with a third column that says by whom.
+
+    Args:
+      path: `fra-eng.zip` (or that of another language), or the `.txt` in it; or a folder that holds one of these.
+
+    Returns:
+      The pairs in the order of the file, normalized (see `normalize`), without repeated ones.
+
+    Raises:
+      FileNotFoundError: nothing of this kind there (says what is).
+      ValueError: a damaged archive, a line without two columns, text that is not UTF-8, no pairs (names file and line).
+    """
+    path = _find(Path(path).expanduser())
+    return parse(read(path), str(path))
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """The content of the one text file with pairs; `path` and errors as in `load`."""
+    path = _find(Path(path).expanduser())
+    if not zipfile.is_zipfile(path):
+        if path.suffix == ".zip":
+            raise ValueError(f"{path}: damaged or no zip archive")
+        return path.read_bytes()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".txt") and "_about" not in name]
+            if len(names) != 1:
+                raise ValueError(f"{path}: expected one .txt with pairs in it, found {names}")
+            return archive.read(names[0])
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path}: damaged archive: {error}") from error
+
+
+def parse(content: bytes, place: str = "content") -> Pairs:
+    """The pairs of a file's content; `place` names it in errors, which are those of `load`."""
+    try:
+        lines = content.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        number = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{place}, line {number}: not UTF-8: {error.reason}") from None
+    found: dict[tuple[str, str], None] = {}
+    for number, line in enumerate(lines, start=1):
+        columns = line.rstrip("\r").split("\t")
+        if columns == [""]:
+            continue
+        if len(columns) not in (2, 3) or not all(column.strip() for column in columns[:2]):
+            raise ValueError(f"{place}, line {number}: expected source TAB target (TAB attribution), got {line[:60]!r}")
+        found[normalize(columns[0]), normalize(columns[1])] = None
+    if not found:
+        raise ValueError(f"{place}: no pairs in it")
+    return Pairs(*(tuple(side) for side in zip(*found, strict=True)))
+
+
+def generated(count: int, seed: int = 0) -> Pairs:
+    """Pairs of a small made-up grammar, for tests and demonstrations: adjectives trade places, clitics elide.
+
+    Args:
+      count: number of pairs.
+      seed: of everything drawn.
+    """
+    rng = np.random.default_rng(seed)
+    who = (("I", "je"), ("you", "tu"), ("we", "nous"), ("they", "elles"))
+    verbs = (("see", "vois"), ("want", "veux"), ("hear", "entends"), ("love", "aime"))
+    adjectives = (("red", "rouge"), ("old", "ancien"), ("small", "petit"), ("good", "bon"), ("", ""))
+    nouns = (("cat", "chat"), ("house", "maison"), ("tree", "arbre"), ("friend", "ami"))
+    source, target = [], []
+    for _ in range(count):
+        person, verb, adjective, noun = (words[rng.integers(len(words))] for words in (who, verbs, adjectives, nouns))
+        subject = "j'" if person[1] == "je" and verb[1][0] in "ae" else person[1] + " "
+        article = "l'" if noun[1][0] in "a" else "le "
+        source.append(normalize(f"{person[0]} {verb[0]} the {adjective[0]} {noun[0]}."))
+        target.append(normalize(f"{subject}{verb[1]} {article}{noun[1]} {adjective[1]}").capitalize() + ".")
+    return Pairs(tuple(source), tuple(target))
+
+
+def split(pairs: Pairs, validation: int, test: int, seed: int = 0) -> dict[str, Pairs]:
+    """Parts "train", "validation" and "test"; no source sentence, as `tokens` sees it, stands in two of them.
+
+    Args:
+      pairs: of `load`.
+      validation: source sentences of the validation part, with all of their translations.
+      test: those of the test part.
+      seed: of the order.
+
+    Raises:
+      ValueError: too few source sentences.
+    """
+    keys = [" ".join(tokens(source)) for source in pairs.source]
+    names, index = np.unique(keys, return_inverse=True)
+    if min(validation, test) < 1 or validation + test >= len(names):
+        raise ValueError(
+            f"{len(names)} source sentences cannot be split into {validation} for validation, {test} for the test"
+            " and the rest: each part needs one"
+        )
+    place = np.random.default_rng(seed).permutation(len(names))[index]
+    part = np.digitize(place, [test, test + validation])  # 0 test, 1 validation, 2 train
+    return {name: pairs.take(np.flatnonzero(part == i)) for i, name in ((2, "train"), (1, "validation"), (0, "test"))}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of one language; `vocabulary` makes one.
+
+    Attributes:
+      words: the tokens of the indices 4, 5, ..., the most frequent first.
+    """
+
+    words: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of indices V, with the four that stand for no word."""
+        return len(self.words) + 4
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(self.words, 4)}
+
+    def encode(self, text: str) -> np.ndarray:
+        """The tokens of a text and STOP, int32 [n + 1]."""
+        return np.array([*(self._index.get(token, UNKNOWN) for token in tokens(text)), STOP], np.int32)
+
+    def decode(self, indices: Iterable[int]) -> list[str]:
+        """The tokens of indices up to the first STOP; "[UNK]" for the unknown one, none for START and PADDING."""
+        words = []
+        for index in map(int, indices):
+            if index == STOP:
+                break
+            if index not in (PADDING, START):
+                words.append("[UNK]" if index == UNKNOWN else self.words[index - 4])
+        return words
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the words to a JSON file."""
+        Path(path).write_text(json.dumps(self.words, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
+        """What `save` wrote; ValueError for another content."""
+        try:
+            words = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} holds no vocabulary: {error}") from error
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"{path} holds no vocabulary: expected a list of words")
+        return cls(tuple(words))
+
+
+def vocabulary(texts: Iterable[str], minimum: int = 1) -> Vocabulary:
+    """The tokens that stand at least `minimum` times in the training texts, the most frequent first.
+
+    Raises:
+      ValueError: no token is frequent enough.
+    """
+    counts = Counter(token for text in texts for token in tokens(text))
+    words = sorted((token for token, count in counts.items() if count >= minimum), key=lambda t: (-counts[t], t))
+    if not words:
+        raise ValueError(f"none of {len(counts)} tokens stands {minimum} times in the texts")
+    return Vocabulary(tuple(words))
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file or folder, expected fra-eng.zip or fra.txt")
+    for folder in (path, path / "nmt", path / "fra-eng"):
+        for pattern in ("*-eng.zip", "fra.txt"):
+            if found := sorted(folder.glob(pattern)):
+                return found[0]
+    names = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
+    raise FileNotFoundError(f"{path}: no fra-eng.zip and no fra.txt in it, found {names}")
