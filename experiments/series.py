@@ -32,6 +32,9 @@ So 1-NN gives what the archives publish, and a plain LSTM on 32 to 216 series is
 of the two: it learns the training part by heart (a loss under 0.005). At the params of the lowest validation loss, of
 those at --evaluate_every=50, it has 0.833, 0.883, 0.936, 0.935 and 0.858, in the order of the table. The three seeds of
 a problem are lanes of one program: 14 to 170 s of training, on a busy machine.
+
+After 300 updates (--steps=300 --evaluate_every=300), three seeds: JapaneseVowels, logistic 0.975 ± 0.008 (3,141
+parameters), conv 0.982 ± 0.004 (20,137); ECG200, logistic 0.813 ± 0.038. The other models are not measured.
 """
 
 import io
