@@ -10,19 +10,31 @@ The last 5,000 training digits say which params are best; the answer is read fro
     logistic, dense    logistic regression, and Dense(128, relu), on the picture
     rnn, lstm, gru     one layer; chrono_lstm: forget biases for dependencies as long as the sequence
     irnn               relu, the recurrent weights start as the identity, input weights small
-    min_gru, lru       two layers, see `experiments.series`; all steps by a parallel prefix
+    min_gru, lru       two layers, see `experiments.series`; linear in their carry
 
     python -m experiments.mnist --order=rows --model=lstm --data_dir=DIR
     python launch.py --experiment=mnist --data_dir=DIR        every model, row by row
 
 DIR holds the four files of MNIST, or a folder mnist with them. Without --data_dir the digits are generated.
+
+Measured on the official test part, mean and 95 % interval where there are several seeds:
+
+    rows, lstm, 128 units, 81,674 parameters, three epochs (--steps=1650): 98.28 ± 0.42 %, three seeds, in 9.4 minutes
+    for the three as lanes, on a busy machine. Published for a GRU of 512 units after ten epochs: 98 % or more. It was
+    trained to answer after the last row, and is at chance before the 18th; after the 25th it is right in 95 %.
+
+    permuted, gru, 32 units, 3,626 parameters, 200 updates of 100 digits, a third of an epoch, one seed
+    (--units=32 --steps=200 --steps_per_call=25 --evaluate_every=200 --checkpoint_every=0 --learning_rate=5e-3): 43.8 %,
+    in 81 seconds. That shows that it learns, no more: the published 87.3 % of a GRU of 70,000 parameters (Bai et al.
+    2018, arXiv 1803.01271) takes ten epochs. Nothing is measured of --order=pixels.
 """
 
 import io
 import sys
+from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +49,9 @@ from seqjax.core import Array, Cell, Tree
 from seqjax.data import mnist, windows
 from seqjax.models import DenseClassifier, SeriesClassifier
 from seqjax.train import Program, Run, State, write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SHAPES = {"rows": (28, 28), "pixels": (784, 1), "permuted": (784, 1)}
 RECURRENT = ("rnn", "irnn", "lstm", "chrono_lstm", "gru", "min_gru", "lru")
@@ -94,7 +109,7 @@ def cell(model: str, units: int, steps: int) -> Cell:
     return series.CELLS[model](units)
 
 
-def network(config: SimpleNamespace):
+def network(config: SimpleNamespace) -> tuple[Callable, Callable]:
     """`init(numbers, key)` and `module(numbers, params, key)`, which maps [B, T, D] to logits [B, 10]."""
     steps, features = SHAPES[config.order]
 
@@ -184,7 +199,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     }
 
 
-def _draw_wrong(axes, pixels: Array, answers: np.ndarray) -> None:
+def _draw_wrong(axes: "Axes", pixels: Array, answers: np.ndarray) -> None:
     """The first digits that were answered wrongly, six a row, with the answers."""
     sheet = np.zeros((6 * 28, 6 * 28), np.uint8)
     for i, (image, answer) in enumerate(zip(np.asarray(pixels).reshape(-1, 28, 28), answers, strict=True)):
@@ -192,7 +207,7 @@ def _draw_wrong(axes, pixels: Array, answers: np.ndarray) -> None:
         sheet[row : row + 28, column : column + 28] = image
         axes.text(column + 1, row + 1, str(answer), color="red", fontsize=7, va="top")
     axes.imshow(sheet, cmap="gray_r")
-    axes.set(xticks=[], yticks=[], title="Wrong answers (red)")
+    axes.set(xticks=[], yticks=[], xlabel="the first wrong answers (red)")
 
 
 def report(runs: list[Run]) -> list[Section]:
@@ -207,7 +222,8 @@ def report(runs: list[Run]) -> list[Section]:
         if len(after):
             curve(steps, label, (np.arange(1, len(after) + 1) / len(after)).tolist(), after.tolist(), index)
     steps.set(xlabel="share of the steps that were read", ylabel="test accuracy", ylim=(0, 1))
-    steps.legend()
+    if steps.lines:
+        steps.legend()
     text = "Accuracy on the test digits, at the params of the lowest validation loss. A band is a 95 % interval."
     return [Section("Digits", text, [figure])]
 

@@ -1,8 +1,9 @@
 """Which class is a series of? Recurrent networks against the nearest neighbour, on the UCR and UEA archives.
 
 ECG200 (heart beats), ItalyPowerDemand, GunPoint, ArrowHead, OSULeaf (outlines); JapaneseVowels (12 variables, unequal
-lengths) and BasicMotions (6 variables). The official parts; a fifth of the training part, of each class, says which
-params are best. Sources: Dau et al. 2018 (arXiv 1810.07758), Bagnall et al. 2018 (arXiv 1811.00075).
+lengths) and BasicMotions (6 variables). The official parts; a fifth of the training part, of each class, is held out to
+watch. It has 8 to 54 series, too few to choose by: the test is at the last params. Sources: Dau et al. 2018 (arXiv
+1810.07758), Bagnall et al. 2018 (arXiv 1811.00075).
 
     euclidean, dtw     the class of the nearest series of the whole training part; not trained
     logistic, dense    logistic regression, and Dense(128, relu), on all values
@@ -15,6 +16,25 @@ params are best. Sources: Dau et al. 2018 (arXiv 1810.07758), Bagnall et al. 201
 
 DIR holds NAME_TRAIN and NAME_TEST as the archive publishes them, see `seqjax.data.ucr`. Without --data_dir the series
 are generated.
+
+Measured, accuracy on the official test part; lstm: mean and 95 % interval of three seeds, 1,500 updates:
+
+                       euclidean   dtw    published (both)   lstm, 64 units
+    ECG200               0.880    0.770    0.880 / 0.770     0.850 ± 0.086
+    ItalyPowerDemand     0.955    0.950    0.955 / 0.950     0.884 ± 0.015
+    GunPoint             0.913    0.907    0.913 / 0.907     0.924 ± 0.126
+    ArrowHead            0.800    0.703    0.800 / 0.703
+    OSULeaf              0.521    0.591    0.521 / 0.591
+    JapaneseVowels       0.916    0.949        - / 0.949     0.929 ± 0.033
+    BasicMotions         0.600    0.975        - / 0.975     0.808 ± 0.190
+
+So 1-NN gives what the archives publish, and a plain LSTM on 32 to 216 series is nowhere clearly better than the better
+of the two: it learns the training part by heart (a loss under 0.005). At the params of the lowest validation loss, of
+those at --evaluate_every=50, it has 0.833, 0.883, 0.936, 0.935 and 0.858, in the order of the table. The three seeds of
+a problem are lanes of one program: 14 to 170 s of training, on a busy machine.
+
+After 300 updates (--steps=300 --evaluate_every=300), three seeds: JapaneseVowels, logistic 0.975 ± 0.008 (3,141
+parameters), conv 0.982 ± 0.004 (20,137); ECG200, logistic 0.813 ± 0.038. The other models are not measured.
 """
 
 import io
@@ -52,6 +72,7 @@ PUBLISHED = {
     "BasicMotions": {"dtw": 0.975},
 }
 NEAREST = ("euclidean", "dtw")
+SHARES = tuple(np.linspace(0.1, 1, 10))  # of a test series that a network is shown
 
 
 def _two(cell: Callable[[int], Cell]) -> Callable[[int], Cell]:
@@ -72,7 +93,7 @@ MODELS = (*NEAREST, "logistic", "dense", "conv", *CELLS)
 FLAGS = base.flags(
     steps=1500,
     steps_per_call=50,
-    evaluate_every=50,
+    evaluate_every=500,
     batch_size=16,
     learning_rate=3e-3,
     clip_norm=1.0,
@@ -156,8 +177,8 @@ def network(config: SimpleNamespace) -> Network:
                 distances = nearest.dtw(values, known.values, lengths, known.lengths)
             else:
                 distances = nearest.euclidean(values, known.values)
-            own = jnp.expand_dims(known.labels == jnp.arange(classes, dtype=jnp.int32)[:, None], 0)  # [1, V, M]
-            return -jnp.where(own, jnp.expand_dims(distances, 1), jnp.inf).min(2)
+            own = jax.nn.one_hot(known.labels, classes, dtype=bool)  # [M, V]
+            return -jnp.where(own[None], distances[..., None], jnp.inf).min(1)
 
         return Network(lambda numbers, key: {}, of_nearest)
 
@@ -190,7 +211,7 @@ def network(config: SimpleNamespace) -> Network:
 
 
 def program(config: SimpleNamespace) -> Program:
-    """Cross-entropy of the classes; the best params are those of the lowest validation loss."""
+    """Cross-entropy of the classes."""
     data, model = examples(config), network(config)
     count = len(data["train"].labels)
     batch = min(config.batch_size, count)
@@ -217,8 +238,8 @@ def program(config: SimpleNamespace) -> Program:
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Test accuracy; all test logits in answers.npz, and a figure of the answers."""
-    data, model, params = examples(config), network(config), state.best.params
+    """Test accuracy of the last params; all test logits in answers.npz, and a figure of the answers."""
+    data, model, params = examples(config), network(config), state.params
     known, test = data["official"], data["test"]
     classes = _parts(config.data_dir, config.data, config.normalize)["test"].classes
 
@@ -227,16 +248,16 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
         return model.logits(vars(config), params, known, values, lengths, None)
 
     def of_share(share: float) -> np.ndarray:
-        lengths = jnp.maximum(jnp.ceil(share * test.lengths).astype(jnp.int32), 1)
-        read = jnp.arange(test.values.shape[1]) < lengths[:, None]
-        values = jnp.where(read[..., None], test.values, 0)
+        lengths = np.ceil(share * np.asarray(test.lengths)).astype(np.int32)
+        read = np.arange(test.values.shape[1]) < lengths[:, None]
+        values = np.where(read[..., None], test.values, np.float32(0))
         return np.asarray(answers(params, known, values, lengths))
 
     labels, logits = np.asarray(test.labels), of_share(1)
     with io.BytesIO() as file:
         np.savez_compressed(file, logits=logits, labels=labels, classes=np.array(classes))
         write_atomic(run.directory / "answers.npz", file.getvalue())
-    shares = np.array([1.0]) if config.model in NEAREST else np.linspace(0.1, 1, 10)
+    shares = np.array((1.0,) if config.model in NEAREST else SHARES)
     by_share = [float((of_share(share).argmax(1) == labels).mean()) for share in shares]
     counts = confusion(labels, logits.argmax(1), len(classes))
     figure, axes = panels(1, 2)
@@ -288,7 +309,7 @@ def report(runs: list[Run]) -> list[Section]:
         rows.append([model, *(_cell(found[model]) for found in columns.values())])
     for model in NEAREST:
         rows.append([f"{model}, published", *(PUBLISHED[data].get(model) for data in columns)])
-    text = "Accuracy on the test part, at the params of the lowest validation loss."
+    text = "Accuracy on the test part, at the last params."
     return [Section("Classes of series", text, [figure], rows)]
 
 

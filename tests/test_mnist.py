@@ -1,0 +1,79 @@
+"""Digits as sequences, and their experiment through its command line."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_experiments import drawn, refused, run
+
+from experiments import base, mnist
+from seqjax.data import mnist as digits
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_and_quick():
+    """Few digits, and programs that compile fast and run slowly."""
+    train, validation = digits.split(digits.generated(300), 50)
+    small = {"train": train, "validation": validation, "test": digits.generated(50, seed=1)}
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        load = mnist._parts
+        patch.setattr(mnist, "_parts", lambda data_dir: small if data_dir is None else load(data_dir))
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_a_digit_is_read_in_its_order():
+    pixels = jnp.arange(2 * 784, dtype=jnp.int32).reshape(2, 784) % 251
+    rows, one, permuted = (np.asarray(mnist.sequences(pixels.astype(jnp.uint8), order)) for order in mnist.SHAPES)
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(rows[1, 3, 4], (784 + 3 * 28 + 4) % 251 / 255, rtol=1e-6)
+    np.testing.assert_array_equal(one, rows.reshape(2, 784, 1))
+    assert permuted.shape == (2, 784, 1)
+    assert (permuted != one).mean() > 0.9
+    np.testing.assert_array_equal(np.sort(permuted, axis=1), np.sort(one, axis=1))
+    # One permutation for all digits: the same places hold the same pixels.
+    same = mnist.sequences(jnp.repeat(pixels[:1], 2, 0).astype(jnp.uint8), "permuted")
+    np.testing.assert_array_equal(same[0], same[1])
+
+
+def test_the_irnn_starts_as_a_sum_and_chrono_remembers_the_whole_sequence():
+    made = [mnist.cell(model, 500, 784) for model in ("irnn", "chrono_lstm")]
+    irnn, lstm = jax.jit(lambda key: [cell.init(key, 1) for cell in made])(jax.random.key(0))
+    np.testing.assert_array_equal(irnn["w_h"], np.eye(500))
+    assert 0 < np.abs(irnn["w_x"]).max() < 0.01
+    b = np.asarray(lstm["b"]).reshape(4, 500)
+    assert 6 < b[1].max() <= np.log(783)
+    np.testing.assert_array_equal(b[0], -b[1])
+
+
+@pytest.mark.parametrize("model", ["lstm", "gru", "min_gru", "lru", "logistic"])
+def test_every_model_says_a_logit_a_digit(model):
+    config = base.parse(mnist, {"model": model, "units": 4, "order": "permuted"})
+    init, module = mnist.network(config)
+
+    def logits(key, pixels):
+        return module({}, init({}, key), None)(mnist.sequences(pixels, config.order))
+
+    shape = jax.eval_shape(logits, jax.random.key(0), jax.ShapeDtypeStruct((2, 784), jnp.uint8))
+    assert (shape.shape, shape.dtype) == ((2, 10), jnp.float32)
+
+
+@pytest.mark.parametrize(("order", "model"), [("rows", "dense"), ("pixels", "irnn")])
+def test_mnist(order, model, tmp_path):
+    finished = run("mnist", tmp_path / "run", f"--order={order}", f"--model={model}", "--units=3", "--batch_size=10")
+    answers, result = np.load(finished.directory / "answers.npz"), finished.result()
+    assert result["test_accuracy"] == pytest.approx((answers["answers"] == answers["labels"]).mean())
+    if model == "dense":
+        assert not answers["accuracy_after"].size
+    else:
+        assert len(answers["accuracy_after"]) == mnist.SHAPES[order][0]
+        assert answers["accuracy_after"][-1] == pytest.approx(result["test_accuracy"])
+    assert (finished.figures / "answers.png").stat().st_size > 10_000
+    assert [section.title for section in drawn(mnist, [finished])] == ["Digits"]
+
+
+def test_mnist_refuses(tmp_path):
+    assert "value should be one of <rows|pixels|permuted>" in refused("mnist", "--order=columns")
+    with pytest.raises(FileNotFoundError, match=r"no train-images-idx3-ubyte\.gz or"):
+        mnist.program(base.parse(mnist, {"data_dir": str(tmp_path)}))
