@@ -10,7 +10,17 @@ a hash.
 """
 
 from seqjax.data.builders.jena import JenaClimate, jena_climate
+from seqjax.data.builders.mnist import Mnist, mnist_digits
 from seqjax.data.builders.reviews import ImdbReviews, imdb_reviews
 from seqjax.data.builders.shakespeare import TinyShakespeare, tiny_shakespeare
 
-__all__ = ["ImdbReviews", "JenaClimate", "TinyShakespeare", "imdb_reviews", "jena_climate", "tiny_shakespeare"]
+__all__ = [
+    "ImdbReviews",
+    "JenaClimate",
+    "Mnist",
+    "TinyShakespeare",
+    "imdb_reviews",
+    "jena_climate",
+    "mnist_digits",
+    "tiny_shakespeare",
+]

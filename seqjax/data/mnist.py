@@ -1,0 +1,146 @@
+"""Handwritten digits of 28 x 28 pixels, MNIST (LeCun, Bottou, Bengio, Haffner 1998).
+
+parts = mnist.load("data")
+train, validation = mnist.split(parts["train"])
+"""
+
+import gzip
+import math
+import os
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["FILES", "Digits", "generated", "load", "load_files", "split"]
+
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+"""Images and labels of each part; the official files are these, compressed (`.gz`)."""
+
+SIZE = 28
+_FOLDERS = ("", "mnist", "MNIST/raw")
+_UBYTE = 8  # idx: the type of the elements, third byte of the magic number
+
+# Seven segments, as corners (x, y) of a box with y downward, and those that each digit lights.
+_CORNERS = {"a": (0, 0, 1, 0), "b": (1, 0, 1, 1), "c": (1, 1, 1, 2), "d": (0, 2, 1, 2), "e": (0, 1, 0, 2)}
+_CORNERS |= {"f": (0, 0, 0, 1), "g": (0, 1, 1, 1)}
+_SEGMENTS = ("abcdef", "bc", "abged", "abgcd", "fgbc", "afgcd", "afgedc", "abc", "abcdefg", "abcdfg")
+
+
+class Digits(NamedTuple):
+    """Images of digits.
+
+    Attributes:
+      images: uint8 [N, 28, 28], rows from the top, 0 background and 255 ink.
+      labels: int32 [N], 0 to 9.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Digits]:
+    """The digits: "train" (60,000 in the official files) and "test" (10,000).
+
+    Args:
+      path: the folder of the four files, each as published (`train-images-idx3-ubyte.gz`) or unpacked; or one that
+        holds it as `mnist` or `MNIST/raw`.
+
+    Raises:
+      FileNotFoundError: a file is not there (names it).
+      ValueError: as in `load_files`.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder, expected the one of {FILES['train'][0]}.gz")
+    return {part: load_files(*(_find(path, name) for name in names)) for part, names in FILES.items()}
+
+
+def load_files(images: Path, labels: Path) -> Digits:
+    """One part from its two files, compressed or not.
+
+    Raises:
+      ValueError: a damaged or empty file, another kind of file, images that are not 28 x 28, labels that are not 0 to
+        9 or not as many (names the file, what was found and what was expected).
+    """
+    pixels, classes = _read(images, 3), _read(labels, 1)
+    if pixels.shape[1:] != (SIZE, SIZE):
+        raise ValueError(f"{images}: images of {pixels.shape[1]} x {pixels.shape[2]} pixels, expected 28 x 28")
+    if len(pixels) != len(classes):
+        raise ValueError(f"{labels}: {len(classes)} labels, expected {len(pixels)}, one for each image of {images}")
+    if not len(pixels):
+        raise ValueError(f"{images}: no images in it")
+    if classes.max() > 9:
+        raise ValueError(f"{labels}: label {classes.max()} at {classes.argmax()}, expected 0 to 9")
+    return Digits(pixels, classes.astype(np.int32))
+
+
+def split(digits: Digits, held_out: int = 5000) -> tuple[Digits, Digits]:
+    """Training and validation part, the last `held_out` digits in the second.
+
+    Other writers wrote the last digits than the first ones, as other writers wrote the test part.
+
+    Raises:
+      ValueError: a part would be empty.
+    """
+    count = len(digits.labels) - held_out
+    if held_out < 1 or count < 1:
+        raise ValueError(f"held_out must be in [1, {len(digits.labels) - 1}], got {held_out}")
+    return Digits(*(values[:count] for values in digits)), Digits(*(values[count:] for values in digits))
+
+
+def generated(count: int, seed: int = 0) -> Digits:
+    """Digits of seven straight segments, moved, stretched, slanted and of changing width, for tests and demonstrations.
+
+    Args:
+      count: number of images.
+      seed: of everything drawn.
+    """
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(10, size=count).astype(np.int32)
+    images = np.stack([_drawn(label, rng) for label in labels]) if count else np.zeros((0, SIZE, SIZE), np.uint8)
+    return Digits(images, labels)
+
+
+def _drawn(label: int, rng: np.random.Generator) -> np.ndarray:
+    """One digit, uint8 [28, 28]: ink falls off with the distance from the nearest segment."""
+    corners = np.array([_CORNERS[segment] for segment in _SEGMENTS[label]], np.float64).reshape(-1, 2, 2)
+    centered = corners - (0.5, 1)
+    slant = rng.uniform(-0.15, 0.15)
+    x = (centered[..., 0] - slant * centered[..., 1]) * rng.uniform(8, 11) + 13.5 + rng.uniform(-1.5, 1.5)
+    y = centered[..., 1] * rng.uniform(7.5, 9.5) + 13.5 + rng.uniform(-1.5, 1.5)
+    start, end = np.stack([x, y], -1).swapaxes(0, 1)  # [segments, 2] each
+    pixels = np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE)), -1)[:, :, None]  # [28, 28, 1, (x, y)]
+    along = end - start
+    place = np.clip(((pixels - start) * along).sum(-1) / (along**2).sum(-1), 0, 1)
+    distance = np.linalg.norm(pixels - start - place[..., None] * along, axis=-1).min(-1)
+    return np.round(255 * np.clip(rng.uniform(1.4, 2.2) - distance, 0, 1)).astype(np.uint8)
+
+
+def _find(folder: Path, name: str) -> Path:
+    for inner in _FOLDERS:
+        for candidate in (f"{name}.gz", name):
+            if (folder / inner / candidate).is_file():
+                return folder / inner / candidate
+    raise FileNotFoundError(f"{folder}: no {name}.gz there, nor in {' or '.join(filter(None, _FOLDERS))}")
+
+
+def _read(path: Path, axes: int) -> np.ndarray:
+    """The uint8 array of an idx file: two zeros, type, axes; sizes, 4 bytes each, the highest first; elements."""
+    content = path.read_bytes()
+    if content[:2] == b"\x1f\x8b":  # a download need not keep the ending .gz
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path}: damaged: {error}") from error
+    head = 4 + 4 * axes
+    if len(content) < head or content[:4] != bytes([0, 0, _UBYTE, axes]):
+        raise ValueError(f"{path}: starts with {content[:4].hex()}, expected 0000080{axes}: no idx file of {axes} axes")
+    shape = [int(size) for size in np.frombuffer(content, ">u4", axes, 4)]
+    if len(content) != head + math.prod(shape):
+        raise ValueError(f"{path}: {len(content)} bytes, expected {head + math.prod(shape)} for {shape}")
+    return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
