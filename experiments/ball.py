@@ -191,12 +191,12 @@ def _figure(
     figure, axes = panels(1, 4, width=3.4, height=3.4)
     first, one, far, time = axes[0]
     places, given = balls.path.positions, len(ahead) // 2
-    for panel, frame, title in ((first, 0, "seen once"), (one, 9, "seen ten times")):
+    for panel, frame in ((first, 0), (one, given // 2 - 1)):
         for i in range(6):
             panel.plot(*places[: frame + 1, i].T, color="0.8", linewidth=1)
             panel.annotate("", places[frame + 1, i], places[frame, i], arrowprops={"arrowstyle": "->", "color": "0.3"})
             panel.plot(*forecasts[frame, i], "x", color=COLORS[1], markersize=6)
-        panel.set_title(f"{title}, where to?")
+        panel.set_title(f"frames seen: {frame + 1}; where to?")
     for i in range(ahead.shape[1]):
         far.plot(*places[:given, i].T, color="0.8", linewidth=1)
         far.plot(*places[given - 1 : -1, i].T, color="0.3", linewidth=1)
@@ -226,11 +226,18 @@ def _by_time(errors: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def report(runs: list[Run]) -> list[Section]:
-    """The test distance of each model, by what was seen before and where."""
-    figure, axes = panels(1, 3, width=4.6, height=3.8)
+    """The test distance of each model, by what was seen before and where; a figure for each amount of noise."""
+    text = "Mean distance between the forecast and where the ball is in the next frame, in per cent of the box."
+    by_noise = groups(runs, ["noise"])
+    return [Section("Balls", text, [_compared(noise, members) for noise, members in by_noise.items()])]
+
+
+def _compared(noise: str, runs: list[Run]) -> "Figure":
+    figure, axes = panels(1, 3, width=4.2, height=3.6)
+    figure.set_label(noise)
     by_label = groups(runs)
     intervals(axes[0, 0], by_label, "test_distance")
-    axes[0, 0].set(xlabel="distance to the next place, %")
+    axes[0, 0].set(xlabel="distance to the next place, %", title=noise, xlim=(0, None))
     for panel, name, title in ((axes[0, 1], "free", "in free flight"), (axes[0, 2], "wall", "a wall is hit")):
         for index, (label, members) in enumerate(by_label.items()):
             found = [np.load(run.directory / "errors.npz") for run in members]
@@ -239,8 +246,7 @@ def report(runs: list[Run]) -> list[Section]:
         panel.set(xlabel="frames seen", ylabel="distance to the next place, %", title=title, yscale="log")
     if len(by_label) > 1:
         figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    text = "Mean distance between the forecast and where the ball is in the next frame, in per cent of the box."
-    return [Section("Balls", text, [figure])]
+    return figure
 
 
 if __name__ == "__main__":

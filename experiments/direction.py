@@ -57,7 +57,7 @@ STUDY = f"model={','.join(MODELS)};seed=0:3"
 def draw(config: SimpleNamespace, numbers: supervised.Numbers, digits: Array, key: Key, count: int):
     """`count` videos: noisy frames [B, T, H, W], directions int32 [B, T], velocities [B, T, 2]."""
     k_video, k_noise = jax.random.split(key)
-    frames, path = videos.draw(config, digits, k_video, count)
+    frames, _, path = videos.draw(config, digits, k_video, count)
     velocities = jnp.swapaxes(path.velocities[:, :, 0], 0, 1)
     frames = frames + numbers["noise"] * jax.random.normal(k_noise, frames.shape)
     return frames, motion.directions(velocities), velocities
@@ -144,7 +144,7 @@ def _figure(frames: np.ndarray, labels: np.ndarray, said: np.ndarray, flight: np
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6.4), layout="constrained")
-    strips, below = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    strips, below = np.asarray(figure.subfigures(2, 1, height_ratios=(1.25, 1)))
     shown = np.arange(0, frames.shape[1], 2)
     for row, panels_ in enumerate(strips.subplots(len(frames), len(shown))):
         for t, panel in zip(shown, panels_, strict=True):

@@ -8,6 +8,7 @@ pixels: 20 frames, of which a digit crosses the room in 10 to 20.
 import sys
 from functools import cache
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +55,27 @@ def images(config: SimpleNamespace) -> dict[str, Array]:
     return {part: small(given) for part, given in _images(config.data_dir).items()}
 
 
-def draw(config: SimpleNamespace, digits: Array, key: Key, count: int) -> tuple[Array, motion.Path]:
-    """`count` videos of digits [N, S, S]: frames float32 [B, T, H, W] and their `motion.Path`, [T, B, N, 2]."""
+class Videos(NamedTuple):
+    """Videos, and how they came about.
+
+    Attributes:
+      frames: float32 [B, T, H, W] in [0, 1].
+      images: of their digits, float32 [B, N, S, S].
+      path: of these, [T, B, N, 2], in units of the room that a digit has to move in.
+    """
+
+    frames: Array
+    images: Array
+    path: motion.Path
+
+
+def draw(config: SimpleNamespace, digits: Array, key: Key, count: int) -> Videos:
+    """`count` videos of digits uint8 [N, S, S]."""
     k_digits, k_motion = jax.random.split(key)
     chosen = digits[jax.random.randint(k_digits, (count, config.digits), 0, len(digits), jnp.int32)]
-    frames, path = motion.moving(k_motion, chosen.astype(jnp.float32) / 255, config.length, config.size)
-    return jnp.swapaxes(frames, 0, 1), path
+    chosen = chosen.astype(jnp.float32) / 255
+    frames, path = motion.moving(k_motion, chosen, config.length, config.size)
+    return Videos(jnp.swapaxes(frames, 0, 1), chosen, path)
 
 
 def held_out(part: str) -> Key:
