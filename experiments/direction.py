@@ -5,9 +5,9 @@ says which of the eight directions of the compass is nearest to that of the moti
 of places, so that a frame alone is worth nothing: chance is 12.5 %. --noise is the standard deviation of Gaussian noise
 on each pixel, black being 0 and white 1.
 
-    frame            two convolutions, Dense(64), Dense(64), on a frame alone
+    frame            a convolution on 4 x 4 patches, Dense(64), Dense(64), on a frame alone
     pair             the same, on the frame and the one before
-    rnn, gru, lstm   two convolutions and Dense(64) on a frame alone, 64 units, reading frame by frame
+    rnn, gru, lstm   the convolution and Dense(64) on a frame alone, 64 units, reading frame by frame
 
     python -m experiments.direction --model=gru --data_dir=DIR
     python launch.py --experiment=direction --data_dir=DIR          all models, three seeds

@@ -40,47 +40,6 @@ class _Conv(nnx.Module):
         return y + jnp.broadcast_to(self.bias[...], y.shape)
 
 
-class FrameClassifier(nnx.Module):
-    """A class at every frame: two convolutions and a dense layer on each frame, and a `Tracker` on what they see.
-
-    Attributes:
-      conv1, conv2, dense: the layers of a frame, each followed by a relu.
-      tracker: of their outputs.
-    """
-
-    def __init__(
-        self, memory: Cell | int, size: int, classes: int, *, frames: int = 1, features: int = 64, rngs: nnx.Rngs
-    ):
-        """Draw the weights.
-
-        Args:
-          memory: any cell; or the number of last outputs of the dense layer that a dense net sees.
-          size: pixels of a side of a frame, a multiple of 4.
-          classes: number of classes.
-          frames: last frames that the convolutions see, as channels.
-          features: outputs of the dense layer.
-          rngs: stream "params".
-
-        Raises:
-          ValueError: for a size that is no multiple of 4.
-        """
-        if size % 4:
-            raise ValueError(f"FrameClassifier halves a frame twice: its size must be a multiple of 4, got {size}")
-        self.frames = frames
-        self.conv1 = nnx.Conv(frames, 8, (5, 5), 2, kernel_init=glorot_uniform(), rngs=rngs)
-        self.conv2 = nnx.Conv(8, 16, (3, 3), 2, kernel_init=glorot_uniform(), rngs=rngs)
-        self.dense = nnx.Linear(16 * (size // 4) ** 2, features, kernel_init=glorot_uniform(), rngs=rngs)
-        self.tracker = Tracker(memory, features, classes, hidden=features, rngs=rngs)
-
-    def __call__(self, frames: Array) -> Array:
-        """Frames [B, T, H, W] to logits [B, T, classes]."""
-        x = last(frames[..., None], self.frames)
-        x = jax.nn.relu(self.conv1(x.reshape(-1, *x.shape[2:])))
-        x = jax.nn.relu(self.conv2(x))
-        x = jax.nn.relu(self.dense(x.reshape(*frames.shape[:2], -1)))
-        return self.tracker(x)
-
-
 def patches(frames: Array, side: int) -> Array:
     """Frames [..., H, W] as squares of pixels, [..., H / side, W / side, side²] (Shi et al. 2015, arXiv 1506.04214).
 
@@ -99,6 +58,47 @@ def from_patches(squares: Array, side: int) -> Array:
     *lead, rows, columns, _ = squares.shape
     x = jnp.swapaxes(squares.reshape(*lead, rows, columns, side, side), -2, -3)
     return x.reshape(*lead, rows * side, columns * side)
+
+
+class FrameClassifier(nnx.Module):
+    """A class at every frame: a convolution on its patches, a dense layer, and a `Tracker` on what they see.
+
+    Attributes:
+      conv, dense: the layers of a frame, each followed by a relu.
+      tracker: of their outputs.
+    """
+
+    patch = 4
+    """Side of a patch."""
+
+    def __init__(
+        self, memory: Cell | int, size: int, classes: int, *, frames: int = 1, features: int = 64, rngs: nnx.Rngs
+    ):
+        """Draw the weights.
+
+        Args:
+          memory: any cell; or the number of last outputs of the dense layer that a dense net sees.
+          size: pixels of a side of a frame, a multiple of 4.
+          classes: number of classes.
+          frames: last frames that the convolution sees, as channels.
+          features: outputs of the dense layer.
+          rngs: stream "params".
+
+        Raises:
+          ValueError: for a size that is no multiple of the patch.
+        """
+        if size % self.patch:
+            raise ValueError(f"FrameClassifier cuts squares of {self.patch} pixels out of frames, not of {size}")
+        self.frames = frames
+        self.conv = _Conv(frames * self.patch**2, 16, rngs)
+        self.dense = nnx.Linear(16 * (size // self.patch) ** 2, features, kernel_init=glorot_uniform(), rngs=rngs)
+        self.tracker = Tracker(memory, features, classes, hidden=features, rngs=rngs)
+
+    def __call__(self, frames: Array) -> Array:
+        """Frames [B, T, H, W] to logits [B, T, classes]."""
+        x = jax.nn.relu(self.conv(last(patches(frames, self.patch), self.frames)))
+        x = jax.nn.relu(self.dense(x.reshape(*frames.shape[:2], -1)))
+        return self.tracker(x)
 
 
 class Predictor(Protocol):
