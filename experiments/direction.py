@@ -13,6 +13,18 @@ on each pixel, black being 0 and white 1.
     python launch.py --experiment=direction --data_dir=DIR          all models, three seeds
 
 DIR holds the four files of MNIST. Without --data_dir the digits are generated.
+
+Measured with --steps=600 and one seed, half of the updates that are the default, on a busy machine: share of the frames
+of 512 test videos whose direction is said rightly, in all frames, in the last of the 20, and in the frame in which the
+digit just turned at a wall; the most frequent direction is that of 13.0 % of the frames.
+
+            parameters   all    last   at a wall   time of training
+    pair        74,904   56.2   62.3   32.1        148 s
+    gru         93,272   73.1   85.2   53.1         66 s
+
+Two noisy frames of a slow motion leave doubt: at the second and third frame `pair` is ahead, at the fifth the memory is,
+and it gains for ten frames. Most errors of `gru` are one eighth of a turn, and one frame after a wall its accuracy is
+back at 83 %.
 """
 
 import io

@@ -95,11 +95,35 @@ def test_a_memory_knows_what_one_place_does_not(monkeypatch):
     assert distance < 4  # a ball flies 6.5 % of the box in a frame
 
 
-@pytest.mark.parametrize("flags", [["--model=two", "--input=frames"], ["--model=lstm"]])
-def test_ball(flags, tmp_path, monkeypatch):
+SMALL = ("--batch_size=4", "--units=3", "--length=8", "--gravity=0.003", "--noise=0.01")
+
+
+@pytest.mark.parametrize(
+    ("model", "places", "frames"),
+    [
+        ("last", 0, 0),
+        ("line", 0, 0),
+        ("one", 9 + 8, 256 * 3 + 3 + 8),
+        ("two", 15 + 8, 512 * 3 + 3 + 8),
+        ("rnn", 3 * 6 + 8, 3 * 260 + 8),
+        ("gru", 3 * 3 * 6 + 3 + 8, 3 * 3 * 260 + 3 + 8),
+        ("lstm", 4 * 3 * 6 + 8, 4 * 3 * 260 + 8),
+    ],
+)
+def test_ball_models(model, places, frames):
+    """Every model has its weights and can be trained: all but the compiler's part of a run."""
+    for seen, weights in (("places", places), ("frames", frames)):
+        config = base.parse(ball, [f"--model={model}", f"--input={seen}", *SMALL])
+        program, numbers = ball.program(config), base.numbers(ball, config)
+        state = jax.eval_shape(program.init, numbers)
+        assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)) == weights
+        after, _ = jax.eval_shape(program.update, numbers, program.data, state)
+        assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+
+
+def test_ball(tmp_path, monkeypatch):
     monkeypatch.setattr(ball, "HELD_OUT", 32)
-    small = ["--batch_size=4", "--units=3", "--length=8", "--gravity=0.003", "--noise=0.01"]
-    finished = run("ball", tmp_path / "run", *flags, *small)
+    finished = run("ball", tmp_path / "run", "--model=two", "--input=frames", *SMALL)
     saved, result = np.load(finished.directory / "errors.npz"), finished.result()
     assert saved["errors"].shape == saved["hits"].shape == (8, 32)
     assert result["test_distance"] == pytest.approx(saved["errors"].mean(), rel=1e-5)
