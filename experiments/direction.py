@@ -22,7 +22,7 @@ digit just turned at a wall; the most frequent direction is that of 13.0 % of th
     pair        74,904   56.2   62.3   32.1        148 s
     gru         93,272   73.1   85.2   53.1         66 s
 
-Two noisy frames of a slow motion leave doubt: at the second and third frame `pair` is ahead, at the fifth the memory is,
+Two noisy frames of a slow motion leave doubt: at the second and third frame `pair` is ahead, at the fifth the memory,
 and it gains for ten frames. Most errors of `gru` are one eighth of a turn, and one frame after a wall its accuracy is
 back at 83 %.
 """
