@@ -28,12 +28,16 @@ __all__ = [
 ]
 
 
+# Most pixels are black: a network that starts at logits of 0 spends hundreds of updates on learning that.
+_BLACK = -3.0
+
+
 class _Conv(nnx.Module):
     """`convolve(x, kernel) + bias`, fast in a loop."""
 
-    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, bias: float = 0.0):
         self.kernel = nnx.Param(glorot_uniform()(rngs.params(), (9 * inputs, outputs)).reshape(3, 3, inputs, outputs))
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.bias = nnx.Param(jnp.full(outputs, bias))
 
     def __call__(self, x: Array) -> Array:
         y = convolve(x, self.kernel[...])
@@ -145,7 +149,7 @@ class ConvPredictor(nnx.Module):
         self.frames, self.patch = frames, patch
         self.conv1 = _Conv(frames * patch**2, hidden, rngs)
         self.conv2 = _Conv(hidden, hidden, rngs)
-        self.conv3 = _Conv(hidden, patch**2, rngs)
+        self.conv3 = _Conv(hidden, patch**2, rngs, _BLACK)
 
     def initial_carry(self, shape: tuple[int, int, int]) -> Carry:
         """Black frames."""
@@ -177,7 +181,9 @@ class RecurrentPredictor(nnx.Module):
         """
         self.patch = patch
         self.rnn = Recurrent(cell, patch**2, rngs=rngs)
-        self.head = nnx.Linear(self.rnn.out_features, patch**2, kernel_init=glorot_uniform(), rngs=rngs)
+        black = nnx.initializers.constant(_BLACK)
+        options: Any = {"kernel_init": glorot_uniform(), "bias_init": black, "rngs": rngs}
+        self.head = nnx.Linear(self.rnn.out_features, patch**2, **options)
 
     def initial_carry(self, shape: tuple[int, int, int]) -> Carry:
         """That of the cell."""
