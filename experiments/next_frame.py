@@ -16,6 +16,11 @@ pixels.
 DIR holds the four files of MNIST. Without --data_dir the digits are generated.
 
 The error of "straight" is that of a forecast that knows the digits, where they are and how they move, but no walls.
+
+Measured with --model=conv_lstm --steps=900 --batch_size=8 (7,200 videos, far from the end of what can be learned) and
+one seed: 55,952 parameters, 129 s of training on a busy machine. Squared error of a frame of 512 test videos: 8.9 over
+the ten unseen frames, from 5.6 at the first to 10.9 at the last; "straight" 8.9 over the ten. Cross-entropy of a pixel
+0.0643. The forecasts are blurred, more so the further ahead. The other models were not measured.
 """
 
 import io
