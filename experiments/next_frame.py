@@ -20,7 +20,8 @@ The error of "straight" is that of a forecast that knows the digits, where they 
 Measured with --model=conv_lstm --steps=900 --batch_size=8 (7,200 videos, far from the end of what can be learned) and
 one seed: 55,952 parameters, 129 s of training on a busy machine. Squared error of a frame of 512 test videos: 8.9 over
 the ten unseen frames, from 5.6 at the first to 10.9 at the last; "straight" 8.9 over the ten. Cross-entropy of a pixel
-0.0643. The forecasts are blurred, more so the further ahead. The other models were not measured.
+0.0643. The forecasts are blurred, more so the further ahead, but turn at walls: from the sixth unseen frame on they are
+nearer than "straight". The other models were not measured.
 """
 
 import io
