@@ -60,7 +60,8 @@ def mel_filters(settings: Settings) -> np.ndarray:
     if scale not in ("slaney", "htk"):
         raise ValueError(f"scale must be 'slaney' or 'htk', got {scale!r}")
     to_mel, to_hertz = (_slaney, _slaney_hertz) if scale == "slaney" else (_htk, _htk_hertz)
-    borders = to_hertz(np.linspace(*to_mel(np.array([low, high])), bands + 2))
+    first, last = to_mel(np.array([low, high]))
+    borders = to_hertz(np.linspace(first, last, bands + 2))
     bins = np.arange(fft // 2 + 1) * rate / fft
     widths = np.diff(borders)
     rising = (bins[:, None] - borders[:-2]) / widths[:-1]
