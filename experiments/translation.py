@@ -236,20 +236,18 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """BLEU and perplexity of the test part; weights, vocabularies, all translations, maps of attention, a figure."""
+    """BLEU and perplexity of the test part; weights, vocabularies, all translations, maps of attention."""
     found, numbers, params = corpus_of(config), vars(config), state.best.params
     _, module = network(config, found)
     test = found.parts["test"].references()
     sentences, references = list(test), list(test.values())
     loss = float(jax.jit(partial(_mean_loss, module, numbers))(params, _rows(config, found, found.parts["test"])))
     source = _padded([found.english.encode(sentence) for sentence in sentences], config.length + 1)
-    systems = {
-        name: [
-            pairs.join(found.french.decode(row))
-            for row in _by_batch(said(module, numbers, config, width), params, source)
-        ]
-        for name, width in (("greedy", 1), ("beam", config.beam))
-    }
+    searched: dict[int, list[str]] = {}
+    for width in sorted({1, config.beam}):
+        rows = _by_batch(said(module, numbers, config, width), params, source)
+        searched[width] = [pairs.join(found.french.decode(row)) for row in rows]
+    systems = {"greedy": searched[1], "beam": searched[config.beam]}
     systems |= translation_baselines.all_of(found.parts["train"], sentences)
     scores = {f"bleu_{name}": bleu(texts, references) for name, texts in systems.items()}
     lengths = np.array([len(pairs.tokens(sentence)) for sentence in sentences])

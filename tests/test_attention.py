@@ -112,16 +112,16 @@ def test_a_memory_of_nothing_is_a_context_of_zeros(case):
     assert not weights.any()
 
 
-def test_padding_of_the_output_and_stacks(case):
-    place, attending, params, xs, values, _ = case
-    memory, mask = attending.remember(params, values, MASK), seqjax.mask_from_lengths(jnp.array([2, 4]), T)
-    carry, ys = unroll(attending.cell, params, None, (xs, memory), mask=mask)
-    middle, _ = unroll(attending.cell, params, None, (xs[:2], memory))
+@pytest.mark.parametrize("place", list(PLACES))
+def test_padding_of_the_output_and_stacks(place):
+    deep = PLACES[place](cells.stack(cells.lstm(4), cells.gru(H)), M)
+    params = deep.cell.init(jax.random.key(3), D)
+    xs, memory = jnp.ones((T, B, D)), deep.remember(params, jnp.ones((B, S, M)), MASK)
+    carry, ys = unroll(deep.cell, params, None, (xs, memory), mask=seqjax.mask_from_lengths(jnp.array([2, 4]), T))
+    middle, _ = unroll(deep.cell, params, None, (xs[:2], memory))
+    assert ys.shape == (T, B, H)
     assert not ys[2:, 0].any()
     close(jax.tree.map(lambda leaf: leaf[0], carry), jax.tree.map(lambda leaf: leaf[0], middle), 1e-6)
-    deep = PLACES[place](cells.stack(cells.lstm(4), cells.gru(H)), M)
-    p = deep.cell.init(jax.random.key(3), D)
-    assert unroll(deep.cell, p, None, (xs, deep.remember(p, values)))[1].shape == (T, B, H)
 
 
 def test_the_cell_keeps_its_fast_path_where_the_readout_looks():

@@ -143,14 +143,16 @@ def test_bleu_takes_the_best_of_several_references(monkeypatch):
         translation.bleu(["x"], [["x"]])
 
 
-SMALL = ("--batch_size=8", "--units=3", "--features=2", "--minimum=1", "--beam=2")
+SMALL = ("--batch_size=8", "--units=3", "--features=2", "--minimum=1")
 
 
 @pytest.mark.parametrize("kind", list(translation.ATTENTION))
 def test_translation(kind, tmp_path, monkeypatch, capsys):
     pytest.importorskip("sacrebleu", reason="BLEU is that of sacrebleu, which is not installed")
     monkeypatch.setattr(translation, "BORDERS", ())
-    finished = run("translation", tmp_path / "run", f"--attention={kind}", "--sampling=0.5", *SMALL)
+    beam = 2 if kind == "additive" else 1  # one program less to be compiled
+    flags = (f"--attention={kind}", f"--beam={beam}", "--sampling=0.5", *SMALL)
+    finished = run("translation", tmp_path / "run", *flags)
     result = finished.result()
     assert result["test_perplexity"] == pytest.approx(np.exp(result["test_loss"]))
     assert all(0 <= value <= 100 for name, value in result.items() if name.startswith("bleu_"))
