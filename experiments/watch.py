@@ -38,20 +38,21 @@ def trained(directory: str | Path) -> tuple[AnomalyDetector, float]:
 
     Raises:
       FileNotFoundError: no finished run there.
-      ValueError: a run of a network for each series.
+      ValueError: a run of another experiment, or of a network for each series.
     """
     run = Run.read(directory)
-    config = SimpleNamespace(**run.flags)
+    config, result = SimpleNamespace(**run.flags), run.result()
+    if "threshold_standard" not in result:
+        raise ValueError(f"{directory}: a run of another experiment, its result has no threshold_standard")
     if config.model == "gru_each":
         raise ValueError(
             f"{directory}: --model=gru_each has a network for each series it was trained on, and none for others"
         )
-    threshold = run.result()["threshold_standard"]
     model = anomalies.detector(config, 1)
     like = jax.eval_shape(lambda: model.init(base.numbers(anomalies, config), jax.random.key(0)))
     with np.load(run.directory / "weights.npz") as saved:
         leaves = [jnp.asarray(saved[str(i)]) for i in range(len(jax.tree.leaves(like)))]
-    return model.one(jax.tree.unflatten(jax.tree.structure(like), leaves)), threshold
+    return model.one(jax.tree.unflatten(jax.tree.structure(like), leaves)), result["threshold_standard"]
 
 
 def parsed(lines: Iterable[str], name: str) -> Iterator[tuple[np.datetime64, float]]:
@@ -76,7 +77,11 @@ def parsed(lines: Iterable[str], name: str) -> Iterator[tuple[np.datetime64, flo
 def watch(
     detector: AnomalyDetector, threshold: float, stream: Iterable[tuple[np.datetime64, float]], warmup: int
 ) -> Iterator[Alarm]:
-    """The alarms of a stream of (time, value), each as soon as its row is read; none of the first `warmup` rows."""
+    """The alarms of a stream of (time, value), each as soon as its row is read; none of the first `warmup` rows.
+
+    Raises:
+      ValueError: a stream that ends before.
+    """
     step = jax.jit(detector.step)
     times: list[np.datetime64] = []
     values: list[float] = []
@@ -96,6 +101,8 @@ def watch(
         state, reading = step(state, jnp.asarray(x))
         if (score := float(reading.score[0])) >= threshold:
             yield Alarm(row, time, value, score)
+    if learned is None:
+        raise ValueError(f"the stream ended after {len(values)} rows, before the first alarm can come ({warmup} rows)")
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from seqjax.data import nab
 from seqjax.data.nab_score import PROFILES, Marks, normalized
 from seqjax.models import AnomalyDetector
 from seqjax.models.anomaly import moving_average, seasonal
+from seqjax.train import Run
 from seqjax.unroll import unroll
 from seqjax.wrappers import with_head
 
@@ -280,6 +281,11 @@ def test_watch_and_flags_that_are_refused(tmp_path):
     assert "value should be one of <last_value|moving_average|" in refused("anomalies", "--model=arima")
     with pytest.raises(ValueError, match="stream: line 2: a value that is not finite"):
         list(watch.parsed(["2014-01-01 00:00:00,1", "2014-01-01 00:05:00,inf"], "stream"))
+    with pytest.raises(ValueError, match=r"the stream ended after 1 rows, before the first alarm can come \(20 rows\)"):
+        list(watch.watch(detector("moving_average"), 1.0, watch.parsed(["2014-01-01 00:00:00,1"], "stream"), 20))
+    other = Run.open(tmp_path / "other", {"model": "lstm"})
+    other.finish({"test_mae": 2.5})
+    assert "other: a run of another experiment" in printed("--watch=-", f"--run={other.directory}", code=2)
 
 
 def test_without_data_the_series_are_generated(capsys):
