@@ -6,11 +6,11 @@ first second of a recording is 100 frames of 32 mel bands; the mean of each band
 to deviation 1, so that the microphone's level and colour do not matter.
 
     moments   mean and deviation of each band, Dense(64, relu)       no order
-    conv      three Conv1D(64, 5), maximum over time                 order within 13 frames
+    conv      three Conv1D(64) of 8, 5, 3 frames, mean over time     order within 14 frames
     gru       GRU(64), the last output                               all of the order
     bigru     GRU(64) in each direction
 
-All have dropout 0.5 before Dense(10), the recurrent ones 0.25 inside the recurrence too (Gal & Ghahramani 2016,
+All but conv have dropout 0.5 before Dense(10), the recurrent ones 0.25 inside the recurrence too (Gal & Ghahramani 2016,
 arXiv 1512.05287).
 
     python -m experiments.speech --model=gru --held_out=theo --data_dir=DIR
@@ -50,7 +50,7 @@ from experiments.report import Section, groups, intervals, panels, save
 from seqjax import cells
 from seqjax.core import Array, Key, Params, Tree
 from seqjax.data import spectrogram, spoken_digits, windows
-from seqjax.models import ConvWordClassifier, MomentsWordClassifier, RecurrentWordClassifier
+from seqjax.models import ConvClassifier, MomentsClassifier, SeriesClassifier
 from seqjax.train import Program, Run, State, write_atomic
 
 if TYPE_CHECKING:
@@ -123,11 +123,11 @@ def _standardized(sound: Array, samples: Array) -> tuple[Array, Array]:
 def _network(config: SimpleNamespace, numbers: Any, rngs: nnx.Rngs) -> nnx.Module:
     sizes, dropout = (SETTINGS.bands, 10), numbers["dropout"]
     if config.model == "moments":
-        return MomentsWordClassifier(*sizes, hidden=config.units, dropout=dropout, rngs=rngs)
+        return MomentsClassifier(*sizes, hidden=config.units, dropout=dropout, rngs=rngs)
     if config.model == "conv":
-        return ConvWordClassifier(*sizes, width=config.units, dropout=dropout, rngs=rngs)
+        return ConvClassifier(*sizes, filters=3 * (config.units,), rngs=rngs)
     cell = cells.gru(config.units)
-    return RecurrentWordClassifier(
+    return SeriesClassifier(
         cell,
         *sizes,
         backward=cell if config.model == "bigru" else None,

@@ -7,8 +7,7 @@ from seqjax.models.forecaster import ConvForecaster, DenseForecaster, RecurrentF
 from seqjax.models.language import LanguageModel
 from seqjax.models.music import RollModel
 from seqjax.models.ngram import KneserNey
-from seqjax.models.series import ConvClassifier, DenseClassifier, SeriesClassifier
-from seqjax.models.speech import ConvWordClassifier, MomentsWordClassifier, RecurrentWordClassifier
+from seqjax.models.series import ConvClassifier, DenseClassifier, MomentsClassifier, SeriesClassifier
 from seqjax.models.translator import Translator
 
 __all__ = [
@@ -16,15 +15,13 @@ __all__ = [
     "BagClassifier",
     "ConvClassifier",
     "ConvForecaster",
-    "ConvWordClassifier",
     "Decoder",
     "DenseClassifier",
     "DenseForecaster",
     "KneserNey",
     "LanguageModel",
-    "MomentsWordClassifier",
+    "MomentsClassifier",
     "RecurrentForecaster",
-    "RecurrentWordClassifier",
     "RollModel",
     "SequenceClassifier",
     "SeriesClassifier",

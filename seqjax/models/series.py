@@ -18,7 +18,7 @@ from seqjax.nnx import Dropout
 from seqjax.nnx.combine import layer
 from seqjax.unroll import mask_from_lengths
 
-__all__ = ["ConvClassifier", "DenseClassifier", "SeriesClassifier"]
+__all__ = ["ConvClassifier", "DenseClassifier", "MomentsClassifier", "SeriesClassifier"]
 
 
 class SeriesClassifier(nnx.Module):
@@ -110,6 +110,34 @@ class DenseClassifier(nnx.Module):
         return head(x)
 
 
+class MomentsClassifier(nnx.Module):
+    """`Dense(V)(dropout(relu(Dense(hidden)([mean, deviation]))))` of each variable over time: no order is known."""
+
+    def __init__(self, in_features: int, classes: int, *, hidden: int = 64, dropout: Any = 0.0, rngs: nnx.Rngs):
+        """Draw the weights.
+
+        Args:
+          in_features: variables D.
+          classes: classes V.
+          hidden: hidden units.
+          dropout: rate before the last layer, in [0, 1), may be traced.
+          rngs: streams "params" and "dropout".
+        """
+        self.hidden = _dense(2 * in_features, hidden, rngs)
+        self.dropout = Dropout(dropout, rngs=rngs)
+        self.head = _dense(hidden, classes, rngs)
+
+    def __call__(self, xs: Array, lengths: Array | None = None) -> Array:
+        """`xs [B, T, D], lengths int [B], at least 1 -> logits [B, V]`."""
+        lengths = jnp.full(len(xs), xs.shape[1], jnp.int32) if lengths is None else lengths
+        real = jnp.broadcast_to(_real(xs, lengths), xs.shape)
+        mean = xs.mean(1, where=real)
+        # Not the deviation itself: its slope at 0, where a series has one step, is infinite.
+        deviation = jnp.sqrt(xs.var(1, where=real) + 1e-4)
+        hidden = jax.nn.relu(self.hidden(jnp.concatenate([mean, deviation], axis=-1)))
+        return self.head(self.dropout(hidden))
+
+
 class ConvClassifier(nnx.Module):
     """A fully convolutional network (Wang et al. 2017, arXiv 1611.06455): three convolutions, mean over time, Dense(V).
 
@@ -138,7 +166,7 @@ class ConvClassifier(nnx.Module):
     def __call__(self, xs: Array, lengths: Array | None = None) -> Array:
         """`xs [B, T, D], lengths int [B] -> logits [B, V]`."""
         lengths = jnp.full(len(xs), xs.shape[1], jnp.int32) if lengths is None else lengths
-        real = jnp.expand_dims(mask_from_lengths(lengths, xs.shape[1]).T, 2)
+        real = _real(xs, lengths)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             xs = jax.nn.relu(norm(conv(jnp.where(real, xs, jnp.zeros_like(xs)))))
         return self.head(_mean(jnp.where(real, xs, jnp.zeros_like(xs)), lengths))
@@ -146,6 +174,11 @@ class ConvClassifier(nnx.Module):
 
 def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(inputs, outputs, kernel_init=glorot_uniform(), rngs=rngs)
+
+
+def _real(xs: Array, lengths: Array) -> Array:
+    """True where a step is real, [B, T, 1]."""
+    return jnp.expand_dims(mask_from_lengths(lengths, xs.shape[1]).T, 2)
 
 
 def _mean(ys: Array, lengths: Array | None) -> Array:
