@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from seqjax.core import Array, Carry, Cell, Key, Params, Tree, batch_shape, features, split_const
@@ -32,9 +33,11 @@ def mask_from_lengths(lengths: Array, steps: int) -> Array:
     """
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
+    if not isinstance(lengths, Tracer):
+        known = np.asarray(lengths)  # in NumPy: under jit every operation of JAX is traced, on known values too
+        if ((known < 0) | (known > steps)).any():
+            raise ValueError(f"lengths must lie between 0 and the number of steps {steps}, got {known}")
     lengths = lengths.astype(jnp.int32)  # a narrow type, uint8 say, cannot count all steps
-    if not isinstance(lengths, Tracer) and bool(((lengths < 0) | (lengths > steps)).any()):
-        raise ValueError(f"lengths must lie between 0 and the number of steps {steps}, got {lengths}")
     time = jnp.arange(steps, dtype=jnp.int32).reshape(steps, *(1,) * lengths.ndim)
     return time < jnp.expand_dims(lengths, 0)
 

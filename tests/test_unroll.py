@@ -165,6 +165,8 @@ def test_mask_from_lengths():
     narrow = mask_from_lengths(jnp.array([255, 7], jnp.uint8), 300)
     np.testing.assert_array_equal(narrow.sum(0), [255, 7])
     assert jax.jit(mask_from_lengths, static_argnums=1)(jnp.array([1]), 2).tolist() == [[True], [False]]
+    known = jnp.array([1])
+    assert jax.jit(lambda: mask_from_lengths(known, 2))().tolist() == [[True], [False]]
 
 
 @pytest.mark.parametrize("lengths", [[4], [-1]])
