@@ -22,7 +22,10 @@ PAGE = ROOT / "docs" / "api.md"
 ORDER = [
     "seqjax",
     *("seqjax." + name for name in ("cells", "wrappers", "regularizers", "noise", "initializers", "presets", "solve")),
-    *("seqjax." + name for name in ("decoding", "gradients", "diagnostics", "diagnostics.figures", "nnx", "models")),
+    *(
+        "seqjax." + name
+        for name in ("attention", "decoding", "gradients", "diagnostics", "diagnostics.figures", "nnx", "models")
+    ),
     *("seqjax.data." + name for name in ("synthetic", "text", "windows", "jena", "builders")),
     *("seqjax." + name for name in ("train", "core")),
 ]

@@ -10,6 +10,7 @@
 import importlib
 
 from seqjax import (
+    attention,
     cells,
     decoding,
     diagnostics,
@@ -32,6 +33,7 @@ __all__ = [
     "Const",
     "Dense",
     "Gated",
+    "attention",
     "bidirectional",
     "cells",
     "decoding",

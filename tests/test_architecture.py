@@ -31,7 +31,7 @@ LAYERS = [
         "importers",
     ],
     ["unroll"],
-    ["gradients", "diagnostics", "normalization", "nnx"],
+    ["attention", "gradients", "diagnostics", "normalization", "nnx"],
     ["losses"],
     ["models"],
     ["train"],

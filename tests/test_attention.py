@@ -9,8 +9,7 @@ import pytest
 from agree import at, close
 
 import seqjax
-from seqjax import cells
-from seqjax.models import attention
+from seqjax import attention, cells
 
 T, B, S, D, M, H = 4, 2, 3, 2, 5, 3
 unroll = partial(seqjax.unroll, method="scan")  # nothing to be compiled by a C++ compiler

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from seqjax.attention import Attending
 from seqjax.core import Array, Carry, Cell, Const, Key
-from seqjax.models.attention import Attending
 from seqjax.nnx import Dropout, RNNCell
 from seqjax.unroll import unroll
 

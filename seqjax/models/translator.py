@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from seqjax import decoding
+from seqjax.attention import Attending
 from seqjax.core import Array, Carry, Cell, Const
-from seqjax.models.attention import Attending
 from seqjax.models.decoder import Decoder
 from seqjax.nnx import Bidirectional, Dropout
 from seqjax.unroll import mask_from_lengths
