@@ -25,7 +25,9 @@ Measured on the chorales, at the params of the lowest validation NLL, with the d
     marginal            10.98     11.09 (11.04)
     repeat              13.19     13.71 (13.79)
     markov              10.15     10.49 (10.49)
+    rnn                  8.83      8.92  (8.88)      8.91        293,108     1.0
     lstm                 8.36      8.44  (8.40)      8.45        291,368     4.6
+    gru                  8.45      8.53  (8.48)      8.43        295,448     2.6
     lstm --nade=64       5.64      5.64  (5.57)                  316,776     9.8
 
 On the folk tunes (--data=nottingham --steps=800: nine epochs, after which the validation NLL still falls; the published
