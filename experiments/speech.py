@@ -10,7 +10,7 @@ to deviation 1, so that the microphone's level and colour do not matter.
     gru       GRU(64), the last output                               all of the order
     bigru     GRU(64) in each direction
 
-All but conv have dropout 0.5 before Dense(10), the recurrent ones 0.25 inside the recurrence too (Gal & Ghahramani 2016,
+All but conv have dropout 0.5 before Dense(10), the recurrent ones 0.25 inside the recurrence (Gal & Ghahramani 2016,
 arXiv 1512.05287).
 
     python -m experiments.speech --model=gru --held_out=theo --data_dir=DIR

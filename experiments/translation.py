@@ -44,10 +44,10 @@ from flax import nnx
 
 from experiments import base, command, supervised, translation_baselines
 from experiments.report import COLORS, Section, groups, intervals, panels, save
-from seqjax import cells
+from seqjax import attention, cells
 from seqjax.core import Array, Tree
 from seqjax.data import buckets, pairs
-from seqjax.models import Translator, attention
+from seqjax.models import Translator
 from seqjax.train import Program, Run, State, write_atomic
 
 if TYPE_CHECKING:

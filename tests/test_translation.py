@@ -12,9 +12,9 @@ from flax import nnx
 from test_experiments import drawn, refused, run
 
 from experiments import translate, translation, translation_baselines
-from seqjax import cells
+from seqjax import attention, cells
 from seqjax.data import pairs
-from seqjax.models import Decoder, Translator, attention
+from seqjax.models import Decoder, Translator
 from seqjax.train import Run
 
 SOURCE, LENGTHS = jnp.array([[4, 5, 3], [5, 3, 0]], jnp.int32), jnp.array([3, 2], jnp.int32)

@@ -40,8 +40,14 @@ __all__ = [
     "vocabulary",
 ]
 
-PADDING, UNKNOWN, START, STOP = range(4)
-"""Index of what follows a sentence, of a token that is not in the vocabulary, and of both ends of a sentence."""
+PADDING = 0
+"""What follows a sentence."""
+UNKNOWN = 1
+"""A token that is not in the vocabulary."""
+START = 2
+"""What a decoder reads before the first token."""
+STOP = 3
+"""What it says after the last."""
 
 _PLAIN = str.maketrans({"‘": "'", "’": "'", "‐": "-", "–": "-", "\xad": None, "\u200b": None})  # noqa: RUF001
 # A number; a word with the hyphen before it and the apostrophe behind it (l' arbre, a -t -il); any other sign.
