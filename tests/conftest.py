@@ -27,6 +27,16 @@ def data_dir() -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def quick_programs():
+    """Programs that compile fast and run slowly, none of them in C++: for what is the same by any compiler."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seqjax.solve.compiler", lambda: None)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def x64():
     """Run one test with 64-bit types."""

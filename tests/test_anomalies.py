@@ -21,13 +21,7 @@ from seqjax.train import Run
 from seqjax.unroll import unroll
 from seqjax.wrappers import with_head
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Programs that compile fast and run slowly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 CELLS = {"gru": with_head(cells.gru(3), 1), "moving_average": moving_average(3), "seasonal": seasonal(12)}

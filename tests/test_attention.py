@@ -18,12 +18,7 @@ PLACES = {"luong": attention.luong, "bahdanau": attention.bahdanau}
 MASK = jnp.array([[True, True, False], [True, True, True]])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Programs that compile fast and run slowly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 @pytest.fixture(params=[(place, score) for place in PLACES for score in SCORES], ids="-".join)

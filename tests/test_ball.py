@@ -11,13 +11,7 @@ from experiments import ball, base
 from seqjax import cells
 from seqjax.models.tracker import Tracker, Window, last
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Programs that compile fast and run slowly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 def test_a_window_sees_the_last_inputs_alone():

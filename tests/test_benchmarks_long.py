@@ -5,6 +5,7 @@ import pytest
 from benchmarks import long, long_solvers, timed
 
 
+@pytest.mark.slow
 def test_newton_is_held_to_scan():
     section = long_solvers.accuracy(True)
     _, *rows = section.table

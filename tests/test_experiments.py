@@ -22,15 +22,16 @@ ROOT = Path(__file__).parents[1]
 SHORT = ("--steps=2", "--steps_per_call=1", "--evaluate_every=1", "--checkpoint_every=0", "--noprogress")
 
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_record():
-    """The generated record, at a size whose evaluation takes no time; and programs that compile fast and run slowly."""
+    """The generated record, at a size whose evaluation takes no time."""
     record = jena.synthetic_climate(jax.random.key(0), 900)
-    jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks, "climate", lambda data_dir: record)
         yield record
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def run(name, directory, *flags):

@@ -14,7 +14,7 @@ from test_experiments import drawn, refused, run
 import seqjax
 from experiments import base, corpora, generate, language, reading
 from experiments.reading import read, read_and_learn
-from seqjax import cells, decoding, solve
+from seqjax import cells, decoding
 from seqjax.data import ptb, words
 from seqjax.models import KneserNey, LanguageModel
 from seqjax.train import Run
@@ -22,14 +22,7 @@ from seqjax.train import Run
 TOKENS = jnp.array([[2, 4], [0, 3], [4, 4]], jnp.int32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Programs that compile fast and run slowly, none of them in C++."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(solve, "compiler", lambda: None)
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -9,18 +9,17 @@ from test_experiments import drawn, refused, run
 from experiments import base, mnist
 from seqjax.data import mnist as digits
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 
 @pytest.fixture(scope="module", autouse=True)
-def small_and_quick():
-    """Few digits, and programs that compile fast and run slowly."""
+def few_digits():
     train, validation = digits.split(digits.generated(300), 50)
     small = {"train": train, "validation": validation, "test": digits.generated(50, seed=1)}
-    jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         load = mnist._parts
         patch.setattr(mnist, "_parts", lambda data_dir: small if data_dir is None else load(data_dir))
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_a_digit_is_read_in_its_order():

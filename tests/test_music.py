@@ -15,12 +15,7 @@ from seqjax.models.music import Chain, Independent, Nade, RollModel
 K, C = 5, 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Programs that compile fast and run slowly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 def sigmoid(x):

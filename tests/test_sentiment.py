@@ -16,12 +16,7 @@ from seqjax.models.classifier import pool
 TOKENS = jnp.array([[2, 4, 0], [3, 0, 0]], jnp.int32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Programs that compile fast and run slowly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +104,12 @@ def test_pretrained_vectors_are_where_the_embedding_starts():
 SMALL = ("--batch_size=8", "--units=2", "--features=3", "--length=12", "--tokens=12")
 
 
-@pytest.mark.parametrize("model", sentiment.MODELS)
+QUICK = ("tf_idf", "masked", "one_hot")
+
+
+@pytest.mark.parametrize(
+    "model", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in sentiment.MODELS]
+)
 def test_sentiment(model, tmp_path, monkeypatch):
     monkeypatch.setattr(sentiment, "BAG_BORDERS", (4, 20))
     monkeypatch.setattr(sentiment, "BORDERS", (6,) if model == "masked" else ())

@@ -12,13 +12,7 @@ from seqjax import cells
 from seqjax.data import ucr
 from seqjax.models import ConvClassifier, DenseClassifier, SeriesClassifier
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Programs that compile fast and run slowly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 @pytest.fixture

@@ -16,12 +16,7 @@ FRAMES = RNG.normal(size=(2, 7, 3)).astype(np.float32)
 LENGTHS = np.array([7, 4], np.int32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Programs that compile fast and run slowly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 @pytest.fixture(autouse=True)

@@ -19,12 +19,7 @@ BANK = streams.bank(RECORDINGS)
 CLEAN = streams.Mix(3, levels=(0.0, 0.0), noise=(-300.0, -300.0))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Programs that compile fast and run slowly."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 def of(stream):

@@ -21,14 +21,7 @@ SOURCE, LENGTHS = jnp.array([[4, 5, 3], [5, 3, 0]], jnp.int32), jnp.array([3, 2]
 TARGET = jnp.array([[2, 4, 5, 6], [2, 6, 6, 4]], jnp.int32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Programs that compile fast and run slowly; without the C++ of the cells."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seqjax.solve.compiler", lambda: None)
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 def test_a_translator():

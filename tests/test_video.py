@@ -22,17 +22,16 @@ from seqjax.models.video import (
     predict,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compiler():
-    """Programs that compile fast and run slowly, and few digits."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def few_digits():
+    digits = mnist.generated(60)
     with pytest.MonkeyPatch.context() as patch:
-        digits = mnist.generated(60)
         patch.setattr(videos, "_images", lambda data_dir: dict.fromkeys(("train", "validation", "test"), digits.images))
         patch.setattr(videos, "HELD_OUT", 64)
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("kernel", [(3,), (3, 3), (2, 5), (1, 4)])

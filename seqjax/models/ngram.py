@@ -37,6 +37,7 @@ class KneserNey(NamedTuple):
       orders: of the n-grams of length 1, 2, ...
 
     Example:
+      >>> import numpy as np
       >>> from seqjax.models import KneserNey
       >>> model = KneserNey.fit(np.array([0, 1, 2] * 50 + [1]), size=4, order=2)
       >>> (model.nats(np.array([0, 1, 2, 0, 1]))[1:] < 0.1).all(), model.nats(np.array([0, 3]))[1] > 3
