@@ -1,1 +1,14 @@
-"""Experiments: one readable file each, on the machinery of base, sweep and report."""
+"""Experiments: one readable file each, whose docstring has the question, the commands and what was measured.
+
+Studies of gradients, noise and initial weights:
+    bptt_vs_tbptt, recurrent_dropout, initialization
+Tasks:
+    temperature, sentiment, language, translation, music, speech, spotting, anomalies, series, mnist, ball, direction,
+    next_frame
+Commands that use what a task trained:
+    generate (writes text), translate, listen (to a wav file), watch (a stream of numbers)
+What one or two tasks lean on:
+    corpora, reading (language), translation_baselines, detection (spotting), videos (direction, next_frame)
+What carries all of them:
+    base (flags, runs), supervised and tasks (training on whole sequences), command, sweep, executors, report
+"""

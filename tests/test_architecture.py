@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,11 @@ def test_what_a_module_promises_is_there(name):
     module = importlib.import_module(name)
     for public in module.__all__:
         assert hasattr(module, public), f"{name}.{public}"
+
+
+def test_every_file_of_the_experiments_is_in_their_list():
+    words = set(re.findall(r"\w+", importlib.import_module("experiments").__doc__))
+    assert {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__"} <= words
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
