@@ -33,7 +33,7 @@ Measured on the test part, on a busy machine:
 
     Penn Treebank, words, perplexity (--corpus=ptb --unit=word --data_dir=DIR)
     unigram       639.3
-    lstm          114.3    the command above, one seed, 4,651,600 parameters, 99 minutes; published 114.5 (Zaremba et al.)
+    lstm          114.3    the command above, one seed, 4,651,600 parameters, 99 minutes; published 114.5
     kneser_ney    141.1    --order=5: 2,540,738 n-grams, seconds; published 141.2 (Mikolov et al. 2011)
     kneser_ney    148.4    --order=3; published 148.3
 
