@@ -17,7 +17,7 @@ DIR holds the four files of MNIST. Without --data_dir the digits are generated.
 """
 
 import sys
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +43,8 @@ SIZE = 32
 # Scenes of the validation, and of each part of the test.
 HELD_OUT = 2000
 _BATCH = 100
+# Scenes of a figure.
+SHOWN = 6
 
 FLAGS = base.flags(
     steps=4000,
@@ -135,24 +137,23 @@ def program(config: SimpleNamespace) -> Program:
         return jax.value_and_grad(loss)(params)
 
     def evaluate(numbers, data, params):
-        def part(key):
-            drawn = draw(config, data["validation"], "seen", key, _BATCH)
-            return _losses(module(numbers, params, None), drawn)
-
-        losses, right, counts = jax.lax.map(part, _keys("validation"))
+        model = module(numbers, params, None)
+        held_out = scenes_of(config, data["validation"], "validation", "seen")
+        losses, right, counts = jax.lax.map(lambda drawn: _losses(model, drawn), held_out)
         return {"loss": losses.sum() / counts.sum(), "token_accuracy": right.sum() / counts.sum()}
 
     return supervised.descent(config, init, gradient, evaluate, _digits(config.data_dir))
 
 
-def _keys(part: str) -> Array:
-    """The keys of the batches of "validation", "seen" or "held_out", the same in every run."""
-    key = jax.random.fold_in(jax.random.key(20_150_210), ("validation", "seen", "held_out").index(part))
-    return jax.random.split(key, -(-HELD_OUT // _BATCH))
+def scenes_of(config: SimpleNamespace, digits: scenes.ByLabel, part: str, kinds: str) -> scenes.Scenes:
+    """The scenes of "validation" or "test", the same in every run, in batches: each leaf [batches, B, ...]."""
+    key = jax.random.fold_in(jax.random.key(20_150_210), ("validation", "test").index(part))
+    drawn = draw(config, digits, kinds, key, HELD_OUT)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, min(_BATCH, HELD_OUT), *leaf.shape[1:]), drawn)
 
 
 class Answers(NamedTuple):
-    """What is said of the test scenes of a part.
+    """What is said of scenes.
 
     Attributes:
       kinds: int32 [N, 3], what is there.
@@ -171,31 +172,23 @@ class Answers(NamedTuple):
     weights: Any
 
 
-def answers(config: SimpleNamespace, params: Params, digits: scenes.ByLabel, part: str) -> Answers:
-    """The answers to a part of the test, "seen" or "held_out"."""
-    _, module = network(config)
-    length = scenes.CAPTIONS.shape[-1] - 1
+def answers(config: SimpleNamespace, params: Params, found: scenes.Scenes) -> Answers:
+    """What is said of scenes in batches, see `scenes_of`."""
+    model = network(config)[1](vars(config), params, None)
 
-    @jax.jit
-    def run(params, digits):
-        model = module(vars(config), params, None)
+    def of_batch(drawn):
+        said = model.caption(
+            drawn.pictures, drawn.captions.shape[1] - 1, start=pairs.START, stop=pairs.STOP, width=config.beam
+        )
+        return drawn.kinds, said, *_losses(model, drawn)[1:]
 
-        def of_batch(key):
-            drawn = draw(config, digits, part, key, _BATCH)
-            _, right, counts = _losses(model, drawn)
-            said = model.caption(drawn.pictures, length, start=pairs.START, stop=pairs.STOP, width=config.beam)
-            return drawn.kinds, said, right, counts
-
-        keys = _keys(part)
-        found = jax.lax.map(of_batch, keys)
-        kinds, said, right, counts = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
-        pictures, weights = draw(config, digits, part, keys[0], _BATCH).pictures, None
-        if config.model == "attention":
-            read = jnp.pad(said[:_BATCH, :-1], ((0, 0), (1, 0)), constant_values=pairs.START)
-            weights = model.weights(pictures, read)
-        return Answers(kinds, said, right, counts, pictures, weights)
-
-    return jax.tree.map(np.asarray, run(params, digits))
+    first, weights = found.pictures[0], None
+    batches = jax.lax.map(of_batch, found)
+    if config.model == "attention":
+        read = jnp.pad(batches[1][0, :, :-1], ((0, 0), (1, 0)), constant_values=pairs.START)
+        weights = model.weights(first, read)
+    kinds, said, right, counts = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batches)
+    return Answers(kinds, said, right, counts, first, weights)
 
 
 @cache
@@ -207,8 +200,16 @@ def _meanings() -> dict[tuple[int, ...], list[int]]:
     return {tuple(caption): kind for caption, kind in zip(captions.tolist(), every.tolist(), strict=True)}
 
 
+@cache
+def _seen() -> set[tuple[int, ...]]:
+    return set(map(tuple, scenes.kinds()["seen"].tolist()))
+
+
 def scores(found: Answers) -> dict[str, float]:
-    """Shares: of words (teacher forcing), of whole captions, of those with the digits, and with the relation, right."""
+    """Shares of what is right: words (teacher forcing), whole captions, both digits, the relation.
+
+    And "from_training", the share of captions that are captions of the training, right or not.
+    """
     nothing = [-1, -1, -1]
     said = np.array([_meanings().get(tuple(row), nothing) for row in found.said.tolist()])
     same = said == found.kinds
@@ -217,14 +218,17 @@ def scores(found: Answers) -> dict[str, float]:
         "exact": float(same.all(1).mean()),
         "digits": float((same[:, 0] & same[:, 2]).mean()),
         "relation": float(same[:, 1].mean()),
+        "from_training": float(np.mean([row in _seen() for row in map(tuple, said.tolist())])),
     }
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
     """Scores of both parts of the test; what is said of each scene, and figures of the first ones."""
     result = {}
+    answer = jax.jit(partial(answers, config))
     for part in ("seen", "held_out"):
-        found = answers(config, state.best.params, program.data["test"], part)
+        drawn = jax.jit(partial(scenes_of, config, part="test", kinds=part))(program.data["test"])
+        found = jax.tree.map(np.asarray, answer(state.best.params, drawn))
         result |= {f"test_{name}_{part}": score for name, score in scores(found).items()}
         lines = [
             f"{scenes.sentence(*kind):30} {' '.join(scenes.VOCABULARY.decode(said))}"
@@ -237,7 +241,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
 
 def _captioned(found: Answers) -> "Figure":
     """Pictures under what is said of them."""
-    figure, axes = panels(2, 4, width=2.2, height=2.2)
+    figure, axes = panels(2, SHOWN // 2, width=2.4, height=2.4)
     for axis, picture, said in zip(axes.flat, found.pictures, found.said, strict=False):
         axis.imshow(picture, cmap="gray")
         axis.set_title(" ".join(scenes.VOCABULARY.decode(said)), fontsize=8)
@@ -248,8 +252,8 @@ def _captioned(found: Answers) -> "Figure":
 
 def _looks(found: Answers) -> "Figure":
     """Pictures, and where the decoder looks for each word that it says (red)."""
-    rows, words = 6, found.said.shape[1]
-    figure, axes = panels(rows, words + 1, width=1.15, height=1.3)
+    words = found.said.shape[1]
+    figure, axes = panels(SHOWN, words + 1, width=1.15, height=1.3)
     for row, picture, said, weights in zip(axes, found.pictures, found.said, found.weights, strict=False):
         texts = [*scenes.VOCABULARY.decode(said), "(end)"][:words]
         for axis, text, looks in zip(row, ["", *texts], [None, *weights], strict=False):
