@@ -14,6 +14,20 @@ relation in five is held out; the test shows digits of other writers, in the com
     python launch.py --experiment=captions --data_dir=DIR          all models, three seeds
 
 DIR holds the four files of MNIST. Without --data_dir the digits are generated.
+
+Measured on 2,000 test scenes of each kind, two seeds (one of the last two models), on a busy machine; the time is that
+of the 4,000 updates of 64 scenes. Words: the likeliest word after the given ones is right. Captions: all words are.
+
+                                     seen in training      never seen in training
+    model         parameters    words %    captions %    words %    captions %    minutes
+    attention        162,389       97.6    86.8, 85.0       92.5    59.9, 59.6        2.2
+    no_attention     616,981       97.2    84.8, 84.4       84.2    24.7, 24.0        1.5
+    blind            616,981       63.6           0.9       60.3             0        1.4
+    frequent               0       19.4           0.9       18.5             0          0
+
+Nearly all mistakes are captions of the training: of the wrong ones in new combinations 94 % with attention, 98 %
+without. A decoder that was given the whole picture at once has learned which sentences there are, and one that looks
+at a digit when it names it much less so.
 """
 
 import sys
