@@ -15,8 +15,8 @@ relation in five is held out; the test shows digits of other writers, in the com
 
 DIR holds the four files of MNIST. Without --data_dir the digits are generated.
 
-Measured on 2,000 test scenes of each kind after 4,000 updates of 64 scenes, on a busy machine. Words: the likeliest word
-after the given ones is right. Captions: all words are, of two seeds; everything else is of the first one.
+Measured on 2,000 test scenes of each kind after 4,000 updates of 64 scenes, on a busy machine. Words: the likeliest
+word after the given ones is right. Captions: all words are; of two seeds, and everything else of the first one.
 
                                      seen in training      never seen in training
     model         parameters    words %    captions %    words %    captions %    minutes
@@ -26,7 +26,7 @@ after the given ones is right. Captions: all words are, of two seeds; everything
     frequent               0       19.4           0.9       18.5             0          0
 
 Nearly all mistakes are captions of the training: of the wrong ones in new combinations 94 % with attention, 98 %
-without: where the combination is new, the decoder without attention says three times in four what it has learned to say. The
+without. Of a new combination the decoder without attention says three times in four what it has learned to say. The
 two differ in what they start from too, the mean of the map or all of it; what that alone does was not measured.
 """
 
