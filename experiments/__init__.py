@@ -4,7 +4,7 @@ Studies of gradients, noise and initial weights:
     bptt_vs_tbptt, recurrent_dropout, initialization
 Tasks:
     temperature, sentiment, language, translation, music, speech, spotting, anomalies, series, mnist, ball, direction,
-    next_frame
+    next_frame, captions
 Commands that use what a task trained:
     generate (writes text), translate, listen (to a wav file), watch (a stream of numbers)
 What one or two tasks lean on:

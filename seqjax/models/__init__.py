@@ -1,6 +1,7 @@
 """Flax NNX models over the cells."""
 
 from seqjax.models.anomaly import AnomalyDetector
+from seqjax.models.captioner import Captioner
 from seqjax.models.classifier import BagClassifier, SequenceClassifier
 from seqjax.models.decoder import Decoder
 from seqjax.models.forecaster import ConvForecaster, DenseForecaster, RecurrentForecaster
@@ -13,6 +14,7 @@ from seqjax.models.translator import Translator
 __all__ = [
     "AnomalyDetector",
     "BagClassifier",
+    "Captioner",
     "ConvClassifier",
     "ConvForecaster",
     "Decoder",

@@ -8,12 +8,14 @@ carry, logits = decoder.step(carry, token, memory)
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from seqjax import decoding
 from seqjax.attention import Attending
 from seqjax.core import Array, Carry, Cell, Const, Key
 from seqjax.nnx import Dropout, RNNCell
@@ -98,7 +100,36 @@ class Decoder(nnx.Module):
         carry, y = self.rnn(carry, self._inputs(tokens, memory))
         return carry, self.head(self.dropout(y))
 
-    def weights(self, tokens: Array, carry: Carry, memory: Const) -> Array:
+    def search(
+        self,
+        length: int,
+        carry: Carry,
+        memory: Const | None = None,
+        *,
+        start: int,
+        stop: int,
+        width: int = 1,
+        length_penalty: float = 0.0,
+    ) -> Array:
+        """Tokens int32 [B, length] of the likeliest texts that a search finds, `stop` after the end.
+
+        Args:
+          length: longest text.
+          carry: before the first token.
+          memory: of `remember`.
+          start: the token that every text begins with.
+          stop: the token that it ends with.
+          width: of the beam; 1 takes the likeliest token at every step (`decoding.greedy`).
+          length_penalty: see `decoding.beam`.
+        """
+        first = jnp.full(jax.tree.leaves(carry)[0].shape[:1], start, jnp.int32)
+        step = partial(self.step, memory=memory)
+        if width == 1:
+            return decoding.greedy(step, carry, first, length, stop=stop)[1].T
+        tokens, _ = decoding.beam(step, carry, first, length, width=width, stop=stop, length_penalty=length_penalty)
+        return tokens[:, :, 0].T
+
+    def weights(self, tokens: Array, carry: Carry, memory: Const | None) -> Array:
         """The weights of attention [B, T, S] as tokens int [B, T] are read.
 
         Raises:

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqjax import decoding
 from seqjax.attention import Attending
 from seqjax.core import Array, Carry, Cell, Const
 from seqjax.models.decoder import Decoder
@@ -105,9 +104,5 @@ class Translator(nnx.Module):
           length_penalty: see `decoding.beam`.
         """
         carry, memory = self.encode(source, lengths)
-        first = jnp.full(source.shape[:1], start, jnp.int32)
-        step = partial(self.decoder.step, memory=memory)
-        if width == 1:
-            return decoding.greedy(step, carry, first, length, stop=stop)[1].T
-        tokens, _ = decoding.beam(step, carry, first, length, width=width, stop=stop, length_penalty=length_penalty)
-        return tokens[:, :, 0].T
+        options: Any = {"start": start, "stop": stop, "width": width, "length_penalty": length_penalty}
+        return self.decoder.search(length, carry, memory, **options)

@@ -17,6 +17,7 @@ from seqjax.models.tracker import Tracker, last
 from seqjax.nnx import Recurrent
 
 __all__ = [
+    "Conv",
     "ConvPredictor",
     "FrameClassifier",
     "LastFrame",
@@ -32,14 +33,21 @@ __all__ = [
 _BLACK = -3.0
 
 
-class _Conv(nnx.Module):
-    """`convolve(x, kernel) + bias`, fast in a loop."""
+class Conv(nnx.Module):
+    """`convolve(x, kernel) + bias`, fast in a loop: [..., H, W, inputs] to [..., H, W, outputs].
+
+    Attributes:
+      kernel: [3, 3, inputs, outputs].
+      bias: [outputs].
+    """
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, bias: float = 0.0):
+        """Draw the kernel; `bias` is the first value of all biases."""
         self.kernel = nnx.Param(glorot_uniform()(rngs.params(), (9 * inputs, outputs)).reshape(3, 3, inputs, outputs))
         self.bias = nnx.Param(jnp.full(outputs, bias))
 
     def __call__(self, x: Array) -> Array:
+        """The convolution, as large as x: outside of it there is 0."""
         y = convolve(x, self.kernel[...])
         return y + jnp.broadcast_to(self.bias[...], y.shape)
 
@@ -94,7 +102,7 @@ class FrameClassifier(nnx.Module):
         if size % self.patch:
             raise ValueError(f"FrameClassifier cuts squares of {self.patch} pixels out of frames, not of {size}")
         self.frames = frames
-        self.conv = _Conv(frames * self.patch**2, 16, rngs)
+        self.conv = Conv(frames * self.patch**2, 16, rngs)
         self.dense = nnx.Linear(16 * (size // self.patch) ** 2, features, kernel_init=glorot_uniform(), rngs=rngs)
         self.tracker = Tracker(memory, features, classes, hidden=features, rngs=rngs)
 
@@ -147,9 +155,9 @@ class ConvPredictor(nnx.Module):
           rngs: stream "params".
         """
         self.frames, self.patch = frames, patch
-        self.conv1 = _Conv(frames * patch**2, hidden, rngs)
-        self.conv2 = _Conv(hidden, hidden, rngs)
-        self.conv3 = _Conv(hidden, patch**2, rngs, _BLACK)
+        self.conv1 = Conv(frames * patch**2, hidden, rngs)
+        self.conv2 = Conv(hidden, hidden, rngs)
+        self.conv3 = Conv(hidden, patch**2, rngs, _BLACK)
 
     def initial_carry(self, shape: tuple[int, int, int]) -> Carry:
         """Black frames."""
