@@ -720,13 +720,6 @@ MUTATIONS = [
         "frame",
         "tests/test_video.py::test_unseen_frames_are_not_looked_at_and_the_own_ones_are_read",
     ),
-    Mutation(
-        "mask_from_lengths: known lengths are compared by traced operations",
-        "seqjax/unroll.py",
-        "known = np.asarray(lengths)",
-        "known = lengths",
-        "tests/test_unroll.py::test_mask_from_lengths",
-    ),
 ]
 
 

@@ -58,15 +58,7 @@ def test_a_function_that_raises_says_so(name):
         assert re.search(r"Raises|[Ee]rrors", inspect.getdoc(FUNCTIONS[name])), ast.unparse(raised[0])
 
 
-@pytest.fixture(scope="module")
-def fast_to_compile():
-    """The examples compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("fast_to_compile")
+@pytest.mark.usefixtures("quick_programs")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples(name):
     names = {"jax": jax, "jnp": jnp, "seqjax": seqjax}

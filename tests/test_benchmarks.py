@@ -29,6 +29,7 @@ def _promotion():
 # Every program computes what the reference says.
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of the peers, about themselves
 @pytest.mark.parametrize("entry", [AUTO, *JAX_PEERS, TORCH], ids=lambda entry: entry.name)
 @pytest.mark.parametrize("row", ROWS, ids=str)

@@ -39,6 +39,7 @@ def test_verdicts():
     assert end_to_end.verdict("ratio", 1.6, 1.5, at_least=True) == "- ratio: 1.60. The aim, at least 1.5, is met."
 
 
+@pytest.mark.slow
 def test_seeds(tmp_path, capsys):
     seeds.main(["--quick", "--output", str(tmp_path)])
     text = (tmp_path / "end_to_end.md").read_text()

@@ -15,6 +15,7 @@ def test_newton_is_held_to_scan():
         assert 0 < row[2] < 51
 
 
+@pytest.mark.slow
 def test_matrices_are_timed_and_the_page_is_written(tmp_path):
     section = long_solvers.matrices(True)
     assert [row[4] is None for row in section.table[1:]] == [False, True, True]
