@@ -36,12 +36,10 @@ artificial anomalies. The horizon and the constants of the detector were chosen 
 A row takes about 1 µs where all 58 series are read at once, 4 µs in one series, and 0.3 to 0.5 ms if it is sent alone.
 """
 
-import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,7 +54,7 @@ from seqjax import cells
 from seqjax.core import Array, Cell, Key, Params
 from seqjax.data import nab, nab_score, windows
 from seqjax.models.anomaly import AnomalyDetector, Reading, moving_average, seasonal
-from seqjax.train import Program, Run, State, write_atomic
+from seqjax.train import Program, Run, State, write_arrays, write_atomic
 from seqjax.wrappers import with_head
 
 if TYPE_CHECKING:
@@ -227,8 +225,8 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     scores = {name: np.asarray(readings.score)[i, : len(one.values)] for i, (name, one) in enumerate(series.items())}
     marks = {name: nab_score.Marks.of(scores[name], one) for name, one in series.items()}
     result = _scores(marks)
-    _save(run.directory / "scores.npz", {name.replace("/", "|"): score for name, score in scores.items()})
-    _save(run.directory / "weights.npz", {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))})
+    write_arrays(run.directory / "scores.npz", **{name.replace("/", "|"): score for name, score in scores.items()})
+    write_arrays(run.directory / "weights.npz", **{str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))})
     threshold = result["threshold_standard"]
     write_atomic(run.directory / "alarms.txt", "\n".join(_alarms(series, scores, marks, threshold)))
     save(_figure(series, data, readings, threshold), run.figures / "streams")
@@ -263,12 +261,6 @@ def _counts(marks: nab_score.Marks, threshold: float) -> tuple[int, int]:
     """Windows with an alarm in them, and alarms outside of windows."""
     window = marks.window[marks.scores >= threshold]
     return len(np.unique(window[window >= 0])), int((window < 0).sum())
-
-
-def _save(path: Path, arrays: Mapping[str, Any]) -> None:
-    with io.BytesIO() as file:
-        np.savez_compressed(file, **arrays)
-        write_atomic(path, file.getvalue())
 
 
 def _alarms(

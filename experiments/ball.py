@@ -34,7 +34,6 @@ With noise two places help little, and what counts is the mean over many frames 
 falls after the twentieth. At the first frame no model can know, which alone is 0.16 of each number.
 """
 
-import io
 import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,7 +49,7 @@ from seqjax import cells
 from seqjax.core import Array, Key, Params
 from seqjax.data import motion
 from seqjax.models.tracker import Tracker
-from seqjax.train import Program, Run, State, write_atomic
+from seqjax.train import Program, Run, State, write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -186,9 +185,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
 
     balls, forecasts, errors, ahead = jax.tree.map(np.asarray, test(state.best.params, program.data["test"]))
     hits = _hits(balls.path, config.gravity)
-    with io.BytesIO() as file:
-        np.savez_compressed(file, errors=errors, hits=hits)
-        write_atomic(run.directory / "errors.npz", file.getvalue())
+    write_arrays(run.directory / "errors.npz", errors=errors, hits=hits)
     save(_figure(config, balls, forecasts, errors, hits, ahead), run.figures / "balls")
     return {
         "test_distance": float(errors.mean()),

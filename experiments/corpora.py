@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 from seqjax.core import Array
-from seqjax.data import ptb, text, words
+from seqjax.data import files, ptb, text, words
 
 Vocabulary = text.Vocabulary | words.Vocabulary
 UNITS = {"character": text.Vocabulary, "word": words.Vocabulary}
@@ -101,9 +101,7 @@ def _texts(name: str, data_dir: str | None) -> dict[str, str]:
             raise ValueError(
                 "--corpus=shakespeare needs --data_dir, with input.txt (or tinyshakespeare/input.txt) in it"
             )
-        folder = Path(data_dir).expanduser()
-        inside = folder / "tinyshakespeare"
-        everything = text.read((inside if inside.is_dir() else folder) / "input.txt")
+        everything = text.read(files.find(Path(data_dir).expanduser(), ("input.txt",), ("tinyshakespeare",)))
     else:
         everything = text.language_reference() if name == "pydoc" else text.read(Path(name).expanduser())
     return dict(zip(("train", "validation", "test"), text.split(everything, (0.9, 0.05, 0.05)), strict=True))

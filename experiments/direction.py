@@ -27,7 +27,6 @@ and it gains for ten frames. Most errors of `gru` are one eighth of a turn, and 
 back at 83 %.
 """
 
-import io
 import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -44,7 +43,7 @@ from seqjax import cells
 from seqjax.core import Array, Key
 from seqjax.data import motion
 from seqjax.models.video import FrameClassifier
-from seqjax.train import Program, Run, State, write_atomic
+from seqjax.train import Program, Run, State, write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,9 +122,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
 
     frames, labels, velocities, said = map(np.asarray, test(state.best.params, program.data["test"]))
     right, flight = said == labels, _since_wall(velocities)
-    with io.BytesIO() as file:
-        np.savez_compressed(file, said=said, labels=labels, flight=flight)
-        write_atomic(run.directory / "answers.npz", file.getvalue())
+    write_arrays(run.directory / "answers.npz", said=said, labels=labels, flight=flight)
     save(_figure(frames, labels, said, flight), run.figures / "directions")
     counts = np.bincount(labels.ravel(), minlength=8)
     return {

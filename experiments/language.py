@@ -41,7 +41,6 @@ Three fifths of the test part of tiny Shakespeare are The Tempest, of which the 
 on the way is worth much. Its rate was chosen among 1e-4, 5e-4 and 2e-3 on 20,000 characters of the validation part.
 """
 
-import io
 import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,7 +58,7 @@ from seqjax import regularizers
 from seqjax.core import Array, Params
 from seqjax.data import text
 from seqjax.models import KneserNey
-from seqjax.train import Program, Run, State, initial_state, write_atomic
+from seqjax.train import Program, Run, State, initial_state, write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -223,10 +222,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
         nats, more = _read_test(config, corpus, program.data[0], params), {"best_step": int(state.best.step)}
         keep(config, corpus.vocabulary, params, run)
     counts = np.bincount(corpus.parts["train"], minlength=corpus.vocabulary.size)[test[1:]]
-    with io.BytesIO() as file:
-        arrays: dict[str, Any] = {"count": counts, **nats}
-        np.savez_compressed(file, **arrays)
-        write_atomic(run.directory / "nats.npz", file.getvalue())
+    write_arrays(run.directory / "nats.npz", count=counts, **nats)
     save(_figure(counts, nats), run.figures / "nats")
     scores = {name: _scores(config, float(values.mean())) for name, values in nats.items()}
     return {

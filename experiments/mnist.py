@@ -29,7 +29,6 @@ Measured on the official test part, mean and 95 % interval where there are sever
     2018, arXiv 1803.01271) takes ten epochs. Nothing is measured of --order=pixels.
 """
 
-import io
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -48,7 +47,7 @@ from seqjax import cells, presets
 from seqjax.core import Array, Cell, Tree
 from seqjax.data import mnist, windows
 from seqjax.models import DenseClassifier, SeriesClassifier
-from seqjax.train import Program, Run, State, write_atomic
+from seqjax.train import Program, Run, State, write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -181,9 +180,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
 
     labels = np.asarray(test[1])
     found, after = (np.asarray(leaf) for leaf in answers(state.best.params, test))
-    with io.BytesIO() as file:
-        np.savez_compressed(file, labels=labels, answers=found, accuracy_after=after)
-        write_atomic(run.directory / "answers.npz", file.getvalue())
+    write_arrays(run.directory / "answers.npz", labels=labels, answers=found, accuracy_after=after)
     counts = series.confusion(labels, found, len(CLASSES))
     figure, axes = panels(1, 3, width=3.6)
     series.draw_confusion(axes[0, 0], counts, CLASSES)

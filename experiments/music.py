@@ -45,7 +45,6 @@ keys do not know of each other: clusters, silences, up to ten notes. With it 62 
 the folk tunes the chords thin out after fifty steps.
 """
 
-import io
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -64,7 +63,7 @@ from seqjax import cells
 from seqjax.core import Array, Params, Tree
 from seqjax.data import buckets, midi, music
 from seqjax.models.music import Chain, RollModel
-from seqjax.train import Program, Run, State, write_atomic
+from seqjax.train import Program, Run, State, write_arrays, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -202,9 +201,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
             content = midi.encode(roll, lowest=music.LOWEST, step_seconds=SECONDS[config.data])
             write_atomic(run.directory / f"{name}_{i}.mid", content)
         save(_figure(piece, made, said[i, : len(piece) - 1], start), run.figures / f"rolls_{i}")
-    with io.BytesIO() as file:
-        np.savez_compressed(file, composed=np.stack(composed), start=start)
-        write_atomic(run.directory / "composed.npz", file.getvalue())
+    write_arrays(run.directory / "composed.npz", composed=np.stack(composed), start=start)
     return {
         **{f"test_{name}": float(value) for name, value in scores.items()},
         "validation_nll": float(state.best.value),

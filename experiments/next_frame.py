@@ -41,7 +41,7 @@ from seqjax import cells
 from seqjax.core import Array
 from seqjax.data import motion
 from seqjax.models.video import ConvPredictor, LastFrame, RecurrentPredictor, predict
-from seqjax.train import Program, Run, State, write_atomic
+from seqjax.train import Program, Run, State, write_arrays, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,9 +142,9 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
 
     losses, errors, oracle, frames, said = map(np.asarray, test(state.best.params, program.data["test"]))
     losses, errors, oracle = (x.reshape(-1, x.shape[-1]).mean(0) for x in (losses, errors, oracle))
-    with io.BytesIO() as file:
-        np.savez_compressed(file, losses=losses, errors=errors, straight=oracle, frames=frames[0], said=said[0])
-        write_atomic(run.directory / "errors.npz", file.getvalue())
+    write_arrays(
+        run.directory / "errors.npz", losses=losses, errors=errors, straight=oracle, frames=frames[0], said=said[0]
+    )
     save(_strips(frames[0], said[0], config.given), run.figures / "strips")
     write_atomic(run.figures / "videos.gif", _animation(frames[0], said[0], config.given))
     unseen = slice(config.given - 1, None)

@@ -37,7 +37,6 @@ After 300 updates (--steps=300 --evaluate_every=300), three seeds: JapaneseVowel
 parameters), conv 0.982 ± 0.004 (20,137); ECG200, logistic 0.813 ± 0.038. The other models are not measured.
 """
 
-import io
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -56,7 +55,7 @@ from seqjax import cells, wrappers
 from seqjax.core import Array, Cell, Key, Params, Tree
 from seqjax.data import ucr, windows
 from seqjax.models import ConvClassifier, DenseClassifier, SeriesClassifier, nearest
-from seqjax.train import Program, Run, State, write_atomic
+from seqjax.train import Program, Run, State, write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -254,9 +253,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
         return np.asarray(answers(params, known, values, lengths))
 
     labels, logits = np.asarray(test.labels), of_share(1)
-    with io.BytesIO() as file:
-        np.savez_compressed(file, logits=logits, labels=labels, classes=np.array(classes))
-        write_atomic(run.directory / "answers.npz", file.getvalue())
+    write_arrays(run.directory / "answers.npz", logits=logits, labels=labels, classes=np.array(classes))
     shares = np.array((1.0,) if config.model in NEAREST else SHARES)
     by_share = [float((of_share(share).argmax(1) == labels).mean()) for share in shares]
     counts = confusion(labels, logits.argmax(1), len(classes))

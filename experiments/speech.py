@@ -31,7 +31,6 @@ busy machine. Four speakers are too few to know a fifth one: 6 is taken for 8, 5
 measured.
 """
 
-import io
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -41,17 +40,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
 from flax import nnx
 
-from experiments import base, command, supervised
+from experiments import base, command, series, supervised, tasks
 from experiments.report import Section, groups, intervals, panels, save
 from seqjax import cells
 from seqjax.core import Array, Key, Params, Tree
 from seqjax.data import spectrogram, spoken_digits, windows
 from seqjax.models import ConvClassifier, MomentsClassifier, SeriesClassifier
-from seqjax.train import Program, Run, State, write_atomic
+from seqjax.train import Program, Run, State, write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,23 +152,18 @@ def program(config: SimpleNamespace) -> Program:
 
         def loss(params):
             logits = module(numbers, params, k_noise)(part.frames[rows], part.lengths[rows])
-            return optax.losses.softmax_cross_entropy_with_integer_labels(logits, part.digits[rows]).mean()
+            return tasks.cross_entropy(logits, part.digits[rows]).mean()
 
         return jax.value_and_grad(loss)(params)
 
     def evaluate(numbers, data: Tree, params):
         part: Words = data["validation"]
         logits = module(numbers, params, None)(part.frames, part.lengths)
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, part.digits)
+        losses = tasks.cross_entropy(logits, part.digits)
         return {"loss": losses.mean(), "accuracy": (logits.argmax(-1) == part.digits).astype(jnp.float32).mean()}
 
     data = {name: parts[name] for name in ("train", "validation")}
     return supervised.descent(config, init, gradient, evaluate, data, batches=count // config.batch_size)
-
-
-def confusion(digits: np.ndarray, said: np.ndarray) -> np.ndarray:
-    """How often each digit (row) was taken for each (column), int [10, 10]."""
-    return np.bincount(10 * digits + said, minlength=100).reshape(10, 10)
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
@@ -179,10 +172,8 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     _, module = network(config)
     run_network = jax.jit(lambda params, part: module(vars(config), params, None)(part.frames, part.lengths))
     logits, digits = np.asarray(run_network(state.best.params, part)), np.asarray(part.digits)
-    with io.BytesIO() as file:
-        np.savez_compressed(file, logits=logits, digits=digits)
-        write_atomic(run.directory / "answers.npz", file.getvalue())
-    table = confusion(digits, logits.argmax(1))
+    write_arrays(run.directory / "answers.npz", logits=logits, digits=digits)
+    table = series.confusion(digits, logits.argmax(1), 10)
     figure, axes = panels(width=4.2, height=3.6)
     _draw(axes[0, 0], table)
     axes[0, 0].set_title(f"{config.model}, {config.held_out} held out, accuracy {np.trace(table) / table.sum():.3f}")
@@ -235,7 +226,7 @@ def report(runs: list[Run]) -> list[Section]:
     matrices.set_label("confusion")
     for panel, (model, members) in zip(panels_[0], by_model.items(), strict=True):
         answers = [np.load(run.directory / "answers.npz") for run in members]
-        _draw(panel, np.sum([confusion(answer["digits"], answer["logits"].argmax(1)) for answer in answers], 0))
+        _draw(panel, np.sum([series.confusion(a["digits"], a["logits"].argmax(1), 10) for a in answers], 0))
         panel.set_title(model)
     text = (
         "Accuracy on the recordings of the speaker who is held out, at the params of the lowest validation loss. "

@@ -29,7 +29,6 @@ The learning rate was chosen among 3e-4, 1e-3, 3e-3 and 1e-2 by the validation M
 of the first 1,700 updates: sixty epochs are far too many for this record, and the validation MAE ends near 2.8.
 """
 
-import io
 import sys
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -47,7 +46,7 @@ from seqjax import cells
 from seqjax.core import Array, Cell, Params, Tree
 from seqjax.data import jena
 from seqjax.models import ConvForecaster, DenseForecaster, RecurrentForecaster
-from seqjax.train import Program, Run, State, write_atomic
+from seqjax.train import Program, Run, State, write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -158,9 +157,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
         "forecast": np.asarray(run_forecasts(data, state.best.params)),
         "naive": np.asarray(jena.last_value(data, data.test)),
     }
-    with io.BytesIO() as file:
-        np.savez_compressed(file, **series)
-        write_atomic(run.directory / "forecasts.npz", file.getvalue())
+    write_arrays(run.directory / "forecasts.npz", **series)
     save(_figure(config.model, series), run.figures / "forecasts")
     return {
         "test_mae": float(np.abs(series["forecast"] - series["truth"]).mean()),

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from test_experiments import drawn, refused, run
 
-from experiments import base, speech
+from experiments import base, series, speech
 from seqjax.data import spoken_digits
 from seqjax.models import MomentsClassifier
 
@@ -82,7 +82,7 @@ def test_loudness_and_the_colour_of_the_microphone_do_not_matter(few_recordings,
 
 
 def test_confusions_are_counted():
-    table = speech.confusion(np.array([0, 0, 9, 3]), np.array([0, 1, 9, 8]))
+    table = series.confusion(np.array([0, 0, 9, 3]), np.array([0, 1, 9, 8]), 10)
     assert table.sum() == 4
     assert table[0, 0] == table[0, 1] == table[9, 9] == table[3, 8] == 1
 

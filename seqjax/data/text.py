@@ -16,6 +16,7 @@ import numpy as np
 __all__ = [
     "UNKNOWN",
     "Vocabulary",
+    "check_tokens",
     "chunk",
     "chunks",
     "lanes",
@@ -91,12 +92,7 @@ class Vocabulary(NamedTuple):
 
     def decode(self, tokens: Sequence[int] | np.ndarray | Array) -> str:
         """Integers [N] to N characters, U+FFFD for index 0. Raises ValueError for an index outside of range(size)."""
-        indices = np.asarray(tokens, np.int64)
-        if indices.ndim != 1:
-            raise ValueError(f"tokens must have shape [N], got {indices.shape}")
-        wrong = indices[(indices < 0) | (indices >= self.size)]
-        if wrong.size:
-            raise ValueError(f"tokens must be in range({self.size}), got {wrong[0]}")
+        indices = check_tokens(tokens, self.size)
         alphabet = UNKNOWN + self.characters
         return "".join(alphabet[i] for i in indices)
 
@@ -112,6 +108,17 @@ class Vocabulary(NamedTuple):
         if not isinstance(characters, str) or list(characters) != sorted(set(characters)) or not characters:
             raise ValueError(f'expected {{"characters": distinct characters in code point order}}, got {text[:80]}')
         return cls(characters)
+
+
+def check_tokens(tokens: Sequence[int] | np.ndarray | Array, size: int) -> np.ndarray:
+    """Tokens of a vocabulary as int64 [N]. Raises ValueError for another shape, or an index outside of range(size)."""
+    indices = np.asarray(tokens, np.int64)
+    if indices.ndim != 1:
+        raise ValueError(f"tokens must have shape [N], got {indices.shape}")
+    wrong = indices[(indices < 0) | (indices >= size)]
+    if wrong.size:
+        raise ValueError(f"tokens must be in range({size}), got {wrong[0]}")
+    return indices
 
 
 def split(text: str, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from seqjax.data.text import check_tokens
+
 __all__ = ["END", "UNKNOWN", "Vocabulary"]
 
 UNKNOWN = "<unk>"
@@ -51,12 +53,7 @@ class Vocabulary(NamedTuple):
 
     def decode(self, tokens: "Sequence[int] | np.ndarray | jax.Array") -> str:
         """Integers [N] to words between spaces, lines for `<eos>`. Raises ValueError for an index that is none."""
-        indices = np.asarray(tokens, np.int64)
-        if indices.ndim != 1:
-            raise ValueError(f"tokens must have shape [N], got {indices.shape}")
-        wrong = indices[(indices < 0) | (indices >= self.size)]
-        if wrong.size:
-            raise ValueError(f"tokens must be in range({self.size}), got {wrong[0]}")
+        indices = check_tokens(tokens, self.size)
         found = [UNKNOWN, *("\n" if word == END else word for word in self.words)]
         return " ".join(found[i] for i in indices).replace(" \n", "\n").replace("\n ", "\n")
 

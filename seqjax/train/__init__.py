@@ -12,7 +12,7 @@ from seqjax.train.loop import (
     initial_state,
 )
 from seqjax.train.metrics import mean_and_interval
-from seqjax.train.run import Run, write_atomic
+from seqjax.train.run import Run, write_arrays, write_atomic
 
 __all__ = [
     "Best",
@@ -26,5 +26,6 @@ __all__ = [
     "fit_lanes",
     "initial_state",
     "mean_and_interval",
+    "write_arrays",
     "write_atomic",
 ]

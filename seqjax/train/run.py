@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seqjax")
 
@@ -169,6 +171,13 @@ def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_arrays(path: str | os.PathLike, /, **arrays: Any) -> None:
+    """Writes named arrays as a compressed .npz, which `numpy.load` reads, as `write_atomic` does."""
+    with io.BytesIO() as file:
+        np.savez_compressed(file, **arrays)
+        write_atomic(path, file.getvalue())
 
 
 @contextlib.contextmanager
