@@ -2,7 +2,7 @@
 
 25,000 reviews for training, of which a fifth, film by film, is for validation, and 25,000 for the test; 20,000 tokens,
 and for the sequence models 600 steps; the vocabulary is that of the training part. Source of all models but the last
-two: Chollet 2021, "Deep Learning with Python", second edition, chapter 11. Pooling is that of Howard & Ruder 2018
+three: Chollet 2021, "Deep Learning with Python", second edition, chapter 11. Pooling is that of Howard & Ruder 2018
 (arXiv 1801.06146), the SRU that of Lei et al. 2018 (arXiv 1709.02755).
 
     unigram       which words occur, Dense(16, relu), dropout 0.5, Dense(1)
@@ -15,6 +15,7 @@ two: Chollet 2021, "Deep Learning with Python", second edition, chapter 11. Pool
     glove_tuned   and that are trained further
     pooled        and the head sees the largest and the mean output of each unit over all words, not the last outputs
     sru           pooled, with a bidirectional peephole SRU(32) on one-hot vectors: no matrix product but the head's
+    sru_pairs     the same, and each step reads the pair that its word ends beside the word
 
     python -m experiments.sentiment --model=bigram --data_dir=DIR
     python launch.py --experiment=sentiment --data_dir=DIR        all models
@@ -79,13 +80,15 @@ FLAGS = base.flags(
     steps=3000, steps_per_call=100, evaluate_every=500, checkpoint_every=1000, batch_size=32, learning_rate=1e-3
 )
 BAGS = {
-    "unigram": (vectorize.Rules(), vectorize.Vectorizer.multi_hot),
-    "bigram": (vectorize.Rules(ngrams=(1, 2)), vectorize.Vectorizer.multi_hot),
-    "tf_idf": (vectorize.Rules(ngrams=(1, 2)), vectorize.Vectorizer.tf_idf),
+    "unigram": vectorize.Vectorizer.multi_hot,
+    "bigram": vectorize.Vectorizer.multi_hot,
+    "tf_idf": vectorize.Vectorizer.tf_idf,
 }
+PAIRS = ("bigram", "tf_idf", "sru_pairs")
 PADDED = ("one_hot", "embedding")
 PRETRAINED = ("glove", "glove_tuned", "pooled")
-MODELS = (*BAGS, *PADDED, "masked", *PRETRAINED, "sru")
+SRUS = ("sru", "sru_pairs")
+MODELS = (*BAGS, *PADDED, "masked", *PRETRAINED, *SRUS)
 # Entries of a bag, steps of a sequence.
 BAG_BORDERS = (100, 200, 300, 400, 600, 1000, 3000)
 BORDERS = (100, 150, 200, 300, 400, 600)
@@ -135,7 +138,7 @@ def _vectorizer(data_dir: str | None, rules: vectorize.Rules, tokens: int) -> ve
 
 
 def _corpus(config: SimpleNamespace) -> Corpus:
-    rules = BAGS[config.model][0] if config.model in BAGS else vectorize.Rules()
+    rules = vectorize.Rules(ngrams=(1, 2) if config.model in PAIRS else (1,))
     return Corpus(_reviews(config.data_dir), _vectorizer(config.data_dir, rules, config.tokens))
 
 
@@ -144,17 +147,19 @@ def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> Part:
     found, vectorizer = corpus.parts[name], corpus.vectorizer
     least = config.batch_size if name == "train" else 1
     if config.model in BAGS:
-        bags = BAGS[config.model][1](vectorizer, found.texts)
+        bags = BAGS[config.model](vectorizer, found.texts)
         rows = np.split(bags.indices.astype(np.int32), bags.indptr[1:-1])
         values = np.split(bags.data, bags.indptr[1:-1])
         tokens, weights = (buckets.make(part, BAG_BORDERS, least) for part in (rows, values))
         return Part(tokens, tuple(bucket.rows for bucket in weights), jnp.asarray(found.labels))
-    ints = vectorizer.ints(found.texts, config.length)
-    lengths = np.maximum((ints != vectorize.MASK).sum(1), 1)  # of a review without a word the padding is read
+    tokens = vectorizer.aligned(found.texts, config.length)
+    words = tokens[..., 0]
+    lengths = np.maximum((words != vectorize.MASK).sum(1), 1)  # of a review without a word the padding is read
     if config.model in PADDED:
-        rows, borders = list(ints), (config.length,)
+        rows, borders = list(words), (config.length,)
     else:
-        rows = [row[:length] for row, length in zip(ints, lengths, strict=True)]
+        read = tokens if config.model in PAIRS else words
+        rows = [row[:length] for row, length in zip(read, lengths, strict=True)]
         borders = (*(b for b in BORDERS if b < config.length), config.length)
     return Part(buckets.make(rows, borders, least), (), jnp.asarray(found.labels))
 
@@ -162,17 +167,18 @@ def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> Part:
 def _network(config: SimpleNamespace, numbers: Any, vectors: np.ndarray | None, rngs: nnx.Rngs) -> nnx.Module:
     if config.model in BAGS:
         return BagClassifier(config.tokens, dropout=numbers["dropout"], rngs=rngs)
-    sru = config.model == "sru"
+    sru = config.model in SRUS
     cell = (cells.peephole_sru if sru else cells.lstm)(config.units)
     features = 0 if sru or config.model == "one_hot" else config.features
     return SequenceClassifier(
         cell,
         config.tokens,
         features if vectors is None else vectors.shape[1],
+        tokens=2 if config.model == "sru_pairs" else 1,
         backward=cell,
         vectors=None if vectors is None else jnp.asarray(vectors),
         frozen=config.model == "glove",
-        pooled=config.model in ("pooled", "sru"),
+        pooled=config.model == "pooled" or sru,
         word_dropout=numbers["word_dropout"],
         recurrent_dropout=0.0 if sru else numbers["recurrent_dropout"],  # the SRU has no recurrent product
         dropout=numbers["dropout"],

@@ -36,7 +36,7 @@ from seqjax.core import (
     out_features,
 )
 from seqjax.initializers import glorot_uniform
-from seqjax.wrappers import inside
+from seqjax.wrappers.structure import inside
 
 __all__ = ["Attending", "Bahdanau", "Memory", "Score", "additive", "attend", "bahdanau", "luong", "multiplicative"]
 

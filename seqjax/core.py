@@ -8,7 +8,7 @@ Every function is written for one step, with any leading axes: `[D]` is a single
 unrolls a cell maps `project` and `readout` over time, in parallel (`over_time`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -279,10 +279,12 @@ def dense(x: Array, w: Array, b: Array | None = None) -> Array:
     return z if b is None else z + like(b.astype(z.dtype), z)
 
 
-def dense_rows(tokens: Array, w: Array, b: Array) -> Array:
-    """`one_hot(tokens) @ w + b` without the product: rows of `w [V, G]`, and 0 for a token outside of range(V)."""
-    rows = w.at[tokens].get(mode="fill", fill_value=0, wrap_negative_indices=False).astype(carry_dtype(w.dtype))
-    return rows + like(b.astype(rows.dtype), rows)
+def dense_rows(tokens: Sequence[Array], w: Array, b: Array) -> Array:
+    """`sum(one_hot(token)) @ w + b` without the product: rows of `w [V, G]`, 0 for a token outside of range(V)."""
+    dtype = carry_dtype(w.dtype)
+    rows = [w.at[one].get(mode="fill", fill_value=0, wrap_negative_indices=False).astype(dtype) for one in tokens]
+    total = sum(rows[1:], start=rows[0])
+    return total + like(b.astype(dtype), total)
 
 
 def gated_step(gated: Gated, weights: tuple[Array, ...], carry: Carry, z: Tree) -> Carry:

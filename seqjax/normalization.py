@@ -49,7 +49,9 @@ from seqjax.core import (
     over_time,
 )
 from seqjax.unroll import check_inputs, unroll
-from seqjax.wrappers import inside, masked, over_layers
+from seqjax.wrappers import masked
+from seqjax.wrappers.masking import over_layers
+from seqjax.wrappers.structure import inside
 
 Train = Callable[..., tuple[tuple[Carry, Tree], Tree]]
 

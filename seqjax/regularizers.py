@@ -34,7 +34,7 @@ from seqjax.core import (
     open_const,
     with_features,
 )
-from seqjax.wrappers import over_layers
+from seqjax.wrappers.masking import over_layers
 
 __all__ = [
     "Sample",

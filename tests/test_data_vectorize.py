@@ -64,6 +64,25 @@ def test_indices_end_in_the_mask_and_unknown_tokens_are_1():
     assert fit(["abc"], rules=Rules(characters=True)).decode([4, 3, 2]) == "abc"
 
 
+def test_ngrams_stand_at_the_word_that_they_end_at():
+    rules = vectorize.Rules(ngrams=(1, 3, 2))
+    fitted = vectorize.fit(["a b c a b"], rules=rules)
+    found = fitted.aligned(["a b c", "b a", "", "a b c a b"], 4)
+    names = [
+        [[fitted.decode(step[step > 0][i : i + 1]) for i in range((step > 0).sum())] for step in row] for row in found
+    ]
+    assert names == [
+        [["a"], ["b", "a b"], ["c", "a b c", "b c"], []],
+        [["b"], ["a", "[UNK]"], [], []],
+        [[], [], [], []],
+        [["a"], ["b", "a b"], ["c", "a b c", "b c"], ["a", "b c a", "c a"]],
+    ]
+    np.testing.assert_array_equal(found[1, 1], [fitted.ints(["a"])[0, 0], vectorize.MASK, vectorize.UNKNOWN])
+    assert fitted.aligned(["a b"], 1).shape == (1, 1, 3)
+    assert not fitted.aligned(["a b"], 1)[..., 1:].any()
+    assert fitted.aligned([], 2).shape == (0, 2, 3)
+
+
 def test_bags_by_hand():
     vectorizer = fit(CATS, size=4)
     count = vectorizer.count([*CATS, ""])

@@ -67,6 +67,19 @@ def test_without_features_the_tokens_are_one_hot_vectors():
         SequenceClassifier(cells.lstm(4), 6, 0, vectors=jnp.zeros((6, 2)), rngs=nnx.Rngs(0))
 
 
+@pytest.mark.parametrize("features", [0, 5])
+def test_several_tokens_of_a_step_are_one_input(features):
+    model = SequenceClassifier(cells.lstm(4), 6, features, tokens=2, rngs=nnx.Rngs(0))
+    model.eval()
+    pairs = jnp.array([[[2, 3], [4, 1], [0, 0]], [[3, 3], [0, 5], [1, 1]]], jnp.int32)
+    table = jnp.eye(6) if model.embedding is None else model.embedding.embedding[...]
+    xs = jnp.swapaxes(table[pairs].sum(2), 0, 1)
+    _, ys = unroll(cells.lstm(4), model.rnn.weights, None, xs)
+    np.testing.assert_allclose(model(pairs), model.head(ys[-1])[:, 0], rtol=1e-4)
+    lengths = jnp.array([2, 1], jnp.int32)
+    np.testing.assert_array_equal(model(pairs.at[1, 1:].set(2), lengths), model(pairs, lengths))
+
+
 def test_pooling_takes_the_largest_and_the_mean_of_the_real_steps():
     ys = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32) - 3  # a padding of 0 would be the largest
     lengths = jnp.array([2, 5], jnp.int32)
@@ -104,7 +117,7 @@ def test_pretrained_vectors_are_where_the_embedding_starts():
 SMALL = ("--batch_size=8", "--units=2", "--features=3", "--length=12", "--tokens=12")
 
 
-QUICK = ("tf_idf", "masked", "one_hot")
+QUICK = ("tf_idf", "masked", "one_hot", "sru_pairs")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +131,7 @@ def test_sentiment(model, tmp_path, monkeypatch):
     finished = run("sentiment", tmp_path / "run", f"--model={model}", *SMALL)
     saved = vectorize.load(finished.directory / "vectorizer.json")
     assert saved.size == 12
-    assert saved.rules.ngrams == ((1, 2) if model in ("bigram", "tf_idf") else (1,))
+    assert saved.rules.ngrams == ((1, 2) if model in ("bigram", "tf_idf", "sru_pairs") else (1,))
     assert (finished.figures / "answers.png").stat().st_size > 10_000
     worst = (finished.directory / "most_wrong.txt").read_text()
     assert worst.count(" stars, said 0.") == 20

@@ -141,6 +141,25 @@ def test_one_hot_tokens_are_real_one_hot_vectors(x64, cell):
     close(found, expected)
 
 
+@pytest.mark.parametrize("cell", ONE_HOT.values(), ids=ONE_HOT)
+def test_several_tokens_of_a_step_are_the_sum_of_their_vectors(x64, cell):
+    several = wrappers.with_one_hot(cell, TOKENS, tokens=2)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64) + 0.1, several.init(KEY, 0))
+    tokens = jnp.array([[[0, 3], [4, 4]], [[1, 0], [-1, 2]], [[4, 5], [3, 1]]], jnp.int32)
+    vectors = jax.nn.one_hot(tokens, TOKENS, dtype=jnp.float64).sum(2)
+    mask = jnp.array([[True, True], [True, False], [True, True]])
+
+    def run(cell, xs):
+        return unroll(wrappers.masked(cell), params, None, (xs, mask))
+
+    found, expected = compiled(lambda: (run(several, tokens), run(cell, vectors)))()
+    close(found, expected)
+    with pytest.raises(ValueError, match=r"inputs have shape \(3, 2, 3\)"):
+        unroll(several, params, None, jnp.zeros((3, 2, 3), jnp.int32))
+    with pytest.raises(ValueError, match="at least one token a step, got tokens=0"):
+        wrappers.with_one_hot(cell, TOKENS, tokens=0)
+
+
 def test_one_hot_vectors_of_a_gated_cell_are_never_made():
     size, steps = 50_000, 20
     cell = wrappers.with_one_hot(cells.lstm(H), size)

@@ -14,7 +14,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import chain, repeat
 from pathlib import Path
@@ -149,6 +149,18 @@ class Vectorizer:
         result = np.zeros((len(rows), length or max(map(len, rows), default=0)), np.int32)
         for out, row in zip(result, rows, strict=True):
             out[: len(row)] = row
+        return result
+
+    def aligned(self, texts: Iterable[str], length: int) -> np.ndarray:
+        """The n-grams that end at each word, one for each of `rules.ngrams`, int32 [N, length, K].
+
+        0 after the end of a text, and where fewer than n words have been read; a longer text is cut.
+        """
+        texts = list(texts)
+        result = np.zeros((len(texts), length, len(self.rules.ngrams)), np.int32)
+        for i, n in enumerate(self.rules.ngrams):
+            of_n = replace(self, rules=self.rules._replace(ngrams=(n,)))
+            result[:, n - 1 :, i] = of_n.ints(texts, length)[:, : max(length - n + 1, 0)]
         return result
 
     def one_hot(self, texts: Iterable[str], length: int | None = None) -> np.ndarray:

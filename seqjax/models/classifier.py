@@ -57,6 +57,7 @@ class SequenceClassifier(nnx.Module):
         size: int,
         features: int = 256,
         *,
+        tokens: int = 1,
         backward: Cell | None = None,
         vectors: Array | None = None,
         frozen: bool = False,
@@ -72,6 +73,7 @@ class SequenceClassifier(nnx.Module):
           cell: any cell, also a stack.
           size: tokens of the vocabulary V.
           features: width E of the embedding; 0 for none, the tokens are then one-hot vectors (`with_one_hot`).
+          tokens: of a step. Several are one input, the sum of their vectors: a word and the pair that it ends.
           backward: a cell that reads the text from its end (`Bidirectional`), or None.
           vectors: float [V, E], pretrained word vectors that the embedding starts at.
           frozen: leave the embedding as it is.
@@ -94,10 +96,12 @@ class SequenceClassifier(nnx.Module):
                 raise ValueError(f"vectors have shape {vectors.shape}, expected {(size, features)}")
             embedding.embedding[...] = jnp.asarray(vectors, embedding.embedding.dtype)
         self.embedding = nnx.data(embedding)
+        self.tokens = tokens
         self.frozen = frozen
         self.pooled = pooled
         if not features:
-            cell, backward = with_one_hot(cell, size), backward and with_one_hot(backward, size)
+            cell = with_one_hot(cell, size, tokens=tokens)
+            backward = backward and with_one_hot(backward, size, tokens=tokens)
         options: Any = {"recurrent_dropout": recurrent_dropout, "return_sequences": pooled, "rngs": rngs}
         self.rnn = layer(cell if backward is None else (cell, backward), features, **options)
         self.words = Dropout(word_dropout, rngs=rngs)
@@ -106,7 +110,7 @@ class SequenceClassifier(nnx.Module):
         self.head = nnx.Linear(outputs, 1, kernel_init=glorot_uniform(), rngs=rngs)
 
     def __call__(self, tokens: Array, lengths: Array | None = None) -> Array:
-        """Tokens int [B, T] to logits [B].
+        """Tokens int [B, T], or [B, T, tokens] where a step has several, to logits [B].
 
         Args:
           tokens: the texts.
@@ -116,6 +120,7 @@ class SequenceClassifier(nnx.Module):
         xs = jnp.where(kept, tokens, jnp.zeros_like(tokens))
         if self.embedding is not None:
             xs = self.embedding(xs)
+            xs = xs if self.tokens == 1 else xs.sum(-2)
             xs = jax.lax.stop_gradient(xs) if self.frozen else xs
         ys = self.rnn(xs, seq_lengths=lengths)
         if self.pooled:
