@@ -200,7 +200,7 @@ def test_rows_know_the_time_of_day_and_no_scale():
     np.testing.assert_array_equal(flat[:, 0], 0)
 
 
-@pytest.mark.parametrize("model", ["last_value", "seasonal", "gru", "gru_each"])
+@pytest.mark.parametrize("model", ["last_value", pytest.param("seasonal", marks=pytest.mark.slow), "gru", "gru_each"])
 def test_anomalies(model, small, tmp_path):
     finished = run("anomalies", tmp_path / "run", f"--model={model}", "--units=3", "--batch_size=2", "--horizon=2")
     result = finished.result()

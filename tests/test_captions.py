@@ -114,7 +114,7 @@ SMALL = ("--batch_size=2", "--units=4", "--channels=2")
 
 
 # Without attention it is the program of "blind".
-@pytest.mark.parametrize("model", ["attention", "blind", "frequent"])
+@pytest.mark.parametrize("model", ["attention", pytest.param("blind", marks=pytest.mark.slow), "frequent"])
 def test_captions(model, tmp_path):
     finished = run("captions", tmp_path / "run", f"--model={model}", f"--beam={1 + (model == 'blind')}", *SMALL)
     result = finished.result()

@@ -89,7 +89,8 @@ def test_initial_carry_is_zero_and_outputs_have_the_batch(name):
     params = cell.init(jax.random.key(0), D)
     carry = cell.initial_carry(params, (2, 5))
     assert all(leaf.shape[:2] == (2, 5) and not leaf.any() for leaf in jax.tree.leaves(carry))
-    _, ys = unroll(cell, params, None, jnp.ones((3, 2, 5, *cell.space, D)))
+    xs = jax.ShapeDtypeStruct((3, 2, 5, *cell.space, D), jnp.float32)
+    _, ys = jax.eval_shape(lambda params, xs: unroll(cell, params, None, xs), params, xs)
     assert ys.shape[:-1] == (3, 2, 5, *cell.space)
     assert ys.dtype == jnp.float32
 

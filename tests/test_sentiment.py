@@ -117,7 +117,7 @@ def test_pretrained_vectors_are_where_the_embedding_starts():
 SMALL = ("--batch_size=8", "--units=2", "--features=3", "--length=12", "--tokens=12")
 
 
-QUICK = ("tf_idf", "masked", "one_hot", "sru_pairs")
+QUICK = ("tf_idf", "masked", "sru_pairs")
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,9 @@ def test_bleu_takes_the_best_of_several_references(monkeypatch):
 SMALL = ("--batch_size=8", "--units=3", "--features=2", "--minimum=1")
 
 
-@pytest.mark.parametrize("kind", ["none", "multiplicative", pytest.param("additive", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["multiplicative", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("none", "additive"))]
+)
 def test_translation(kind, tmp_path, monkeypatch, capsys):
     pytest.importorskip("sacrebleu", reason="BLEU is that of sacrebleu, which is not installed")
     monkeypatch.setattr(translation, "BORDERS", ())
