@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from agree import relaxed
 from flax import nnx
 from test_experiments import drawn, refused, run
 
@@ -157,6 +158,31 @@ def test_pairs_of_words_know_negations_that_words_do_not():
     unigram, bigram = (learned(model, steps=300, learning_rate=1e-2) for model in ("unigram", "bigram"))
     assert bigram > 0.9
     assert unigram < bigram - 0.1
+
+
+@pytest.mark.slow
+def test_keras_learns_as_much_from_the_same_bags(data_dir, keras):
+    """One epoch of the book's network and optimizer; the docstring of the experiment has all ten."""
+    flags = {"data_dir": str(data_dir / "imdb"), "optimizer": "rmsprop", "steps": 625}
+    ours = learned("unigram", **flags)
+    parts = sentiment._reviews(flags["data_dir"])
+    vectorizer = vectorize.fit(parts["train"].texts, size=20_000)
+    (train, labels), (held_out, truth) = (
+        (vectorizer.multi_hot(parts[name].texts), np.asarray(parts[name].labels, np.float32))
+        for name in ("train", "validation")
+    )
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    dense = [layers.Dense(16, activation="relu"), layers.Dropout(0.5), layers.Dense(1, activation="sigmoid")]
+    with relaxed():
+        model = keras.Sequential([keras.Input((20_000,)), *dense])
+        model.compile("rmsprop", "binary_crossentropy")
+        for rows in np.random.default_rng(0).permutation(len(labels))[: 625 * 32].reshape(625, 32):
+            model.train_on_batch(train[rows].toarray(), labels[rows])
+        said = np.concatenate([model.predict_on_batch(held_out[i : i + 500].toarray()) for i in range(0, 4998, 500)])
+    theirs = np.mean((said[:, 0] > 0.5) == (truth == 1))
+    assert min(ours, theirs) > 0.86
+    assert abs(ours - theirs) < 0.015
 
 
 def test_sentiment_refuses(tmp_path):
