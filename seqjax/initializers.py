@@ -57,6 +57,7 @@ __all__ = [
     "uniform_bias",
     "uniform_gate",
     "unit_forget",
+    "unitary",
     "zeros",
 ]
 
@@ -83,6 +84,40 @@ def orthogonal(scale: float = 1.0) -> Initializer:
     def init(key, shape, dtype=jnp.float32):
         draw = jax.nn.initializers.orthogonal(scale)
         return jax.custom_batching.sequential_vmap(lambda key: draw(key, shape, dtype))(key)
+
+    return init
+
+
+def unitary(scale: float = 1.0) -> Initializer:
+    """`scale` times a uniformly drawn unitary matrix of H / 2 complex units, as a real matrix [H, H]::
+
+        w = [[re, im], [-im, re]]
+
+    The first half of the carry are real parts, the second half imaginary parts: `h @ w` is the complex product, and
+    keeps the norm (Arjovsky, Shah & Bengio 2016, arXiv 1511.06464; the draw: Mezzadri 2007, arXiv math-ph/0609050).
+
+    Raises ValueError, when called, for a shape that is not square or has an odd number of units.
+
+    Example:
+      >>> w = seqjax.initializers.unitary()(jax.random.key(0), (4, 4))
+      >>> bool(jnp.allclose(w @ w.T, jnp.eye(4), atol=1e-6)), bool((w[:2, :2] == w[2:, 2:]).all())
+      (True, True)
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        units, odd = divmod(_check_square("unitary", shape), 2)
+        if odd:
+            raise ValueError(f"unitary pairs units as real and imaginary parts, got the odd shape {tuple(shape)}")
+
+        def draw(key):
+            parts = jax.random.normal(key, (2, units, units), carry_dtype(dtype))
+            q, r = jnp.linalg.qr(jax.lax.complex(parts[0], parts[1]))
+            # A decomposition is unique up to the phases of r's diagonal: without them the draw would not be uniform.
+            phase = jnp.angle(jnp.diagonal(r))[None]
+            q *= jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
+            return scale * jnp.block([[q.real, q.imag], [-q.imag, q.real]]).astype(dtype)
+
+        return jax.custom_batching.sequential_vmap(draw)(key)  # see `orthogonal`
 
     return init
 

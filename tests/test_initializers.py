@@ -34,6 +34,36 @@ def test_orthogonal_has_its_scale():
     np.testing.assert_allclose(w @ w.T, 0.25 * np.eye(6), atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_unitary_is_the_product_of_complex_numbers_that_keeps_the_norm(dtype):
+    w = initializers.unitary(0.5)(KEY, (6, 6), dtype)
+    assert w.dtype == dtype
+    w = np.asarray(w, np.float32)
+    parts, u = np.random.default_rng(0).normal(size=(2, 4, 3)), w[:3, :3] + 1j * w[:3, 3:]
+    z = parts[0] + 1j * parts[1]
+    np.testing.assert_allclose(u @ u.conj().T, 0.25 * np.eye(3), atol=1e-6 if dtype == jnp.float32 else 1e-2)
+    found = np.concatenate([z.real, z.imag], -1) @ w
+    np.testing.assert_allclose(found, np.concatenate([(z @ u).real, (z @ u).imag], -1), atol=1e-5)
+
+
+def test_unitary_is_uniform():
+    """Its eigenvalues repel each other: the mean of |tr u|^2 is 1, and all phases are equally likely."""
+    draw = compiled(jax.vmap(lambda key: initializers.unitary()(key, (8, 8))))
+    w = np.asarray(draw(jax.random.split(KEY, 2000)))
+    trace = np.trace(w[:, :4, :4], axis1=1, axis2=2) + 1j * np.trace(w[:, :4, 4:], axis1=1, axis2=2)
+    square = np.abs(trace) ** 2
+    assert abs(square.mean() - 1) < 4 * square.std() / np.sqrt(len(w))
+    assert abs(trace.mean()) < 4 / np.sqrt(len(w))
+    assert np.abs(np.exp(1j * np.angle(w[:, 0, 0] + 1j * w[:, 0, 4])).mean()) < 4 / np.sqrt(len(w))
+
+
+def test_unitary_refuses_an_odd_number_of_units():
+    with pytest.raises(ValueError, match=r"pairs units as real and imaginary parts, got the odd shape \(3, 3\)"):
+        initializers.unitary()(KEY, (3, 3))
+    with pytest.raises(ValueError, match=r"unitary initializes square matrices, got the shape \(2, 4\)"):
+        initializers.unitary()(KEY, (2, 4))
+
+
 def test_unit_forget_is_one_for_a_forget_gate_and_nothing_else():
     for gates in GATES.values():
         expected = np.repeat([float(gate == "forget") for gate in gates], 5)
