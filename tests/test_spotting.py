@@ -174,6 +174,10 @@ def test_spotting(tmp_path, monkeypatch, capsys):
     result = finished.result()
     assert result["threshold"] == -20
     assert result["detected"] > 0
+    with np.load(finished.directory / "curve.npz") as curve:
+        worth = dict(zip(curve["alarms"].tolist(), curve["detected"].tolist(), strict=True))
+    allowed = [detected for alarms, detected in worth.items() if alarms <= finished.flags["alarms"]]
+    assert result["detected_at_alarms"] == max(allowed, default=0)
     for name in ("tradeoff", "stream"):
         assert (finished.figures / f"{name}.png").stat().st_size > 10_000
     assert [section.title for section in drawn(spotting, [finished])] == ["Spotting"]
