@@ -54,10 +54,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLAGS = base.flags(
-    steps=2000,
+    steps=5000,
     steps_per_call=50,
-    evaluate_every=250,
-    checkpoint_every=250,
+    evaluate_every=500,
+    checkpoint_every=500,
     batch_size=64,
     learning_rate=3e-3,
     schedule="cosine",

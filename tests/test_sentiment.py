@@ -115,6 +115,12 @@ def test_pretrained_vectors_are_where_the_embedding_starts():
         SequenceClassifier(cells.rnn(3), 7, 2, vectors=vectors, rngs=nnx.Rngs(0))
 
 
+def test_a_learned_embedding_starts_around_zero():
+    table = SequenceClassifier(cells.rnn(3), 200, 50, rngs=nnx.Rngs(0)).embedding.embedding[...]
+    assert float(jnp.abs(table.mean())) < 1e-3
+    assert 0.049 < float(jnp.abs(table).max()) <= 0.05
+
+
 SMALL = ("--batch_size=8", "--units=2", "--features=3", "--length=12", "--tokens=12")
 
 
