@@ -21,7 +21,8 @@ DIR is that of `experiments.speech`. Without --data_dir the recordings are gener
 Measured: Theo is held out, 7 is looked for; 800 updates, three seeds as lanes of one program, 5 to 6 minutes on a busy
 machine. "At 20" is the share of the 366 sevens of an hour of test streams that is detected where the threshold is such
 that these streams have at most 20 false alarms. At the threshold that has 20 on the streams of the validation speaker,
-the test has the detections and the false alarms of the next columns; then the same over all ten digits, each at its own.
+the test has the detections and the false alarms of the next columns; then the same over all ten digits, each at its
+own.
 
             parameters   at 20, %     at the validation's threshold   all digits, %   alarms
     gru         19,403   99.5 ± 0.8   100 %,         71 ± 99 alarms      83 ± 9       33 ± 16

@@ -72,7 +72,8 @@ class SequenceClassifier(nnx.Module):
         Args:
           cell: any cell, also a stack.
           size: tokens of the vocabulary V.
-          features: width E of the embedding, which starts at U(-0.05, 0.05); 0 for none, the tokens are then one-hot vectors (`with_one_hot`).
+          features: width E of the embedding, which starts at U(-0.05, 0.05); 0 for none, the tokens are then one-hot
+            vectors (`with_one_hot`).
           tokens: of a step. Several are one input, the sum of their vectors: a word and the pair that it ends.
           backward: a cell that reads the text from its end (`Bidirectional`), or None.
           vectors: float [V, E], pretrained word vectors that the embedding starts at.
