@@ -19,16 +19,17 @@ the mean over pieces of the mean over their steps, in which a long piece counts 
 DIR holds JSB_Chorales.mat, jsb-chorales-16th.json or Nottingham.mat. Without --data_dir the pieces are generated. A run
 directory holds, for three test pieces, `piece_N.mid` and `composed_N.mid`, which begins with the same --start steps.
 
-Measured on the chorales, at the params of the lowest validation NLL, with the default flags and seed 0:
+Measured on the chorales, at the params of the lowest validation NLL, with the default flags, three seeds as lanes of a
+program:
 
-                     validation   test (a piece)   published   parameters   minutes, on a busy machine
-    marginal            10.98     11.09 (11.04)
-    repeat              13.19     13.71 (13.79)
-    markov              10.15     10.49 (10.49)
-    rnn                  8.83      8.92  (8.88)      8.91        293,108     1.0
-    lstm                 8.36      8.44  (8.40)      8.45        291,368     4.6
-    gru                  8.45      8.53  (8.48)      8.43        295,448     2.6
-    lstm --nade=64       5.64      5.64  (5.57)                  316,776     9.8
+                     validation     test (a piece)               published   parameters   seconds
+    marginal            10.98       11.09 (11.04)
+    repeat              13.19       13.71 (13.79)
+    markov              10.15       10.49 (10.49)
+    rnn              8.83 ± 0.16    8.93 ± 0.13 (8.90 ± 0.11)      8.91        293,108       29
+    lstm             8.35 ± 0.03    8.43 ± 0.08 (8.38 ± 0.08)      8.45        291,368       24
+    gru              8.45 ± 0.02    8.52 ± 0.10 (8.47 ± 0.09)      8.43        295,448       25
+    lstm --nade=64   @NADE@
 
 On the folk tunes (--data=nottingham --steps=800: nine epochs, after which the validation NLL still falls; the published
 LSTM has a million parameters):
