@@ -31,19 +31,19 @@ program:
     gru              8.45 ± 0.02    8.52 ± 0.10 (8.47 ± 0.09)      8.43        295,448       25
     lstm --nade=64   5.64 ± 0.10    5.60 ± 0.10 (5.53 ± 0.10)                  316,776      203
 
-On the folk tunes (--data=nottingham --steps=800: nine epochs, after which the validation NLL still falls; the published
+On the folk tunes, one seed (--data=nottingham --steps=6000, the lowest validation NLL after 48 epochs; the published
 LSTM has a million parameters):
 
     marginal            10.01     10.26 (10.13)
     repeat               7.00      6.83  (6.94)
     markov               5.24      5.15  (5.20)
-    lstm                 4.09      4.10  (4.12)      3.29        291,368    12.6
+    lstm                 3.32      3.36  (3.40)      3.29        291,368     282
 
 What is composed on the chorales, 64 chords after the first 16 of each of the 77 test pieces: the training part has 59 %
 of the chords of lstm --nade=64, 17 % of those of lstm, and 89 % of those of the pieces themselves. Without NADE the
 keys do not know of each other: clusters, silences, up to ten notes. With it 62 % of the chords have four notes (lstm:
 24 %, the pieces: 90 %). Of all these notes 95 % (the pieces: 97 %) have a pitch class that the first 16 chords have. On
-the folk tunes the chords thin out after fifty steps.
+the folk tunes, held chords that change together under a melody, 3.6 notes all along; the melody forgets its theme.
 """
 
 import sys
