@@ -569,9 +569,30 @@ MUTATIONS = [
     Mutation(
         "one-hot tokens: rows without the bias",
         "seqjax/core.py",
-        "    return rows + like(b.astype(rows.dtype), rows)",
-        "    return rows",
+        "    return total + like(b.astype(dtype), total)",
+        "    return total",
         "tests/test_wrappers.py::test_one_hot_tokens_are_real_one_hot_vectors[stack]",
+    ),
+    Mutation(
+        "several one-hot tokens a step: the first alone is read",
+        "seqjax/core.py",
+        "    total = sum(rows[1:], start=rows[0])",
+        "    total = rows[0]",
+        "tests/test_wrappers.py::test_several_tokens_of_a_step_are_the_sum_of_their_vectors[stack]",
+    ),
+    Mutation(
+        "n-grams in their order: each stands at the word that it begins with",
+        "seqjax/data/vectorize.py",
+        "            result[:, n - 1 :, i] = of_n.ints(texts, length)[:, : max(length - n + 1, 0)]",
+        "            result[:, :, i] = of_n.ints(texts, length)",
+        "tests/test_data_vectorize.py::test_ngrams_stand_at_the_word_that_they_end_at",
+    ),
+    Mutation(
+        "unitary: the phases of the decomposition left in",
+        "seqjax/initializers.py",
+        "            q *= jax.lax.complex(jnp.cos(phase), jnp.sin(phase))",
+        "            q *= jax.lax.complex(jnp.ones_like(phase), jnp.zeros_like(phase))",
+        "tests/test_initializers.py::test_unitary_is_uniform",
     ),
     Mutation(
         "decoding: the nucleus leaves out the token that fills it",
