@@ -280,7 +280,10 @@ def dense(x: Array, w: Array, b: Array | None = None) -> Array:
 
 
 def dense_rows(tokens: Sequence[Array], w: Array, b: Array) -> Array:
-    """`sum(one_hot(token)) @ w + b` without the product: rows of `w [V, G]`, 0 for a token outside of range(V)."""
+    """`sum(one_hot(one) for one in tokens) @ w + b` without the product: rows of `w [V, G]`, tokens int [B] each.
+
+    The row of a token outside of range(V) is 0.
+    """
     dtype = carry_dtype(w.dtype)
     rows = [w.at[one].get(mode="fill", fill_value=0, wrap_negative_indices=False).astype(dtype) for one in tokens]
     total = sum(rows[1:], start=rows[0])

@@ -583,8 +583,8 @@ MUTATIONS = [
     Mutation(
         "n-grams in their order: each stands at the word that it begins with",
         "seqjax/data/vectorize.py",
-        "            result[:, n - 1 :, i] = of_n.ints(texts, length)[:, : max(length - n + 1, 0)]",
-        "            result[:, :, i] = of_n.ints(texts, length)",
+        "            result[:, n - 1 :, i] = ints[:, : max(length - n + 1, 0)]",
+        "            result[:, :, i] = ints",
         "tests/test_data_vectorize.py::test_ngrams_stand_at_the_word_that_they_end_at",
     ),
     Mutation(

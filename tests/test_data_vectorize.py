@@ -81,6 +81,12 @@ def test_ngrams_stand_at_the_word_that_they_end_at():
     assert fitted.aligned(["a b"], 1).shape == (1, 1, 3)
     assert not fitted.aligned(["a b"], 1)[..., 1:].any()
     assert fitted.aligned([], 2).shape == (0, 2, 3)
+    np.testing.assert_array_equal(fitted.aligned((text for text in ["a b c", "b a"]), 4), found[:2])
+    with pytest.raises(TypeError, match="expected texts, got a single str: put it into a list"):
+        fitted.aligned("a b", 4)
+    for length in (0, -1):
+        with pytest.raises(ValueError, match=f"length must be at least 1, got {length}"):
+            fitted.aligned(["a b"], length)
 
 
 def test_bags_by_hand():

@@ -49,8 +49,7 @@ def test_checkpointed_with_any_chunk_equals_scan(x64, name):
 
 @pytest.mark.parametrize("name", BARE)
 def test_one_step_is_a_sequence_too(x64, name):
-    drawn = draw(MODELS[name], steps=1)
-    cell, params, carry, xs = drawn
+    cell, params, carry, xs = draw(MODELS[name], steps=1)
     methods = [method for name, method in methods_of(cell).items() if name != "chunks of 3"]
 
     @compiled

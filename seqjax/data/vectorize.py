@@ -155,12 +155,16 @@ class Vectorizer:
         """The n-grams that end at each word, one for each of `rules.ngrams`, int32 [N, length, K].
 
         0 after the end of a text, and where fewer than n words have been read; a longer text is cut.
+
+        Raises:
+          ValueError: a length below 1.
+          TypeError: something else than texts.
         """
-        texts = list(texts)
-        result = np.zeros((len(texts), length, len(self.rules.ngrams)), np.int32)
-        for i, n in enumerate(self.rules.ngrams):
-            of_n = replace(self, rules=self.rules._replace(ngrams=(n,)))
-            result[:, n - 1 :, i] = of_n.ints(texts, length)[:, : max(length - n + 1, 0)]
+        texts = list(_checked(texts))
+        each = [replace(self, rules=self.rules._replace(ngrams=(n,))).ints(texts, length) for n in self.rules.ngrams]
+        result = np.zeros((*each[0].shape, len(each)), np.int32)
+        for i, (n, ints) in enumerate(zip(self.rules.ngrams, each, strict=True)):
+            result[:, n - 1 :, i] = ints[:, : max(length - n + 1, 0)]
         return result
 
     def one_hot(self, texts: Iterable[str], length: int | None = None) -> np.ndarray:
@@ -228,13 +232,17 @@ def load(path: str | os.PathLike[str]) -> Vectorizer:
         raise ValueError(f"{path} holds no vectorizer: {type(error).__name__}: {error}") from error
 
 
-def _tokenized(rules: Rules, texts: Iterable[str]) -> Iterator[list[str]]:
+def _checked(texts: Iterable[str]) -> Iterator[str]:
     if isinstance(texts, str | bytes):
         raise TypeError(f"expected texts, got a single {type(texts).__name__}: put it into a list")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"text {i} is a {type(text).__name__}, expected a str (decode bytes first)")
-        yield rules.tokens(text)
+        yield text
+
+
+def _tokenized(rules: Rules, texts: Iterable[str]) -> Iterator[list[str]]:
+    return map(rules.tokens, _checked(texts))
 
 
 def fit(texts: Iterable[str], *, size: int | None = None, rules: Rules = Rules()) -> Vectorizer:

@@ -4,8 +4,20 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.cells.stack import stack
-from seqjax.core import Cell, dense_rows, features, is_dense, with_features
+from seqjax.core import Array, Cell, Tree, dense_rows, features, is_dense, with_features
 from seqjax.wrappers.structure import inside
+
+
+def _no_features(wrapper: str, in_features: int) -> None:
+    if in_features != 0:
+        raise ValueError(f"{wrapper} reads tokens, so init takes in_features = 0, got {in_features}")
+
+
+def _tokens(wrapper: str, x: Tree) -> Array:
+    tokens = features(x)
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(f"{wrapper} reads integer tokens, got {tokens.dtype}")
+    return tokens
 
 
 def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float = 1.0) -> Cell:
@@ -35,8 +47,7 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
         below = stack(with_embedding(cell.layers[0], vocabulary, features, scale=scale), *cell.layers[1:])
 
     def init(key, in_features):
-        if in_features != 0:
-            raise ValueError(f"with_embedding reads tokens, so init takes in_features = 0, got {in_features}")
+        _no_features("with_embedding", in_features)
         k_cell, k_table = jax.random.split(key)
         p = cell.init(k_cell, features)
         dtype = jax.tree.leaves(p)[0].dtype
@@ -49,9 +60,7 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
         return below._replace(init=init)
 
     def project(params, x):
-        tokens = jax.tree.leaves(x)[0]
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise TypeError(f"with_embedding reads integer tokens, got {tokens.dtype}")
+        tokens = _tokens("with_embedding", x)
         return below.project(params, with_features(x, jnp.take(params["embedding"], tokens, axis=0)))
 
     return below._replace(init=init, project=project)
@@ -86,8 +95,7 @@ def with_one_hot(cell: Cell, size: int, *, tokens: int = 1) -> Cell:
         raise ValueError(f"with_one_hot reads at least one token a step, got tokens={tokens}")
 
     def init(key, in_features):
-        if in_features != 0:
-            raise ValueError(f"with_one_hot reads tokens, so init takes in_features = 0, got {in_features}")
+        _no_features("with_one_hot", in_features)
         return cell.init(key, size)
 
     lowest, *above = cell.layers or (cell,)
@@ -98,9 +106,7 @@ def with_one_hot(cell: Cell, size: int, *, tokens: int = 1) -> Cell:
 
 def _reading_one_hot(cell: Cell, size: int, count: int) -> Cell:
     def project(params, x):
-        tokens = features(x)
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise TypeError(f"with_one_hot reads integer tokens, got {tokens.dtype}")
+        tokens = _tokens("with_one_hot", x)
         each = [tokens] if count == 1 else [tokens[..., i] for i in range(count)]
         # Compiled, the vectors are dead code where every use of them is a product that becomes rows.
         hot = [jax.nn.one_hot(one, size, dtype=jax.tree.leaves(params)[0].dtype) for one in each]
