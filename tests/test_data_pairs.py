@@ -100,7 +100,7 @@ def test_generated_pairs_are_a_language():
         (b"Go.\tVa !\nRun!\n", r"fra.txt, line 2: expected source TAB target \(TAB attribution\), got 'Run!'"),
         (b"Go.\tVa !\ta\tb\n", r"fra.txt, line 1: expected source TAB target"),
         (b"Go.\t \n", r"fra.txt, line 1: expected source TAB target"),
-        (b"Go.\tVa !\nRun!\tCo\xe9\n", r"fra.txt, line 2: not UTF-8"),
+        (b"Go.\tVa !\nRun!\tCo\xe9\n", r"fra.txt is not UTF-8: .*, line 2"),
         (b"\n", r"fra.txt: no pairs in it"),
     ],
 )

@@ -1,5 +1,6 @@
 """The files of a data set: where they are and what they hold. Every error names the file."""
 
+import codecs
 import gzip
 import tarfile
 import zipfile
@@ -9,6 +10,12 @@ from pathlib import Path
 from typing import Any
 
 _GZIP = b"\x1f\x8b"
+_OTHER_MARKS = (  # that of UTF-32 begins with that of UTF-16
+    ("UTF-32", codecs.BOM_UTF32_LE),
+    ("UTF-32", codecs.BOM_UTF32_BE),
+    ("UTF-16", codecs.BOM_UTF16_LE),
+    ("UTF-16", codecs.BOM_UTF16_BE),
+)
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
 
 
@@ -89,17 +96,40 @@ def members(path: Path, wanted: Callable[[str], object]) -> Iterator[tuple[str, 
         raise ValueError(f"{path}: damaged or no archive: {type(error).__name__}: {error}") from error
 
 
+def read_text(file: Path) -> str:
+    """The text of a UTF-8 file, plain or packed (`read`), without the byte order mark that some programs begin it with.
+
+    Raises:
+      ValueError: a damaged file, or one that is not UTF-8 (names the file and the line).
+    """
+    return decode(read(file), str(file))
+
+
 def decode(content: bytes, place: str) -> str:
-    """UTF-8 as text.
+    """UTF-8 as text, without a byte order mark at its beginning.
 
     Args:
       content: bytes.
       place: what the error names.
 
     Raises:
-      ValueError: not UTF-8 (names the place and the offset).
+      ValueError: not UTF-8 (names the place, the offset and the line), or the mark of another encoding.
     """
+    plain = unmarked(content, place)
     try:
-        return content.decode("utf-8")
+        return plain.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8: {error.reason} at offset {error.start}") from None
+        offset, line = error.start + len(content) - len(plain), plain.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{place} is not UTF-8: {error.reason} at offset {offset}, line {line}") from None
+
+
+def unmarked(content: bytes, place: str) -> bytes:
+    """The content without the byte order mark of UTF-8.
+
+    Raises:
+      ValueError: the mark of UTF-16 or UTF-32 (names the place).
+    """
+    for encoding, mark in _OTHER_MARKS:
+        if content.startswith(mark):
+            raise ValueError(f"{place} is not UTF-8: it begins with the mark of {encoding}, save it as UTF-8")
+    return content.removeprefix(codecs.BOM_UTF8)

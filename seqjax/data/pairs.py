@@ -128,11 +128,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
 
 def parse(content: bytes, place: str = "content") -> Pairs:
     """The pairs of a file's content; `place` names it in errors, which are those of `load`."""
-    try:
-        lines = content.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        number = content[: error.start].count(b"\n") + 1
-        raise ValueError(f"{place}, line {number}: not UTF-8: {error.reason}") from None
+    lines = files.decode(content, place).split("\n")
     found: dict[tuple[str, str], None] = {}
     for number, line in enumerate(lines, start=1):
         columns = line.rstrip("\r").split("\t")

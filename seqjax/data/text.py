@@ -13,6 +13,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from seqjax.data import files
+
 __all__ = [
     "UNKNOWN",
     "Vocabulary",
@@ -34,16 +36,18 @@ UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 def read(path: str | os.PathLike[str]) -> str:
     """The text of a UTF-8 file, or of all `*.txt` files of a directory, in sorted order, one after another.
 
+    A byte order mark at the beginning of a file is no part of its text.
+
     Raises:
       FileNotFoundError: no such path, or a directory without `*.txt` files (names what it holds).
-      ValueError: not UTF-8 (names the file and the offset of the first bad byte), or empty.
+      ValueError: not UTF-8 (names the file, the offset of the first bad byte and its line), or empty.
     """
     path = Path(path)
-    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
-    if not files:
-        found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
-        raise FileNotFoundError(f"{path}: no *.txt file in this directory, found {found}")
-    text = "".join(_decode(file) for file in files)
+    found = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    if not found:
+        there = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
+        raise FileNotFoundError(f"{path}: no *.txt file in this directory, found {there}")
+    text = "".join(map(files.read_text, found))
     if not text:
         raise ValueError(f"{path}: the text is empty")
     return text
@@ -216,15 +220,6 @@ def chunk(streams: Array, index: Array | int, length: int) -> tuple[Array, Array
         raise ValueError(f"index must be in range({count}), got {int(index)}")
     window = jax.lax.dynamic_slice_in_dim(jnp.asarray(streams), index * length, length + 1)
     return window[:-1], window[1:]
-
-
-def _decode(file: Path) -> str:
-    content = file.read_bytes()
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        bad = f"byte 0x{content[error.start]:02x} at offset {error.start}"
-        raise ValueError(f"{file}: not UTF-8, {bad} ({error.reason})") from None
 
 
 def _code_points(text: str) -> np.ndarray:
