@@ -5,6 +5,7 @@ import hashlib
 import io
 import tarfile
 import zipfile
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -82,6 +83,69 @@ def test_columns_are_read_with_the_class_first(tmp_path):
         np.testing.assert_array_equal(part.values[..., 0], [[1.5, 2.5, 0], [3, 4, 5]])
 
 
+@pytest.mark.parametrize("row", ["1,5,,7", "1,,5,7", "1,5,7,", ",5,6,7", "1\t5\t\t7", "1 , 5 , , 7"])
+def test_an_empty_cell_is_an_error_and_never_closed_up(row):
+    with pytest.raises(ValueError, match=r"^ECG_TRAIN.txt line 2(, class)?: an empty field"):
+        ucr.parse("ECG_TRAIN.txt", f"1,5,6,7\n{row}\n".encode())
+
+
+@pytest.mark.parametrize("row", ["1,5,6,7", "  1   5 6  7 ", "1\t5\t6\t7", "1, 5 ,6\t 7"])
+def test_cells_are_between_commas_tabs_or_spaces(row):
+    [(values, label)] = ucr.parse("ECG_TRAIN.txt", row.encode())
+    assert (values[:, 0].tolist(), label) == ([5, 6, 7], "1")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("inf", "'inf' is no number"),
+        ("-Infinity", "'-Infinity' is no number"),
+        ("1e400", "1e400 is too large"),
+        ("1e39", r"1e\+39 is too large for float32"),
+        ("1_000", "'1_000' is no number"),
+        ("\u0661\u0662", "is no number"),
+    ],
+)
+def test_only_what_is_marked_as_missing_is_missing(value, message):
+    for name in ("NaN", "nan", "?"):
+        [(values, _)] = ucr.parse("a.txt", f"1,5,{name},7".encode())
+        assert values[:, 0].tolist() == [5, 6, 7]
+    with pytest.raises(ValueError, match=rf"^a.txt line 1: .*{message}"):
+        ucr.parse("a.txt", f"1,5,{value},7".encode())
+
+
+NAMES = [
+    "1000001",
+    "1000002",
+    "1e6",
+    "1.0",
+    "1.00e0",
+    "-0",
+    "0.25",
+    "9007199254740993",
+    "9007199254740992",
+    "123456.75",
+]
+
+
+def test_classes_are_one_only_where_their_numbers_are_equal():
+    rows = ucr.parse("a.txt", "".join(f"{name},5\n" for name in NAMES).encode())
+    expected = ["1000001", "1000002", "1000000", "1", "1", "0", "0.25", *NAMES[-3:]]
+    assert [label for _, label in rows] == expected
+    assert ucr.pack([rows])[0].classes == tuple(sorted(set(expected), key=Fraction))
+    for name in ("1e-400", "nan", "?", "one", "1_0"):
+        with pytest.raises(ValueError, match=r"^a.txt line 1, class: "):
+            ucr.parse("a.txt", f"{name},5".encode())
+
+
+def test_two_files_of_one_name_in_an_archive_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "Vowels.zip", "w") as packed:
+        for name in ("a/Vowels_TRAIN.ts", "b/Vowels_TRAIN.ts", "Vowels_TEST.ts"):
+            packed.writestr(name, TS)
+    with pytest.raises(ValueError, match=r"Vowels.zip: a/Vowels_TRAIN.ts and b/Vowels_TRAIN.ts: expected one"):
+        ucr.load(tmp_path, "Vowels")
+
+
 def test_classes_that_are_numbers_are_in_their_order():
     series = ucr.pack([[(np.zeros((1, 1)), name) for name in ("10", "9", "-1")]])[0]
     assert series.classes == ("-1", "9", "10")
@@ -117,8 +181,19 @@ def test_a_split_holds_out_a_part_of_every_class():
 
 DAMAGED = {
     "no @data": (TS.split("@data")[0], "TRAIN.ts: no line @data"),
-    "no classes": (TS.replace("true b a", "false"), "@classLabel is false, expected true"),
-    "times": (TS.replace("@timeStamps false", "@timeStamps true"), "@timeStamps is true"),
+    "no classes": (TS.replace("true b a", "false"), "TRAIN.ts line 8: @classLabel is 'false', expected true"),
+    "no names": (
+        TS.replace("true b a", "true"),
+        "TRAIN.ts line 8: @classLabel is 'true', expected true and the classes",
+    ),
+    "no value": (TS.replace(" true b a", ""), "TRAIN.ts line 8: @classLabel is '', expected true"),
+    "no count": (TS.replace("@dimensions 2", "@dimensions"), "TRAIN.ts line 6: @dimensions is '', expected a number"),
+    "half": (TS.replace("@dimensions 2", "@dimensions 2.0"), "line 6: @dimensions is '2.0', expected a number"),
+    "digits": (TS.replace("@dimensions 2", "@dimensions \u0662"), "line 6: @dimensions is '\u0662', expected a number"),
+    "neither": (TS.replace("@equalLength false", "@equalLength"), "line 7: @equalLength is '', expected true or false"),
+    "twice": (TS.replace("@missing true", "@univariate true"), "line 5: @univariate is also in line 4"),
+    "junk": (TS.replace("@missing true", "missing true"), "line 4: 'missing true' before @data, expected @NAME VALUE"),
+    "times": (TS.replace("@timeStamps false", "@timeStamps true"), "TRAIN.ts line 3: @timeStamps is true"),
     "no series": (TS.split("1,2,3")[0], "TRAIN.ts: no series in it"),
     "class": (TS.replace("30:a", "30:c"), "TRAIN.ts line 10: class 'c', expected one of b, a"),
     "variables": (TS.replace("7:70:a", "7:a"), "line 12: 1 variables, expected 2"),
@@ -127,7 +202,12 @@ DAMAGED = {
         TS.replace("@equalLength false", "@equalLength true\n@seriesLength 3"),
         "line 12: variables of 4 values, expected 3 of each",
     ),
-    "number": (TS.replace("7:70", "7:7o"), "line 12: could not convert string to float: '7o'"),
+    "number": (TS.replace("7:70", "7:7o"), "line 12: '7o' is no number"),
+    "empty": (TS.replace("7:70", "7:,70"), "line 12: an empty field, expected a number"),
+    "infinite": (TS.replace("7:70", "7:inf"), "line 12: 'inf' is no number"),
+    "huge": (TS.replace("7:70", "7:1e400"), "line 12: 1e400 is too large"),
+    "large": (TS.replace("7:70", "7:1e39"), r"line 12: 1e\+39 is too large for float32"),
+    "grouped": (TS.replace("7:70", "7:7_0"), "line 12: '7_0' is no number"),
     "all missing": (TS.replace("7:70", "7:?"), "line 12: variable 1 has no value"),
 }
 
@@ -143,8 +223,8 @@ def test_a_damaged_ts_file_is_named(name, tmp_path):
 def test_other_damaged_files_are_named(tmp_path):
     for text, message in (
         (COLUMNS.replace("5.0", ""), "ECG_TRAIN.txt line 2: 3 columns, expected 4"),
-        (COLUMNS.replace("5.0", "five"), "ECG_TRAIN.txt line 2: could not convert"),
-        (COLUMNS.replace("-1.0000000e+00", "NaN"), "line 2: class 'NaN', expected a number"),
+        (COLUMNS.replace("5.0", "five"), "ECG_TRAIN.txt line 2: 'five' is no number"),
+        (COLUMNS.replace("-1.0000000e+00", "NaN"), "line 2, class: 'NaN' is no number"),
     ):
         folder_of(tmp_path, {"ECG_TRAIN.txt": text, "ECG_TEST.txt": COLUMNS})
         with pytest.raises(ValueError, match=message):

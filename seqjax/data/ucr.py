@@ -5,19 +5,23 @@ train, validation = ucr.split(parts["train"])
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from seqjax.data import files
+from seqjax.data import fields, files
 
 __all__ = ["Series", "generated", "load", "normalize", "pack", "parse", "split"]
 
 _FOLDERS = (".", "ucr", "ucr_uea", "ucr/ucr_uea")
 _ARCHIVES = ("Univariate_ts.zip", "Multivariate_ts.zip", "ucr_uea_ts.tar.gz")
 _SUFFIXES = (".ts", ".txt", ".tsv")
+_DELIMITER = re.compile(r" *[,\t] *| +")
+_MISSING = ("?", "nan")
 
 
 class Series(NamedTuple):
@@ -43,8 +47,8 @@ class Series(NamedTuple):
 def load(path: str | os.PathLike[str], name: str) -> dict[str, Series]:
     """The official parts of a problem, "train" and "test", padded to one T.
 
-    A series ends at its last value. Values that are missing before it are interpolated linearly, as Dau et al. (2018)
-    do before they compare series.
+    A series ends at its last value. Values that are missing before it, which the files mark by `?` or `NaN`, are
+    interpolated linearly, as Dau et al. (2018) do before they compare series. An empty cell is an error.
 
     Args:
       path: a folder with NAME_TRAIN and NAME_TEST (`.ts`, or `.txt` and `.tsv` with the class in the first column), or
@@ -69,7 +73,8 @@ def pack(parts: Sequence[Sequence[tuple[np.ndarray, str]]]) -> list[Series]:
     """
     names = {label for part in parts for _, label in part}
     try:
-        classes = tuple(sorted(names, key=float))
+        fields.numbers(list(names), "classes")
+        classes = tuple(sorted(names, key=lambda name: (Decimal(name), name)))
     except ValueError:
         classes = tuple(sorted(names))
     longest = max(len(values) for part in parts for values, _ in part)
@@ -150,7 +155,7 @@ def parse(source: str, content: bytes) -> list[tuple[np.ndarray, str]]:
     Raises:
       ValueError: what breaks the format (names the source and the line).
     """
-    lines = files.decode(content, source).splitlines()
+    lines = fields.lines(files.decode(content, source))
     rows = list(_ts(source, lines) if source.endswith(".ts") else _columns(source, lines))
     if not rows:
         raise ValueError(f"{source}: no series in it")
@@ -160,73 +165,111 @@ def parse(source: str, content: bytes) -> list[tuple[np.ndarray, str]]:
 def _columns(source: str, lines: Sequence[str]) -> Iterator[tuple[np.ndarray, str]]:
     width = None
     for number, line in enumerate(lines, 1):
-        fields = line.replace(",", " ").split()
-        if not fields:
+        place, cells = f"{source} line {number}", _DELIMITER.split(line.strip(" "))
+        if cells == [""]:
             continue
-        if len(fields) != (width := width or len(fields)):
-            raise ValueError(f"{source} line {number}: {len(fields)} columns, expected {width}")
-        label, *values = _numbers(source, number, fields)
-        if not np.isfinite(label):
-            raise ValueError(f"{source} line {number}: class {fields[0]!r}, expected a number")
-        yield _filled(source, number, np.array([values]).T), f"{label:g}"
+        if len(cells) != (width := width or len(cells)):
+            raise ValueError(f"{place}: {len(cells)} columns, expected {width}")
+        yield _filled(place, [_values(place, cells[1:])]), _class(f"{place}, class", cells[0])
+
+
+def _class(place: str, cell: str) -> str:
+    """The name of a class that is a number: one for 1, 1.0 and 1.0000000e+00, and never one for two numbers."""
+    value, exact = fields.number(cell, place), Decimal(cell.strip(" \t"))
+    if exact == 0:
+        return "0"
+    if not value:
+        raise ValueError(f"{place}: {cell} is too small for a number of 64 bits")
+    digits = f"{exact:f}"
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
 def _ts(source: str, lines: Sequence[str]) -> Iterator[tuple[np.ndarray, str]]:
     header, start = _header(source, lines)
-    kind, *classes = header.get("classlabel", "false").split()
-    if kind.lower() != "true":
-        raise ValueError(f"{source}: @classLabel is {kind}, expected true and the classes")
-    if header.get("timestamps", "false").lower() == "true":
-        raise ValueError(f"{source}: @timeStamps is true; series with a time for each value are not read")
-    dimensions = 1 if header.get("univariate", "false").lower() == "true" else int(header.get("dimensions", 0))
-    length = int(header.get("serieslength", 0)) if header.get("equallength", "false").lower() == "true" else 0
+
+    def said(key: str, otherwise: str) -> tuple[str, str]:
+        """What the header says of a key, and where."""
+        number, value = header.get(key.lower(), (0, otherwise))
+        return value, f"{source} line {number}: {key}" if number else f"{source}: {key}"
+
+    def truth(key: str) -> bool:
+        value, place = said(key, "false")
+        if value.lower() not in ("true", "false"):
+            raise ValueError(f"{place} is {value!r}, expected true or false")
+        return value.lower() == "true"
+
+    def count(key: str) -> int:
+        value, place = said(key, "0")
+        if not (value.isascii() and value.isdigit()):
+            raise ValueError(f"{place} is {value!r}, expected a number of steps or variables")
+        return int(value)
+
+    value, place = said("@classLabel", "false")
+    kind, *classes = value.split() or [""]
+    if kind.lower() != "true" or not classes:
+        raise ValueError(f"{place} is {value!r}, expected true and the classes")
+    if truth("@timeStamps"):
+        raise ValueError(f"{said('@timeStamps', '')[1]} is true; series with a time for each value are not read")
+    dimensions, length = count("@dimensions"), count("@seriesLength")
+    if truth("@univariate"):
+        dimensions = 1
+    if not truth("@equalLength"):
+        length = 0
     for number, line in enumerate(lines[start:], start + 1):
         if not line.strip():
             continue
-        *variables, label = line.strip().split(":")
+        place, (*variables, label) = f"{source} line {number}", line.strip().split(":")
         if label not in classes:
-            raise ValueError(f"{source} line {number}: class {label!r}, expected one of {', '.join(classes)}")
+            raise ValueError(f"{place}: class {label!r}, expected one of {', '.join(classes)}")
         dimensions = dimensions or len(variables)
-        if len(variables) != dimensions:
-            raise ValueError(f"{source} line {number}: {len(variables)} variables, expected {dimensions}")
-        columns = [_numbers(source, number, variable.split(",")) for variable in variables]
+        if len(variables) != dimensions or not variables:
+            raise ValueError(f"{place}: {len(variables)} variables, expected {dimensions or 'at least 1'}")
+        columns = [_values(place, variable.split(",")) for variable in variables]
         lengths = {len(column) for column in columns}
         if len(lengths) > 1 or (length and lengths != {length}):
             wanted = f"{length} of each" if length else "as many of each"
             found = " and ".join(map(str, sorted(lengths)))
-            raise ValueError(f"{source} line {number}: variables of {found} values, expected {wanted}")
-        yield _filled(source, number, np.array(columns).T), label
+            raise ValueError(f"{place}: variables of {found} values, expected {wanted}")
+        yield _filled(place, columns), label
 
 
-def _header(source: str, lines: Sequence[str]) -> tuple[dict[str, str], int]:
-    """The fields before @data, their names in lower case, and the number of the line after it."""
-    header = {}
-    for number, line in enumerate(lines):
-        if line.lower().startswith("@data"):
-            return header, number + 1
-        if line.startswith("@"):
-            key, _, value = line[1:].strip().partition(" ")
-            header[key.lower()] = value.strip()
+def _header(source: str, lines: Sequence[str]) -> tuple[dict[str, tuple[int, str]], int]:
+    """The fields before @data, by their names in lower case: line and value; and the number of the line after it."""
+    header: dict[str, tuple[int, str]] = {}
+    for number, line in enumerate(lines, 1):
+        key, *value = line.split(maxsplit=1) or [""]
+        if key.lower() == "@data":
+            return header, number
+        if key.lower() in header:
+            raise ValueError(f"{source} line {number}: {key} is also in line {header[key.lower()][0]}")
+        if key.startswith("@"):
+            header[key.lower()] = number, value[0].strip() if value else ""
+        elif key and not key.startswith("#"):
+            raise ValueError(f"{source} line {number}: {line[:40]!r} before @data, expected @NAME VALUE or # COMMENT")
     raise ValueError(f"{source}: no line @data, so it is no complete .ts file")
 
 
-def _numbers(source: str, number: int, fields: Sequence[str]) -> list[float]:
-    try:
-        return [np.nan if field.strip() == "?" else float(field) for field in fields]
-    except ValueError as error:
-        raise ValueError(f"{source} line {number}: {error}") from None
+def _values(place: str, cells: Sequence[str]) -> list[float]:
+    """The numbers of cells, NaN where one is marked as missing."""
+    missing = [cell.strip().lower() in _MISSING for cell in cells]
+    numbers = fields.numbers(["0" if mark else cell for mark, cell in zip(missing, cells, strict=True)], place)
+    return [np.nan if mark else value for mark, value in zip(missing, numbers, strict=True)]
 
 
-def _filled(source: str, number: int, values: np.ndarray) -> np.ndarray:
-    """Values [steps, D] up to the last that is there, with those that are missing interpolated."""
-    there = np.isfinite(values)
+def _filled(place: str, columns: Sequence[Sequence[float]]) -> np.ndarray:
+    """Values [steps, D] of D columns up to the last that is there, with those that are missing interpolated."""
+    values = np.array(columns, np.float64).T
+    there = ~np.isnan(values)
     if not there.any(0).all():
         variable = int(np.argmin(there.any(0)))
-        raise ValueError(f"{source} line {number}: variable {variable} has no value")
+        raise ValueError(f"{place}: variable {variable} has no value")
     steps = np.flatnonzero(there.any(1))[-1] + 1
-    place = np.arange(steps)
-    columns = zip(values[:steps].T, there[:steps].T, strict=True)
-    return np.stack([np.interp(place, place[known], column[known]) for column, known in columns], 1)
+    time = np.arange(steps)
+    pairs = zip(values[:steps].T, there[:steps].T, strict=True)
+    filled = np.stack([np.interp(time, time[known], column[known]) for column, known in pairs], 1)
+    if (np.abs(filled) > np.finfo(np.float32).max).any():
+        raise ValueError(f"{place}: {np.abs(filled).max():g} is too large for float32")
+    return filled
 
 
 def _read(path: Path, stem: str) -> tuple[str, bytes]:
@@ -241,7 +284,7 @@ def _read(path: Path, stem: str) -> tuple[str, bytes]:
         candidates = [file for file in (*series, *archives) if file.is_file()]
     for candidate in candidates:
         if candidate.suffix in _SUFFIXES and candidate.stem == stem:
-            return str(candidate), candidate.read_bytes()
+            return str(candidate), files.read(candidate)
         found = _member(candidate, stem)
         if found is not None:
             return found
@@ -251,7 +294,10 @@ def _read(path: Path, stem: str) -> tuple[str, bytes]:
 
 def _member(archive: Path, stem: str) -> tuple[str, bytes] | None:
     """The file of an archive with this name."""
-    found = {}
+    found: dict[str, tuple[str, bytes]] = {}
     for name, content in files.members(archive, lambda name: Path(name).stem == stem and name.endswith(_SUFFIXES)):
-        found[Path(name).suffix] = f"{archive}: {name}", content
+        suffix = Path(name).suffix
+        if suffix in found:
+            raise ValueError(f"{found[suffix][0]} and {name}: expected one {stem}{suffix}")
+        found[suffix] = f"{archive}: {name}", content
     return next((found[suffix] for suffix in _SUFFIXES if suffix in found), None)
