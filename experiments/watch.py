@@ -6,8 +6,6 @@ The first `warmup` rows standardize the values and tell the detector what is usu
 benchmark do; from then on every row is one call of a compiled step. The threshold is that of the run.
 """
 
-import datetime
-import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from experiments import anomalies, base
+from seqjax.data import nab
 from seqjax.models.anomaly import AnomalyDetector
 from seqjax.train import Run
 
@@ -59,19 +58,12 @@ def parsed(lines: Iterable[str], name: str) -> Iterator[tuple[np.datetime64, flo
     """Times and values of the lines `timestamp,value`; the header may be missing.
 
     Raises:
-      ValueError: a line of another form, or a value that is not finite (names the line).
+      ValueError: a line of another form (names the line).
     """
     for number, line in enumerate(lines, start=1):
         if number == 1 and line.strip() == "timestamp,value":
             continue
-        try:
-            stamp, text = line.strip().split(",")
-            time, value = datetime.datetime.fromisoformat(stamp), float(text)
-        except ValueError:
-            raise ValueError(f"{name}: line {number}: {line.strip()[:40]!r}, expected a time and a number") from None
-        if not math.isfinite(value):
-            raise ValueError(f"{name}: line {number}: a value that is not finite")
-        yield np.datetime64(time, "s"), value
+        yield nab.row(line.strip(), f"{name}: line {number}")
 
 
 def watch(
@@ -116,7 +108,7 @@ def main() -> None:
         if values.run is None:
             raise ValueError("--watch needs --run, the directory of a finished run")
         detector, threshold = trained(values.run)
-        with sys.stdin if values.watch == "-" else Path(values.watch).open(encoding="utf-8") as lines:
+        with sys.stdin if values.watch == "-" else Path(values.watch).open(encoding="utf-8-sig") as lines:
             for alarm in watch(detector, threshold, parsed(lines, values.watch), values.warmup):
                 print(f"{alarm.time}  {alarm.value:g}  score {alarm.score:.2f}", flush=True)
     except (ValueError, OSError, flags.Error) as error:

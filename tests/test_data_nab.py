@@ -58,7 +58,15 @@ def test_series_of_a_folder_and_of_an_archive(tmp_path):
         (CSV + "2014-01-01 00:", "a.csv: line 5: '2014-01-01 00:', expected a time and a number"),
         (CSV + "2014-01-01 00:10:00,high", "a.csv: line 5: .* expected a time and a number"),
         (CSV + "2014-01-32 00:10:00,1", "a.csv: line 5: .* expected a time and a number"),
-        (CSV + "2014-01-01 00:10:00,nan", "a.csv: line 5: a value that is not finite"),
+        *(
+            (CSV + f"2014-01-01 00:10:00,{value}", "a.csv: line 5: .* expected a time and a number")
+            for value in ("nan", "inf", "1e400", "1_000", "", "1,2")
+        ),
+        *(
+            (CSV + f"2014-01-01T00:10:00{rest},1", "a.csv: line 5: .* expected a time without a zone, in whole seconds")
+            for rest in ("+00:00", "Z", "-05:00", ".5", ".000001")
+        ),
+        (CSV + "2014-01-01 00:10:00,1\x0c2014-01-01 00:15:00,2", "a.csv: line 5: .* expected a time and a number"),
         (CSV + "\xff", "a.csv is not UTF-8: invalid start byte at offset 9"),
     ],
 )
@@ -74,6 +82,11 @@ def stamps(*minutes):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
+        ('{"art/b.csv": [], "art/b.csv": []}', "combined_windows.json: no JSON: a name stands there twice"),
+        (
+            json.dumps({"real/a.csv": [["2014-01-01 00:00:00+01:00", "2014-01-01 00:05:00"]]}),
+            "labels of real/a.csv: .* expected a time without a zone",
+        ),
         ("{", "combined_windows.json: no JSON: Expecting property name"),
         ("[]", "expected an object of series and their windows, got '\\[\\]'"),
         ('{"real/c.csv": []}', "no data/real/c.csv in it, which the labels name \\(1 are missing\\)"),
@@ -88,6 +101,12 @@ def stamps(*minutes):
 def test_labels_that_do_not_fit_are_refused(tmp_path, labels, message):
     with pytest.raises(ValueError, match=message):
         nab.load(folder(tmp_path, labels=labels))
+
+
+def test_a_series_that_an_archive_holds_twice_is_refused(tmp_path):
+    packed = archive(tmp_path / "NAB.tar.gz", folder(tmp_path / "one"), folder(tmp_path / "two", CSV + CSV[17:]))
+    with pytest.raises(ValueError, match=r"NAB.tar.gz: data/.*csv stands there twice"):
+        nab.load(packed)
 
 
 def test_what_is_missing_or_damaged_is_named(tmp_path):

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seqjax.data import files
+from seqjax.data import fields, files
 
-__all__ = ["Series", "generated", "load", "probation", "read_csv"]
+__all__ = ["Series", "generated", "load", "probation", "read_csv", "row"]
 
 _CSV = re.compile(r"(?:^|/)data/([^/]+/[^/]+\.csv)$")
 _LABELS = re.compile(r"(?:^|/)labels/combined_windows\.json$")
@@ -67,6 +67,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Series]:
     found, labels = {}, None
     for name, content in files.members(path, lambda name: _CSV.search(name) or _LABELS.search(name)):
         if series := _CSV.search(name):
+            if series[1] in found:
+                raise ValueError(f"{path}: data/{series[1]} stands there twice")
             found[series[1]] = content
         elif _LABELS.search(name):
             labels = content
@@ -87,7 +89,7 @@ def read_csv(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: another header, a damaged line or no rows (names file and line).
+      ValueError: another header, a line that `row` refuses, or no rows (names file and line).
     """
     return _parse(Path(path).read_bytes(), str(path))
 
@@ -115,9 +117,39 @@ def generated(count: int = 6, rows: int = 1000, seed: int = 0) -> dict[str, Seri
     return corpus
 
 
-def _windows(content: bytes, place: str) -> dict[str, list]:
+def row(line: str, place: str) -> tuple[np.datetime64, float]:
+    """Time and value of a line `timestamp,value`, as it says them.
+
+    Args:
+      line: without its end.
+      place: what an error names first, "a.csv: line 3".
+
+    Raises:
+      ValueError: anything else; a time with a zone or parts of a second, which `datetime64[s]` does not hold.
+    """
+    stamp, _, value = line.partition(",")
     try:
-        windows = json.loads(content)
+        time, number = datetime.datetime.fromisoformat(stamp), fields.number(value, place)
+    except ValueError:
+        raise ValueError(f"{place}: {line[:40]!r}, expected a time and a number") from None
+    return _seconds(time, place), number
+
+
+def _seconds(time: datetime.datetime, place: str) -> np.datetime64:
+    if time.tzinfo is not None or time.microsecond:
+        raise ValueError(f"{place}: {time}, expected a time without a zone, in whole seconds")
+    return np.datetime64(time, "s")
+
+
+def _windows(content: bytes, place: str) -> dict[str, list]:
+    def without_repetitions(pairs: list[tuple[str, list]]) -> dict[str, list]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name stands there twice")
+        return found
+
+    try:
+        windows = json.loads(files.decode(content, place), object_pairs_hook=without_repetitions)
     except ValueError as error:  # also of bytes that are not UTF-8
         raise ValueError(f"{place}: no JSON: {error}") from None
     if not isinstance(windows, dict) or not windows:
@@ -126,29 +158,19 @@ def _windows(content: bytes, place: str) -> dict[str, list]:
 
 
 def _parse(content: bytes, place: str) -> tuple[np.ndarray, np.ndarray]:
-    head, *lines = files.decode(content, place).splitlines() or [""]
+    head, *lines = fields.lines(files.decode(content, place)) or [""]
     if head != _HEADER:
         raise ValueError(f"{place}: line 1: {head[:40]!r}, expected {_HEADER!r}")
     if not lines:
         raise ValueError(f"{place}: no rows")
-    times, values = [], []
-    for number, line in enumerate(lines, start=2):
-        try:
-            time, value = line.split(",")
-            times.append(datetime.datetime.fromisoformat(time))
-            values.append(float(value))
-        except ValueError:
-            raise ValueError(f"{place}: line {number}: {line[:40]!r}, expected a time and a number") from None
-    array = np.array(values, np.float64)
-    if not np.isfinite(array).all():
-        raise ValueError(f"{place}: line {np.argmin(np.isfinite(array)) + 2}: a value that is not finite")
-    return np.array(times, "datetime64[s]"), array
+    times, values = zip(*(row(line, f"{place}: line {i}") for i, line in enumerate(lines, start=2)), strict=True)
+    return np.array(times, "datetime64[s]"), np.array(values, np.float64)
 
 
 def _rows(windows: list, times: np.ndarray, place: str) -> np.ndarray:
     """The windows as rows; where a time repeats, its first row."""
     try:
-        stamps = [[np.datetime64(datetime.datetime.fromisoformat(time), "s") for time in pair] for pair in windows]
+        stamps = [[_seconds(datetime.datetime.fromisoformat(time), place) for time in pair] for pair in windows]
         rows = [[np.flatnonzero(times == stamp)[0] for stamp in pair] for pair in stamps]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{place}: {error}, expected pairs of times") from None
