@@ -109,6 +109,31 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
         reviews.load(half)
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"train/neg/2_9.txt": ""}, "train/neg/2_9.txt: 9 stars, expected 7 to 10 of pos and 1 to 4 of neg"),
+        ({"train/pos/2_0.txt": ""}, "train/pos/2_0.txt: 0 stars, expected"),
+        ({"train/neg/01_3.txt": ""}, "train/neg/01_3.txt: there are two reviews train/neg/1"),
+        ({"copy/train/urls_neg.txt": ""}, "copy/train/urls_neg.txt stands there twice"),
+    ],
+)
+def test_reviews_that_contradict_each_other_are_refused(tmp_path, files, message):
+    with pytest.raises(ValueError, match=message):
+        reviews.load(archive(tmp_path / "aclImdb.tar.gz", FILES | files))
+
+
+def test_only_names_of_reviews_are_reviews_and_only_line_ends_end_addresses(tmp_path):
+    urls = {
+        "train/urls_neg.txt": "film\u2028a\x0c\r\nfilm b\r\n",
+        "mytrain/neg/2_2.txt": "",
+        "train/neg/\u0663_2.txt": "",
+    }
+    train = reviews.load(archive(tmp_path / "aclImdb.tar.gz", FILES | urls))["train"]
+    assert len(train.texts) == 5
+    assert train.films[:2] == ("film\u2028a\x0c", "film b")
+
+
 def test_the_real_archive(data_dir):
     parts = reviews.load(data_dir / "imdb")
     assert {name: len(part.texts) for name, part in parts.items()} == {"train": 25_000, "test": 25_000}
@@ -128,7 +153,7 @@ def test_word_vectors_stand_at_the_indices_of_their_words(tmp_path):
     plain = tmp_path / "glove.txt"
     plain.write_text("the 1 2\n, 0 0\ncat -.5 1e-3\nthe 9 9\n", encoding="utf-8")
     packed = tmp_path / "glove.txt.gz"
-    packed.write_bytes(gzip.compress(b"5 2\n" + plain.read_bytes()))
+    packed.write_bytes(gzip.compress(b"4 2\n" + plain.read_bytes()))
     for path in (plain, packed):
         vectors, known = embeddings.load(path, WORDS)
         np.testing.assert_allclose(vectors, [[0, 0], [0, 0], [1, 2], [0, 0], [0, 0], [-0.5, 0.001]])
@@ -136,11 +161,41 @@ def test_word_vectors_stand_at_the_indices_of_their_words(tmp_path):
         assert vectors.dtype == np.float32
 
 
+def test_words_may_have_spaces_in_them_as_those_of_glove_840b_do(tmp_path):
+    path, lines = (
+        tmp_path / "glove.txt",
+        [". . . .5 1", "the 1 2", "at name@domain.com -1 2", "2 3 4", "to\xa0do 5 6", "cat 7 8"],
+    )
+    for content in (lines, ["6 2", *lines], lines[::-1]):
+        path.write_text("\n".join(content), encoding="utf-8")
+        vectors, known = embeddings.load(path, WORDS)
+        np.testing.assert_array_equal(vectors[[2, 5]], [[1, 2], [7, 8]])
+        assert known.sum() == 2
+    spaced = vectorize.fit([". . ."], rules=vectorize.Rules(strip=False, ngrams=(3,)))
+    np.testing.assert_array_equal(embeddings.load(path, spaced).vectors[2], [0.5, 1])
+
+
+def test_a_word_is_found_however_its_accents_were_typed(tmp_path):
+    (tmp_path / "glove.txt").write_text("cafe\u0301 1 2\n", encoding="utf-8")
+    for typed in ("café", "cafe\u0301"):
+        assert embeddings.load(tmp_path / "glove.txt", vectorize.fit([typed])).vectors[2].tolist() == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"the 1 2\ncat 1\n", r"line 2: 1 numbers, expected 2"),
-        (b"the 1 2\ncat 1 x\n", r"line 2: could not convert string to float: '?x"),
+        (b"the 1 2\ncat 1 x\n", r"line 2: its numbers: 'x' is no number"),
+        (b"the 1 2\nwolf 1 x\n", r"line 2: its numbers: 'x' is no number"),
+        (b"the 1 2\ncat 1 2 3\n", r"line 2: 3 numbers, expected 2"),
+        (b"the 1 2\ncat  1 2\n", r"line 2: an empty word, or two spaces side by side"),
+        (b"the 1 2\n 1 2\n", r"line 2: an empty word"),
+        (b"the 1 2\ncat 1_0 2\n", r"line 2: its numbers: '1_0' is no number"),
+        (b"the 1 2\ncat 1 nan\n", r"line 2: its numbers: 'nan' is no number"),
+        (b"the 1 2\ncat 1 1e39\n", r"line 2: a number that is too large for float32"),
+        (b"3 2\nthe 1 2\ncat 1 2\n", r"line 3: the end, after 2 words; its first line says 3"),
+        (b"3 3\nthe 1 2\n", r"line 2: 2 numbers, expected 3"),
+        (b"\xff\xfet\x00h\x00", r"glove.txt is not UTF-8: it begins with the mark of UTF-16"),
         (b"the\n", r"line 1: 0 numbers, expected at least one"),
         (b"the 1\n\xff 1\n", r"line \d: .*utf-8"),
         (b"wolf 1 2\n", r"none of its 1 lines has a word of the vocabulary"),

@@ -22,6 +22,10 @@ CATS = ["the cat, the mat", "The dog!", "a cat"]
         (Rules(), "Élan … naïve", ["élan", "…", "naïve"]),
         (Rules(fold=True), "Élan “naïve” Straße — ﬁn", ["elan", "naive", "strasse", "fin"]),
         (Rules(fold=True, lower=False), "Ærø Œuvre", ["AEro", "OEuvre"]),
+        (Rules(), "e\u0301lan CAFE\u0301 \u0130zmir", ["élan", "café", "i̇zmir"]),  # however it was typed
+        (Rules(), "नमस्ते दुनिया สวัสดี", ["नमस्ते", "दुनिया", "สวัสดี"]),
+        (Rules(characters=True), "한e\u0301", ["한", "é"]),
+        (Rules(fold=True), "한국 がぎ क़िताब สวัสดี עִבְרִית ёлка", ["한국", "がぎ", "क़िताब", "สวัสดี", "עברית", "елка"]),
         (Rules(characters=True), "A b!", ["a", " ", "b"]),
         (Rules(ngrams=(1, 2)), "a b c", ["a", "b", "c", "a b", "b c"]),
         (Rules(ngrams=(3,)), "a b c d", ["a b c", "b c d"]),
@@ -156,9 +160,11 @@ def test_errors(tmp_path):
     for ngrams in ((), (0,), (2, 2)):
         with pytest.raises(ValueError, match="ngrams must be distinct lengths of at least 1"):
             fit(CATS, rules=Rules(ngrams=ngrams))
-    for tokens in ([7], [-1], [[2]]):
-        with pytest.raises(ValueError, match=r"tokens must be \[L\], in range\(7\)"):
+    for tokens, message in (([7], r"in range\(7\), got 7"), ([-1], r"in range\(7\), got -1"), ([[2]], r"shape \[N\]")):
+        with pytest.raises(ValueError, match=f"tokens must .*{message}"):
             fit(CATS).decode(tokens)
+    with pytest.raises(TypeError, match="tokens must be integers, got float64"):
+        fit(CATS).decode([2.7])
 
 
 @pytest.mark.parametrize(
@@ -166,6 +172,7 @@ def test_errors(tmp_path):
     [
         (lambda content: content.pop("rules"), "KeyError: 'rules'"),
         (lambda content: content["frequencies"].pop(), "5 tokens with 4 frequencies"),
+        (lambda content: content["vocabulary"].__setitem__(1, content["vocabulary"][0]), "a token stands there twice"),
         (lambda content: content["rules"].update(color=1), "unexpected keyword argument 'color'"),
         (lambda content: content["rules"].update(ngrams=[0]), "ngrams must be"),
     ],

@@ -2,12 +2,18 @@
 
 import gzip
 import os
+import unicodedata
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from seqjax.data import fields, files
 from seqjax.data.vectorize import Vectorizer
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Embedding(NamedTuple):
@@ -25,8 +31,10 @@ class Embedding(NamedTuple):
 def load(path: str | os.PathLike[str], vectorizer: Vectorizer) -> Embedding:
     """Read word vectors in the text format of GloVe (Pennington et al. 2014) or word2vec, plain or gzipped.
 
-    A line is a word and E numbers, with single spaces between; word2vec's first line, the number of words and E, is
-    skipped. Only the words of the vocabulary are kept. Of a word that occurs twice the first vector counts.
+    A line is a word and E numbers, with single spaces between. E is what stands after the word in the first line, or
+    what word2vec's first line says, the number of words and E. A word may have spaces in it (". . ." in GloVe 840B),
+    but no number behind one. Only the words of the vocabulary are kept, compared in composed Unicode (NFC). Of a word
+    that occurs twice the first vector counts.
 
     Args:
       path: the file, `glove.6B.100d.txt` say.
@@ -34,27 +42,57 @@ def load(path: str | os.PathLike[str], vectorizer: Vectorizer) -> Embedding:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a line that is not a word and E numbers, or no word of the vocabulary in it (names file and line).
+      ValueError: a line that is not a word and E numbers, another number of words than the first line says, or no word
+        of the vocabulary in it (names file and line).
     """
     path = Path(path).expanduser()
     index = {word: i for i, word in enumerate(vectorizer.vocabulary, 2)}
     vectors, known = np.zeros((0, 0), np.float32), np.zeros(vectorizer.size, bool)
-    number, opened = 0, gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as lines:
+    number, width, words = 0, 0, None
+    with path.open("rb") as file:
+        packed = path.suffix == ".gz" or file.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if packed else path.open("rb") as lines:
         try:
             for number, line in enumerate(lines, 1):
-                word, *numbers = line.rstrip("\n").rstrip(" ").split(" ")
-                if number == 1 and len(numbers) == 1 and word.isdigit():
+                content = files.unmarked(line, f"{path}") if number == 1 else line
+                parts = content.decode("utf-8").rstrip("\r\n").rstrip(" ").split(" ")
+                if number == 1 and len(parts) == 2 and all(part.isascii() and part.isdigit() for part in parts):
+                    words, width = map(int, parts)
                     continue
-                if not vectors.size:
-                    vectors = np.zeros((vectorizer.size, len(numbers)), np.float32)
-                if len(numbers) != vectors.shape[1] or not numbers:
-                    raise ValueError(f"{len(numbers)} numbers, expected {vectors.shape[1] or 'at least one'}")
-                if word in index and not known[index[word]]:
-                    vectors[index[word]] = np.array(numbers, np.float32)
-                    known[index[word]] = True
+                count = _numbers_at_the_end(parts, width)
+                width = width or count
+                if count != width or not count:
+                    raise ValueError(f"{count} numbers, expected {width or 'at least one'}")
+                if "" in parts[:-width]:
+                    raise ValueError("an empty word, or two spaces side by side")
+                vector = fields.numbers(parts[-width:], "its numbers")
+                if max(map(abs, vector)) > _LARGEST:
+                    raise ValueError("a number that is too large for float32")
+                place = index.get(unicodedata.normalize("NFC", " ".join(parts[:-width])))
+                if place is not None and not known[place]:
+                    if not vectors.size:
+                        vectors = np.zeros((vectorizer.size, width), np.float32)
+                    vectors[place] = vector
+                    known[place] = True
         except (ValueError, EOFError, OSError) as error:  # damaged gzip, another encoding, no numbers
             raise ValueError(f"{path}, line {number}: {error}; expected a word and its numbers") from error
+    if words not in (None, number - 1):
+        raise ValueError(f"{path}, line {number}: the end, after {number - 1} words; its first line says {words}")
     if not known.any():
         raise ValueError(f"{path}: none of its {number} lines has a word of the vocabulary")
     return Embedding(vectors, known)
+
+
+def _numbers_at_the_end(parts: Sequence[str], expected: int) -> int:
+    """How many numbers there are behind a word; the first part always belongs to it, `expected` is 0 if not known."""
+    if len(parts) == expected + 1:
+        return expected
+    return sum(1 for _ in takewhile(_is_number, reversed(parts[1:])))
+
+
+def _is_number(part: str) -> bool:
+    try:
+        fields.number(part, "")
+    except ValueError:
+        return False
+    return True

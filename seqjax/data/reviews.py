@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seqjax.data import files
+from seqjax.data import fields, files
 
-_REVIEW = re.compile(r"(train|test)/(neg|pos)/(\d+)_(\d+)\.txt$")
-_FILMS = re.compile(r"(train|test)/urls_(neg|pos)\.txt$")
+_REVIEW = re.compile(r"(?:^|/)(train|test)/(neg|pos)/([0-9]+)_([0-9]+)\.txt$")
+_FILMS = re.compile(r"(?:^|/)(train|test)/urls_(neg|pos)\.txt$")
 
 
 class Reviews(NamedTuple):
@@ -47,7 +47,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Reviews]:
 
     Raises:
       FileNotFoundError: nothing of this kind there (says what is).
-      ValueError: a damaged archive, a review that is not UTF-8, or a part without reviews (names the file).
+      ValueError: a damaged archive, a review that is not UTF-8, stands there twice or has stars of the other label, or
+        a part without reviews (names the file).
     """
     path = files.find(Path(path).expanduser(), ("aclImdb*.tar.gz", "train"), ("aclImdb", "imdb"))
     path = path.parent if path.name == "train" else path
@@ -58,9 +59,17 @@ def load(path: str | os.PathLike[str]) -> dict[str, Reviews]:
         text = files.decode(content, f"{path}: {name}")
         if review:
             part, label, number, stars = review.groups()
-            found[part, int(label == "pos"), int(number)] = text, int(stars)
+            key = part, int(label == "pos"), int(number)
+            if int(stars) not in (range(7, 11) if label == "pos" else range(1, 5)):
+                raise ValueError(f"{path}: {name}: {stars} stars, expected 7 to 10 of pos and 1 to 4 of neg")
+            if key in found:
+                raise ValueError(f"{path}: {name}: there are two reviews {part}/{label}/{int(number)}")
+            found[key] = text, int(stars)
         elif urls:
-            films[urls[1], int(urls[2] == "pos")] = text.splitlines()
+            key = urls[1], int(urls[2] == "pos")
+            if key in films:
+                raise ValueError(f"{path}: {name} stands there twice")
+            films[key] = fields.lines(text)
     parts = {}
     for part in ("train", "test"):
         keys = sorted(key for key in found if key[0] == part)

@@ -65,6 +65,8 @@ def language_reference() -> str:
 class Vocabulary(NamedTuple):
     """The characters of a text: index i + 1 is characters[i], index 0 is any character that is not among them.
 
+    A character is a code point, and a text is read as it is: a letter and a combining mark after it are two.
+
     Example:
       >>> from seqjax.data import text
       >>> vocabulary = text.Vocabulary.of("to be")
@@ -95,7 +97,7 @@ class Vocabulary(NamedTuple):
         return np.where(known[index] == codes, index + 1, 0).astype(np.int32)
 
     def decode(self, tokens: Sequence[int] | np.ndarray | Array) -> str:
-        """Integers [N] to N characters, U+FFFD for index 0. Raises ValueError for an index outside of range(size)."""
+        """Integers [N] to N characters, U+FFFD for index 0. Raises as `check_tokens` does."""
         indices = check_tokens(tokens, self.size)
         alphabet = UNKNOWN + self.characters
         return "".join(alphabet[i] for i in indices)
@@ -115,14 +117,21 @@ class Vocabulary(NamedTuple):
 
 
 def check_tokens(tokens: Sequence[int] | np.ndarray | Array, size: int) -> np.ndarray:
-    """Tokens of a vocabulary as int64 [N]. Raises ValueError for another shape, or an index outside of range(size)."""
-    indices = np.asarray(tokens, np.int64)
-    if indices.ndim != 1:
-        raise ValueError(f"tokens must have shape [N], got {indices.shape}")
-    wrong = indices[(indices < 0) | (indices >= size)]
+    """Tokens of a vocabulary as int64 [N].
+
+    Raises:
+      ValueError: another shape, or an index outside of range(size).
+      TypeError: tokens that are no integers.
+    """
+    found = np.asarray(tokens)
+    if found.ndim != 1:
+        raise ValueError(f"tokens must have shape [N], got {found.shape}")
+    if found.size and found.dtype.kind not in "iu":
+        raise TypeError(f"tokens must be integers, got {found.dtype}")
+    wrong = found[(found < 0) | (found >= size)]
     if wrong.size:
         raise ValueError(f"tokens must be in range({size}), got {wrong[0]}")
-    return indices
+    return found.astype(np.int64)
 
 
 def split(text: str, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> tuple[str, ...]:
@@ -159,7 +168,7 @@ def lanes(tokens: np.ndarray, batch: int) -> np.ndarray:
       int32 [N, B], time-major, N = M // B.
 
     Raises:
-      ValueError: for tokens that are no integers [M], or lanes below 1 or above M.
+      ValueError: for tokens that are no integers [M] or do not fit int32, or lanes below 1 or above M.
 
     Example:
       >>> import numpy as np
@@ -170,6 +179,8 @@ def lanes(tokens: np.ndarray, batch: int) -> np.ndarray:
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise ValueError(f"tokens must be integers of shape [M], got {tokens.dtype} {tokens.shape}")
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < 2**31:
+        raise ValueError(f"tokens must be in range(2**31), got {tokens.min()} to {tokens.max()}")
     if not 1 <= batch <= len(tokens):
         raise ValueError(f"batch must be between 1 and the {len(tokens)} tokens, got {batch}")
     rows = len(tokens) // batch

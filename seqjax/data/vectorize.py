@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
+from seqjax.data.text import check_tokens
+
 MASK, UNKNOWN = 0, 1
 """Index of the padding after a text, and of every token that is not in the vocabulary."""
 
@@ -34,14 +36,25 @@ _FOLDED = str.maketrans(
 )
 
 
+def _is_accent(character: str) -> bool:
+    """Whether it is a mark above, below or through a letter, which the plain letter goes without.
+
+    Not so the marks that make another letter or vowel of it: nukta, the voicing of kana and virama (classes 6 to 9),
+    the vowels and tones of Telugu, Thai, Lao and Tibetan (84 to 132).
+    """
+    kind = unicodedata.combining(character)
+    return kind > 0 and not (6 <= kind <= 9 or 84 <= kind <= 132)
+
+
 class Rules(NamedTuple):
     """How a text becomes tokens, in this order.
 
     Attributes:
       fold: special characters to plain ones: accents are dropped, ligatures and typographic quotes written out.
+        Marks that make another letter, as in Hindi, Thai or Japanese, stay.
       lower: lower case.
       strip: drop the 32 ASCII punctuation characters.
-      characters: the tokens are characters, not words between white space.
+      characters: the tokens are characters (code points), not words between white space.
       stem: a language of the Snowball stemmer ("english", "french", ...): words are cut to their stems. It needs
         `pip install 'seqjax[text]'`.
       ngrams: runs of so many neighbouring tokens are tokens, joined by a space; (1, 2) is unigrams, then bigrams.
@@ -65,10 +78,11 @@ class Rules(NamedTuple):
         return self
 
     def standardize(self, text: str) -> str:
-        """The text after folding, lower case and stripping."""
+        """The text after folding, composition (NFC: é is one character however it was typed), lower case, stripping."""
         if self.fold and not text.isascii():
             decomposed = unicodedata.normalize("NFKD", text.translate(_FOLDED))
-            text = "".join(c for c in decomposed if not unicodedata.combining(c))
+            text = "".join(c for c in decomposed if not _is_accent(c))
+        text = unicodedata.normalize("NFC", text)
         if self.lower:
             text = text.lower()
         return _PUNCTUATION.sub("", text) if self.strip else text
@@ -197,11 +211,9 @@ class Vectorizer:
 
         Raises:
           ValueError: an index outside of range(V), or another number of axes.
+          TypeError: tokens that are no integers.
         """
-        indices = np.asarray(tokens, np.int64)
-        wrong = indices[(indices < 0) | (indices >= self.size)]
-        if indices.ndim != 1 or wrong.size:
-            raise ValueError(f"tokens must be [L], in range({self.size}), got {list(indices.shape)} {wrong[:3]}")
+        indices = check_tokens(tokens, self.size)
         names = ("", "[UNK]", *self.vocabulary)
         joint = "" if self.rules.characters and self.rules.ngrams == (1,) else " "
         return joint.join(names[i] for i in indices if i != MASK)
@@ -221,11 +233,13 @@ def load(path: str | os.PathLike[str]) -> Vectorizer:
       ValueError: not JSON, or not of a vectorizer (names the file and what is wrong).
     """
     try:
-        content: Any = json.loads(Path(path).read_text(encoding="utf-8", errors="surrogatepass"))
+        content: Any = json.loads(Path(path).read_bytes())
         rules, vocabulary = content["rules"], tuple(content["vocabulary"])
         frequencies = tuple(map(int, content["frequencies"]))
         if len(frequencies) != len(vocabulary) or not all(isinstance(token, str) for token in vocabulary):
             raise ValueError(f"{len(vocabulary)} tokens with {len(frequencies)} frequencies")
+        if len(set(vocabulary)) < len(vocabulary):
+            raise ValueError("a token stands there twice")
         rules = Rules(**{**rules, "ngrams": tuple(rules["ngrams"])}).check()
         return Vectorizer(rules, vocabulary, frequencies, int(content["documents"]))
     except (ValueError, TypeError, KeyError) as error:

@@ -1,12 +1,14 @@
 """Text as words, one sentence a line: their vocabulary. The streams of `text` hold words as they do characters."""
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from seqjax.data.fields import lines
 from seqjax.data.text import check_tokens
 
 __all__ = ["END", "UNKNOWN", "Vocabulary"]
@@ -21,6 +23,7 @@ class Vocabulary(NamedTuple):
     """The words of a text: index i + 1 is words[i], index 0 is `<unk>` and any word that is not among them.
 
     A text is split into lines and a line at its white space; every line ends in `<eos>`, which is a word like others.
+    Words are in composed Unicode (NFC), so that é is one word however it was typed.
 
     Example:
       >>> from seqjax.data import words
@@ -77,5 +80,6 @@ class Vocabulary(NamedTuple):
 
 
 def split(text: str) -> list[str]:
-    """The words of a text, `<eos>` after every line."""
-    return [word for line in text.splitlines() for word in (*line.split(), END)]
+    r"""The words of a text, `<eos>` after every line; lines end as in a file, at \n, \r\n or \r."""
+    composed = unicodedata.normalize("NFC", text)
+    return [word for line in lines(composed) for word in (*line.split(), END)]
