@@ -129,6 +129,12 @@ def test_hourly_npz_reads_without_pickles(record, tmp_path):
     np.savez(path, X=record.values[:, ::-1], dates=record.times, cols=record.columns)
     with pytest.raises(ValueError, match=r"npz: row 0, column 'p \(mbar\)': .* is outside of 850 to 1100"):
         jena.load(path)
+    for wrong in (np.datetime64("NaT"), record.times[7].astype("datetime64[ms]") + 1):
+        times = record.times.astype("datetime64[ms]")
+        times[7] = wrong
+        np.savez(path, X=record.values, dates=times, cols=record.columns)
+        with pytest.raises(ValueError, match=r"npz: row 7 of dates: .*, expected a time in whole seconds"):
+            jena.load(path)
     np.savez(path, X=np.array([{}]), dates=record.times, cols=record.columns)
     with pytest.raises(ValueError, match=r"damaged or truncated npz"):
         jena.load(path)
@@ -205,6 +211,11 @@ def test_missing_cells_become_no_wind_or_the_last_value(record, tmp_path):
         (lambda t: edit(t, 7, 14, ""), r"line 7, column 'wd \(deg\)': '' is no number"),
         (lambda t: edit(t, 7, 1, "1_000"), r"a.csv: line 7, column 'p \(mbar\)': '1_000' is no number"),
         (lambda t: edit(t, 9, 1, "nan"), r"line 9, column 'p \(mbar\)': nan is outside of 850 to 1100"),
+        (lambda t: edit(t, 9, 1, "-inf"), r"line 9, column 'p \(mbar\)': -inf is outside of 850 to 1100"),
+        (lambda t: edit(t, 9, 1, "-1e400"), r"line 9, column 'p \(mbar\)': -inf is outside of 850 to 1100"),
+        (lambda t: edit(t, 9, 1, "-99990"), r"line 9, column 'p \(mbar\)': -99990 is outside of 850 to 1100"),
+        (lambda t: edit(t, 9, 1, "\u0661"), r"line 9, column 'p \(mbar\)': '.*' is no number"),
+        (lambda t: "\n" + t, r"line 1: the first column is '', expected one of"),
         (
             lambda t: edit(t, 4, 0, "32.01.2009 00:30:00"),
             r"line 4, column 'Date Time': '32.01.2009 00:30:00' is no date",

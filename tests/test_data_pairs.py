@@ -39,9 +39,15 @@ def test_pairs_are_read_from_the_archive_its_folder_or_the_text(archive, tmp_pat
     ("text", "expected"),
     [
         ("Qu'a-t-il dit ?", ["qu'", "a", "-t", "-il", "dit", "?"]),
-        ("L’arbre, c'est l'arbre.", ["l'", "arbre", ",", "c'", "est", "l'", "arbre", "."]),  # noqa: RUF001
+        ("L’arbre, c'est l'arbre.", ["l'", "arbre", ",", "c'", "est", "l'", "arbre", "."]),
         ("It's 10:30, 2,5 km!", ["it'", "s", "10:30", ",", "2,5", "km", "!"]),
         ("« Où\u202f? »", ["«", "où", "?", "»"]),
+        ("E\u0301te\u0301 x\u0302y \u0130stanbul", ["été", "x̂y", "i̇stanbul"]),
+        ("नमस्ते दुनिया! สวัสดี", ["नमस्ते", "दुनिया", "!", "สวัสดี"]),
+        # ruff: noqa: RUF001  letters of other scripts
+        ("می\u200cخواهم، שָׁלוֹם", ["می\u200cخواهم", "،", "שָׁלוֹם"]),
+        ("葛\U000e0101城 \U00011103\U00011127", ["葛\U000e0101城", "\U00011103\U00011127"]),  # variant, vowel sign
+        ("1\ufe0f\u20e3 12,5 ❤\ufe0f.", ["1\ufe0f\u20e3", "12,5", "❤\ufe0f", "."]),
     ],
 )
 def test_tokens(text, expected):
@@ -77,6 +83,9 @@ def test_a_vocabulary_keeps_what_is_frequent(tmp_path):
     assert row.dtype.name == "int32"
     assert known.decode([pairs.START, *row, 4]) == ["the", "[UNK]", "[UNK]", "the", "cat"]
     assert known.decode([pairs.PADDING]) == []
+    for wrong in (-1, known.size):
+        with pytest.raises(ValueError, match=rf"tokens must be in range\({known.size}\), got {wrong}"):
+            known.decode([4, wrong])
     known.save(tmp_path / "words.json")
     assert pairs.Vocabulary.load(tmp_path / "words.json") == known
     (tmp_path / "words.json").write_text("{}")

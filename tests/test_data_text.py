@@ -65,6 +65,9 @@ def test_vocabulary_refuses_what_it_cannot_hold():
     vocabulary = Vocabulary.of("ab")
     with pytest.raises(ValueError, match=r"tokens must be in range\(3\), got 3"):
         vocabulary.decode([1, 3])
+    with pytest.raises(TypeError, match=r"tokens must be integers, got float64"):
+        vocabulary.decode([0.7])
+    assert vocabulary.decode([]) == ""
     with pytest.raises(ValueError, match=r"tokens must have shape \[N\], got \(1, 2\)"):
         vocabulary.decode(jnp.ones((1, 2), jnp.int32))
     with pytest.raises(ValueError, match="needs a training text"):
@@ -115,6 +118,9 @@ def test_lanes_and_chunks_too_short_are_refused():
     streams = text.lanes(np.arange(12), 3)
     with pytest.raises(ValueError, match="batch must be between 1 and the 12 tokens, got 13"):
         text.lanes(np.arange(12), 13)
+    for wrong in (2**31, -1):
+        with pytest.raises(ValueError, match=r"tokens must be in range\(2\*\*31\), got"):
+            text.lanes(np.array([1, wrong]), 1)
     with pytest.raises(ValueError, match=r"tokens must be integers of shape \[M\], got float64 \(3,\)"):
         text.lanes(np.zeros(3), 1)
     with pytest.raises(ValueError, match="length 4 needs 5 tokens in each lane, got 4 in each of 3 lanes"):

@@ -38,8 +38,6 @@ def number(field: str, place: str) -> float:
       ValueError: anything else, or a number that float64 does not hold.
     """
     field = field.strip(" \t")
-    if not field:
-        raise ValueError(f"{place}: an empty field, expected a number")
     if not _NUMBER.fullmatch(field):
         raise ValueError(f"{place}: {field[:40]!r} is no number")
     if math.isinf(value := float(field)):

@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seqjax.data import files
+from seqjax.data.fields import number
+
 # The variables of the station, with the values that they can take there: wide enough for any weather, narrow enough
 # to notice most swapped columns. The first 14 are those of jena_climate_2009_2016.csv.
 RANGES = {
@@ -80,10 +83,10 @@ def find(path: Path) -> list[Path]:
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or directory")
     for pattern in FILES:
-        if files := sorted(path.glob(pattern)):
-            return files
-    found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
-    raise FileNotFoundError(f"{path}: expected one of {', '.join(FILES)}, found {found}")
+        if found := sorted(path.glob(pattern)):
+            return found
+    there = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
+    raise FileNotFoundError(f"{path}: expected one of {', '.join(FILES)}, found {there}")
 
 
 def read(file: Path, columns: Sequence[str] | None = None, blob: str | None = None) -> Rows:
@@ -107,7 +110,8 @@ def _check_values(rows: Rows, file: Path, unit: str, first: int) -> None:
     """Refuses values that their columns cannot have; row 0 is what errors call `unit` `first`."""
     _, values, columns = rows
     low, high = np.array([RANGES[name] for name in columns]).T
-    wrong = ~((values >= low) & (values <= high) | (values <= MISSING))  # so written that a NaN is wrong
+    # So written that a NaN is wrong, and a value far below the marks of missing ones.
+    wrong = ~((values >= low) & (values <= high) | (values >= -1e4) & (values <= MISSING))
     if wrong.any():
         row, i = np.argwhere(wrong)[0]
         raise ValueError(
@@ -152,14 +156,18 @@ def _parse_npz(content: bytes, file: Path) -> Rows:
             f" dates {times.dtype} {times.shape}, {len(columns)} cols"
         )
     _check_names(columns, file)
-    return Rows(times.astype("datetime64[s]"), values.astype(np.float64), columns)
+    seconds = times.astype("datetime64[s]")
+    if (seconds != times).any():  # NaT, too, which is not equal to itself
+        row = np.argmax(seconds != times)
+        raise ValueError(f"{file}: row {row} of dates: {times[row]}, expected a time in whole seconds")
+    return Rows(seconds, values.astype(np.float64), columns)
 
 
 def _parse_csv(content: bytes, file: Path) -> Rows:
-    head, *lines = content.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
+    head, *lines = files.unmarked(content, str(file)).replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
     if not lines:
         raise ValueError(f"{file}: line 2: no rows, the file ends after {len(content)} bytes")
-    date, *names = [field.strip(b' "\xef\xbb\xbf') for field in head.split(b",")]
+    date, *names = [field.strip(b' "') for field in head.split(b",")]
     if date.decode("latin-1") not in _DATES:
         raise ValueError(
             f"{file}: line 1: the first column is {date.decode('latin-1')!r}, expected one of {list(_DATES)}"
@@ -202,22 +210,22 @@ def _parse_dates(lines: list[bytes], date: str) -> np.ndarray:
 
 def _first_wrong(lines: list[bytes], date: str, columns: tuple[str, ...], file: Path) -> str | None:
     """Where a csv that did not parse goes wrong first; slow, and only needed for the message."""
-    for number, line in enumerate(lines, start=2):
-        first, *fields = line.decode("latin-1").split(",")
-        place = f"{file}: line {number}"
-        if len(fields) != len(columns):
-            name = (date, *columns)[min(len(fields), len(columns))]
-            cut = ": a truncated file?" if number == len(lines) + 1 else ""
-            return f"{place}, column {name!r}: {len(fields) + 1} fields, the header has {len(columns) + 1}{cut}"
+    for row, line in enumerate(lines, start=2):
+        first, *cells = line.decode("latin-1").split(",")
+        place = f"{file}: line {row}"
+        if len(cells) != len(columns):
+            name = (date, *columns)[min(len(cells), len(columns))]
+            cut = ": a truncated file?" if row == len(lines) + 1 else ""
+            return f"{place}, column {name!r}: {len(cells) + 1} fields, the header has {len(columns) + 1}{cut}"
         try:
             datetime.datetime.strptime(first.ljust(19), _DATES[date])
         except ValueError:
             return f"{place}, column {date!r}: {first!r} is no date of the form {_DATES[date]}"
-        for name, field in zip(columns, fields, strict=True):
+        for name, field in zip(columns, cells, strict=True):
             try:
-                float(field.replace("_", "?"))  # Python takes 1_000 for a number, NumPy does not
-            except ValueError:
-                return f"{place}, column {name!r}: {field!r} is no number"
+                number(field, f"{place}, column {name!r}")
+            except ValueError as error:
+                return str(error)
     return None
 
 

@@ -7,6 +7,7 @@ rows = [french.encode(text) for text in parts["train"].target]
 """
 
 import json
+import operator
 import os
 import re
 import unicodedata
@@ -21,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seqjax.data import files
+from seqjax.data.text import check_tokens
 
 __all__ = [
     "PADDING",
@@ -50,8 +52,18 @@ STOP = 3
 """What it says after the last."""
 
 _PLAIN = str.maketrans({"‘": "'", "’": "'", "‐": "-", "–": "-", "\xad": None, "\u200b": None})  # noqa: RUF001
+
+
+def _marks(codes: range) -> str:
+    return "".join(c for c in map(chr, codes) if unicodedata.category(c)[0] == "M")
+
+
+# What belongs to the character before it: combining marks and joiners, which `\w` leaves out. (A set within the first
+# 65,536 characters is a table for `re`, any other is a list.)
+_BEYOND = f"(?=[\U00010000-\U0010ffff])[{_marks(range(0x10000, 0x1F000))}{_marks(range(0xE0100, 0xE01F0))}]"
+_MARK = f"(?:[{_marks(range(0x300, 0x10000))}\u200c\u200d]|{_BEYOND})"
 # A number; a word with the hyphen before it and the apostrophe behind it (l' arbre, a -t -il); any other sign.
-_TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|-?[^\W\d_]+'?|\S")
+_TOKEN = re.compile(rf"\d+(?:[.,:]\d+)*(?!{_MARK})|-?(?:[^\W\d_]{_MARK}*)+'?|\S{_MARK}*")
 
 
 class Pairs(NamedTuple):
@@ -87,7 +99,8 @@ def tokens(text: str) -> list[str]:
     """The words, numbers and punctuation signs of a text, in lower case.
 
     A word ends behind an apostrophe and before a hyphen, so that French clitics are words:
-    "Qu'a-t-il dit ?" is qu' a -t -il dit ?.
+    "Qu'a-t-il dit ?" is qu' a -t -il dit ?. Combining marks and joiners belong to the character before them; where a
+    script puts no spaces between words, what stands between two signs is one word.
     """
     return _TOKEN.findall(normalize(text).lower())
 
@@ -212,9 +225,12 @@ class Vocabulary:
         return np.array([*(self._index.get(token, UNKNOWN) for token in tokens(text)), STOP], np.int32)
 
     def decode(self, indices: Iterable[int]) -> list[str]:
-        """The tokens of indices up to the first STOP; "[UNK]" for the unknown one, none for START and PADDING."""
+        """The tokens of indices up to the first STOP; "[UNK]" for the unknown one, none for START and PADDING.
+
+        Raises as `text.check_tokens` does: an index outside of range(size).
+        """
         words = []
-        for index in map(int, indices):
+        for index in check_tokens(list(map(operator.index, indices)), self.size):
             if index == STOP:
                 break
             if index not in (PADDING, START):
