@@ -16,8 +16,8 @@ def test_lines_end_as_in_a_file():
 
 
 def test_a_word_is_one_however_it_was_typed():
-    vocabulary = words.Vocabulary.of("cafe\u0301 नमस्ते می\u200cخواهم")
-    assert vocabulary.words == ("<eos>", "café", "می\u200cخواهم", "नमस्ते")
+    vocabulary = words.Vocabulary.of("cafe\u0301 नमस्ते می\u200cخ")
+    assert vocabulary.words == ("<eos>", "café", "می\u200cخ", "नमस्ते")
     assert vocabulary.encode("café cafe\u0301").tolist() == [2, 2, 1]
 
 
