@@ -15,8 +15,8 @@ from cell_list import MODELS, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqjax import Const, cells, regularizers, solve, unroll
-from seqjax.native import Unsupported, build, compiler, solver
+from seqjax import Const, cells, regularizers, unroll
+from seqjax.native import Unsupported, compiler, solver
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 
@@ -233,34 +233,3 @@ def test_what_cannot_be_written_out_is_refused_and_auto_does_without(cell, dtype
 
 def test_unsupported_is_a_value_error():
     assert issubclass(Unsupported, ValueError)
-
-
-def test_without_a_compiler_the_error_says_where_it_was_sought(monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.delenv("CXX", raising=False)
-    build.library.cache_clear()
-    cell, params, carry, xs = draw(MODELS["rnn"], dtype=jnp.float32)
-    with pytest.raises(RuntimeError, match=r"no C\+\+ compiler: neither \$CXX nor c\+\+, g\+\+ or clang\+\+ in \$PATH"):
-        unroll(cell, params, carry, xs, method="native")
-    close(unroll(cell, params, carry, xs), unroll(cell, params, carry, xs, method="scan"), 1e-5)
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    build.library.cache_clear()
-    cell, params, carry, xs = draw(MODELS["rnn"], dtype=jnp.float32)
-    expected = solve.scan(cell, params, carry, xs)
-    close(unroll(cell, params, carry, xs, method="native"), expected, 1e-5)
-
-
-def test_a_library_is_compiled_once(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build.library.cache_clear()
-    cell, params, carry, xs = draw(MODELS["rnn"], dtype=jnp.float32)
-    unroll(cell, params, carry, xs, method="native")
-    [made] = build.cache().iterdir()
-    assert made.suffix == ".so"
-    build.library.cache_clear()
-    monkeypatch.setattr(build, "_compile", None)
-    unroll(cell, params, carry, xs, method="native")

@@ -1,4 +1,9 @@
-"""Compiling generated C++, once per machine: the library is kept in the user's cache, under the hash of its source."""
+"""Compiling generated C++, once per machine: the library is kept in the user's cache, under the hash of its source.
+
+A file in the cache may be cut off, or made by another user or for another system. So its name ends with the hash of its
+bytes, and it is put there only after this process has loaded it; what does not load is compiled again. Whatever else
+goes wrong is a RuntimeError.
+"""
 
 import ctypes
 import functools
@@ -7,14 +12,24 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
+import threading
+import warnings
+from itertools import takewhile
 from pathlib import Path
 
 import jax
 
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fno-math-errno")
+TIMEOUT = 300.0  # seconds until a compiler is taken to hang; it needs about ten
+
+_lock = threading.RLock()
 _registered: set[str] = set()  # XLA knows an entry point by name, once a process
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+_failed: dict[tuple[str, ...], str] = {}  # errors, by source and compiler, or by a compiler that cannot be run at all
+_warned: list[str] = []
 
 
 def compiler() -> list[str] | None:
@@ -22,19 +37,37 @@ def compiler() -> list[str] | None:
 
     Options in CXX come after those of this library, and so overrule them.
     """
-    if os.environ.get("CXX"):
-        return shlex.split(os.environ["CXX"])
+    given = os.environ.get("CXX", "")
+    try:
+        words = shlex.split(given)
+    except ValueError:  # a quotation without its end: a command that will not be found
+        words = [given]
+    if words:
+        return words
     found = (shutil.which(name) for name in ("c++", "g++", "clang++"))
     return next(([path] for path in found if path), None)
 
 
+def _program(command: list[str]) -> int:
+    """How many words of CXX are the compiler, behind a launcher such as ccache or nice, rather than its options."""
+    named = len(list(takewhile(lambda word: not word.startswith("-"), command)))
+    found = [i for i, word in enumerate(command, 1) if shutil.which(word)]
+    return max(named, *found, 1)
+
+
 def user_cache() -> Path:
-    """`seqjax` in $XDG_CACHE_HOME, or else in ~/.cache.
+    """`seqjax` in $XDG_CACHE_HOME, or else in ~/.cache; a path that is not absolute counts as none.
 
     Raises:
       RuntimeError: if there is no home.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "seqjax")
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if given.is_absolute():
+        return given / "seqjax"
+    home = Path.home()
+    if not home.is_absolute():
+        raise RuntimeError(f"no home directory: $HOME is {str(home)!r}")
+    return home / ".cache" / "seqjax"
 
 
 def cache() -> Path:
@@ -52,53 +85,152 @@ def _machine() -> str:
         return platform.processor() + platform.machine()
 
 
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
+
+
 @functools.cache
+def _headers() -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.h")))
+
+
 def library(code: str) -> str:
     """Compile C++ and register its entry points `forward` and `backward`; returns the prefix of their names in XLA.
 
     Raises:
-      RuntimeError: if there is no compiler, or it fails.
+      RuntimeError: if there is no compiler, if it fails, or if what it made cannot be loaded. What failed is not tried
+        again in this process; the next one does.
     """
     command = compiler()
     if command is None:
         raise RuntimeError("no C++ compiler: neither $CXX nor c++, g++ or clang++ in $PATH")
-    here = Path(__file__).parent
-    headers = "".join(path.read_text() for path in sorted(here.glob("*.h")))
-    parts = (code, headers, *command, *FLAGS, _machine(), jax.__version__)
-    name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-    path = cache() / f"{name}.so"
-    if not path.exists():
-        path = _compile(command, code, path)
-    if name in _registered:
-        return name
-    _registered.add(name)
-    shared = ctypes.CDLL(str(path))
-    for entry in ("forward", "backward"):
-        target = jax.ffi.pycapsule(getattr(shared, f"seqjax_{entry}"))
-        jax.ffi.register_ffi_target(f"seqjax_{entry}_{name}", target, platform="cpu")
+    with _lock:
+        if (failure := _failed.get((code, *command))) is not None:
+            raise RuntimeError(failure)
+        try:
+            made_of = (code, *command, *FLAGS, _machine(), jax.__version__)
+            name = _digest(*map(os.fsencode, made_of), _headers())
+            if name not in _registered:
+                shared = _load(name, code, command)
+                for entry in ("forward", "backward"):
+                    target = jax.ffi.pycapsule(getattr(shared, f"seqjax_{entry}"))
+                    jax.ffi.register_ffi_target(f"seqjax_{entry}_{name}", target, platform="cpu")
+                _registered.add(name)
+        except (OSError, RuntimeError) as error:
+            _failed[code, *command] = str(error)
+            raise RuntimeError(str(error)) from error
     return name
 
 
-def _compile(command: list[str], code: str, path: Path) -> Path:
+def warn_once(error: RuntimeError) -> None:
+    """Warn, once a process, that a gated cell is run by another method than "native", and why."""
+    with _lock:
+        if not _warned:
+            _warned.append(str(error))
+            warnings.warn(f'method "native" is left out: {error}', RuntimeWarning, stacklevel=3)
+
+
+def _load(name: str, code: str, command: list[str]) -> ctypes.CDLL:
+    return _from_cache(name) or _to_cache(name, _compile(command, code))
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    """Load a library.
+
+    Raises:
+      OSError: if it cannot be loaded, or lacks an entry point.
+    """
+    shared = ctypes.CDLL(str(path))
+    missing = [entry for entry in ("seqjax_forward", "seqjax_backward") if not hasattr(shared, entry)]
+    if missing:
+        raise OSError(f"{path} has no {' and no '.join(missing)}")
+    return shared
+
+
+def _from_cache(name: str) -> ctypes.CDLL | None:
+    """A library from the cache; None where there is none, or none that can be used."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=path.parent))
-    except OSError:  # a cache that cannot be written saves no time, and that is all
-        folder = Path(tempfile.mkdtemp(prefix="seqjax-"))
-        path = folder / path.name
-    source, built = folder / "cell.cc", folder / "cell.so"
-    source.write_text(code)
+        paths = sorted(cache().glob(f"{name}-*.so"))
+    except (OSError, RuntimeError):
+        return None
+    for path in paths:
+        try:
+            # Who loads the library of another user runs their code.
+            own = sys.platform == "win32" or path.stat().st_uid in (0, os.geteuid())
+            if own and path.stem == f"{name}-{_digest(path.read_bytes())}":
+                return _open(path)
+        except OSError:
+            continue
+    return None
+
+
+def _to_cache(name: str, library: bytes) -> ctypes.CDLL:
+    """Load a library and keep it in the cache; or load it alone, where it cannot be kept.
+
+    Raises:
+      OSError: if it cannot be loaded from a temporary folder either.
+    """
+    file = f"{name}-{_digest(library)}.so"
+    try:
+        folder = cache()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            path = Path(own, file)
+            path.write_bytes(library)
+            shared = _open(path)
+            os.replace(path, folder / file)  # another process may do the same at this moment: either file is good
+        return shared
+    except (OSError, RuntimeError):  # a cache that cannot be used saves no time, and that is all
+        pass
+    with tempfile.TemporaryDirectory(prefix="seqjax-") as own:
+        path = Path(own, file)
+        path.write_bytes(library)
+        return _open(path)
+
+
+def _compile(command: list[str], code: str) -> bytes:
+    """The library of a source.
+
+    Raises:
+      RuntimeError: if the compiler cannot be run, fails, hangs or makes nothing.
+      OSError: if there is no place for its files.
+    """
+    if tuple(command) in _failed:
+        raise RuntimeError(_failed[tuple(command)])
+    name, n = shlex.join(command), _program(command)
     include = [f"-I{Path(__file__).parent}", f"-I{jax.ffi.include_dir()}"]
-    result = subprocess.run(
-        [command[0], *FLAGS, *command[1:], *include, str(source), "-o", str(built)],
-        capture_output=True,
+    with tempfile.TemporaryDirectory(prefix="seqjax-") as folder:
+        source, built = Path(folder, "cell.cc"), Path(folder, "cell.so")
+        source.write_text(code)
+        arguments = [*command[:n], *FLAGS, *command[n:], *include, str(source), "-o", str(built)]
+        try:
+            status, said = _run(arguments)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            reason = f"gave no answer in {TIMEOUT:.0f} s" if isinstance(error, subprocess.TimeoutExpired) else error
+            _failed[tuple(command)] = f"the C++ compiler {name!r} cannot be used: {reason}; set $CXX to another"
+            raise RuntimeError(_failed[tuple(command)]) from error
+        if status:
+            end = f"was killed by signal {-status}" if status < 0 else f"failed with status {status}"
+            raise RuntimeError(f"the C++ compiler {name!r} {end}\n{said[-2000:]}".rstrip())
+        if not built.is_file():
+            raise RuntimeError(f"the C++ compiler {name!r} made no library\n{said[-2000:]}".rstrip())
+        return built.read_bytes()
+
+
+def _run(arguments: list[str]) -> tuple[int, str]:
+    """The exit status of a program, negative for a signal, and what it wrote. It never outlives this call."""
+    with subprocess.Popen(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=False,
-    )
-    if result.returncode:
-        raise RuntimeError(f"{shlex.join(command)} failed on {source}:\n{result.stderr[-2000:]}")
-    os.replace(built, path)  # another process may do the same at this moment: either result is good
-    source.unlink()
-    if folder != path.parent:
-        folder.rmdir()
-    return path
+        errors="replace",
+        start_new_session=True,  # a group of its own: the compiler starts further programs
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=TIMEOUT)
+        except BaseException:  # an interrupt too
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, said
