@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
@@ -20,6 +21,8 @@ class Unsupported(ValueError):  # noqa: N818 (the name says it)
 
 Part = str | float | bool  # a C++ expression (a vector or a scalar of the row), or a number
 Parts = list[Part]
+
+ADDED = "added"  # a part that is only ever added to another one, which holds the sum already
 
 _UNARY = {
     "exp": "exp_",
@@ -40,6 +43,8 @@ _UNARY = {
 _BINARY = {"add": "+", "add_any": "+", "sub": "-", "mul": "*", "div": "/"}
 _COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 _LOGIC = {"and": "&", "or": "|", "xor": "^"}
+_ELEMENTWISE = {*_UNARY, *_BINARY, *_COMPARE, *_LOGIC}
+_ELEMENTWISE |= {"neg", "not", "square", "integer_pow", "max", "min", "select_n", "convert_element_type"}
 _INLINE = ("pjit", "jit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call", "custom_vjp_call")
 
 
@@ -95,19 +100,12 @@ class Body:
                 self.uses.setdefault(one, []).append((operation, text(other)))
 
     def binary(self, name: str, a: Part, b: Part) -> Part:
-        """Arithmetic of two parts; zeros vanish, so that what is not asked for costs nothing."""
+        """Arithmetic of two parts: x * 1 is x, but x + 0 and x * 0 must stay, for -0, NaN and infinity."""
         self._use(name, a, b)
-        zero_a, zero_b = (not isinstance(p, str) and p == 0 for p in (a, b))
-        if name in ("add", "add_any"):
-            if zero_a or zero_b:
-                return b if zero_a else a
-        elif name == "sub" and zero_b:
-            return a
-        elif name == "mul":
-            if zero_a or zero_b:
-                return 0.0
-            if a == 1 or b == 1:
-                return b if a == 1 else a
+        if name in ("add", "add_any") and ADDED in (a, b):
+            return b if a == ADDED else a
+        if name == "mul" and 1.0 in (a, b):
+            return b if a == 1.0 else a
         return self.line(f"{text(a)} {_BINARY[name]} {text(b)}", self.is_vector(a) or self.is_vector(b))
 
     def unary(self, expression: str, a: Part) -> Part:
@@ -121,7 +119,7 @@ class Body:
         """`on` where `which` is true, and `off` elsewhere."""
         for part in (which, off, on):
             self._use("select", part)
-        if off == on:
+        if text(off) == text(on):  # as numbers, 0 and -0 are equal
             return off
         if not any(map(self.is_vector, (which, off, on))):
             return self.line(f"{text(which)} ? {text(on)} : {text(off)}", False)
@@ -151,9 +149,15 @@ class Body:
 
     def _equation(self, eqn: Any, ins: list[Parts]) -> list[Parts]:
         name, params = eqn.primitive.name, eqn.params
+        if eqn.effects or not eqn.outvars:
+            raise Unsupported(f"the primitive {name}, which has effects")
         shape = eqn.outvars[0].aval.shape
         n = max(1, self.slots(shape))
         wide = [p * n if len(p) == 1 else p for p in ins]
+        if name in _ELEMENTWISE and not any(isinstance(part, str | None) for parts in wide for part in parts):
+            return [[self._constant(eqn, values) for values in zip(*wide, strict=True)]]
+        if name in (*_COMPARE, "max", "min", "select_n") and eqn.invars[-1].aval.dtype == bool:
+            raise Unsupported(f"the primitive {name} of booleans")
         if name in _BINARY:
             return [[self.binary(name, a, b) for a, b in zip(*wide, strict=True)]]
         if name in _COMPARE or name in _LOGIC:
@@ -168,7 +172,7 @@ class Body:
         if name in _UNARY:
             return [[self.unary(_UNARY[name] + "({})", a) for a in wide[0]]]
         if name == "neg":
-            return [[-a if isinstance(a, float) else self.unary("-{}", a) for a in wide[0]]]
+            return [[self.unary("-{}", a) for a in wide[0]]]
         if name == "not":
             return [[self.line(f"{'~' if self.is_vector(a) else '!'}{text(a)}", self.is_vector(a)) for a in wide[0]]]
         if name in ("square", "integer_pow"):
@@ -181,8 +185,8 @@ class Body:
             return [[self.select(*parts) for parts in zip(*wide, strict=True)]]
         if name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims"):
             return [self._reshape(eqn, ins[0], n)]
-        if name in ("copy", "copy_p", "stop_gradient", "optimization_barrier", "reduce_precision"):
-            return [ins[0]]
+        if name in ("copy", "copy_p", "stop_gradient", "optimization_barrier"):
+            return ins
         if name == "convert_element_type":
             return [[self._convert(a, eqn) for a in ins[0]]]
         if name == "slice":
@@ -201,6 +205,14 @@ class Body:
             return self.run(closed.jaxpr, closed.consts, ins)
         raise Unsupported(f"the primitive {name}")
 
+    @staticmethod
+    def _constant(eqn: Any, values: Sequence[Part]) -> Part:
+        """What depends on no input: JAX's own result, in the dtypes of the program."""
+        given = [np.asarray(value, var.aval.dtype) for value, var in zip(values, eqn.invars, strict=True)]
+        with jax.ensure_compile_time_eval():
+            result = eqn.primitive.bind(*given, **eqn.params)
+        return bool(result) if result.dtype == bool else float(result)
+
     def _power(self, a: Part, y: int) -> Part:
         if not 1 <= abs(y) <= 8:
             raise Unsupported(f"the power {y}")
@@ -217,7 +229,7 @@ class Body:
 
     def _convert(self, a: Part, eqn: Any) -> Part:
         before, after = eqn.invars[0].aval.dtype, eqn.params["new_dtype"]
-        if before == after or (isinstance(a, float) and jnp.issubdtype(after, jnp.floating)):
+        if before == after:
             return a
         if before == jnp.dtype(bool) and jnp.issubdtype(after, jnp.floating):
             return self.select(a, 0.0, 1.0)

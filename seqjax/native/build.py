@@ -23,7 +23,7 @@ from pathlib import Path
 
 import jax
 
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fno-math-errno")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 TIMEOUT = 300.0  # seconds until a compiler is taken to hang; it needs about ten
 
 _lock = threading.RLock()

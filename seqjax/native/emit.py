@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax.core import Gated, Tree
-from seqjax.native.arithmetic import Body, Parts, Unsupported, text
+from seqjax.native.arithmetic import ADDED, Body, Parts, Unsupported, text
 
 
 class Other(NamedTuple):
@@ -115,10 +115,10 @@ def generate(
 
     place, identity = _places(jaxprs, names, dense or 0, products, units, len(leaves))
     slots = max(place) + 1
-    merged_zero = {  # a product that is added to the projection: the sum comes in the place of the projection
+    merged = {  # a product that is added to the projection: the sum comes in the place of the projection
         i for i in range(dense or 0, n_slots) if place[i] in place[: dense or 0]
     }
-    writer = _Writer(leaves, others, units, place, merged_zero)
+    writer = _Writer(leaves, others, units, place, merged)
     code = [
         f"typedef {'float' if dtype == jnp.float32 else 'double'} real;",
         "#include <vector>",
@@ -222,9 +222,9 @@ _HEAD = "template <class N> inline void {}(const Problem& p, long t, long row, l
 class _Writer:
     """Writes functions around the bodies: loads before, stores after."""
 
-    def __init__(self, leaves, others, units, place, merged_zero):
+    def __init__(self, leaves, others, units, place, merged):
         self.leaves, self.others, self.units = leaves, others, units
-        self.place, self.merged_zero = place, merged_zero
+        self.place, self.merged = place, merged
         self.names = _input_names(leaves, len(place), others, units, leaves[0].dtype)
         # The gradients of inputs that all rows and steps share are summed up in a place of their own.
         self.shared = [
@@ -244,8 +244,8 @@ class _Writer:
 
     def _inputs(self) -> list[Parts]:
         inputs = list(self.names)
-        for i in self.merged_zero:
-            inputs[len(self.leaves) + i] = [0.0]
+        for i in self.merged:
+            inputs[len(self.leaves) + i] = [ADDED]
         return inputs
 
     def _loads(self) -> list[str]:
@@ -256,7 +256,7 @@ class _Writer:
                     f"const vec {name} = load(p.before({c}, t) + (row * {len(parts)} + {s}) * p.H + block * VL, n);"
                 )
         for i, place in enumerate(self.place):
-            if i not in self.merged_zero:
+            if i not in self.merged:
                 name = self.names[len(self.leaves) + i][0]
                 out.append(f"const vec {name} = load(a + (block * SLOTS + {place}) * VL);")
         for i, other in enumerate(self.others):
@@ -299,7 +299,7 @@ class _Writer:
     def transposed(self, name: str, f, avals, given: str | None, adds: bool) -> list[str]:
         """The transpose: from the gradient of the results (in `d`, or in `dv`) to those of the inputs."""
         leaves, first_other = len(self.leaves), len(self.leaves) + len(self.place)
-        wanted = [i for i in range(first_other) if i - leaves not in self.merged_zero]
+        wanted = [i for i in range(first_other) if i - leaves not in self.merged]
         wanted += [i for i, o in enumerate(self.others, first_other) if o.perturbed and self.names[i] != [None]]
 
         def pull(inputs, cotangents):

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 namespace {
@@ -30,7 +31,18 @@ inline void store(real* p, vec x, int n) {
   if (n == VL) return store(p, x);
   for (int i = 0; i < n; i++) p[i] = x[i];
 }
-inline vec splat(real x) { return vec{} + x; }
+inline vec splat(real x) { return x - vec{}; }  // x + 0 would make 0 of -0
+
+inline ivec bits(vec x) {
+  ivec n;
+  std::memcpy(&n, &x, sizeof n);
+  return n;
+}
+inline vec of_bits(ivec n) {
+  vec x;
+  std::memcpy(&x, &n, sizeof x);
+  return x;
+}
 
 template <class F>
 inline vec each(F f, vec x) {
@@ -38,11 +50,15 @@ inline vec each(F f, vec x) {
   return x;
 }
 
+// 2^n for small n, float32.
+inline vec power_of_2(ivec n) { return of_bits((n + 127) << (sizeof(real) == 4 ? 23 : 0)); }
+
 inline vec exp_(vec x) {
   if constexpr (sizeof(real) == 8) {
     return each([](real v) { return std::exp(v); }, x);
   } else {
-    // 2^n e^r with r = x - n ln 2, |r| <= ln 2 / 2; Cody & Waite 1980. Below -87.3 it is 0, above 88.7 infinite.
+    // 2^n e^r with r = x - n ln 2, |r| <= ln 2 / 2; Cody & Waite 1980. Of 2^n, half is multiplied at
+    // a time, since 2^128 is no number. Where the result is no normal number it is 0, as in XLA.
     vec n = x * real(1.44269504088896341);
     const vec magic = splat(12582912);  // 1.5 * 2^23: adding it rounds to an integer
     n = (n + magic) - magic;
@@ -54,12 +70,10 @@ inline vec exp_(vec x) {
     p = p * r + real(1.6666665459e-1);
     p = p * r + real(5.0000001201e-1);
     vec y = p * r * r + r + real(1);
-    ivec scale = (__builtin_convertvector(n, ivec) + 127) << (sizeof(real) == 4 ? 23 : 0);
-    vec two_n;
-    std::memcpy(&two_n, &scale, sizeof two_n);
-    y = y * two_n;
-    y = x < real(-87.3) ? vec{} : y;
-    y = x > real(88.3) ? splat(real(INFINITY)) : y;
+    ivec integral = __builtin_convertvector(n, ivec), half = integral >> 1;
+    y = y * power_of_2(half) * power_of_2(integral - half);
+    y = x < real(-87.336544) ? vec{} : y;
+    y = x > real(89) ? splat(real(INFINITY)) : y;
     return x != x ? x : y;
   }
 }
@@ -77,7 +91,8 @@ inline vec tanh_(vec x) {
     p = p * s + real(-3.33332819422e-1);
     vec small = p * s * x + x;
     vec large = real(1) - real(2) / (exp_(x + x) + real(1));
-    return ((x < real(0.625)) & (x > real(-0.625))) ? small : large;
+    vec y = ((x < real(0.625)) & (x > real(-0.625))) ? small : large;
+    return x == real(0) ? x : y;  // the polynomial makes 0 of -0
   }
 }
 inline vec log_(vec x) { return each([](real v) { return std::log(v); }, x); }
@@ -89,10 +104,11 @@ inline vec erf_(vec x) { return each([](real v) { return std::erf(v); }, x); }
 inline vec erfc_(vec x) { return each([](real v) { return std::erfc(v); }, x); }
 inline vec sin_(vec x) { return each([](real v) { return std::sin(v); }, x); }
 inline vec cos_(vec x) { return each([](real v) { return std::cos(v); }, x); }
-inline vec abs_(vec x) { return x < real(0) ? -x : x; }
+inline vec abs_(vec x) { return of_bits(bits(x) & std::numeric_limits<integer>::max()); }
 inline vec sign_(vec x) { return x > real(0) ? splat(1) : (x < real(0) ? splat(-1) : x); }
-inline vec max_(vec x, vec y) { return ((x > y) | (x != x)) ? x : y; }
-inline vec min_(vec x, vec y) { return ((x < y) | (x != x)) ? x : y; }
+// Equal numbers have equal bits, except that -0 < 0 here.
+inline vec max_(vec x, vec y) { return x == y ? of_bits(bits(x) & bits(y)) : ((x > y) | (x != x)) ? x : y; }
+inline vec min_(vec x, vec y) { return x == y ? of_bits(bits(x) | bits(y)) : ((x < y) | (x != x)) ? x : y; }
 inline vec pick(bool c, vec on, vec off) { return c ? on : off; }
 inline vec pick(ivec c, vec on, vec off) { return c ? on : off; }
 
