@@ -44,7 +44,7 @@ import numpy as np
 from absl import flags
 
 from experiments import base, command, supervised
-from experiments.report import COLORS, Section, curve, groups, intervals, panels, save
+from experiments.report import COLORS, Section, curve, groups, intervals, panels, save, separate
 from seqjax import cells
 from seqjax.core import Array, Key, Params
 from seqjax.data import motion
@@ -244,24 +244,23 @@ def report(runs: list[Run]) -> list[Section]:
     """The test distance of each model, by what was seen before and where; a figure for each amount of noise."""
     text = "Mean distance between the forecast and where the ball is in the next frame, in per cent of the box."
     by_noise = groups(runs, ["noise"])
-    return [Section("Balls", text, [_compared(noise, members) for noise, members in by_noise.items()])]
+    return [
+        Section("Balls", text, [figure for noise, members in by_noise.items() for figure in _compared(noise, members)])
+    ]
 
 
-def _compared(noise: str, runs: list[Run]) -> "Figure":
-    figure, axes = panels(1, 3, width=4.2, height=3.6)
-    figure.set_label(noise)
+def _compared(noise: str, runs: list[Run]) -> "list[Figure]":
+    figures, axes = separate(noise, f"{noise}-free", f"{noise}-wall")
     by_label = groups(runs)
-    intervals(axes[0, 0], by_label, "test_distance")
-    axes[0, 0].set(xlabel="distance to the next place, %", title=noise, xlim=(0, None))
-    for panel, name, title in ((axes[0, 1], "free", "in free flight"), (axes[0, 2], "wall", "a wall is hit")):
+    intervals(axes[0], by_label, "test_distance", (0, np.inf))
+    axes[0].set(xlabel="distance to the next place, %", title=noise, xlim=(0, None))
+    for panel, name, title in ((axes[1], "free", "in free flight"), (axes[2], "wall", "a wall is hit")):
         for index, (label, members) in enumerate(by_label.items()):
             found = [np.load(run.directory / "errors.npz") for run in members]
             lines = np.stack([_by_time(one["errors"], _where(one["hits"])[name]) for one in found], axis=1)
             curve(panel, label, list(range(1, len(lines) + 1)), lines.tolist(), index)
         panel.set(xlabel="frames seen", ylabel="distance to the next place, %", title=title, yscale="log")
-    if len(by_label) > 1:
-        figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    return figure
+    return figures
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ An experiment is a module `experiments/NAME.py` with
     def program(config): ...              # -> seqjax.train.loop.Program
     def finish(config, program, state, run): ...   # -> dict for result.json
     def report(runs): ...                 # -> sections of the report (experiments.report.Section)
+    generated = base.without_data("digits")   # where data can be generated: what, and with which flags
     if __name__ == "__main__":
         command.main(sys.modules[__name__])
 
@@ -149,6 +150,19 @@ def unknown_flag(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known)
     hint = f"did you mean {' or '.join('--' + match for match in close)}?" if close else "--help lists the flags"
     return f"unknown flag --{name}; {hint}"
+
+
+def without_data(what: str, **where: Any) -> Callable[[Mapping[str, Any]], str | None]:
+    """Returns the attribute `generated` of an experiment: `flags -> what` was generated in place of data, or None.
+
+    That is done without --data_dir, in the experiments with the flags `where`. It is recorded in the result of a run,
+    and the report marks with it what rests on such data.
+    """
+
+    def generated(flags: Mapping[str, Any]) -> str | None:
+        return what if flags["data_dir"] is None and all(flags[name] == where[name] for name in where) else None
+
+    return generated
 
 
 def arguments(flags: Mapping[str, Any]) -> list[str]:
@@ -304,6 +318,8 @@ def _finish(
         "program_memory_bytes": fitted.program_memory_bytes,
         "peak_memory_bytes": fitted.peak_memory_bytes,
     }
+    if what := getattr(module, "generated", lambda flags: None)(vars(config)):
+        result["generated"] = what
     run.finish(result)
     return result
 

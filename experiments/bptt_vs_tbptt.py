@@ -32,7 +32,7 @@ import optax
 from absl import flags
 
 from experiments import base, command, tasks
-from experiments.report import Section, curve, groups, panels, summary
+from experiments.report import Section, curve, groups, separate, summary
 from seqjax import cells, gradients, initializers
 from seqjax.core import Array, Cell, Params, Tree
 from seqjax.diagnostics import alignment
@@ -67,6 +67,7 @@ flags.register_validator("truncation", lambda value: bool(_truncation(value)), f
 
 NUMBERS = ("seed", "learning_rate")
 STUDY = "truncation=full,16:64,16:16,4:4;seed=0:3"
+generated = base.without_data("record", task="temperature")
 
 ADDING = """Why a short truncation can learn to add. The two marked values must be added whenever they come, and the
 same weights do it at every step. In some sequences the second marker stands a few steps before the end, within reach of
@@ -247,16 +248,16 @@ def _sample(cell: Cell, params: Params, vocabulary: Any, key: Array, count: int)
 def report(runs: list[Run]) -> list[Section]:
     """Loss against updates, the gradient's direction and size along training, costs, samples."""
     by_label = groups(runs)
-    figure, axes = panels(1, 3)
     titles = (
         ("loss", "validation loss"),
         ("cosine", "cosine to the full gradient"),
         ("norm_ratio", "norm / full norm"),
     )
+    figures, axes = separate(*(name for name, _ in titles))
     for index, (label, members) in enumerate(by_label.items()):
         records = [[r for r in run.records() if r["split"] == "validation"] for run in members]
         every = [run.result()["updates"] / run.result()["steps"] for run in members]
-        for axis, (name, _) in zip(axes[0], titles, strict=True):
+        for axis, (name, _) in zip(axes, titles, strict=True):
             scale = every[0] if name == "loss" else 1
             curve(
                 axis,
@@ -265,29 +266,25 @@ def report(runs: list[Run]) -> list[Section]:
                 [[record[name] for record in column] for column in zip(*records, strict=False)],
                 index,
             )
-    for axis, (name, title) in zip(axes[0], titles, strict=True):
+    for axis, (name, title) in zip(axes, titles, strict=True):
         axis.set(ylabel=title, xlabel="optimizer updates" if name == "loss" else "training steps")
-    axes[0, 0].set_xscale("log")
-    # The interval of few seeds is wide and would hide the means.
-    lowest = min(line.get_ydata().min() for line in axes[0, 1].lines)
-    axes[0, 1].set_ylim(lowest - 0.1 * (1.05 - lowest), 1.05)
-    axes[0, 2].set_ylim(0, None)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    axes[0].set_xscale("log")
+    axes[2].set_ylim(0, None)
     text = (
-        "Left: the same data give a truncated run more updates. Middle and right: its gradient against the full one, "
+        "First: the same data give a truncated run more updates. Second and third: its gradient against the full one, "
         "at its own params and on one fixed batch. The table has the cost of a training step in time and memory."
     )
     columns = ["updates", "cosine", "norm_ratio", "steps_per_second", "program_memory_bytes"]
-    sections = [Section("Truncation", text, [figure], summary(runs, columns))]
+    sections = [Section("Truncation", text, figures, summary(runs, columns))]
     if any(run.flags["task"] == "adding" for run in runs):
         sections.append(Section("Why adding can be learned", ADDING))
-    samples = [
-        f"[{label}]\n{path.read_text()}"
+    samples = {
+        label: path.read_text()
         for label, members in by_label.items()
         if (path := members[0].directory / "sample.txt").exists()
-    ]
+    }
     if samples:
-        sections.append(Section("Samples", "\n\n".join(samples)))
+        sections.append(Section("Samples", listings=samples))
     return sections
 
 

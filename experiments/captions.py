@@ -42,7 +42,7 @@ from absl import flags
 from flax import nnx
 
 from experiments import base, command, supervised, tasks
-from experiments.report import Section, groups, intervals, panels, save
+from experiments.report import Section, groups, intervals, panels, save, separate
 from seqjax import attention, cells
 from seqjax.core import Array, Key, Params
 from seqjax.data import mnist, pairs, scenes
@@ -77,6 +77,7 @@ flags.DEFINE_integer("beam", 1, "Captions that the search keeps; 1: greedy.", lo
 
 NUMBERS = ("seed", "learning_rate")
 STUDY = f"model={','.join(MODELS)};seed=0:3"
+generated = base.without_data("digits")
 
 
 class Frequent(nnx.Module):
@@ -286,13 +287,13 @@ def _looks(found: Answers) -> "Figure":
 
 def report(runs: list[Run]) -> list[Section]:
     """Whole captions that are right, of what was seen in training and of new combinations."""
-    figure, axes = panels(1, 2, height=2.6)
+    figures, axes = separate("seen", "held_out", height=2.6)
     by_label = groups(runs)
-    for axis, part, about in zip(axes[0], ("seen", "held_out"), ("seen in training", "never seen"), strict=True):
-        intervals(axis, by_label, f"test_exact_{part}")
-        axis.set(xlabel=f"captions right, combinations {about}", xlim=(-0.02, 1.02))
+    for axis, part, about in zip(axes, ("seen", "held_out"), ("seen in training", "never seen"), strict=True):
+        intervals(axis, by_label, f"test_exact_{part}", (0, 1))
+        axis.set(xlabel=f"captions right, combinations {about}", xlim=(0, 1))
     text = "Test digits, at the params of the lowest validation loss. A caption is right if all of its words are."
-    return [Section("Captions", text, [figure])]
+    return [Section("Captions", text, figures)]
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ import optax
 from absl import flags
 
 from experiments import base, command, supervised, videos
-from experiments.report import COLORS, Section, curve, groups, intervals, panels, save
+from experiments.report import COLORS, Section, curve, groups, intervals, save, separate
 from seqjax import cells
 from seqjax.core import Array, Key
 from seqjax.data import motion
@@ -67,6 +67,7 @@ flags.register_validator("digits", lambda count: count == 1, "the direction is t
 
 NUMBERS = ("seed", "learning_rate", "noise")
 STUDY = f"model={','.join(MODELS)};seed=0:3"
+generated = base.without_data("digits")
 
 
 def draw(config: SimpleNamespace, numbers: supervised.Numbers, digits: Array, key: Key, count: int):
@@ -195,23 +196,21 @@ def _arrow(panel: Any, direction: int, color: str, width: float) -> None:
 
 def report(runs: list[Run]) -> list[Section]:
     """The test accuracy of each model, by the frames that it has seen, and by those since a wall."""
-    figure, axes = panels(1, 3, width=4.2, height=3.6)
+    figures, axes = separate("accuracy", "frames", "since-wall")
     by_label = groups(runs)
-    intervals(axes[0, 0], by_label, "test_accuracy")
-    axes[0, 0].set(xlabel="test accuracy (chance: 0.125)")
+    intervals(axes[0], by_label, "test_accuracy", (0, 1))
+    axes[0].set(xlabel="test accuracy (chance: 0.125)")
     for index, (label, members) in enumerate(by_label.items()):
         found = [np.load(run.directory / "answers.npz") for run in members]
         right = [one["said"] == one["labels"] for one in found]
         by_time = np.stack([values.mean(0) for values in right], axis=1)
-        curve(axes[0, 1], label, list(range(1, len(by_time) + 1)), by_time.tolist(), index)
+        curve(axes[1], label, list(range(1, len(by_time) + 1)), by_time.tolist(), index)
         since = [_shares(values, one["flight"]) for values, one in zip(right, found, strict=True)]
-        curve(axes[0, 2], label, since[0][0], np.array([shares for _, shares in since]).T.tolist(), index)
-    axes[0, 1].set(xlabel="frames seen", ylabel="test accuracy", ylim=(0, 1))
-    axes[0, 2].set(xlabel="frames since it turned at a wall", ylabel="test accuracy", ylim=(0, 1))
-    if len(by_label) > 1:
-        figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+        curve(axes[2], label, since[0][0], np.array([shares for _, shares in since]).T.tolist(), index)
+    axes[1].set(xlabel="frames seen", ylabel="test accuracy", ylim=(0, 1))
+    axes[2].set(xlabel="frames since it turned at a wall", ylabel="test accuracy", ylim=(0, 1))
     text = "Share of the frames of the test videos whose direction is said rightly, of eight."
-    return [Section("Directions", text, [figure])]
+    return [Section("Directions", text, figures)]
 
 
 if __name__ == "__main__":

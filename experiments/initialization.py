@@ -37,7 +37,7 @@ import numpy as np
 from absl import flags
 
 from experiments import base, command, supervised, tasks
-from experiments.report import COLORS, Section, groups, panels, summary
+from experiments.report import COLORS, Section, groups, separate, summary
 from seqjax import cells, initializers
 from seqjax.core import (
     Cell,
@@ -127,8 +127,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
 def report(runs: list[Run]) -> list[Section]:
     """The gradient against the lag before training, beside the validation loss along it."""
     by_label = groups(runs)
-    figure, axes = panels(1, 2, height=4.2)
-    at_start, learning = axes[0]
+    figures, (at_start, learning) = separate("gradient", "learning")
     for label, members in by_label.items():
         # A colour for each bias, dashes for each matrix.
         bias, matrix = (members[0].flags[name] for name in ("forget_bias", "recurrent"))
@@ -140,13 +139,12 @@ def report(runs: list[Run]) -> list[Section]:
     at_start.set(xlabel="time lag", ylabel="|dL/dh| before training, lag 0 = 1", yscale="log")
     at_start.set_ylim(bottom=max(1e-8, at_start.get_ylim()[0]))
     learning.set(xlabel="updates", ylabel="validation loss", yscale="log")
-    figure.legend(*learning.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     text = (
-        "Left: a carry from long ago can only be learned from where its gradient is left. first_gradient_log10 in the "
-        "table is the exponent at the longest lag. Right: what training makes of it. A line is a run."
+        "First: a carry from long ago can only be learned from where its gradient is left. first_gradient_log10 in the "
+        "table is the exponent at the longest lag. Second: what training makes of it. A line is a run."
     )
     columns = [name for name in runs[0].result() if name.startswith(("test_", "best_", "first_"))]
-    return [Section("Gradient and learning", text, [figure], summary(runs, columns))]
+    return [Section("Gradient and learning", text, figures, summary(runs, columns))]
 
 
 if __name__ == "__main__":

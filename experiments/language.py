@@ -55,7 +55,7 @@ from absl import flags
 
 from experiments import base, command, corpora, supervised, tasks
 from experiments.reading import CELLS, RATES, keep, network, or_default, read, read_and_learn
-from experiments.report import COLORS, Section, groups, intervals, panels, save
+from experiments.report import COLORS, Section, groups, intervals, panels, save, separate
 from seqjax import regularizers
 from seqjax.core import Array, Params
 from seqjax.data import text
@@ -118,6 +118,7 @@ flags.register_multi_flags_validator(
 
 NUMBERS = ("seed", "learning_rate", *RATES, *PENALTIES)
 STUDY = "model=unigram,kneser_ney,rnn,gru,lstm;seed=0:3"
+generated = base.without_data("sentences", corpus="ptb")
 
 
 class Average(NamedTuple):
@@ -280,10 +281,9 @@ def _figure(counts: np.ndarray, nats: dict[str, np.ndarray]) -> "Figure":
 
 def report(runs: list[Run]) -> list[Section]:
     """The test score of each model, what tokens cost by how often they occur, and samples."""
-    figure, axes = panels(1, 2, height=3.6)
-    table, by_count = axes[0]
+    figures, (table, by_count) = separate("loss", "by-count")
     by_label = groups(runs)
-    intervals(table, by_label, "test_loss")
+    intervals(table, by_label, "test_loss", (0, np.inf))
     for i, (label, members) in enumerate(by_label.items()):
         saved = [np.load(run.directory / "nats.npz") for run in members]
         found = _by_count(saved[0]["count"])
@@ -291,15 +291,13 @@ def report(runs: list[Run]) -> list[Section]:
         by_count.plot(list(found), means, "o-", color=COLORS[i % len(COLORS)], label=label, markersize=3)
     table.set(xlabel="test loss, nats a token")
     by_count.set(xlabel="times in the training text, at least", ylabel="nats a token")
-    if len(by_label) > 1:
-        by_count.legend()
-    sections = [Section("Test text", "Read as one, at the params of the lowest validation loss.", [figure])]
-    samples = [
-        f"[{label}]\n{path.read_text()}"
+    sections = [Section("Test text", "Read as one, at the params of the lowest validation loss.", figures)]
+    samples = {
+        label: path.read_text()
         for label, members in by_label.items()
         if (path := members[0].directory / "sample.txt").exists()
-    ]
-    return [*sections, Section("Samples", "\n\n".join(samples))] if samples else sections
+    }
+    return [*sections, Section("Samples", listings=samples)] if samples else sections
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from absl import flags
 from flax import nnx
 
 from experiments import base, command, series, supervised, tasks
-from experiments.report import Section, curve, groups, intervals, panels, save
+from experiments.report import Section, curve, groups, intervals, panels, save, separate
 from seqjax import cells, presets
 from seqjax.core import Array, Cell, Tree
 from seqjax.data import mnist, windows
@@ -75,6 +75,7 @@ flags.DEFINE_integer("units", 128, "Units of a recurrent layer.", lower_bound=1,
 
 NUMBERS = ("seed", "learning_rate")
 STUDY = f"model=logistic,dense,{','.join(RECURRENT)};seed=0:3"
+generated = base.without_data("digits")
 
 
 @cache
@@ -211,20 +212,17 @@ def _draw_wrong(axes: "Axes", pixels: Array, answers: np.ndarray) -> None:
 
 def report(runs: list[Run]) -> list[Section]:
     """The test accuracy of each model, and after each step that it read."""
-    figure, axes = panels(1, 2, height=3.6)
-    table, steps = axes[0]
+    figures, (table, steps) = separate("accuracy", "steps")
     by_label = groups(runs)
-    intervals(table, by_label, "test_accuracy")
+    intervals(table, by_label, "test_accuracy", (0, 1))
     table.set(xlabel="test accuracy")
     for index, (label, members) in enumerate(by_label.items()):
         after = np.stack([np.load(run.directory / "answers.npz")["accuracy_after"] for run in members], axis=1)
         if len(after):
             curve(steps, label, (np.arange(1, len(after) + 1) / len(after)).tolist(), after.tolist(), index)
     steps.set(xlabel="share of the steps that were read", ylabel="test accuracy", ylim=(0, 1))
-    if steps.lines:
-        steps.legend()
-    text = "Accuracy on the test digits, at the params of the lowest validation loss. A band is a 95 % interval."
-    return [Section("Digits", text, [figure])]
+    text = "Accuracy on the test digits, at the params of the lowest validation loss."
+    return [Section("Digits", text, figures if steps.lines else figures[:1])]
 
 
 if __name__ == "__main__":

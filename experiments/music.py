@@ -59,7 +59,7 @@ from absl import flags
 from flax import nnx
 
 from experiments import base, command, supervised
-from experiments.report import COLORS, Section, groups, intervals, panels, save
+from experiments.report import COLORS, Section, groups, intervals, panels, save, separate
 from seqjax import cells
 from seqjax.core import Array, Params, Tree
 from seqjax.data import buckets, midi, music
@@ -107,6 +107,7 @@ flags.register_multi_flags_validator(
 
 NUMBERS = ("seed", "learning_rate", "dropout")
 STUDY = f"model={','.join([*CHAINS, *CELLS])};seed=0:3"
+generated = base.without_data("pieces")
 
 
 @cache
@@ -268,23 +269,22 @@ def _figure(piece: np.ndarray, composed: np.ndarray, said: np.ndarray, start: in
 
 def report(runs: list[Run]) -> list[Section]:
     """The test NLL of each model, and what its compositions are like beside the pieces."""
-    figure, axes = panels(1, 2, height=3.6)
+    figures, (nll, composed) = separate("nll", "compositions")
     by_label = groups(runs)
-    intervals(axes[0, 0], by_label, "test_nll")
-    axes[0, 0].set(xlabel="test NLL, nats a step")
+    intervals(nll, by_label, "test_nll", (0, np.inf))
+    nll.set(xlabel="test NLL, nats a step")
     likeness = ("held", "in_key", "known")
     for i, (label, members) in enumerate(by_label.items()):
         values = [np.mean([run.result()[f"composed_{name}"] for run in members]) for name in likeness]
-        axes[0, 1].plot(likeness, values, "o", color=COLORS[i % len(COLORS)], label=label, markersize=5)
+        composed.plot(likeness, values, "o", color=COLORS[i % len(COLORS)], label=label, markersize=5)
     truth = [np.mean([run.result()[f"piece_{name}"] for run in runs]) for name in likeness]
-    axes[0, 1].plot(likeness, truth, "k_", label="the pieces", markersize=20)
-    axes[0, 1].set(ylabel="share, of what is composed", ylim=(0, 1), xlim=(-0.5, 2.5))
-    axes[0, 1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    composed.plot(likeness, truth, "k_", label="the pieces", markersize=20)
+    composed.set(ylabel="share, of what is composed", ylim=(0, 1), xlim=(-0.5, 2.5))
     text = (
         "NLL at the params of the lowest validation NLL.\n\nheld: keys that sounded at the step before. in_key: notes"
         " whose pitch class the start of the piece has. known: chords that the training part has."
     )
-    return [Section("Music", text, [figure])]
+    return [Section("Music", text, figures)]
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ import optax
 from absl import flags
 
 from experiments import base, command, supervised, videos
-from experiments.report import COLORS, Section, curve, groups, intervals, panels, save
+from experiments.report import COLORS, Section, curve, groups, intervals, panels, save, separate
 from seqjax import cells
 from seqjax.core import Array
 from seqjax.data import motion
@@ -75,6 +75,7 @@ flags.register_multi_flags_validator(
 
 NUMBERS = ("seed", "learning_rate")
 STUDY = f"model={','.join(MODELS)};seed=0:3"
+generated = base.without_data("digits")
 
 
 def model(config: SimpleNamespace) -> supervised.Model:
@@ -202,10 +203,9 @@ def _animation(frames: np.ndarray, said: np.ndarray, given: int) -> bytes:
 
 def report(runs: list[Run]) -> list[Section]:
     """The error of each model against how far ahead a frame is, beside that of straight flight."""
-    figure, axes = panels(1, 2, width=4.8, height=3.6)
-    table, ahead = axes[0]
+    figures, (table, ahead) = separate("error", "ahead")
     by_label = groups(runs)
-    intervals(table, by_label, "test_error")
+    intervals(table, by_label, "test_error", (0, np.inf))
     given = runs[0].flags["given"]
     for index, (label, members) in enumerate(by_label.items()):
         found = np.stack([np.load(run.directory / "errors.npz")["errors"] for run in members], axis=1)
@@ -218,9 +218,8 @@ def report(runs: list[Run]) -> list[Section]:
     ahead.set(
         xlabel="frame (those after the dashed line are unseen)", ylabel="squared error of a frame", ylim=(0, None)
     )
-    ahead.legend(fontsize=7)
     text = "Squared errors are summed over the pixels of a frame, black being 0 and white 1."
-    return [Section("Next frames", text, [figure])]
+    return [Section("Next frames", text, figures)]
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from experiments import base, command, supervised, tasks
-from experiments.report import Section, groups, panels, summary
+from experiments.report import Section, groups, separate, summary
 from seqjax import cells
 from seqjax.core import (
     batch_shape,
@@ -71,6 +71,7 @@ flags.register_validator("rate", lambda rate: rate < 1, "a rate lies in [0, 1)",
 
 NUMBERS = ("seed", "learning_rate", "rate")
 STUDY = f"where={','.join(WHERE)};seed=0:2"
+generated = base.without_data("record", task="temperature")
 
 
 def model(config: SimpleNamespace, task: tasks.Task) -> supervised.Model:
@@ -109,13 +110,12 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
 
 def report(runs: list[Run]) -> list[Section]:
     """The gap between training and validation, and what the masks look like."""
-    figure, axes = panels(1, 2)
-    for axis, name in zip(axes[0], ("training_loss", "loss"), strict=True):
+    figures, axes = separate("training", "validation")
+    for axis, name in zip(axes, ("training_loss", "loss"), strict=True):
         for index, (label, members) in enumerate(groups(runs).items()):
             supervised.evaluations(axis, label, members, name, index)
-    axes[0, 0].set(ylabel="training loss, without noise", xlabel="updates")
-    axes[0, 1].set(ylabel="validation loss", xlabel="updates")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    axes[0].set(ylabel="training loss, without noise", xlabel="updates")
+    axes[1].set(ylabel="validation loss", xlabel="updates")
     columns = [name for name in runs[0].result() if name.startswith(("test_", "best_", "last_"))]
     text = (
         "A line is a run. Both losses are those of the bare cell. Where the training loss goes on falling and the "
@@ -123,8 +123,8 @@ def report(runs: list[Run]) -> list[Section]:
         "adding problem every sequence is new, and there is no such gap."
     )
     return [
-        Section("The gap", text, [figure], summary(runs, columns)),
-        Section("Masks", _MASKS, [_masks(max(float(run.flags["rate"]) for run in runs))]),
+        Section("The gap", text, figures, summary(runs, columns)),
+        Section("Masks", _MASKS, _masks(max(float(run.flags["rate"]) for run in runs))),
     ]
 
 
@@ -133,20 +133,20 @@ mask at each step every unit is hit sooner or later: the chance that what goes r
 a unit comes through t steps is (1 - rate)^t, and what is left of the noise averages out."""
 
 
-def _masks(rate: float) -> "Figure":
+def _masks(rate: float) -> "list[Figure]":
     """The right and the wrong mask of one sequence, over 48 steps of 16 units."""
     steps, hidden = 48, 16
     carry, xs = jnp.zeros((1, hidden)), jnp.zeros((steps, 1, 1))
-    figure, axes = panels(1, 2, height=2.2)
+    figures, axes = separate("sequence", "step", height=2.2)
     for axis, regularizer, title in zip(
-        axes[0], (recurrent_dropout, per_step), ("one mask a sequence", "a new mask at each step (wrong)"), strict=True
+        axes, (recurrent_dropout, per_step), ("one mask a sequence", "a new mask at each step (wrong)"), strict=True
     ):
         _, sample = regularizer(cells.rnn(hidden), rate)
         mask = open_const(sample(jax.random.key(0), carry, xs)).reshape(-1, hidden)
         axis.imshow(jnp.broadcast_to(mask, (steps, hidden)).T > 0, cmap="Blues", vmin=0, vmax=1.4, aspect="auto")
         axis.set(title=title, xlabel="time step", ylabel="unit")
         axis.grid(visible=False)
-    return figure
+    return figures
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ from absl import flags
 from flax import nnx
 
 from experiments import base, command, supervised
-from experiments.report import COLORS, DASHES, Section, groups, intervals, panels, save
+from experiments.report import COLORS, DASHES, Section, groups, intervals, panels, save, separate
 from seqjax import cells
 from seqjax.core import Array, Key, Params, Tree
 from seqjax.data import buckets, embeddings, reviews, vectorize
@@ -110,6 +110,7 @@ for name, rate in (("word_dropout", 0.0), ("recurrent_dropout", 0.0), ("dropout"
 
 NUMBERS = ("seed", "learning_rate", "word_dropout", "recurrent_dropout", "dropout")
 STUDY = f"model={','.join(MODELS)};seed=0:3"
+generated = base.without_data("reviews")
 
 
 class Corpus(NamedTuple):
@@ -328,10 +329,9 @@ def _figure(logits: np.ndarray, labels: np.ndarray, words: np.ndarray) -> "Figur
 
 def report(runs: list[Run]) -> list[Section]:
     """The test accuracy of each model, beside that of the best bag of words, and by the length of the review."""
-    figure, axes = panels(1, 2, height=3.6)
-    table, length = axes[0]
+    figures, (table, length) = separate("accuracy", "by-length")
     by_label = groups(runs)
-    intervals(table, by_label, "test_accuracy")
+    intervals(table, by_label, "test_accuracy", (0, 1))
     for i, (label, members) in enumerate(by_label.items()):
         results = [run.result() for run in members]
         lows = [int(name.split("_")[1]) for name in results[0] if name.startswith("accuracy_")]
@@ -340,17 +340,15 @@ def report(runs: list[Run]) -> list[Section]:
         length.plot([str(low) for low in lows], values, marker="o", markersize=3, label=label, **style)
     bags = [members for members in by_label.values() if members[0].flags["model"] in BAGS]
     if bags:
-        best = max(np.mean([run.result()["test_accuracy"] for run in members]) for members in bags)
+        best = max(float(np.mean([run.result()["test_accuracy"] for run in members])) for members in bags)
         table.axvline(best, color="gray", linewidth=0.8)
     table.set(xlabel="test accuracy")
     length.set(xlabel="words, at least", ylabel="test accuracy")
-    if len(by_label) > 1:
-        length.legend(fontsize=7)
     text = (
-        "Accuracy on the test reviews, at the params of the lowest validation loss. Left: the line is the best bag of"
+        "Accuracy on the test reviews, at the params of the lowest validation loss. First: the line is the best bag of"
         " words, so that what lies right of it is what the order of the words was worth."
     )
-    return [Section("Reviews", text, [figure])]
+    return [Section("Reviews", text, figures)]
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ from absl import flags
 from flax import nnx
 
 from experiments import base, command, supervised, tasks
-from experiments.report import Section, groups, intervals, mean, panels, save
+from experiments.report import Section, groups, intervals, mean, panels, save, separate
 from seqjax import cells, wrappers
 from seqjax.core import Array, Cell, Key, Params, Tree
 from seqjax.data import ucr, windows
@@ -108,6 +108,7 @@ flags.register_validator("dropout", lambda rate: 0 <= rate < 1, "a rate in [0, 1
 
 NUMBERS = ("seed", "learning_rate", "dropout")
 STUDY = f"data={','.join(PUBLISHED)};model={','.join(MODELS)};seed=0:3"
+generated = base.without_data("series")
 
 
 class Examples(NamedTuple):
@@ -294,20 +295,21 @@ def report(runs: list[Run]) -> list[Section]:
     """The test accuracy of each model (rows) on each problem (columns), and beside what the archives publish."""
     by_data = groups(runs, ["data"])
     models = list(dict.fromkeys(run.flags["model"] for run in runs))
-    figure, axes = panels(1, len(by_data), width=2.6, height=0.8 + 0.25 * len(models))
+    names = [members[0].flags["data"] for members in by_data.values()]
+    figures, axes = separate(*names, height=0.8 + 0.25 * len(models))
     columns = {}
-    for panel, members in zip(axes[0], by_data.values(), strict=True):
+    for panel, members in zip(axes, by_data.values(), strict=True):
         data = members[0].flags["data"]
         columns[data] = {model: [run for run in members if run.flags["model"] == model] for model in models}
-        intervals(panel, columns[data], "test_accuracy")
-        panel.set(title=data, xlabel="test accuracy", xlim=(None, 1.01))
+        intervals(panel, columns[data], "test_accuracy", (0, 1))
+        panel.set(title=data, xlabel="test accuracy")
     rows: list[list[Any]] = [["model", *columns]]
     for model in models:
         rows.append([model, *(_cell(found[model]) for found in columns.values())])
     for model in NEAREST:
         rows.append([f"{model}, published", *(PUBLISHED[data].get(model) for data in columns)])
     text = "Accuracy on the test part, at the last params."
-    return [Section("Classes of series", text, [figure], rows)]
+    return [Section("Classes of series", text, figures, rows)]
 
 
 def _cell(runs: list[Run]) -> Any:

@@ -49,7 +49,7 @@ from absl import flags
 from flax import nnx
 
 from experiments import base, command, supervised, translation_baselines
-from experiments.report import COLORS, Section, groups, intervals, panels, save
+from experiments.report import COLORS, Section, groups, intervals, panels, save, separate
 from seqjax import attention, cells
 from seqjax.core import Array, Tree
 from seqjax.data import buckets, pairs
@@ -95,6 +95,7 @@ flags.DEFINE_float("length_penalty", 1.0, "Of beam search.", lower_bound=0.0, fl
 
 NUMBERS = ("seed", "learning_rate", "dropout", "sampling")
 STUDY = f"attention={','.join(ATTENTION)};seed=0:3"
+generated = base.without_data("pairs of sentences")
 
 
 class Corpus(NamedTuple):
@@ -333,10 +334,9 @@ def _maps(module: Any, config: SimpleNamespace, found: Corpus, params: Tree, sen
 
 def report(runs: list[Run]) -> list[Section]:
     """BLEU of each kind of attention beside the baselines, and by the length of the sentence."""
-    figure, axes = panels(1, 2, height=3.6)
-    table, length = axes[0]
+    figures, (table, length) = separate("bleu", "by-length")
     by_label = groups(runs)
-    intervals(table, by_label, "bleu_beam")
+    intervals(table, by_label, "bleu_beam", (0, 100))
     for name, dashes in (("copy", ":"), ("words", "--"), ("nearest", "-.")):
         table.axvline(runs[0].result()[f"bleu_{name}"], color="0.5", linestyle=dashes, linewidth=1, label=name)
     for i, (label, members) in enumerate(by_label.items()):
@@ -345,14 +345,11 @@ def report(runs: list[Run]) -> list[Section]:
         values = [np.mean([result[f"bleu_of_{n}"] for result in results]) for n in numbers]
         length.plot(numbers, values, "o-", color=COLORS[i % len(COLORS)], label=label, markersize=3)
     table.set(xlabel="test BLEU, beam search")
-    table.legend()
     length.set(xlabel="words and signs of the English sentence", ylabel="test BLEU")
-    if len(by_label) > 1:
-        length.legend()
     text = (
         "BLEU of the test part at the params of the lowest validation loss; the lines are baselines without a network."
     )
-    return [Section("Translation", text, [figure])]
+    return [Section("Translation", text, figures)]
 
 
 if __name__ == "__main__":

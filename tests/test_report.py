@@ -1,14 +1,18 @@
 """The report: statistics in tables, figures, and a page that stands alone."""
 
+import base64
+import importlib
 import json
 import math
+import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import toy_experiment as toy
 
-from experiments import report
+from experiments import base, plots, report
 from seqjax.train.run import Run
 
 # Student's t with 2 degrees of freedom at 97.5 %, from a table.
@@ -100,6 +104,9 @@ def test_a_single_run_has_no_interval(runs):
         (report.Mean(0.123456, 0.00123), "0.1235 ± 0.0012"),
         (report.Mean(3.0, 0.0), "3"),
         (report.Mean(3.0, math.inf), "3"),
+        (report.Mean(15.358397, 1e-15), "15.36"),
+        (report.Mean(3.21e-8, 1.2e-9), "(3.21 ± 0.12)e-8"),
+        (report.Mean(1e-9, 3.2e-7), "(0.0 ± 3.2)e-7"),
     ],
 )
 def test_cells(cell, text):
@@ -112,9 +119,14 @@ def test_text_table_is_aligned():
 
 
 def test_learning_curves_show_mean_and_band(runs):
-    figure = report.learning_curves(runs, "loss")
-    assert len(figure.axes) == 4
-    updates, clock, validation, _ = figure.axes
+    figures = report.learning_curves(runs, "loss")
+    assert [figure.get_label() for figure in figures] == [
+        "loss-train-steps",
+        "loss-train-seconds",
+        "loss-validation-steps",
+        "loss-validation-seconds",
+    ]
+    updates, clock, validation, _ = (figure.axes[0] for figure in figures)
     line = updates.lines[0]
     np.testing.assert_allclose(line.get_xdata(), [10, 20, 30])
     np.testing.assert_allclose(line.get_ydata(), [0.2, 0.1, 2 / 30])
@@ -123,9 +135,111 @@ def test_learning_curves_show_mean_and_band(runs):
     band = updates.collections[0].get_paths()[0].vertices
     assert band[:, 1].max() == pytest.approx(0.2 + half)
     assert (updates.get_ylabel(), validation.get_ylabel()) == ("train loss", "validation loss")
-    assert figure.get_label() == "loss"
     assert updates.get_yscale() == "log"  # from 0.07 to 10
-    assert report.learning_curves(runs[:3], "loss").axes[0].get_yscale() == "linear"
+    assert report.learning_curves(runs[:3], "loss")[0].axes[0].get_yscale() == "linear"
+
+
+def test_two_runs_are_two_lines_without_a_band():
+    _, [axes] = report.separate("loss")
+    report.curve(axes, "two", [1, 2, 3], [[1.0, 0.4], [0.9, 0.3], [0.8, 0.2]])
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[1.0, 0.9, 0.8], [0.4, 0.3, 0.2]]
+    assert not axes.collections
+    assert axes.get_legend_handles_labels()[1] == ["two"]
+    assert math.isnan(report.mean([1.0, 0.4]).half)
+    assert not math.isnan(report.mean([1.0, 0.4, 0.5]).half)
+
+
+def test_a_run_that_stopped_early_keeps_its_own_line(tmp_path):
+    def one(seed, steps):
+        flags = {"model": "m", "seed": seed}
+        records = [{"step": s, "epoch": None, "split": "train", "seconds": s, "loss": seed + 1.0} for s in steps]
+        return make_run(tmp_path / str(seed), flags, records, {"final_loss": 1.0})
+
+    both = [one(0, [10]), one(1, [10, 20])]
+    lines = report.learning_curves(both, "loss")[0].axes[0].lines
+    np.testing.assert_array_equal([line.get_ydata() for line in lines], [[1, math.nan], [2, 2]])
+
+
+def test_a_band_does_not_set_the_axes():
+    [figure], [axes] = report.separate("loss")
+    report.curve(axes, "three", [1, 2, 3], [[0.1, 0.5, 3.0], [0.1, 0.4, 2.5], [0.1, 0.2, 2.0]])
+    plots.finish(figure)
+    assert axes.collections[0].get_paths()[0].vertices[:, 1].min() < -1
+    low, high = axes.get_ylim()
+    assert 0 <= low < 0.77
+    assert 1.2 < high < 1.3
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("bound", [1.0, 100.0])
+def test_no_margin_passes_a_bound_that_the_curves_respect(bound, sign):
+    [figure], [axes] = report.separate("cosine")
+    report.curve(axes, "one", [1, 2], [[0.2 * bound * sign], [0.999 * bound * sign]])
+    plots.finish(figure)
+    assert max(abs(end) for end in axes.get_ylim()) == bound
+    axes.plot([1], [1.0000001 * bound * sign])  # as cosines in float32 are
+    plots.finish(figure)
+    assert max(abs(end) for end in axes.get_ylim()) == bound
+    axes.plot([1], [1.2 * bound * sign])
+    plots.finish(figure)
+    assert max(abs(end) for end in axes.get_ylim()) > 1.2 * bound
+
+
+@pytest.mark.parametrize(("value", "ends"), [(1.0, (0.945, 1.0)), (0.0, (0.0, 0.055)), (-1.0, (-1.0, -0.945))])
+def test_an_axis_of_equal_values_has_a_margin_on_one_side(value, ends):
+    [figure], [axes] = report.separate("accuracy")
+    report.curve(axes, "one", [1, 2], [[value], [value]])
+    plots.finish(figure)
+    assert axes.get_ylim() == pytest.approx(ends, abs=0.01)
+
+
+def test_intervals_are_cut_to_the_range_of_the_metric(tmp_path):
+    values = [0.7, 0.99, 0.98]
+    made = [make_run(tmp_path / str(i), {"seed": i}, [], {"accuracy": value}) for i, value in enumerate(values)]
+    [figure], [axes] = report.separate("accuracy")
+    report.intervals(axes, {"all": made}, "accuracy", (0, 1))
+    plots.finish(figure)
+    assert axes.get_xlim()[1] == 1
+    assert axes.collections[0].get_segments()[0][:, 0].max() == 1
+    [figure], [few] = report.separate("accuracy")
+    report.intervals(few, {f"model {i}": made[:2] for i in range(30)}, "accuracy", (0, 1))
+    assert few.lines[0].get_xdata().tolist() == values[:2]
+    assert not few.collections
+    assert figure.get_figheight() > 6
+
+
+def test_a_legend_is_whole_and_so_are_the_names_of_axes():
+    [figure], [axes] = report.separate("loss")
+    labels = [f"model=stacked_gru, recurrent_dropout=0.{i}, units=32, a_flag_with_a_long_name=1e-05" for i in range(7)]
+    for index, label in enumerate(labels):
+        report.curve(axes, label, [0, 1], [[1.0], [2.0]], index)
+    axes.set(xlabel="a long name of an axis, " * 5, ylabel="monthly test MAE less the last value's, in degrees")
+    plots.finish(figure)
+    figure.canvas.draw()
+    inside = figure.bbox.padded(1)
+    for artist in (figure.legends[0], axes.xaxis.label, axes.yaxis.label):
+        box = artist.get_window_extent()
+        assert inside.x0 <= box.x0 < box.x1 <= inside.x1
+        assert inside.y0 <= box.y0 < box.y1 <= inside.y1
+    assert axes.get_position().height * figure.get_figheight() > 1.5
+    shown = [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()]
+    assert shown == labels
+
+
+def test_lanes_share_a_clock_and_say_so_where_the_number_is(tmp_path):
+    def one(seed, lanes):
+        result = {"loss": 0.1 * seed, "lanes": lanes, "wall_seconds": 15.358397, "steps_per_second": 0.1}
+        return make_run(tmp_path / f"{lanes}{seed}", {"seed": seed, "lanes": lanes}, [], result)
+
+    together = [one(seed, 3) for seed in range(3)]
+    header, row = report.summary(together)
+    assert header[-2:] == ["wall_seconds (3 lanes together)", "steps_per_second (3 lanes together)"]
+    assert [str(cell) for cell in row[-2:]] == ["15.36", "0.1"]
+    assert all(math.isnan(cell.half) for cell in row[-2:])
+    assert not math.isnan(row[-3].half)
+    alone = [one(seed, 1) for seed in range(3)]
+    assert report.summary(alone)[0][-2:] == ["wall_seconds", "steps_per_second"]
+    assert "1 or 3 lanes together" in report.summary(alone + together)[0][-1]
 
 
 def test_curves_differ_in_colour_or_dashes():
@@ -137,25 +251,39 @@ def test_curves_differ_in_colour_or_dashes():
 
 
 class Page(HTMLParser):
-    """Collects the headings, the cells, and whatever a page would load from elsewhere."""
+    """Collects the headings, the cells, what surrounds the tables, and whatever a page would load from elsewhere."""
 
     def __init__(self, text):
         super().__init__()
-        self.headings, self.cells, self.outside, self.images, self._tag = [], [], [], 0, ""
+        self.headings, self.cells, self.outside, self.svgs, self.tags = [], [], [], [], []
+        self.tables, self.listings, self.captions, self.alts = [], [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        self._tag = tag
+        attributes = dict(attrs)
+        if tag == "table":
+            self.tables.append(self.tags[-1])
+        if tag not in ("meta", "img", "wbr"):
+            self.tags.append((tag, attributes))
+        if tag == "img":
+            assert any(outer[1].get("class") == "figures" for outer in self.tags)
+            self.alts.append(attributes["alt"])
         for name, value in attrs:
             if name in ("src", "href"):
-                self.images += value.startswith("data:image/svg+xml;base64,")
-                self.outside += [] if value.startswith("data:") else [value]
+                kind = "data:image/svg+xml;base64,"
+                if value.startswith(kind):
+                    self.svgs.append(base64.b64decode(value.removeprefix(kind)).decode())
+                else:
+                    self.outside.append(value)
+
+    def handle_endtag(self, tag):
+        assert self.tags.pop()[0] == tag
 
     def handle_data(self, data):
-        if self._tag == "h2":
-            self.headings.append(data.strip())
-        if self._tag == "td":
-            self.cells.append(data.strip())
+        into = {"h2": self.headings, "td": self.cells, "pre": self.listings}
+        into |= {"caption": self.captions, "figcaption": self.captions}
+        if self.tags and self.tags[-1][0] in into:
+            into[self.tags[-1][0]].append(data)
 
 
 def test_the_page_stands_alone(sweep_directory):
@@ -172,15 +300,83 @@ def test_the_page_stands_alone(sweep_directory):
         "Versions",
     ]
     assert page.outside == []
-    assert page.images == 2
+    assert len(page.svgs) == 5  # training and validation, against steps and seconds, and the experiment's own
     assert {"2.0 ± 2.5", "ValueError: <broken>", "curve"} <= set(page.cells)
     assert "<p>Second &amp; last.</p>" in text
     assert "How fast does gradient descent find the minimum of a bowl?" in text
-    assert "python launch.py --experiment=toy --sweep=&#x27;model=line,curve;seed=0,1,2&#x27;" in text
-    for name in ("learning-curves", "final-losses"):
+    [listing] = page.listings
+    assert listing.startswith("python launch.py --experiment=toy --sweep='model=line,curve;seed=0,1,2'")
+    for name in ("learning-curves-loss-train-steps", "final-losses"):
         png = (sweep_directory / "figures" / f"{name}.png").read_bytes()
         assert png.startswith(b"\x89PNG")
         assert b"<svg" in (sweep_directory / "figures" / f"{name}.svg").read_bytes()
+
+
+def test_every_table_scrolls_in_a_container_of_its_own(sweep_directory):
+    report.write(toy, sweep_directory)
+    text = (sweep_directory / "report.html").read_text()
+    tables = Page(text).tables
+    assert len(tables) == 6
+    for tag, attributes in tables:
+        assert (tag, attributes["class"], attributes["tabindex"]) == ("div", "table", "0")
+        assert attributes["aria-label"]
+    assert re.search(r"\.table {[^}]*overflow-x: auto", text)
+
+
+def test_figures_follow_the_page_and_are_described(sweep_directory):
+    report.write(toy, sweep_directory)
+    text = (sweep_directory / "report.html").read_text()
+    page = Page(text)
+    assert not re.search(r"(figure|img) {[^}]*background", text)
+    for svg in page.svgs:
+        assert "prefers-color-scheme: dark" in svg
+        assert "#ffffff" not in svg
+        assert "#000000" not in svg
+        assert "currentColor" in svg
+    assert "Learning curves: train loss against steps: model=line, model=curve" in page.alts
+    assert re.search(r"\.figures {[^}]*flex-wrap: wrap", text)
+
+
+def test_listings_keep_every_letter_in_a_font_of_one_width(sweep_directory, monkeypatch):
+    sample = "  if a < b:\n\n\n\treturn  'x'  \n" + 300 * "long"
+    monkeypatch.setattr(toy, "report", lambda runs: [report.Section("Samples", listings={"model=line": sample})])
+    assert report.write(toy, sweep_directory) is None
+    text = (sweep_directory / "report.html").read_text()
+    assert Page(text).listings[0] == sample
+    assert re.search(r"pre {[^}]*monospace;[^}]*white-space: pre-wrap;[^}]*overflow-wrap: anywhere", text)
+
+
+def test_generated_data_are_said_at_every_table_and_figure(sweep_directory):
+    paths = [path for path in sweep_directory.glob("*/result.json") if "model=line" in str(path)]
+    before = [path.read_text() for path in paths]
+    try:
+        for path, text in zip(paths, before, strict=True):
+            path.write_text(json.dumps({**json.loads(text), "generated": "digits"}))
+        report.write(toy, sweep_directory)
+        text = (sweep_directory / "report.html").read_text()
+    finally:
+        for path, content in zip(paths, before, strict=True):
+            path.write_text(content)
+    page = Page(text)
+    assert page.captions == ["Generated digits, not real data (some of the runs)."] * (5 + 3)
+    assert '<p class="notice">Generated digits' in text
+    assert page.cells[:3] == ["line", "generated", "3"]
+    report.write(toy, sweep_directory)
+    assert not Page((sweep_directory / "report.html").read_text()).captions
+
+
+def test_every_experiment_says_when_its_data_are_generated():
+    simulated = {"ball", "initialization"}  # they read no data: the task is the simulation
+    folder = Path(base.__file__).parent
+    names = [path.stem for path in folder.glob("*.py") if "\nSTUDY = " in path.read_text()]
+    assert len(names) > 10
+    for name in set(names) - simulated:
+        module = importlib.import_module(f"experiments.{name}")
+        flags = base.parse(module, {"workdir": "w"})
+        where = {"language": {"corpus": "ptb"}, "bptt_vs_tbptt": {"task": "temperature"}}.get(name, {})
+        asked = {**vars(flags), **where}
+        assert module.generated(asked), name
+        assert module.generated({**asked, "data_dir": "there"}) is None
 
 
 def test_several_figures_of_a_section_have_names(sweep_directory, monkeypatch):
@@ -192,7 +388,7 @@ def test_several_figures_of_a_section_have_names(sweep_directory, monkeypatch):
 
 
 def test_figures_are_reproduced_bit_for_bit(sweep_directory):
-    paths = [sweep_directory / "figures" / f"learning-curves.{kind}" for kind in ("png", "svg")]
+    paths = [sweep_directory / "figures" / f"learning-curves-loss-train-steps.{kind}" for kind in ("png", "svg")]
     report.write(toy, sweep_directory)
     first = [path.read_bytes() for path in paths]
     report.write(toy, sweep_directory)
