@@ -49,7 +49,7 @@ import numpy as np
 from absl import flags
 
 from experiments import base, command, supervised
-from experiments.report import COLORS, Section, groups, intervals, mean, panels, save
+from experiments.report import COLORS, Section, groups, intervals, mean, panels, save, separate
 from seqjax import cells
 from seqjax.core import Array, Cell, Key, Params
 from seqjax.data import nab, nab_score, windows
@@ -85,6 +85,7 @@ flags.DEFINE_integer("units", 16, "Units of a recurrent network.", lower_bound=1
 
 NUMBERS = ("seed", "learning_rate")
 STUDY = f"model={','.join(MODELS)};seed=0:3"
+generated = base.without_data("series")
 _HELD_OUT = 0.2  # part of the probationary rows that tells which params are best
 _FEATURES = 3
 
@@ -310,8 +311,8 @@ def _figure(series: Mapping[str, nab.Series], data: Streams, readings: Reading, 
 def report(runs: list[Run]) -> list[Section]:
     """Scores beside the published ones, and by category."""
     by_label = groups(runs)
-    figure, axes = panels(1, 2, height=3.6)
-    for axis, kind in zip(axes[0], ("score", "held_out"), strict=True):
+    figures, axes = separate("score", "held_out")
+    for axis, kind in zip(axes, ("score", "held_out"), strict=True):
         intervals(axis, by_label, f"{kind}_standard")
         axis.set(xlabel="standard profile" + (", threshold of other categories" if kind == "held_out" else ""))
     kinds = [f"{kind}_{name}" for kind in ("score", "held_out") for name in nab_score.PROFILES]
@@ -326,7 +327,7 @@ def report(runs: list[Run]) -> list[Section]:
         category.append([label, *(mean([run.result()[name] for run in members]) for name in names)])
     text = "0 is no alarm at all, 100 a perfect detector. score: one threshold, chosen on all series, as published."
     own = "Standard profile; 0 and 100 are those of the category."
-    return [Section("Scores", text, [figure], table), Section("By category", own, (), category)]
+    return [Section("Scores", text, figures, table), Section("By category", own, (), category)]
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from absl import flags
 from flax import nnx
 
 from experiments import base, command, series, supervised, tasks
-from experiments.report import Section, groups, intervals, panels, save
+from experiments.report import Section, groups, intervals, panels, save, separate
 from seqjax import cells
 from seqjax.core import Array, Key, Params, Tree
 from seqjax.data import spectrogram, spoken_digits, windows
@@ -71,6 +71,7 @@ for name, rate in (("recurrent_dropout", 0.25), ("dropout", 0.5)):
 
 NUMBERS = ("seed", "learning_rate", "recurrent_dropout", "dropout")
 STUDY = f"model={','.join(MODELS)};held_out={','.join(SPEAKERS)};seed=0:3"
+generated = base.without_data("recordings")
 
 
 class Words(NamedTuple):
@@ -191,7 +192,8 @@ def _draw(axes: "Axes", table: np.ndarray) -> None:
     share = 100 * table / np.maximum(table.sum(1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     for row, column in zip(*np.nonzero(np.round(share) >= 1), strict=True):
-        color = "white" if share[row, column] > 60 else "black"
+        # Not quite black, which would follow the page: the cells are light on a dark page, too.
+        color = "white" if share[row, column] > 60 else "#111111"
         axes.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", fontsize=7, color=color)
     axes.set(xlabel="said by the network", ylabel="said by the speaker, %", xticks=range(10), yticks=range(10))
     axes.grid(visible=False)
@@ -201,9 +203,8 @@ def report(runs: list[Run]) -> list[Section]:
     """Accuracy of each model, by held-out speaker, and the confusions of each model over all runs."""
     by_model = {label.removeprefix("model="): members for label, members in groups(runs, ["model"]).items()}
     by_speaker = groups(runs, ["held_out"])
-    figure, axes = panels(1, 2, height=3.6)
-    table, speakers = axes[0]
-    intervals(table, by_model, "test_accuracy")
+    figures, (table, speakers) = separate("accuracy", "by-speaker")
+    intervals(table, by_model, "test_accuracy", (0, 1))
     table.set(xlabel="test accuracy")
     rows: list[list[Any]] = [["held out", *by_model]]
     for label, members in by_speaker.items():
@@ -219,12 +220,8 @@ def report(runs: list[Run]) -> list[Section]:
         speakers.bar(np.arange(len(heights)) + (i - (len(by_model) - 1) / 2) * width, heights, width, label=model)
     speakers.set(xticks=range(len(rows) - 1), ylabel="test accuracy", ylim=(0, 1))
     speakers.set_xticklabels([row[0] for row in rows[1:]], rotation=30)
-    if len(by_model) > 1:
-        handles = speakers.get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=len(by_model), frameon=False)
-    matrices, panels_ = panels(1, len(by_model), width=3.6, height=3.4)
-    matrices.set_label("confusion")
-    for panel, (model, members) in zip(panels_[0], by_model.items(), strict=True):
+    matrices, matrix_axes = separate(*(f"confusion-{model}" for model in by_model), width=3.6, height=3.4)
+    for panel, (model, members) in zip(matrix_axes, by_model.items(), strict=True):
         answers = [np.load(run.directory / "answers.npz") for run in members]
         _draw(panel, np.sum([series.confusion(a["digits"], a["logits"].argmax(1), 10) for a in answers], 0))
         panel.set_title(model)
@@ -232,7 +229,7 @@ def report(runs: list[Run]) -> list[Section]:
         "Accuracy on the recordings of the speaker who is held out, at the params of the lowest validation loss. "
         "The intervals are over all runs of a model, speakers and seeds; the table has means over the seeds."
     )
-    return [Section("Words", text, [figure, matrices], rows)]
+    return [Section("Words", text, [*figures, *matrices], rows)]
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from absl import flags
 from scipy.io import wavfile
 
 from experiments import base, command, detection, speech, supervised, tasks
-from experiments.report import COLORS, Section, groups, intervals, panels, save
+from experiments.report import COLORS, Section, groups, intervals, panels, save, separate
 from seqjax import cells
 from seqjax.core import Array, Cell, Key, Params
 from seqjax.data import spectrogram, spoken_digits, streams
@@ -86,6 +86,7 @@ flags.register_validator("recurrent_dropout", lambda rate: 0 <= rate < 1, "a rat
 
 NUMBERS = ("seed", "learning_rate", "recurrent_dropout")
 STUDY = f"model={','.join(MODELS)};seed=0:3"
+generated = base.without_data("recordings")
 
 
 class Data(NamedTuple):
@@ -326,22 +327,20 @@ def _picture(heard: Heard, digit: int, threshold: float, seconds: int = 20) -> "
 
 def report(runs: list[Run]) -> list[Section]:
     """Detection at the allowed rate of false alarms, and the whole trade-off of each run."""
-    figure, axes = panels(1, 2, height=3.6)
-    table, tradeoff = axes[0]
+    figures, (table, tradeoff) = separate("detected", "trade-off")
     by_label = groups(runs)
-    intervals(table, by_label, "detected")
+    intervals(table, by_label, "detected", (0, 1))
     table.set(xlabel="share of the words that are detected")
     for index, (label, members) in enumerate(by_label.items()):
         for number, run in enumerate(members):
             with np.load(run.directory / "curve.npz") as file:
                 place, curve = int(file["place"]), detection.Curve(*(file[name] for name in detection.Curve._fields))
             detection.draw_tradeoff(tradeoff, curve, "" if number else label, place, color=COLORS[index % len(COLORS)])
-    tradeoff.legend()
     text = (
         f"At the threshold that gives at most {runs[0].flags['alarms']:g} false alarms an hour on validation streams "
         "(dots). A line is a run."
     )
-    return [Section("Spotting", text, [figure])]
+    return [Section("Spotting", text, figures)]
 
 
 if __name__ == "__main__":

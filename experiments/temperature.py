@@ -41,7 +41,7 @@ from absl import flags
 from flax import nnx
 
 from experiments import base, command, supervised, tasks
-from experiments.report import Section, curve, groups, intervals, panels, save
+from experiments.report import Section, curve, groups, intervals, panels, save, separate
 from seqjax import cells
 from seqjax.core import Array, Cell, Params, Tree
 from seqjax.data import jena
@@ -79,6 +79,7 @@ flags.register_multi_flags_validator(
 
 NUMBERS = ("seed", "learning_rate", "recurrent_dropout", "dropout")
 STUDY = f"model={','.join(UNITS)};seed=0:3"
+generated = base.without_data("record")
 
 
 def _network(config: SimpleNamespace, numbers: supervised.Numbers, features: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -207,10 +208,9 @@ def _figure(name: str, series: Mapping[str, np.ndarray]) -> "Figure":
 
 def report(runs: list[Run]) -> list[Section]:
     """The test error of each model beside the naive one, and by month."""
-    figure, axes = panels(1, 2, height=3.6)
-    table, monthly = axes[0]
+    figures, (table, monthly) = separate("error", "by-month")
     by_label = groups(runs)
-    intervals(table, by_label, "test_mae")
+    intervals(table, by_label, "test_mae", (0, np.inf))
     for index, (label, members) in enumerate(by_label.items()):
         by_month = [_gain(np.load(run.directory / "forecasts.npz")) for run in members]
         months, gains = by_month[0][0], np.stack([gain for _, gain in by_month], axis=1)
@@ -221,10 +221,8 @@ def report(runs: list[Run]) -> list[Section]:
     monthly.axhline(0, color="0.4", linestyle="--", linewidth=1)
     monthly.set(ylabel="monthly test MAE less the last value's, °C")
     monthly.tick_params(axis="x", rotation=30)
-    if len(by_label) > 1:
-        figure.legend(*monthly.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     text = f"{runs[0].result()['record']}\n\nThe last value as the forecast has a test MAE of {naive:.2f} °C."
-    return [Section("Forecasts", text, [figure])]
+    return [Section("Forecasts", text, figures)]
 
 
 if __name__ == "__main__":
