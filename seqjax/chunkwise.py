@@ -171,5 +171,6 @@ def chunkwise(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: int 
         return outer.unpack(h, None if m is None else m[-1]), over_time(partial(cell.readout, params), reads, zs)
 
     steps = split_const(xs)[0][0].shape[0]
-    matrices = CACHED // (8 * max(leaf.size for leaf in jax.tree.leaves(carry)))  # beside them lie seven such arrays
+    largest = max(leaf.size for leaf in jax.tree.leaves(carry))
+    matrices = CACHED // (8 * max(largest, 1))  # beside them lie seven such arrays
     return over_chunks(run, carry, xs, min(steps, chunk * max(matrices, 1)) if sequential() else steps)

@@ -195,8 +195,8 @@ def newton_with_report(
     sizes = [math.prod(shape) for shape in shapes]
 
     def pack(tree):
-        parts = zip(jax.tree.leaves(tree), shapes, strict=True)
-        return jnp.concatenate([h.reshape(*h.shape[: h.ndim - len(shape)], -1) for h, shape in parts], -1)
+        parts = zip(jax.tree.leaves(tree), shapes, sizes, strict=True)
+        return jnp.concatenate([h.reshape(*h.shape[: h.ndim - len(shape)], size) for h, shape, size in parts], -1)
 
     def unpack(h):
         parts = zip(jnp.split(h, list(accumulate(sizes))[:-1], axis=-1), shapes, strict=True)

@@ -1,5 +1,6 @@
 """Gradients that run forward in time, with the network: no past is stored."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ def forward_mode(
         weights, _ = ravel_pytree(params)
         leaves = jax.tree.leaves(carry)
         batch = leaves[0].shape[0]
-        numbers = sum(leaf.size for leaf in leaves) // batch
+        numbers = sum(math.prod(leaf.shape[1:]) for leaf in leaves)
         sizes = Sizes(batch, numbers, weights.size, carry_dtype(weights.dtype))
         return Influence(carry, *start(params, carry, xs, sizes))
 

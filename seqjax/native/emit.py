@@ -114,7 +114,7 @@ def generate(
     names = _input_names(leaves, n_slots, others, units, dtype)
 
     place, identity = _places(jaxprs, names, dense or 0, products, units, len(leaves))
-    slots = max(place) + 1
+    slots = max(place, default=0) + 1
     merged = {  # a product that is added to the projection: the sum comes in the place of the projection
         i for i in range(dense or 0, n_slots) if place[i] in place[: dense or 0]
     }
