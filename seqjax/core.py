@@ -248,12 +248,21 @@ def carry_dtype(dtype: Any) -> Any:
     return jnp.dtype(jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype)
 
 
+def operand_dtype(dtype: Any) -> Any:
+    """The dtype in which a product with weights of `dtype` takes its factors: the same, but float32 for float16.
+
+    A float32 carry beyond 65504 would be infinite in float16.
+    """
+    return jnp.dtype(jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype)
+
+
 def matmul(x: Array, w: Array) -> Array:
     """`x @ w` for `x [..., D]` and `w [D, G]`, accumulated and returned in `carry_dtype(w.dtype)`.
 
-    `x` is cast to the dtype of `w`: with bfloat16 weights the product takes bfloat16 and sums in float32.
+    `x` is cast to `operand_dtype(w.dtype)`: with bfloat16 weights the product takes bfloat16 and sums in float32.
     """
-    return jnp.matmul(x.astype(w.dtype), w, preferred_element_type=carry_dtype(w.dtype))
+    dtype = operand_dtype(w.dtype)
+    return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=carry_dtype(w.dtype))
 
 
 def check_features(x: Array, w: Array, space: tuple[int, ...] = ()) -> None:

@@ -29,6 +29,7 @@ from seqjax.core import (
     gated_step,
     matmul,
     open_dense,
+    operand_dtype,
     over_time,
     project_all,
     scan_const,
@@ -148,7 +149,7 @@ def _gated_loop(gated: Gated, weights: tuple[Array, ...], nudges: tuple[Array, .
             v = stage(carry, z, us)
             u = matmul(v, w)
             us = (*us, u if nudge is None else u + nudge[k])
-            vs = (*vs, v.astype(w.dtype))
+            vs = (*vs, v.astype(operand_dtype(w.dtype)))
         carry = gated.gates(carry, z, us)
         return carry, (carry, vs)
 
@@ -181,7 +182,7 @@ def _fused_backward(gated, residuals, cotangents):
 
     def weight_gradient(v, du, w):
         v, du = v.reshape(-1, v.shape[-1]), du.reshape(-1, du.shape[-1])
-        product = jnp.matmul(v.T, du.astype(w.dtype), preferred_element_type=carry_dtype(w.dtype))
+        product = jnp.matmul(v.T, du.astype(operand_dtype(w.dtype)), preferred_element_type=carry_dtype(w.dtype))
         return product.astype(w.dtype)
 
     return tuple(map(weight_gradient, vs, nudges, weights)), carry, zs

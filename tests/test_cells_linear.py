@@ -209,7 +209,7 @@ def test_mlstm_is_its_equation_without_stabilizer(x64):
     ys, c, n = [], np.zeros((2, 2, 3, 2)), np.zeros((2, 2, 3))
     p = {name: np.asarray(leaf) for name, leaf in params.items()}
     for x in np.asarray(xs):
-        q, k, v = ((x @ p[name]).reshape(2, 2, -1) for name in ("w_q", "w_k", "w_v"))
+        q, k, v = ((x @ p["w_" + name] + p["b_" + name]).reshape(2, 2, -1) for name in "qkv")
         i, f = np.split(x @ p["w_gates"] + p["b"], 2, -1)
         i, f, k = np.exp(i)[..., None], sigmoid(f)[..., None], k / 3**0.5
         c = f[..., None] * c + (i * k)[..., None] * v[..., None, :]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.cells.gated import LSTMCarry, _check_size, _lstm_gates
-from seqjax.core import Array, Cell, carry_dtype, check_features, like
+from seqjax.core import Array, Cell, carry_dtype, check_features, like, operand_dtype
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
@@ -21,7 +21,8 @@ def convolve(x: Array, w: Array) -> Array:
 
     Returned in `carry_dtype(w.dtype)`; see above for where the kernel lies, and what stands outside the image.
     """
-    x, dtype = x.astype(w.dtype), carry_dtype(w.dtype)
+    dtype, narrow = carry_dtype(w.dtype), operand_dtype(w.dtype)
+    x, w = x.astype(narrow), w.astype(narrow)
     *kernel, _, outputs = w.shape
     n = len(kernel)
     if jax.default_backend() == "cpu":

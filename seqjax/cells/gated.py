@@ -94,9 +94,20 @@ def _lstm_gates(carry: LSTMCarry, u: Array, write: Callable = _itself, show: Cal
 
 def normalize(u: Array, gain: Array, epsilon: float) -> Array:
     """`gain * (u - mean) / sqrt(variance + epsilon)`, mean and variance of the last axis; u [..., G], gain [G]."""
+    # The result is that of u / size and epsilon / size^2, for any size: here no square of u overflows.
+    size = largest(u)
+    u = u / like(size, u)
     u = u - u.mean(-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.square(u).mean(-1, keepdims=True) + epsilon)
-    return u * scale * like(gain.astype(u.dtype), u)
+    scale = jax.lax.rsqrt(jnp.square(u).mean(-1, keepdims=True) + jnp.square(epsilon**0.5 / size))
+    return u * like(scale, u) * like(gain.astype(u.dtype), u)
+
+
+def largest(u: Array) -> Array:
+    """[..., 1]: the largest absolute value of u [..., G], or 1 where all are smaller, with a gradient of 0.
+
+    It is for formulas whose value, and so whose gradient, does not depend on what u is divided by.
+    """
+    return jax.lax.stop_gradient(jnp.maximum(jnp.abs(u).max(-1, keepdims=True), 1.0))
 
 
 def rnn(

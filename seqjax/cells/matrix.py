@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.nn import log_sigmoid, sigmoid, silu
+from jax.nn import log_sigmoid, sigmoid
 
+from seqjax.cells.gated import largest
 from seqjax.core import Array, Cell, Tree, carry_dtype, dense, like
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform
 from seqjax.outer import Outer, Write, outer_transition, read
@@ -42,12 +43,24 @@ def _zeros(params: Tree, *shape: int) -> Array:
 
 def _heads(u: Array, heads: int) -> Array:
     """[..., N * K] as [..., N, K]."""
-    return u.reshape(*u.shape[:-1], heads, -1)
+    return u.reshape(*u.shape[:-1], heads, u.shape[-1] // heads)
+
+
+@jax.custom_jvp
+def _silu(u: Array) -> Array:
+    return u * sigmoid(u)
+
+
+@_silu.defjvp
+def _silu_jvp(values, tangents):
+    # As one factor: u times a large tangent may overflow where sigmoid'(u) is 0.
+    (u,), (du,) = values, tangents
+    return _silu(u), sigmoid(u) * (1 + u * sigmoid(-u)) * du
 
 
 def _flat(y: Array) -> Array:
     """[..., N, V] as [..., N * V]."""
-    return y.reshape(*y.shape[:-2], -1)
+    return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
 
 
 def gated_linear_attention(
@@ -151,8 +164,10 @@ def delta_net(
     _check_sizes("delta_net", heads=heads, keys=keys, values=values)
 
     def normal(u):
-        u = silu(u)
-        return u * like(jax.lax.rsqrt(jnp.square(u).sum(-1, keepdims=True) + 1e-6), u)
+        u = _silu(u)
+        size = largest(u)
+        u = u / like(size, u)
+        return u * like(jax.lax.rsqrt(jnp.square(u).sum(-1, keepdims=True) + jnp.square(1e-3 / size)), u)
 
     def project(params, x):
         q, k, v, rate = (_heads(dense(x, params[name]), heads) for name in ("w_q", "w_k", "w_v", "w_rate"))
@@ -168,6 +183,23 @@ def delta_net(
         readout=lambda params, h, z: _flat(read(z.query, h)),
         outer=outer,
     )
+
+
+@jax.custom_jvp
+def _divide(a: Array, b: Array) -> Array:
+    return a / b
+
+
+@_divide.defjvp
+def _divide_jvp(values, tangents):
+    (a, b), (da, db) = values, tangents
+    ratio = a / b
+    return ratio, (da - ratio * db) / b
+
+
+def quotient(a: Array, b: Array) -> Array:
+    """a / b for a [..., V] and b [..., 1], not negative: 0 / 0 is 0, and no square of b is in the gradient."""
+    return _divide(a, like(jnp.maximum(b, jnp.finfo(b.dtype).tiny ** 0.5), a))
 
 
 class MLSTMCarry(NamedTuple):
@@ -191,10 +223,10 @@ def mlstm(
 
         from numpy import log, maximum
         B, N, K, V = c.shape
-        q, k = ((x @ w).reshape(B, N, K) for w in (w_q, w_k))
-        v = (x @ w_v).reshape(B, N, 1, V)
+        q, k = ((x @ w + b_w).reshape(B, N, K) for w, b_w in ((w_q, b_q), (w_k, b_k)))
+        v = (x @ w_v + b_v).reshape(B, N, 1, V)
         i, f = split(x @ w_gates + b, 2)
-        m_before, m = m, maximum(maximum(log(sigmoid(f)) + m, i), 0)
+        m_before, m = m, maximum(maximum(log(sigmoid(f)) + m, i + log(maximum(abs(k).max(-1), 1))), 0)
         i, f = exp(i - m)[..., None], sigmoid(f)[..., None] * exp(m_before - m)[..., None]
         k = k / K**0.5
         c = f[..., None] * c + i[..., None] * k[..., None] * v
@@ -202,8 +234,9 @@ def mlstm(
         scale = maximum(abs((q * n).sum(-1, keepdims=True)), exp(-m)[..., None])
         y = sigmoid(x @ w_o + b_o) * ((q[..., None] * c).sum(2) / scale).reshape(B, N * V)
 
-    The stabilizer m keeps every exponential at most 1, and changes no output: exp(-m) is the 1 of the paper's
-    max(|q^T n|, 1) on the scale of c and n. It stays above 0 here, so that exp(-m) cannot overflow either.
+    The stabilizer m keeps the input gate times the key, and so all that is stored, of the size of the values or below,
+    and changes no output: exp(-m) is the 1 of the paper's max(|q^T n|, 1) on the scale of c and n. It stays above 0
+    here, so that exp(-m) cannot overflow either.
 
     Args:
       heads: number of heads N.
@@ -211,7 +244,7 @@ def mlstm(
       values: numbers in the value of a head V.
       w: initializer of the weights w_q, w_k [D, N K], w_v, w_o [D, N V] and w_gates [D, 2 N].
       b: bias initializer, of the gates "input" and "forget" of N units. (The authors spread the forget bias from 3 to
-        6 over the heads.) The bias b_o of the output gate starts at 0.
+        6 over the heads.) The other biases b_q, b_k [N K], b_v and b_o [N V] start at 0.
       dtype: of the params.
 
     Returns:
@@ -220,12 +253,15 @@ def mlstm(
     _check_sizes("mlstm", heads=heads, keys=keys, values=values)
 
     def project(params, x):
-        q, k, v = (_heads(dense(x, params[name]), heads) for name in ("w_q", "w_k", "w_v"))
+        q, k, v = (_heads(dense(x, params[f"w_{name}"], params[f"b_{name}"]), heads) for name in "qkv")
         i, f = (u[..., None] for u in jnp.split(dense(x, params["w_gates"], params["b"]), 2, axis=-1))
-        k = k * like(jnp.exp(jnp.minimum(i, 0.0)) / keys**0.5, k)
+        size = largest(k)
+        i = i + jnp.log(size)
+        k = k / like(size, k) * like(jnp.exp(jnp.minimum(i, 0.0)) / keys**0.5, k)
         v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], -1)
         o = sigmoid(dense(x, params["w_o"], params["b_o"]))
-        return Write(q, k, v, log_sigmoid(f), log_write=jnp.maximum(i, 0.0)), o
+        size = largest(q)
+        return Write(q / like(size, q), k, v, log_sigmoid(f), log_write=jnp.maximum(i, 0.0)), o, size
 
     def pack(carry):
         return jax.tree.map(lambda c, n: jnp.concatenate([c, n[..., None]], -1), carry.c, carry.n), carry.m[..., None]
@@ -237,9 +273,9 @@ def mlstm(
     outer = Outer(lambda params, z: z[0], pack, unpack)
 
     def readout(params, carry, z):
-        r = read(z[0].query, pack(carry)[0])
-        scale = jnp.maximum(jnp.abs(r[..., -1:]), jnp.exp(-carry.m)[..., None])
-        return z[1] * _flat(r[..., :-1] / scale)
+        write, o, size = z
+        r = read(write.query, pack(carry)[0])
+        return o * _flat(quotient(r[..., :-1], jnp.maximum(jnp.abs(r[..., -1:]), jnp.exp(-carry.m)[..., None] / size)))
 
     return Cell(
         init=_initial(
@@ -248,6 +284,9 @@ def mlstm(
             w,
             dtype,
             b=lambda key: b(key, ("input", "forget"), heads, dtype),
+            b_q=lambda key: jnp.zeros((heads * keys,), dtype),
+            b_k=lambda key: jnp.zeros((heads * keys,), dtype),
+            b_v=lambda key: jnp.zeros((heads * values,), dtype),
             b_o=lambda key: jnp.zeros((heads * values,), dtype),
         ),
         initial_carry=lambda params, batch: MLSTMCarry(

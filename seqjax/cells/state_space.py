@@ -126,6 +126,12 @@ def lru(
     return _between_products(init, _lru_affine)
 
 
+def _log_softplus(u: Array) -> Array:
+    """log(log(1 + exp(u))), which is u where exp(u) is small."""
+    small = math.log(jnp.finfo(u.dtype).eps)
+    return jnp.where(u < small, u, jnp.log(jax.nn.softplus(jnp.maximum(u, small))))
+
+
 def rg_lru(
     *,
     w_x: Initializer = glorot_uniform(),
@@ -170,8 +176,11 @@ def rg_lru(
         z, x = z
         r, i = jnp.split(z, 2, axis=-1)
         log_a = c * sigmoid(r) * like(log_sigmoid(_wide(params["decay"])), r)
-        # Where nothing is forgotten nothing is written, and a root of exactly 0 would have an infinite gradient.
-        write = jnp.sqrt(jnp.maximum(-jnp.expm1(2 * log_a), jnp.finfo(log_a.dtype).tiny))
+        # 1 - a^2 = rate * (1 - exp(-rate)) / rate, with the root of the first factor taken of its logarithm: where
+        # nothing is forgotten nothing is written, and a root of 0 has an infinite gradient.
+        log_rate = math.log(2 * c) + log_sigmoid(r) + like(_log_softplus(-_wide(params["decay"])), r)
+        rate = jnp.maximum(-2 * log_a, jnp.finfo(log_a.dtype).eps)
+        write = jnp.exp(0.5 * log_rate) * jnp.sqrt(-jnp.expm1(-rate) / rate)
         return jnp.exp(log_a), write * (sigmoid(i) * x)
 
     return Cell(

@@ -1,5 +1,6 @@
 """The scalar cell of the xLSTM. (Its matrix cell: `matrix.mlstm`.)"""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -81,7 +82,8 @@ def slstm(
         i, f, g, o = jnp.split(z + us[0], 4, axis=-1)
         log_f = log_sigmoid(f)
         m = jnp.where(carry.n == 0, i, jnp.maximum(log_f + carry.m, i))
-        f = jnp.exp(jnp.where(carry.n == 0, jnp.zeros_like(m), log_f + carry.m - m))
+        # Above 0 only before the first step, where it multiplies the 0 of the initial carry.
+        f = jnp.exp(jnp.minimum(log_f + carry.m - m, math.log(jnp.finfo(m.dtype).max) / 2))
         i = jnp.exp(i - m)
         c = f * carry.c + i * write(jnp.tanh(g))
         n = f * carry.n + i
