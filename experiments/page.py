@@ -28,7 +28,7 @@ class Section(NamedTuple):
             figures/TITLE.png and .svg (where there are several, TITLE-LABEL, by the label of the figure or its number).
         table: rows of cells, the header first; a cell is a text, a number, None or a `Mean`.
         listings: texts to be shown as they are, letter for letter, by their headings.
-        caption: said at the table and at every figure.
+        caption: said at the table, at every figure and at the listings.
     """
 
     title: str
@@ -82,6 +82,8 @@ def section(content: Section, figures: Path) -> str:
         parts.append(f'<div class="figures">{"".join(drawn)}</div>')
     if content.table:
         parts.append(table(content.table, content.title, content.caption))
+    if content.listings and content.caption:
+        parts.append(f'<p class="caption">{html.escape(content.caption)}</p>')
     for heading, text in content.listings.items():
         parts.append(f"<h3>{html.escape(heading)}</h3><pre>{html.escape(text)}</pre>")
     return "\n".join([*parts, "</section>"])
@@ -157,7 +159,7 @@ h3 { font-size: .95rem; margin: 1.2rem 0 .3rem; overflow-wrap: anywhere; }
 p { max-width: 46rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .head { color: var(--quiet); margin-top: 0; }
 .notice { border-left: 4px solid var(--notice); padding-left: .8rem; font-weight: 600; }
-figcaption, caption { color: var(--notice); font-size: .85rem; text-align: left; padding: .2rem 0; }
+figcaption, caption, .caption { color: var(--notice); font-size: .85rem; text-align: left; padding: .2rem 0; }
 caption { white-space: nowrap; }
 .figures, .table { margin: 1rem 0; }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }

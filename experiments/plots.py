@@ -219,4 +219,4 @@ def save(figure: "Figure", path: Path) -> bytes:
 
 def _themed(svg: str) -> str:
     head, tag, rest = svg.partition("<defs>")
-    return head + _SVG_STYLE + tag + rest.replace("#000000", "currentColor").replace("#262626", "currentColor")
+    return head + _SVG_STYLE + tag + rest.replace("#000000", "currentColor")

@@ -230,10 +230,12 @@ def _record(plan: Plan, errors: Mapping[str, str]) -> None:
     for member in plan.members:
         status = "done" if _finished(member) else "failed" if member.name in errors else "pending"
         runs.append({"name": member.name, "flags": member.point, "status": status, "error": errors.get(member.name)})
-        result = {}
+        result: dict[str, Any] = {}
         if status == "done":
             finished = Run.read(member.directory)
             result, config = report.measured(finished), finished.config
+            origin = finished.result().get("generated")
+            result |= {"generated": origin} if origin else {}
         rows.append({"run": member.name, "status": status, **member.point, **result})
     content = {**_header(plan), "versions": config.get("versions"), "commit": config.get("commit"), "runs": runs}
     write_atomic(plan.directory / "sweep.json", json.dumps(content, indent=2) + "\n")

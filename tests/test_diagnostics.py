@@ -348,8 +348,9 @@ def test_figures_show_what_they_are_given():
     np.testing.assert_array_equal(lines(figures.half_lives_by_rank({"c": kept}))[0], [np.nan, 8, 1, np.nan])
 
     shares = Saturation(np.array([0.1, 0.2]), np.array([0.7, 0.3]))
-    points = figures.saturation({"forget": shares}).axes[0].collections[0].get_offsets()
-    np.testing.assert_array_equal(points, [[0.7, 0.1], [0.3, 0.2]])
+    axes = figures.saturation({"forget": shares}).axes[0]
+    np.testing.assert_array_equal(axes.collections[0].get_offsets(), [[0.7, 0.1], [0.3, 0.2]])
+    assert (axes.get_xlim(), axes.get_ylim()) == ((0, 1), (0, 1))  # shares
 
     figure = figures.variances(np.array([[s, t] for s in (-2, 2) for t in (-1, 1)]))
     np.testing.assert_allclose([bar.get_height() for bar in figure.axes[0].patches], [0.8, 0.2])

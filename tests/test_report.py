@@ -282,6 +282,8 @@ class Page(HTMLParser):
     def handle_data(self, data):
         into = {"h2": self.headings, "td": self.cells, "pre": self.listings}
         into |= {"caption": self.captions, "figcaption": self.captions}
+        if self.tags and self.tags[-1][1].get("class") == "caption":
+            self.captions.append(data)
         if self.tags and self.tags[-1][0] in into:
             into[self.tags[-1][0]].append(data)
 
@@ -346,7 +348,10 @@ def test_listings_keep_every_letter_in_a_font_of_one_width(sweep_directory, monk
     assert re.search(r"pre {[^}]*monospace;[^}]*white-space: pre-wrap;[^}]*overflow-wrap: anywhere", text)
 
 
-def test_generated_data_are_said_at_every_table_and_figure(sweep_directory):
+def test_generated_data_are_said_at_every_table_figure_and_listing(sweep_directory, monkeypatch):
+    own = toy.report
+    samples = report.Section("Samples", listings={"a": "b"})
+    monkeypatch.setattr(toy, "report", lambda runs: [*own(runs), samples])
     paths = [path for path in sweep_directory.glob("*/result.json") if "model=line" in str(path)]
     before = [path.read_text() for path in paths]
     try:
@@ -358,7 +363,7 @@ def test_generated_data_are_said_at_every_table_and_figure(sweep_directory):
         for path, content in zip(paths, before, strict=True):
             path.write_text(content)
     page = Page(text)
-    assert page.captions == ["Generated digits, not real data (some of the runs)."] * (5 + 3)
+    assert page.captions == ["Generated digits, not real data (some of the runs)."] * (5 + 3 + 1)
     assert '<p class="notice">Generated digits' in text
     assert page.cells[:3] == ["line", "generated", "3"]
     report.write(toy, sweep_directory)

@@ -119,9 +119,9 @@ def saturation(gates: Mapping[str, Any]) -> "Figure":
     """
     figure, axes = _figure("share of steps open", "share of steps closed")
     for index, (label, (low, high)) in enumerate(gates.items()):
-        axes.scatter(np.ravel(high), np.ravel(low), s=12, color=_color(index), label=label, alpha=0.6)
+        axes.scatter(np.ravel(high), np.ravel(low), s=12, color=_color(index), label=label, alpha=0.6, clip_on=False)
     axes.plot([0, 1], [1, 0], color="black", linewidth=0.8)
-    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.legend()
     return figure
 
@@ -137,5 +137,6 @@ def variances(states: Any) -> "Figure":
     shares = values / values.sum()
     figure, axes = _figure("principal direction", "share of the variance")
     axes.bar(np.arange(1, len(shares) + 1), shares, color=_color(0))
+    axes.set_ylim(0, 1)
     axes.set_title(f"participation ratio {1 / np.sum(shares**2):.3g}", fontsize=10)
     return figure
