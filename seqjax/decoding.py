@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 
-from seqjax.core import Array, Carry, Key
+from seqjax.core import Array, Carry, Key, carry_dtype
 
 __all__ = ["beam", "choose", "greedy", "sample"]
 
@@ -32,9 +33,12 @@ def choose(
 ) -> Array:
     """Draw a token from softmax(logits / temperature), of all tokens or of the likely ones.
 
+    Computed in at least float32, relative to the highest logit, so for logits and temperatures of any size. A token of
+    -inf is never drawn, unless all are (the token is then 0); those of +inf are equally likely, and alone.
+
     Args:
       key: PRNG key.
-      logits: float [..., V].
+      logits: float [..., V], of any dtype.
       temperature: below 1 sharper, above 1 flatter; 0 takes the most likely token. May be traced.
       top_k: draw from the k most likely tokens only (Fan et al. 2018, arXiv 1805.04833).
       top_p: draw from the smallest set of the most likely tokens whose probabilities (at this temperature) sum to
@@ -44,7 +48,8 @@ def choose(
       int32 [...].
 
     Raises:
-      ValueError: a negative temperature, a top_k outside of 1 to V, a top_p outside of (0, 1].
+      ValueError: a negative temperature, a top_k that is no whole number from 1 to V, a top_p outside of (0, 1],
+        logits that are not floating or of no token.
 
     Example:
       >>> from seqjax import decoding
@@ -55,26 +60,46 @@ def choose(
       >>> sorted(set(draws))
       [0, 1]
     """
+    logits = _relative(logits)
     size = logits.shape[-1]
-    if not isinstance(temperature, jax.core.Tracer) and temperature < 0:
+    if not isinstance(temperature, jax.core.Tracer) and not temperature >= 0:
         raise ValueError(f"temperature must not be negative, got {temperature}")
-    if top_k is not None and not 1 <= top_k <= size:
+    if top_k is not None and not (isinstance(top_k, int | np.integer) and 1 <= top_k <= size):
         raise ValueError(f"top_k must be between 1 and the {size} tokens, got {top_k}")
     if top_p is not None and not isinstance(top_p, jax.core.Tracer) and not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+    tiny = float(jnp.finfo(logits.dtype).tiny)  # processors may round what is below to 0
+    if not isinstance(temperature, jax.core.Tracer) and temperature > 0:
+        temperature = max(float(temperature), tiny)
     cold = jnp.asarray(temperature, logits.dtype)
+    cold = jnp.where(cold < tiny, 0, cold)
     best = jnp.argmax(logits, -1).astype(jnp.int32)
-    logits = logits / jnp.where(cold == 0, 1, cold).astype(logits.dtype)
+    order = jnp.argsort(-logits, -1)  # before a high temperature makes them equal
+    logits = jnp.where(jnp.isneginf(logits), logits, logits / jnp.where(cold == 0, 1, cold))
     if top_k is not None or top_p is not None:
-        order = jnp.argsort(-logits, -1)
         rank = jnp.argsort(order, -1)
         kept = rank < (size if top_k is None else top_k)
         if top_p is not None:
+            least = jnp.asarray(top_p, logits.dtype)
             probability = jnp.take_along_axis(jax.nn.softmax(logits, -1), order, -1)
             before = jnp.cumsum(probability, -1) - probability
-            kept &= jnp.take_along_axis(before < jnp.asarray(top_p, logits.dtype), rank, -1)
+            # Sums are rounded: neither is the likeliest left out, nor any token where all are asked for.
+            kept &= jnp.take_along_axis(before < least, rank, -1) | (rank == 0) | (least >= 1)
         logits = jnp.where(kept, logits, -jnp.inf)
     return jnp.where(cold == 0, best, jax.random.categorical(key, logits).astype(jnp.int32))
+
+
+def _relative(logits: Array) -> Array:
+    """Logits less the highest of them, in at least float32: at most 0, so that what is made of them stays finite.
+
+    Where some are infinite, they share the probability; -inf stays -inf.
+    """
+    logits = jnp.asarray(logits)
+    if not jnp.issubdtype(logits.dtype, jnp.floating) or not logits.shape[-1:] or not logits.shape[-1]:
+        raise ValueError(f"logits are floating [..., V], got {logits.dtype} {logits.shape}")
+    logits = logits.astype(carry_dtype(logits.dtype))
+    highest = logits.max(-1, keepdims=True)
+    return jnp.where((logits == highest) & (logits > -jnp.inf), 0, logits - jnp.where(highest > -jnp.inf, highest, 0))
 
 
 def sample(
@@ -188,7 +213,9 @@ def beam(
     def body(state, t):
         carry, token, alive, ended = state
         carry, logits = jax.vmap(step, 1, 1)(carry, token)
-        log_p = jax.nn.log_softmax(logits.astype(jnp.float32), -1)
+        # A sequence that nothing can go on has no continuation, and no NaN either.
+        log_p = jnp.where(jnp.isneginf(logits), -jnp.inf, jax.nn.log_softmax(_relative(logits), -1))
+        log_p = log_p.astype(jnp.float32)
         size = log_p.shape[-1]
         # Of 2K candidates at most K end, since each beginning has one way to: K are left to go on.
         total = (jnp.expand_dims(alive.scores, 2) + log_p).reshape(batch, -1)

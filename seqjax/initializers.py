@@ -6,22 +6,15 @@ each gate, with a key of its own, or once for all gates side by side where it is
 from another. What other libraries draw by default is in `seqjax.presets`.
 """
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import (
-    glorot_normal,
-    glorot_uniform,
-    he_normal,
-    he_uniform,
-    lecun_normal,
-    lecun_uniform,
-    normal,
-    zeros,
-)
+from jax.nn.initializers import zeros
 
 from seqjax.core import Array, Key, carry_dtype
 
@@ -62,6 +55,48 @@ __all__ = [
 ]
 
 
+_F = TypeVar("_F", bound=Callable)
+
+
+def cast_last(init: _F) -> _F:
+    """`init`, which takes a dtype, drawn in at least float32 and cast last.
+
+    Uniform numbers of 16 bits are few: what is made of them has no tails, and where 0 is among them an infinite log.
+    """
+    signature = inspect.signature(init)
+
+    def draw(*args, **options):
+        given = signature.bind(*args, **options)
+        given.apply_defaults()
+        dtype = given.arguments["dtype"]
+        if dtype is None:  # JAX's default, the widest that there is
+            return init(*given.args, **given.kwargs)
+        given.arguments["dtype"] = carry_dtype(dtype)
+        return init(*given.args, **given.kwargs).astype(dtype)
+
+    wrapped: Any = functools.wraps(init)(draw)
+    return wrapped
+
+
+def _made_by(factory: _F) -> _F:
+    """A factory of JAX whose initializers cast last."""
+
+    def make(*args, **options):
+        return cast_last(factory(*args, **options))
+
+    wrapped: Any = functools.wraps(factory)(make)
+    return wrapped
+
+
+glorot_normal = _made_by(jax.nn.initializers.glorot_normal)
+glorot_uniform = _made_by(jax.nn.initializers.glorot_uniform)
+he_normal = _made_by(jax.nn.initializers.he_normal)
+he_uniform = _made_by(jax.nn.initializers.he_uniform)
+lecun_normal = _made_by(jax.nn.initializers.lecun_normal)
+lecun_uniform = _made_by(jax.nn.initializers.lecun_uniform)
+normal = _made_by(jax.nn.initializers.normal)
+
+
 def _check_square(name: str, shape: Sequence[int]) -> int:
     """The number of units of a square matrix."""
     if len(shape) != 2 or shape[0] != shape[1]:
@@ -81,6 +116,7 @@ def orthogonal(scale: float = 1.0) -> Initializer:
       True
     """
 
+    @cast_last
     def init(key, shape, dtype=jnp.float32):
         draw = jax.nn.initializers.orthogonal(scale)
         return jax.custom_batching.sequential_vmap(lambda key: draw(key, shape, dtype))(key)
@@ -104,18 +140,19 @@ def unitary(scale: float = 1.0) -> Initializer:
       (True, True)
     """
 
+    @cast_last
     def init(key, shape, dtype=jnp.float32):
         units, odd = divmod(_check_square("unitary", shape), 2)
         if odd:
             raise ValueError(f"unitary pairs units as real and imaginary parts, got the odd shape {tuple(shape)}")
 
         def draw(key):
-            parts = jax.random.normal(key, (2, units, units), carry_dtype(dtype))
+            parts = jax.random.normal(key, (2, units, units), dtype)
             q, r = jnp.linalg.qr(jax.lax.complex(parts[0], parts[1]))
             # A decomposition is unique up to the phases of r's diagonal: without them the draw would not be uniform.
             phase = jnp.angle(jnp.diagonal(r))[None]
             q *= jax.lax.complex(jnp.cos(phase), jnp.sin(phase))
-            return scale * jnp.block([[q.real, q.imag], [-q.imag, q.real]]).astype(dtype)
+            return scale * jnp.block([[q.real, q.imag], [-q.imag, q.real]])
 
         return jax.custom_batching.sequential_vmap(draw)(key)  # see `orthogonal`
 
@@ -151,6 +188,7 @@ def rotations(low: float = -math.pi, high: float = math.pi) -> Initializer:
     if not low < high:
         raise ValueError(f"rotations draws angles between low < high, got {low} and {high}")
 
+    @cast_last
     def init(key, shape, dtype=jnp.float32):
         hidden = _check_square("rotations", shape)
         angles = jax.random.uniform(key, (hidden // 2,), dtype, low, high)
@@ -163,6 +201,7 @@ def rotations(low: float = -math.pi, high: float = math.pi) -> Initializer:
 def uniform(scale: float = 1.0) -> Initializer:
     """`U(-s, s)` with `s = scale / sqrt(H)`, H the number of units: PyTorch's initialization of recurrent layers."""
 
+    @cast_last
     def init(key, shape, dtype=jnp.float32):
         bound = scale / shape[-1] ** 0.5
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -177,6 +216,7 @@ def critical(gain: float = 1.0) -> Initializer:
     `seqjax.diagnostics.lyapunov_exponents` tells the two apart.
     """
 
+    @cast_last
     def init(key, shape, dtype=jnp.float32):
         return gain * shape[0] ** -0.5 * jax.random.normal(key, shape, dtype)
 
@@ -184,11 +224,13 @@ def critical(gain: float = 1.0) -> Initializer:
 
 
 def sparse(k: int = 15, scale: float = 1.0) -> Initializer:
-    """Every unit reads from exactly `k` others, by weights `scale * N(0, 1)` (Martens 2010, "Hessian-free").
+    """Every unit reads from exactly `k` others, by weights `scale * N(0, 1)` (Martens 2010).
 
-    Every column of the matrix has k nonzero entries. Raises ValueError where it has fewer than k rows.
+    Such weights start "Deep learning via Hessian-free optimization". Every column of the matrix has k nonzero entries.
+    Raises ValueError where it has fewer than k rows.
     """
 
+    @cast_last
     def init(key, shape, dtype=jnp.float32):
         if not 0 < k <= shape[0]:
             raise ValueError(f"sparse takes between 1 and all {shape[0]} rows for each unit, got k = {k}")
@@ -220,8 +262,9 @@ def _radius(w: Array) -> Array:
 def spectral_radius(radius: float = 0.9, init: Initializer = critical()) -> Initializer:
     """A draw of `init`, scaled so that its largest eigenvalue has the modulus `radius`.
 
-    The reservoir of an echo state network (Jaeger 2001, "The echo state approach"): `spectral_radius(0.9, sparse(10))`
-    where it is sparse. The shape must be square. A nilpotent draw has no radius to scale and stays as it is.
+    The reservoir of an echo state network (Jaeger 2001, "The 'echo state' approach to analysing and training recurrent
+    neural networks"): `spectral_radius(0.9, sparse(10))` where it is sparse. The shape must be square. A nilpotent draw
+    has no radius to scale and stays as it is.
 
     Example:
       >>> import numpy as np
@@ -230,6 +273,7 @@ def spectral_radius(radius: float = 0.9, init: Initializer = critical()) -> Init
       0.9
     """
 
+    @cast_last
     def scaled(key, shape, dtype=jnp.float32):
         _check_square("spectral_radius", shape)
         w = init(key, shape, dtype)
@@ -247,6 +291,7 @@ def np_rnn() -> Initializer:
     For ReLU networks: one direction is kept and all others decay. The shape must be square.
     """
 
+    @cast_last
     def init(key, shape, dtype=jnp.float32):
         hidden = _check_square("np_rnn", shape)
         r = jax.random.normal(key, shape, dtype)
@@ -333,8 +378,9 @@ def from_jax(init: Initializer) -> BiasInitializer:
     What Flax calls `bias_init`: `lstm(64, b=from_jax(jax.nn.initializers.constant(0.1)))`. Weights need no adapter.
     """
 
+    @cast_last
     def draw(key, gates, hidden, dtype=jnp.float32):
-        return init(key, (len(gates) * hidden,), carry_dtype(dtype)).astype(dtype)
+        return init(key, (len(gates) * hidden,), dtype)
 
     return draw
 
@@ -342,9 +388,10 @@ def from_jax(init: Initializer) -> BiasInitializer:
 def uniform_bias(scale: float = 1.0) -> BiasInitializer:
     """`U(-s, s)` with `s = scale / sqrt(H)`: `uniform` for the biases of all gates."""
 
+    @cast_last
     def init(key, gates, hidden, dtype=jnp.float32):
         bound = scale / hidden**0.5
-        return jax.random.uniform(key, (len(gates) * hidden,), carry_dtype(dtype), -bound, bound).astype(dtype)
+        return jax.random.uniform(key, (len(gates) * hidden,), dtype, -bound, bound)
 
     return init
 
@@ -374,6 +421,7 @@ def chrono(t_max: float) -> BiasInitializer:
     if not t_max > 2:
         raise ValueError(f"chrono needs t_max > 2 steps, got {t_max}")
 
+    @cast_last
     def init(key, gates, hidden, dtype=jnp.float32):
         return _keeping("chrono", gates, jnp.log(jax.random.uniform(key, (hidden,), dtype, 1.0, t_max - 1.0)))
 
@@ -395,10 +443,11 @@ def uniform_gate() -> BiasInitializer:
       (0.0, 0.5, 1.0)
     """
 
+    @cast_last
     def init(key, gates, hidden, dtype=jnp.float32):
         if hidden < 2:
             raise ValueError(f"uniform_gate draws from [1 / H, 1 - 1 / H] and needs H > 1 units, got {hidden}")
-        u = jax.random.uniform(key, (hidden,), carry_dtype(dtype), 1 / hidden, 1 - 1 / hidden)
-        return _keeping("uniform_gate", gates, jax.scipy.special.logit(u).astype(dtype))
+        u = jax.random.uniform(key, (hidden,), dtype, 1 / hidden, 1 - 1 / hidden)
+        return _keeping("uniform_gate", gates, jax.scipy.special.logit(u))
 
     return init

@@ -9,7 +9,21 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from seqjax.cells.stack import stack
-from seqjax.core import Array, Carry, Cell, Const, Key, Tree, around, features, inner, is_complex, like, open_const
+from seqjax.core import (
+    Array,
+    Carry,
+    Cell,
+    Const,
+    Key,
+    Tree,
+    around,
+    carry_dtype,
+    features,
+    inner,
+    is_complex,
+    like,
+    open_const,
+)
 from seqjax.regularizers import Sample, check_rate, each_layer
 
 __all__ = [
@@ -111,7 +125,7 @@ def zoneout(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
         return each_layer(cell, *(zoneout(layer, rate) for layer in cell.layers))
 
     def draw(key, shape, dtype, rate):
-        return jax.random.bernoulli(key, jnp.asarray(rate, dtype), shape).astype(dtype)
+        return jax.random.bernoulli(key, jnp.asarray(rate, carry_dtype(dtype)), shape).astype(dtype)
 
     noisy = _keep(cell)._replace(project=lambda params, x: (cell.project(params, x[0]), x[1]))
     return noisy, lambda key, carry, xs: _for_each_leaf(draw, key, carry, xs, _rates(rate, carry))
@@ -142,11 +156,12 @@ def zoneout_mean(cell: Cell, rate: Any) -> Cell:
 
 
 def carry_noise(cell: Cell, scale: Any) -> tuple[Cell, Sample]:
-    """Gaussian noise on the carry at each step (Jim, Giles & Horne 1996, "An analysis of noise in recurrent networks").
+    """Gaussian noise on the carry at each step (Jim, Giles & Horne 1996).
 
         h_t = transition(h_{t-1}, z_t) + scale * e_t,   e_t ~ N(0, 1), [B, H]
 
-    Every leaf of the carry gets it. `scale` is the standard deviation, at least 0; else, errors too, as in `zoneout`.
+    "An analysis of noise in recurrent neural networks: convergence and generalization" adds such noise. Every leaf of
+    the carry gets it. `scale` is the standard deviation, at least 0; else, errors too, as in `zoneout`.
 
     Example:
       >>> noisy, sample = seqjax.noise.carry_noise(seqjax.cells.min_gru(4), 0.1)
@@ -160,7 +175,8 @@ def carry_noise(cell: Cell, scale: Any) -> tuple[Cell, Sample]:
         return each_layer(cell, *(carry_noise(layer, scale) for layer in cell.layers))
 
     def draw(key, shape, dtype):
-        return like(jnp.asarray(scale, dtype), jnp.empty(shape, dtype)) * jax.random.normal(key, shape, dtype)
+        drawn = jax.random.normal(key, shape, carry_dtype(dtype))
+        return (like(jnp.asarray(scale, drawn.dtype), drawn) * drawn).astype(dtype)
 
     noisy = _noisy_carry(
         cell, "carry_noise", lambda noise, before, after: after + noise, lambda noise, a, b: (a, b + noise)

@@ -47,6 +47,7 @@ def pytorch(*, gru: bool = False) -> dict[str, Any]:
     one of the two inside its reset, the `b_n` of `cells.gru`: it is drawn there, and the other one outside.
     """
 
+    @initializers.cast_last
     def b(key, gates, hidden, dtype=jnp.float32):
         of_inputs, of_carry = (initializers.uniform_bias()(k, gates, hidden, dtype) for k in jax.random.split(key))
         one_of_two = jnp.repeat(jnp.asarray([gru and gate == "candidate" for gate in gates]), hidden)

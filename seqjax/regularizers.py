@@ -61,9 +61,19 @@ def check_rate(rate: Any) -> Any:
 
 
 def dropout_mask(key: Key, rate: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Inverted dropout: 0 with probability `rate`, otherwise 1 / (1 - rate)."""
-    keep = 1.0 - jnp.asarray(rate, dtype)
-    return jax.random.bernoulli(key, keep, shape).astype(dtype) / jnp.broadcast_to(keep, shape)
+    """Inverted dropout: 0 with probability `rate`, otherwise 1 / (1 - rate).
+
+    Drawn in at least float32, and cast last. Raises ValueError where 1 / (1 - rate) is beyond the dtype.
+    """
+    wide = carry_dtype(dtype)
+    if isinstance(rate, Tracer):
+        keep = 1.0 - jnp.asarray(rate, wide)
+    else:
+        kept = 1.0 - float(rate)  # in double precision: a rate near 1 would lose digits
+        if kept * float(jnp.finfo(dtype).max) < 1:
+            raise ValueError(f"{jnp.dtype(dtype)} cannot hold 1 / (1 - rate), by which dropout at rate {rate} scales")
+        keep = jnp.asarray(kept, wide)
+    return jnp.where(jax.random.bernoulli(key, keep, shape), 1.0 / keep, 0.0).astype(dtype)
 
 
 def each_layer(cell: Cell, *parts: tuple[Cell, Sample]) -> tuple[Cell, Sample]:
@@ -86,13 +96,15 @@ def recurrent_dropout(cell: Cell, rate: Any, *, gates: int = 1, per_step: bool =
         v_k = stage_k(h, z) * m,   m ~ Bernoulli(1 - rate) / (1 - rate), [B, H]
 
     One mask a sequence, the same at every step. It needs the `gated` hint, which says what is multiplied by the
-    recurrent matrix; the carry that the gates keep is not masked.
+    recurrent matrix; the carry that the gates keep is not masked. Keras 3 draws a mask for each gate: that is
+    `gates=4` for its LSTM, and `gates=3` for its GRU, which is `gru` or `gru_reset_before` here.
 
     Args:
       cell: a gated cell or a stack of gated cells.
       rate: probability of dropping a unit, in [0, 1).
-      gates: into how many gates the columns of the one recurrent matrix [H, gates * H] are cut, each multiplied by h
-        under a mask of its own (the paper's untied weights; Keras 2). 1 is one mask for all gates.
+      gates: into how many gates the columns of the recurrent matrix [H, gates * H] are cut, each multiplied by h
+        under a mask of its own (the paper's untied weights). 1 is one mask for all gates. In a cell with several
+        products all but the first are of one gate: those of `gru_reset_before` have [H, 2 * H] and [H, H].
       per_step: draw a new mask at every step. This is the mistake that the paper warns of, for studies of it.
 
     Returns:
@@ -117,8 +129,9 @@ def recurrent_dropout(cell: Cell, rate: Any, *, gates: int = 1, per_step: bool =
     gated = base.gated
     if gated is None or not gated.stages:
         raise ValueError("recurrent_dropout needs a cell with the `gated` hint: this one has no recurrent product")
-    if gates != 1 and len(gated.stages) != 1:
-        raise ValueError(f"one mask a gate needs a cell with one recurrent product, this one has {len(gated.stages)}")
+    products = len(gated.stages)
+    if gates != 1 and gates < products:
+        raise ValueError(f"a cell with {products} recurrent products has at least as many gates, got gates={gates}")
 
     def drop(stage, gate=0):
         def noisy(carry, z, us):
@@ -128,27 +141,36 @@ def recurrent_dropout(cell: Cell, rate: Any, *, gates: int = 1, per_step: bool =
 
         return noisy
 
-    def columns(params):
-        (w,) = gated.weights(params)
-        if w.shape[1] != gates * w.shape[0]:
-            raise ValueError(f"masks for {gates} gates need recurrent weights [H, {gates} * H], got {w.shape}")
-        return tuple(jnp.split(w, gates, axis=1))
-
     if gates == 1:
         noisy = gated._replace(stages=tuple(drop(stage) for stage in gated.stages))
     else:
-        joined = around(gated, lambda carry, z, us: (carry, z, (jnp.concatenate(us, axis=-1),)))
-        noisy = joined._replace(
-            weights=columns,
-            stages=tuple(
-                lambda carry, z, us, masked=drop(gated.stages[0], gate): masked(carry, z, ()) for gate in range(gates)
-            ),
-        )
+        noisy = _split_products(gated, gates)
+        noisy = noisy._replace(stages=tuple(drop(stage, gate) for gate, stage in enumerate(noisy.stages)))
 
     def sample(key, carry, xs):
         return _carry_mask(key, rate, jax.tree.leaves(carry)[0], xs, per_step, gates)
 
     return _noisy_gates(cell, base, noisy), sample
+
+
+def _split_products(gated: Gated, gates: int) -> Gated:
+    """`gated` with one product a gate: the first of its products is cut into as many as are needed."""
+    first = gates - len(gated.stages) + 1
+
+    def weights(params):
+        cut, *others = gated.weights(params)
+        for w, count in ((cut, first), *((w, 1) for w in others)):
+            if w.shape[1] != count * w.shape[0]:
+                raise ValueError(f"masks for {gates} gates need recurrent weights [H, {count} * H], got {w.shape}")
+        return (*jnp.split(cut, first, axis=1), *others)
+
+    def join(carry, z, us):
+        # While the first product is not whole, its stage is what runs, and that sees no u.
+        whole = (jnp.concatenate(us[:first], axis=-1), *us[first:]) if len(us) >= first else ()
+        return carry, z, whole
+
+    joined = around(gated, join)
+    return joined._replace(weights=weights, stages=(*joined.stages[:1] * first, *joined.stages[1:]))
 
 
 def _carry_mask(key: Key, rate: Any, h: Array, xs: Tree, per_step: bool, gates: int = 1) -> Tree:

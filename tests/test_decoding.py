@@ -1,6 +1,7 @@
 """Decoding: sampling against its probabilities, beam search against all sequences there are."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -148,3 +149,96 @@ def test_carries_follow_their_beams():
             token = tokens[t, b, k][None]
             total += float(jax.nn.log_softmax(logits)[0, token[0]])
         assert float(scores[b, k]) == pytest.approx(total, rel=1e-4)
+
+
+def _choose(logits, fixed, key, traced):
+    return decoding.choose(key, logits, **fixed, **traced)
+
+
+EXTREME = [
+    {"temperature": 1e-4},
+    {"temperature": 1e-38},
+    {"temperature": 1e-44},
+    {"temperature": 1e-300},
+    {"top_p": 1e-8},
+    {"top_p": 1e-300},
+    {"top_k": 1},
+    {"temperature": 1e38, "top_k": 1},
+    {"temperature": 1e-8, "top_p": 1e-8, "top_k": 2},
+]
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64], ids=lambda d: jnp.dtype(d).name
+)
+@pytest.mark.parametrize("traced", [False, True], ids=["given", "traced"])
+def test_extreme_options_leave_the_likeliest_token(dtype, traced):
+    """Also among logits as far apart as the dtype has them."""
+    with jax.enable_x64(dtype == jnp.float64):
+        large = min(float(jnp.finfo(dtype).max), 1e30)
+        for row in ([0.0, 1.0, 3.0, 2.0], [-large, 0.0, large, -jnp.inf], [-jnp.inf, -large, 0.0, -jnp.inf]):
+            logits = jnp.asarray(row, dtype)
+            for options in EXTREME:
+                numbers = {k: jnp.float32(value) for k, value in options.items() if k != "top_k"} if traced else {}
+                fixed = {k: value for k, value in options.items() if k not in numbers}
+                choose = jax.jit(partial(_choose, logits, fixed))
+                assert choose(KEYS[0], numbers) == 2, (logits, options)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32], ids=lambda d: jnp.dtype(d).name)
+@pytest.mark.parametrize(
+    ("logits", "options", "expected"),
+    [
+        # So hot that all that may be drawn is equally likely, but nothing that may not.
+        ([0.0, -jnp.inf, 5.0, 10.0], {"temperature": 1e5}, [1 / 3, 0, 1 / 3, 1 / 3]),
+        ([0.0, -jnp.inf, 5.0, 10.0], {"temperature": 3e38}, [1 / 3, 0, 1 / 3, 1 / 3]),
+        ([0.0, -jnp.inf, 5.0, 10.0], {"temperature": float("inf")}, [1 / 3, 0, 1 / 3, 1 / 3]),
+        ([0.0, -jnp.inf, 5.0, 10.0], {"temperature": float("inf"), "top_k": 4}, [1 / 3, 0, 1 / 3, 1 / 3]),
+        ([5.0, jnp.inf, 1e4, jnp.inf], {}, [0, 0.5, 0, 0.5]),
+        ([5.0, jnp.inf, 1e4, jnp.inf], {"temperature": 1e-4, "top_p": 0.9}, [0, 0.5, 0, 0.5]),
+        ([-6e4, -6e4, -jnp.inf, -6e4], {"top_p": 1.0}, [1 / 3, 1 / 3, 0, 1 / 3]),
+        ([-jnp.inf] * 4, {}, [1, 0, 0, 0]),
+        ([6e4, -6e4, 6e4, 0.0], {"temperature": 1e-38}, [0.5, 0, 0.5, 0]),
+    ],
+)
+def test_infinite_and_large_logits_have_their_limits(dtype, logits, options, expected):
+    logits = jnp.asarray(logits, dtype)
+    drawn = jax.vmap(lambda key: decoding.choose(key, logits, **options))(KEYS)
+    found = np.bincount(np.asarray(drawn), minlength=4) / len(KEYS)
+    assert found[np.array(expected) == 0].sum() == 0
+    np.testing.assert_allclose(found, expected, atol=0.035)
+
+
+def test_a_nucleus_of_everything_leaves_nothing_out():
+    """However the sum of many probabilities is rounded: the last of the tail is drawn as often as without."""
+    logits = jnp.concatenate([jnp.zeros(3), jnp.full(30_000, -12.0)])
+    bare, everything = (
+        jax.vmap(lambda key, o=o: _choose(logits, o, key, {}))(KEYS[:300]) for o in ({}, {"top_p": 1.0})
+    )
+    np.testing.assert_array_equal(everything, bare)
+
+
+def test_a_beam_of_16_bits_or_of_tokens_that_are_ruled_out_has_no_nan():
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
+        table = jnp.array([[-jnp.inf, 6e4, -6e4], [-jnp.inf] * 3, [jnp.inf, 0.0, jnp.inf]], dtype)
+        step = partial(lambda table, c, x: (c, table[x]), table)
+        tokens, scores = decoding.beam(step, jnp.zeros(1), jnp.array([2]), 2, width=3)
+        # From 2 to 0 or 2, equally likely; from 0 to 1 alone, from 2 to 0 or 2 again.
+        np.testing.assert_array_equal(tokens[:, 0], [[0, 2, 2], [1, 0, 2]])
+        np.testing.assert_allclose(scores[0], -np.log([2, 4, 4]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("logits", "options", "message"),
+    [
+        (jnp.zeros(3), {"temperature": float("nan")}, "temperature must not be negative, got nan"),
+        (jnp.zeros(3), {"top_k": 1.5}, "top_k must be between 1 and the 3 tokens, got 1.5"),
+        (jnp.zeros(3), {"top_k": 0}, "top_k must be between 1 and the 3 tokens, got 0"),
+        (jnp.zeros(3), {"top_p": float("nan")}, r"top_p must lie in \(0, 1\], got nan"),
+        (jnp.zeros((2, 0)), {}, r"logits are floating \[..., V\], got float32 \(2, 0\)"),
+        (jnp.zeros(3, jnp.int32), {}, r"logits are floating \[..., V\], got int32 \(3,\)"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(logits, options, message):
+    with pytest.raises(ValueError, match=message):
+        _choose(logits, options, KEYS[0], {})

@@ -207,9 +207,38 @@ def test_one_mask_a_gate_is_the_loop_with_a_mask_before_each_product(x64):
     close(scan(noisy, params, carry, (xs, drawn))[0], jnp.asarray(h))
 
 
+@pytest.mark.parametrize("method", ["scan", "fused", "native", "newton"])
+@pytest.mark.parametrize("name", ["gru_reset_before", "mgu"])
+def test_one_mask_a_gate_reaches_every_product(x64, name, method):
+    """By hand: what each gate's columns are multiplied by has a mask of its own, of all products."""
+    cell, params, carry, xs = draw(MODELS[name], steps=4)
+    gates = 3 if name == "gru_reset_before" else 2
+    noisy, sample = regularizers.recurrent_dropout(cell, 0.5, gates=gates)
+    drawn = sample(KEY, carry, xs)
+    w = jax.tree.map(np.asarray, params)
+    *first, last = np.split(np.asarray(drawn.value), gates, -1)
+    h = np.asarray(carry)
+
+    def sigmoid(u):
+        return 1 / (1 + np.exp(-u))
+
+    for x in np.asarray(xs):
+        *x_k, x_n = np.split(x @ w["w_x"] + w["b"], gates, -1)
+        *w_k, w_n = np.split(w["w_h"], gates, -1)
+        opened = [sigmoid(a + (h * m) @ u) for a, m, u in zip(x_k, first, w_k, strict=True)]
+        n = np.tanh(x_n + (opened[0] * h * last) @ w_n)
+        z = opened[1] if name == "gru_reset_before" else 1 - opened[0]
+        h = z * h + (1 - z) * n
+    close(unroll(noisy, params, carry, (xs, drawn), method=method)[0], jnp.asarray(h))
+
+
 def test_masks_for_gates_that_a_cell_has_not_are_refused():
-    with pytest.raises(ValueError, match="needs a cell with one recurrent product, this one has 2"):
-        regularizers.recurrent_dropout(cells.gru_reset_before(H), 0.5, gates=3)
+    with pytest.raises(ValueError, match="a cell with 6 recurrent products has at least as many gates, got gates=3"):
+        regularizers.recurrent_dropout(cells.ltc(H), 0.5, gates=3)
+    cell, sample = regularizers.recurrent_dropout(cells.gru_reset_before(H), 0.5, gates=4)
+    params, xs = cell.init(KEY, D), jnp.ones((2, 2, D))
+    with pytest.raises(ValueError, match=r"masks for 4 gates need recurrent weights \[H, 3 \* H\], got \(4, 8\)"):
+        unroll(cell, params, None, (xs, sample(KEY, jnp.zeros((2, H)), xs)), method="scan")
     cell, sample = regularizers.recurrent_dropout(cells.gru(H), 0.5, gates=4)
     params, xs = cell.init(KEY, D), jnp.ones((2, 2, D))
     with pytest.raises(ValueError, match=r"masks for 4 gates need recurrent weights \[H, 4 \* H\], got \(4, 12\)"):

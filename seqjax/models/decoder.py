@@ -159,14 +159,14 @@ class Decoder(nnx.Module):
 
         def draw():
             k_coin, k_token = jax.random.split(key)
-            coins = jax.random.bernoulli(k_coin, rate, tokens.T.shape)
+            coins = jax.random.bernoulli(k_coin, jnp.asarray(rate, jnp.float32), tokens.T.shape)
 
             def body(state, inputs):
                 carry, said = state
                 given, coin, key = inputs
                 read = jnp.where(coin, said, given)
                 carry, logits = model.step(carry, read, memory)
-                return (carry, jax.random.categorical(key, logits).astype(tokens.dtype)), read
+                return (carry, decoding.choose(key, logits).astype(tokens.dtype)), read
 
             keys = jax.random.split(k_token, tokens.shape[1])
             coins = coins.at[0].set(False)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from seqjax.core import Array, Carry, Cell, Key
+from seqjax.core import Array, Carry, Cell, Key, carry_dtype
 from seqjax.initializers import glorot_uniform
 from seqjax.nnx import Dropout, Stack
 from seqjax.unroll import mask_from_lengths
@@ -109,7 +109,8 @@ class Nade(nnx.Module):
 
 
 def _drawn(key: Key, logits: Array, temperature: Any) -> Array:
-    return jax.random.bernoulli(key, jax.nn.sigmoid(logits / temperature)).astype(logits.dtype)
+    odds = logits.astype(carry_dtype(logits.dtype)) / temperature
+    return jax.random.bernoulli(key, jax.nn.sigmoid(odds)).astype(logits.dtype)
 
 
 Head = Independent | Chain | Nade

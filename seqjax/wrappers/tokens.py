@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from seqjax.cells.stack import stack
 from seqjax.core import Array, Cell, Tree, dense_rows, features, is_dense, with_features
+from seqjax.initializers import normal
 from seqjax.wrappers.structure import inside
 
 
@@ -51,7 +52,7 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
         k_cell, k_table = jax.random.split(key)
         p = cell.init(k_cell, features)
         dtype = jax.tree.leaves(p)[0].dtype
-        embedding = scale * features**-0.5 * jax.random.normal(k_table, (vocabulary, features), dtype)
+        embedding = normal(scale * features**-0.5)(k_table, (vocabulary, features), dtype)
         if cell.layers:
             return ({"cell": p[0], "embedding": embedding}, *p[1:])
         return {"cell": p, "embedding": embedding}
