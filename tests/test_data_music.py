@@ -42,6 +42,8 @@ def written(path, content):
     [
         ("jsb", "JSB_Chorales.mat", matlab()),
         ("nottingham", "music/Nottingham.mat", matlab()),
+        ("piano_midi", "music/Piano_midi.mat", matlab()),
+        ("musedata", "MuseData.mat", matlab()),
         ("jsb_quarter", "jsb-chorales-quarter.json", packed()),
         ("jsb_16th", "music/jsb-chorales-16th.json.gz", gzip.compress(packed(), mtime=0)),
     ],

@@ -1,9 +1,12 @@
 """Models of piano rolls against loops in NumPy, and the music experiment through its command line."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.io
 from flax import nnx
 from test_experiments import drawn, refused, run
 
@@ -177,6 +180,29 @@ def test_music(flags, tmp_path, few_pieces):
         assert [section.title for section in drawn(music, [finished])] == ["Music"]
 
 
+@pytest.mark.parametrize(
+    ("data", "file"),
+    [("piano_midi", "Piano_midi.mat"), ("musedata", "MuseData.mat"), ("jsb_quarter", "jsb-chorales-quarter.json")],
+)
+def test_every_file_of_the_paper_has_a_name(data, file, tmp_path):
+    """A small file of that name is read, and a program made of it, by `--data`."""
+    pieces = {"train": rolls.generated(6, 0), "valid": rolls.generated(2, 1), "test": rolls.generated(2, 2)}
+    if file.endswith(".json"):
+        sequences = {part: [rolls.chords(roll) for roll in parts] for part, parts in pieces.items()}
+        (tmp_path / file).write_text(json.dumps(sequences))
+    else:
+        cells_of = {f"{part}data": np.empty((1, len(parts)), object) for part, parts in pieces.items()}
+        for part, parts in pieces.items():
+            cells_of[f"{part}data"][0, :] = parts
+        scipy.io.savemat(tmp_path / file, cells_of)
+    config = base.parse(music, {"data": data, "model": "markov", "batch_size": 4, "data_dir": str(tmp_path)})
+    buckets = music.program(config).data["train"]
+    np.testing.assert_array_equal(
+        np.sort(np.concatenate([bucket.lengths for bucket in buckets])), sorted(len(roll) for roll in pieces["train"])
+    )
+    assert music.SECONDS[data] > 0
+
+
 def test_what_compositions_are_like():
     train = [rolls.roll([[60, 64], [62, 64]])]
     piece = rolls.roll([[60, 64], [60, 64], [62, 64], [61], [72, 76]])
@@ -185,7 +211,9 @@ def test_what_compositions_are_like():
 
 
 def test_music_refuses(tmp_path):
-    assert "value should be one of <jsb|jsb_16th|nottingham>" in refused("music", "--data=bach")
+    assert "value should be one of <jsb|jsb_quarter|jsb_16th|nottingham|piano_midi|musedata>" in refused(
+        "music", "--data=bach"
+    )
     assert "must be positive" in refused("music", "--temperature=0")
     assert "a rate in [0, 1)" in refused("music", "--dropout=1")
     assert "--nade is for the recurrent models (rnn, lstm, gru)" in refused("music", "--model=markov", "--nade=8")

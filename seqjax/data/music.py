@@ -6,6 +6,8 @@ parts = music.load("DIR", "jsb")    # {"train": 229 rolls, "validation": 76, "te
     jsb_quarter   the same rolls from another file
     jsb_16th      the same chorales in their own keys, a step a sixteenth note
     nottingham    1,037 folk tunes with chords
+    piano_midi    classical piano pieces, the archive of Piano-midi.de
+    musedata      orchestral and piano pieces, the library of MuseData
 
 A roll says which keys of a piano sound at each step. It does not say whether a note is struck again or held.
 """
@@ -35,6 +37,8 @@ FILES = {
     "jsb_quarter": "jsb-chorales-quarter.json",
     "jsb_16th": "jsb-chorales-16th.json",
     "nottingham": "Nottingham.mat",
+    "piano_midi": "Piano_midi.mat",
+    "musedata": "MuseData.mat",
 }
 """The data sets and their files."""
 

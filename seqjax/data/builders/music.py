@@ -15,11 +15,10 @@ _JSON = "https://raw.githubusercontent.com/czhuang/JSB-Chorales-dataset/9a7f733d
 
 
 class PianoRolls(tfds.core.GeneratorBasedBuilder):
-    """Piano rolls by Boulanger-Lewandowski et al. 2012, one config a data set of `music.FILES`."""
+    """Piano rolls by Boulanger-Lewandowski et al. 2012, one config a data set of `sources`."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
-    BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [tfds.core.BuilderConfig(name=n) for n in music.FILES]
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: the file of the data set in manual_dir is used, not downloaded."
     sources: ClassVar[dict[str, tuple[str, str]]] = {  # where the files of `music.FILES` lie, and their sha256
         "jsb": (_MAT, "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4"),
@@ -27,6 +26,7 @@ class PianoRolls(tfds.core.GeneratorBasedBuilder):
         "jsb_16th": (_JSON, "8730aca7b64e7d29493733d1cf19fad4a5b351d8f1845e57dac27728104fd39f"),
         "nottingham": (_MAT, "d154f7ca2e90799dc1dc011d8fc048f2fc6ef3f7c69d974b9cf27a471634fbea"),
     }
+    BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [tfds.core.BuilderConfig(name=n) for n in sources]
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -66,8 +66,8 @@ def piano_rolls(name: str = "jsb", data_dir: prepare.DataDir = None, manual_dir:
     Raises:
       ValueError: an unknown name, or another file.
     """
-    if name not in music.FILES:
-        raise ValueError(f"no data set {name!r}, expected one of {', '.join(music.FILES)}")
+    if name not in PianoRolls.sources:
+        raise ValueError(f"no data set {name!r}, expected one of {', '.join(PianoRolls.sources)}")
     builder = prepare.prepared(partial(PianoRolls, config=name), data_dir, manual_dir)
     parts = ("train", "validation", "test")
     return {part: tuple(row["roll"] for row in prepare.records(builder, part)) for part in parts}
