@@ -9,6 +9,8 @@ Python", second edition, chapter 10. Models, with the units and the rates (recur
     lstm          16 units; the book's second one is --units=32 --recurrent_dropout=0.25 --dropout=0.5
     stacked_gru   two of 32 units, 0.5 and 0.5           bilstm       16 units in each direction
 
+Recurrent dropout has a mask for each gate, as in Keras.
+
 All models say the standardized temperature, which mean and standard deviation of the training part turn into degrees:
 so the loss is near 1 at the start, and a learning rate means the same on every record.
 
@@ -56,6 +58,8 @@ FLAGS = base.flags(
 )
 UNITS = {"naive": 0, "dense": 16, "conv": 0, "rnn": 16, "lstm": 16, "gru": 16, "stacked_gru": 32, "bilstm": 16}
 RATES = {"stacked_gru": (0.5, 0.5)}
+# Keras, and so the book, draws a mask of the recurrent dropout for each gate.
+GATES = {"rnn": 1, "lstm": 4, "gru": 3, "stacked_gru": 3, "bilstm": 4}
 RECURRENT = ("rnn", "lstm", "gru", "stacked_gru", "bilstm")
 
 flags.DEFINE_enum("model", "lstm", list(UNITS), "Which model.", flag_values=FLAGS)
@@ -103,6 +107,7 @@ def _network(config: SimpleNamespace, numbers: supervised.Numbers, features: int
         features,
         backward=cell if config.model == "bilstm" else None,
         recurrent_dropout=recurrent_dropout,
+        gates=GATES[config.model],
         dropout=dropout,
         rngs=rngs,
     )

@@ -7,14 +7,16 @@ Dropout rates may be traced scalars, see `seqjax.nnx`: a sweep builds the model 
 
     jax.vmap(lambda rate: RecurrentForecaster(cell, 14, dropout=rate, rngs=nnx.Rngs(0))(xs))(rates)
 
-or merges one and sets `model.dropout.rate = rate`, `model.rnn.recurrent_dropout = rate`.
+or merges one and sets `model.dropout.rate = rate`, `model.rnn.recurrent_dropout = rate` (of one mask for all gates).
 """
 
+from functools import partial
 from typing import Any
 
 import jax
 from flax import nnx
 
+from seqjax import regularizers
 from seqjax.core import Array, Cell
 from seqjax.initializers import glorot_uniform
 from seqjax.nnx import Dropout, Rngs
@@ -101,6 +103,7 @@ class RecurrentForecaster(nnx.Module):
         *,
         backward: Cell | None = None,
         recurrent_dropout: Any = 0.0,
+        gates: int = 1,
         dropout: Any = 0.0,
         rngs: nnx.Rngs,
     ):
@@ -111,10 +114,17 @@ class RecurrentForecaster(nnx.Module):
           in_features: variables D.
           backward: a cell that reads the window from its end (`Bidirectional`), or None.
           recurrent_dropout: rate inside the recurrence, see `Recurrent`.
+          gates: masks of the recurrent dropout, see `regularizers.recurrent_dropout`: 1 for all gates, or one for each,
+            as in Keras and so in the book, which is 4 for an LSTM and 3 for a GRU.
           dropout: rate of the dropout before the dense layer.
           rngs: streams "params" and "dropout".
         """
-        options: Any = {"recurrent_dropout": recurrent_dropout, "return_sequences": False, "rngs": rngs}
+        dropped: dict[str, Any] = {"recurrent_dropout": recurrent_dropout}
+        if gates != 1:
+            each = partial(regularizers.recurrent_dropout, rate=recurrent_dropout, gates=gates)
+            none = isinstance(recurrent_dropout, int | float) and recurrent_dropout == 0
+            dropped = {"regularizers": [] if none else [each]}
+        options: Any = {**dropped, "return_sequences": False, "rngs": rngs}
         self.rnn = layer(cell if backward is None else (cell, backward), in_features, **options)
         self.dropout = Dropout(dropout, rngs=rngs)
         self.head = _dense(self.rnn.out_features, 1, rngs)
