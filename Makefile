@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint bench bench-methods bench-experiments bench-long bench-gradients api matrix mutations constraints clean
+.PHONY: demo test test-slow lint bench bench-methods bench-experiments bench-long bench-gradients api matrix mutations sanitize constraints clean
 
 demo: .venv/installed
 	$(BIN)/python launch.py
@@ -50,6 +50,10 @@ matrix: .venv/installed-dev
 # Bugs put in on purpose, each of which a test must catch: docs/mutations.md.
 mutations: .venv/installed-dev
 	$(BIN)/python tests/mutations.py
+
+# The compiled loop under the sanitizers of g++, about an hour: docs/sanitizers.md.
+sanitize: .venv/installed-dev
+	$(BIN)/python tests/sanitize.py
 
 # What the tests last ran with. Made from an environment that holds every extra; no address in it.
 constraints: .venv/installed-dev

@@ -264,7 +264,7 @@ def _batch_norm(cell: Cell, epsilon: float, state: Callable | None = None) -> tu
 def _hold(statistics: Statistics, mask: Array) -> Statistics:
     """Statistics [T, G] where a step without any real sequence has those of the step before."""
     steps = jnp.arange(mask.shape[0])
-    last = jax.lax.cummax(jnp.where(mask.reshape(mask.shape[0], -1).any(1), steps, jnp.zeros_like(steps)))
+    last = jax.lax.cummax(jnp.where(mask.any(tuple(range(1, mask.ndim))), steps, jnp.zeros_like(steps)))
     return jax.tree.map(lambda leaf: leaf[last], statistics)
 
 

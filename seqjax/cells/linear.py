@@ -164,7 +164,7 @@ def _over_windows(cell: Cell, window: int) -> Cell:
         return x.astype(carry_dtype(w.dtype))
 
     def seen(params, x):
-        return cell.project(params, x.reshape(*x.shape[:-2], -1))
+        return cell.project(params, x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1]))
 
     def transition(params, carry, x):
         x = jnp.concatenate([carry.x[..., 1:, :], x[..., None, :]], axis=-2)

@@ -59,7 +59,7 @@ def stream_gradient(
     timed, merge = split_const(xs)
 
     def cut(leaf):
-        return leaf.reshape(-1, chunk, *leaf.shape[1:])
+        return leaf.reshape(leaf.shape[0] // chunk, chunk, *leaf.shape[1:])
 
     def body(state, inputs):
         timed, targets = inputs
