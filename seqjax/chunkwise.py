@@ -1,6 +1,5 @@
 """A matrix carry in chunks of time: inside a chunk matrix products, from chunk to chunk a recurrence."""
 
-import math
 from functools import partial
 from typing import Any
 
@@ -82,13 +81,12 @@ def _stabilizer(m: Array, step: Any) -> Array:
 
 
 def _run(step: Write, h: Array, chunk: int) -> tuple[Array, Array]:
-    """The matrix after all steps, from h [*B, N, K, V] before, and what is read at each step [T, *B, N, V]."""
-    steps, *batch, _ = step.key.shape
-    many = math.prod(batch)
+    """The matrices after all steps, from h [N, K, V] before, and what is read at each step [T, N, V]."""
+    steps, many, _ = step.key.shape
 
     def cut(u):
-        """[T, *B, N, K] as [T / C, B N, C, K]; steps of 0 are idle."""
-        u = jnp.pad(u.reshape(steps, many, -1), [(0, -steps % chunk), (0, 0), (0, 0)])
+        """[T, N, K] as [T / C, N, C, K]; steps of 0 are idle."""
+        u = jnp.pad(u, [(0, -steps % chunk), (0, 0), (0, 0)])
         return jnp.swapaxes(u.reshape(-1, chunk, *u.shape[1:]), 1, 2)
 
     def scores_of(q):
@@ -118,10 +116,10 @@ def _run(step: Write, h: Array, chunk: int) -> tuple[Array, Array]:
         after = written + (h if kept is None else kept * h)
         return after if erased is None else after - product(erased, h), h
 
-    last, before = jax.lax.scan(body, h.reshape(many, *h.shape[-2:]), (kept, erased, written))
+    last, before = jax.lax.scan(body, h, (kept, erased, written))
     u = v if w is None else v - product(w, before)
     seen = jnp.swapaxes(product(q, before) + product(scores, u), 1, 2)
-    return last.reshape(h.shape), seen.reshape(-1, *batch, v.shape[-1])[:steps]
+    return last, seen.reshape(-1, *seen.shape[2:])[:steps]
 
 
 def chunkwise(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: int | None = None) -> tuple[Carry, Tree]:
@@ -166,7 +164,10 @@ def chunkwise(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: int 
         if m is not None:
             ms = _stabilizer(m, step)
             step, m = step.stabilized(jnp.concatenate([m[None], ms[:-1]]), ms), ms
-        h, seen = _run(step, h, chunk)
+        run_one = partial(_run, chunk=chunk)
+        for _ in h.shape[:-3]:
+            run_one = jax.vmap(run_one, (1, 0), (0, 1))
+        h, seen = run_one(step, h)
         reads = outer.unpack(Read(seen), m)
         return outer.unpack(h, None if m is None else m[-1]), over_time(partial(cell.readout, params), reads, zs)
 

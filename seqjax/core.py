@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
 
 if TYPE_CHECKING:
     from seqjax.outer import Outer
@@ -263,6 +264,23 @@ def matmul(x: Array, w: Array) -> Array:
     """
     dtype = operand_dtype(w.dtype)
     return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=carry_dtype(w.dtype))
+
+
+def product_gradient(x: Array, w: Array, dy: Array) -> Array:
+    """The gradient of `matmul(x, w)` by `w [D, G]`, from that of the product: one product over all leading axes."""
+    leading = tuple(range(x.ndim - 1))
+    # Where x is explicitly sharded over these axes, the sum over devices has to be asked for.
+    given: Any = jax.typeof(x)
+    wanted: Any = jax.typeof(w)
+    explicit = AxisType.Explicit in given.sharding.mesh.axis_types
+    total = jax.lax.dot_general(
+        x.astype(operand_dtype(w.dtype)),
+        dy.astype(operand_dtype(w.dtype)),
+        ((leading, leading), ((), ())),
+        preferred_element_type=carry_dtype(w.dtype),
+        out_sharding=NamedSharding(given.sharding.mesh, wanted.sharding.spec) if explicit else None,
+    )
+    return total.astype(w.dtype)
 
 
 def check_features(x: Array, w: Array, space: tuple[int, ...] = ()) -> None:

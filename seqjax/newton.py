@@ -23,6 +23,8 @@ from seqjax.core import (
     split_const,
 )
 from seqjax.parallel import matrix_prefix, prefix, steps_after, steps_before
+from seqjax.placement import placed_as
+from seqjax.reverse_mode import reverse_mode_only
 
 
 class NewtonReport(NamedTuple):
@@ -56,12 +58,12 @@ def _jacobians(problem: _Problem, params: Params, before: Array, zs: Tree) -> tu
     if problem.probes is None:
         after, push = jax.linearize(lambda h: problem.step(params, h, zs), before)
         units = jnp.eye(before.shape[-1], dtype=before.dtype)
-        columns = jax.vmap(lambda unit: push(like(unit, before)))(units)
+        columns = jax.vmap(lambda unit: push(placed_as(like(unit, before), before)))(units)
         return after, jnp.moveaxis(columns, 0, -1)
     after, push = jax.linearize(lambda h: problem.probed(params, h, zs), before)
 
     def add(diagonal, probe):
-        return diagonal + push(like(probe, before)) * like(probe, before), None
+        return diagonal + push(placed_as(like(probe, before), before)) * like(probe, before), None
 
     return after, jax.lax.scan(add, jnp.zeros_like(before), jnp.asarray(problem.probes, before.dtype))[0]
 
@@ -83,7 +85,7 @@ def _iterate(problem: _Problem, update: Any, start: Array) -> tuple[Array, Newto
         k, _, error = state
         return (k < problem.iterations) & ~(error <= problem.tolerance).all()
 
-    error = jnp.full(start.shape[1:-1], jnp.inf, start.dtype)
+    error = jnp.full_like(start[0, ..., 0], jnp.inf)
     k, h, error = jax.lax.while_loop(unfinished, body, (jnp.int32(0), start, error))
     report = NewtonReport(k, error, error <= problem.tolerance)
     return jnp.where(jnp.expand_dims(report.converged, (0, -1)), h, jnp.full_like(h, jnp.nan)), report
@@ -216,7 +218,7 @@ def newton_with_report(
     plain, probed = partial(step, cell.transition), partial(step, probed)
     problem = _Problem(plain, probed, probes, steps, damping, limit, iterations)
     zs = project_all(cell, params, xs)
-    result: Any = _newton(problem, params, pack(carry), zs)
+    result: Any = _newton(problem, *reverse_mode_only("newton", (params, pack(carry), zs)))
     hs, report = unpack(result[0]), result[1]
     return jax.tree.map(lambda h: h[-1], hs), over_time(partial(cell.readout, params), hs, zs), report
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax.core import Array, Carry, Tree, split_const
+from seqjax.reverse_mode import reverse_mode_only
 
 
 def _repetitions(chunks: int, slots: int) -> int:
@@ -122,6 +123,7 @@ def revolve(run: Callable[[Carry, Tree], tuple[Carry, Tree]], carry: Carry, xs: 
     if len(split_const(outputs)[0]) < len(jax.tree.leaves(outputs)):
         raise ValueError(f"revolve stacks all outputs, got a Const among {outputs}")
     pure, shared = jax.closure_convert(lambda carry, timed: run(carry, merge(timed)), carry, first)
+    shared, carry, timed = reverse_mode_only("checkpointed", (shared, carry, timed))
     result: Any = _loop(pure, min(slots, timed[0].shape[0]), shared, carry, timed)
     return result
 

@@ -7,7 +7,6 @@ cell must offer: `scan`, `rematerialized` and `checkpointed` run anything, `fuse
 
 import csv
 import math
-import warnings
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from seqjax.core import (
     open_dense,
     operand_dtype,
     over_time,
+    product_gradient,
     project_all,
     scan_const,
     split_const,
@@ -38,6 +38,8 @@ from seqjax.core import (
 from seqjax.native import compiler, native, supports
 from seqjax.newton import NewtonReport, newton, newton_with_report
 from seqjax.parallel import associative
+from seqjax.placement import place
+from seqjax.reverse_mode import reverse_mode_only
 
 __all__ = [
     "METHODS",
@@ -134,22 +136,27 @@ def fused(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tr
     if cell.gated is None:
         raise ValueError('method "fused" needs a cell with the `gated` hint; use "scan"')
     zs = project_all(cell, params, xs)
-    result: Any = _fused(cell.gated, cell.gated.weights(params), carry, zs)
+    inputs = reverse_mode_only("fused", (cell.gated.weights(params), carry, zs))
+    result: Any = _fused(cell.gated, *inputs)
     carry, hs = result
     return carry, over_time(partial(cell.readout, params), hs, zs)
 
 
-def _gated_loop(gated: Gated, weights: tuple[Array, ...], nudges: tuple[Array, ...] | None, carry: Carry, zs: Tree):
-    """The forward loop; `nudges` are added to the products u_k, so that their gradient is du_k."""
+def _products(gated: Gated, weights: tuple[Array, ...], nudges: tuple[Array, ...] | None, carry: Carry, z: Tree):
+    """The products u_k of a step, to which `nudges` are added so that their gradient is du_k, and their factors v_k."""
+    us, vs = (), ()
+    for k, (stage, w) in enumerate(zip(gated.stages, weights, strict=True)):
+        v = stage(carry, z, us)
+        u = matmul(v, w)
+        us = (*us, u if nudges is None else u + nudges[k])
+        vs = (*vs, v.astype(operand_dtype(w.dtype)))
+    return us, vs
 
+
+def _gated_loop(gated: Gated, weights: tuple[Array, ...], nudges: tuple[Array, ...] | None, carry: Carry, zs: Tree):
     def body(carry, inputs):
         z, nudge = inputs
-        us, vs = (), ()
-        for k, (stage, w) in enumerate(zip(gated.stages, weights, strict=True)):
-            v = stage(carry, z, us)
-            u = matmul(v, w)
-            us = (*us, u if nudge is None else u + nudge[k])
-            vs = (*vs, v.astype(operand_dtype(w.dtype)))
+        us, vs = _products(gated, weights, nudge, carry, z)
         carry = gated.gates(carry, z, us)
         return carry, (carry, vs)
 
@@ -163,9 +170,8 @@ def _fused(gated: Gated, weights: tuple[Array, ...], carry: Carry, zs: Tree) -> 
 
 
 def _fused_forward(gated, weights, carry, zs):
-    steps = length(zs)
-    batch = jax.tree.leaves(carry)[0].shape[:-1]
-    nudges = tuple(jnp.zeros((steps, *batch, w.shape[1]), carry_dtype(w.dtype)) for w in weights)
+    of_step = jax.eval_shape(partial(over_time, lambda z: _products(gated, weights, None, carry, z)[0]), zs)
+    nudges = jax.tree.map(jnp.zeros_like, of_step)
 
     def run(nudges, carry, zs):
         carry, (hs, vs) = _gated_loop(gated, weights, nudges, carry, zs)
@@ -180,12 +186,7 @@ def _fused_backward(gated, residuals, cotangents):
     backward, weights, vs = residuals
     nudges, carry, zs = backward(cotangents)
 
-    def weight_gradient(v, du, w):
-        v, du = v.reshape(-1, v.shape[-1]), du.reshape(-1, du.shape[-1])
-        product = jnp.matmul(v.T, du.astype(operand_dtype(w.dtype)), preferred_element_type=carry_dtype(w.dtype))
-        return product.astype(w.dtype)
-
-    return tuple(map(weight_gradient, vs, nudges, weights)), carry, zs
+    return tuple(map(product_gradient, vs, weights, nudges)), carry, zs
 
 
 _fused.defvjp(_fused_forward, _fused_backward)
@@ -231,6 +232,9 @@ def auto(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tre
     It is the first of the `ranking` for the cell's hint, batch and units that can run it here: `native` needs a C++
     compiler and arithmetic that it knows. A matrix carry is run `chunkwise`, and a cell without hints is scanned.
     """
+    timed, _ = split_const(xs)
+    if not all(isinstance(size, int) for size in timed[0].shape):
+        return scan(cell, params, carry, xs)  # the one method for sizes that are symbols of jax.export
     if cell.outer is not None:
         return chunkwise(cell, params, carry, xs)
     if cell.gated is None and cell.affine is None:
@@ -241,10 +245,7 @@ def auto(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tre
         if name != "native":
             return METHODS[name](cell, params, carry, xs)
         if compiler() is not None and supports(cell, params, carry, xs):
-            try:
-                return native(cell, params, carry, xs)
-            except RuntimeError as error:
-                warnings.warn(f'method "native" is left out: {error}', RuntimeWarning, stacklevel=2)
+            return native(cell, params, carry, xs, required=False)
     return scan(cell, params, carry, xs)
 
 
@@ -268,16 +269,20 @@ def solve(method: Any, cell: Cell, params: Params, carry: Carry, xs: Tree) -> tu
     The layers of a stack are run one after the other, over all of time; `checkpointed` does so chunk by chunk.
 
     Raises:
-      ValueError: for a name that is no method's.
+      ValueError: for a name that is no method's, or inputs whose time axis is explicitly sharded.
+      TypeError: for what is neither a name nor a solver.
     """
-    if cell.layers and getattr(method, "func", method) not in ("checkpointed", checkpointed):
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}, expected one of {sorted(METHODS)} or a solver")
+        method = METHODS[method]
+    if not callable(method):
+        raise TypeError(f"method must be one of {sorted(METHODS)} or a solver, got {method!r}")
+    params, carry, xs = place(params, carry, xs, cell.space)
+    if cell.layers and getattr(method, "func", method) is not checkpointed:
         carries = []
         for layer, p, c in zip(cell.layers, params, carry, strict=True):
             c, xs = solve(method, layer, p, c, xs)
             carries.append(c)
         return tuple(carries), xs
-    if isinstance(method, str):
-        if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}, expected one of {sorted(METHODS)} or a solver")
-        method = METHODS[method]
     return method(cell, params, carry, xs)

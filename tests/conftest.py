@@ -13,6 +13,7 @@ if "CXX" not in os.environ and shutil.which("c++"):
 import jax
 import pytest
 
+jax.config.update("jax_num_cpu_devices", 8)  # for what is tested on a mesh; everything else runs on the first
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqjax import Const, cells, regularizers, unroll
-from seqjax.native import Unsupported, compiler, solver
+from seqjax.core import over_time
+from seqjax.native import Unsupported, compiler
+from seqjax.native.plan import make_plan
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 
@@ -54,9 +56,7 @@ def outcome(cell, method, *args):
 
 def columns(cell, params, carry, xs):
     gated = cell.gated
-    plan, arrays = solver._plan(
-        gated, gated.weights(params), carry, solver.over_time(partial(cell.project, params), xs)
-    )
+    plan, arrays = make_plan(gated, gated.weights(params), carry, over_time(partial(cell.project, params), xs))
     return plan.columns(arrays)
 
 

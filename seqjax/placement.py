@@ -1,0 +1,66 @@
+"""Placement: the part of an array's type that says where it lives on a mesh.
+
+Under `jax.shard_map` the type of an array names the mesh axes over which it varies; on a mesh with explicit axes it
+holds the sharding. A loop needs a carry of one type, but a carry of zeros varies over no axis and is replicated.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from seqjax.core import Array, Carry, Params, Tree, batch_shape, features, split_const
+
+
+def varying(tree: Tree) -> frozenset[str]:
+    """The mesh axes of `jax.shard_map` over which any leaf of a tree varies."""
+    types: list[Any] = [jax.typeof(leaf) for leaf in jax.tree.leaves(tree)]
+    return frozenset().union(*(one.manual_axis_type.varying for one in types))
+
+
+def vary(tree: Tree, axes: frozenset[str]) -> Tree:
+    """The tree with leaves that vary over the mesh axes `axes`; the gradient is summed over those that are new."""
+
+    def one(leaf):
+        missing = tuple(sorted(axes - varying(leaf)))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(one, tree)
+
+
+def explicit_spec(leaf: Array) -> tuple[Any, ...]:
+    """The explicit mesh axes over which each axis of an array is sharded, None for those that are not."""
+    aval: Any = jax.typeof(leaf)
+    return (*aval.sharding.spec, *(None,) * (aval.ndim - len(aval.sharding.spec)))
+
+
+def reshard(leaf: Array, spec: tuple[Any, ...]) -> Array:
+    """`leaf` explicitly sharded by `spec`."""
+    return leaf if explicit_spec(leaf) == spec else jax.sharding.reshard(leaf, PartitionSpec(*spec))
+
+
+def placed_as(value: Array, reference: Array) -> Array:
+    """`value` of the placement of `reference`, an array of the same shape."""
+    return vary(reshard(value, explicit_spec(reference)), varying(reference))
+
+
+def place(params: Params, carry: Carry, xs: Tree, space: tuple[int, ...] = ()) -> tuple[Params, Carry, Tree]:
+    """Params, carry [B, ...] and inputs [T, B, ...] of one placement, so that a loop can take them.
+
+    All of them vary over the same axes, and the batch axes of the carry are sharded as those of the inputs are.
+
+    Raises:
+      ValueError: for inputs whose time axis is explicitly sharded.
+    """
+    for leaf in split_const(xs)[0]:
+        if explicit_spec(leaf)[0] is not None:
+            raise ValueError(
+                f"the inputs are {jax.typeof(leaf)}, sharded over time: a recurrence takes all steps on one device; "
+                "shard the batch axes, or jax.sharding.reshard the inputs"
+            )
+    axes = varying((params, carry, xs))
+    params, carry, xs = (vary(tree, axes) for tree in (params, carry, xs))
+    batch = explicit_spec(features(xs))[1 : 1 + len(batch_shape(xs, space))]
+    if any(batch):
+        carry = jax.tree.map(lambda leaf: reshard(leaf, (*batch, *explicit_spec(leaf)[len(batch) :])), carry)
+    return params, carry, xs

@@ -1,0 +1,46 @@
+"""Solvers with a gradient of their own: what JAX says of them in forward mode names neither the solver nor the cure."""
+
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from seqjax.core import Tree
+
+
+def reverse_mode_only(method: str, tree: Tree) -> Tree:
+    """`tree` as it is, for a solver that has a gradient in reverse mode alone (`jax.custom_vjp`).
+
+    Reverse mode transposes the tangents of the tree; forward mode computes them, and gets a TypeError that names
+    the method.
+    """
+    return jax.tree.map(lambda leaf: _value.bind(leaf, method=method), tree)
+
+
+def _refuse(*_: Any, method: str, **__: Any):
+    raise TypeError(
+        f'method "{method}" has a gradient in reverse mode only (jax.grad, jax.vjp, jax.jacrev): in forward mode '
+        '(jax.jvp, jax.jacfwd, jax.linearize) use method="scan"'
+    )
+
+
+def _jvp(primals, tangents, *, method):
+    (value,), (tangent,) = primals, tangents
+    # The value is free of the primitive, so that an outer derivative sees only what the solver computes.
+    return value, tangent if isinstance(tangent, ad.Zero) else _tangent.bind(tangent, method=method)
+
+
+_value = Primitive("reverse_mode_value")
+_value.def_impl(lambda value, *, method: value)
+_value.def_abstract_eval(lambda value, *, method: value)
+mlir.register_lowering(_value, lambda ctx, value, *, method: [value])
+ad.primitive_jvps[_value] = _jvp
+batching.defvectorized(_value)
+
+_tangent = Primitive("reverse_mode_tangent")
+_tangent.def_impl(_refuse)
+_tangent.def_abstract_eval(lambda tangent, *, method: tangent)
+mlir.register_lowering(_tangent, _refuse)
+ad.deflinear2(_tangent, lambda cotangent, _, *, method: [cotangent])
+batching.primitive_batchers[_tangent] = _refuse
