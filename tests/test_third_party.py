@@ -195,6 +195,41 @@ def test_keras(keras, name):
     compare_with_keras(keras, keras_layer(keras, name, **FULL), HOLES if name in ("LSTM", "GRU") else None)
 
 
+@pytest.mark.parametrize(
+    ("name", "order"),
+    # Keras has the gates of a GRU in the order update, reset, candidate.
+    [("SimpleRNN", [0]), ("LSTM", [0, 1, 2, 3]), ("GRU", [1, 0, 2]), ("GRU, reset before", [1, 0, 2])],
+)
+def test_keras_recurrent_dropout(keras, name, order):
+    """The masks that Keras draws, one a gate and sequence, and ours are the same noise of the same cell."""
+    layer = keras_layer(keras, name, **FULL, recurrent_dropout=0.4, seed=1)
+    with relaxed():
+        layer.build((B, T, D))
+        drawn = layer.cell._create_dropout_mask(jnp.ones((B, H)), 0.4)
+    masks = drawn if isinstance(drawn, list) else [drawn]
+    assert len(masks) == len(order)
+    fixed = [v.value for v in layer.non_trainable_variables]
+
+    def theirs(weights, xs):
+        layer.cell._recurrent_dropout_mask = drawn
+        with relaxed():
+            out, _ = layer.stateless_call(weights, fixed, xs, training=True)
+        return out[0], jax.tree.leaves(out[1:])
+
+    def imported(weights, xs):
+        with keras.StatelessScope(state_mapping=zip(layer.trainable_variables, weights, strict=True)):
+            cell, params = from_keras(layer)
+        noisy, sample = seqjax.regularizers.recurrent_dropout(cell, 0.4, gates=len(order))
+        like_ours = sample(jax.random.key(0), cell.initial_carry(params, (B,)), jnp.swapaxes(xs, 0, 1))
+        noise = seqjax.Const(jnp.concatenate([jnp.asarray(masks[i]) for i in order], axis=-1))
+        assert noise.value.shape == like_ours.value.shape
+        carry, ys = seqjax.unroll(noisy, params, None, (jnp.swapaxes(xs, 0, 1), noise))
+        return jnp.swapaxes(ys, 0, 1), jax.tree.leaves(carry)
+
+    weights = draw([v.value for v in layer.trainable_variables], "float32")
+    compare(imported, theirs, weights, inputs("float32"), "float32")
+
+
 def test_keras_stacked_cells(keras):
     parts = [keras.layers.LSTMCell(H), keras.layers.SimpleRNNCell(3)]
     compare_with_keras(keras, keras.layers.RNN(parts, **FULL), HOLES)
