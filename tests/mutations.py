@@ -202,8 +202,8 @@ MUTATIONS = [
     Mutation(
         "dropout: what is kept is not divided by 1 - rate",
         "seqjax/regularizers.py",
-        ".astype(dtype) / jnp.broadcast_to(keep, shape)",
-        ".astype(dtype)",
+        "bernoulli(key, keep, shape), 1.0 / keep, 0.0)",
+        "bernoulli(key, keep, shape), 1.0, 0.0)",
         "tests/test_regularizers.py::test_the_rate_is_the_share_of_zeros_and_the_mean_is_one",
     ),
     Mutation(
@@ -639,8 +639,8 @@ MUTATIONS = [
     Mutation(
         "decoding: the nucleus leaves out the token that fills it",
         "seqjax/decoding.py",
-        "before < jnp.asarray(top_p, logits.dtype)",
-        "before + probability < jnp.asarray(top_p, logits.dtype)",
+        "before < least, rank, -1)",
+        "before + probability < least, rank, -1)",
         "tests/test_decoding.py::test_tokens_are_drawn_as_often_as_they_should[options5-expected5]",
     ),
     Mutation(
