@@ -38,7 +38,9 @@ def _scores(q: Array, k: Array, log_decay: Array | None) -> Array:
     if steps == 1:
         return (q * k).sum(-1, keepdims=True)
     half = steps // 2
-    halves = _scores(*(u.reshape(2 * many, half, u.shape[-1]) for u in (q, k, log_decay)))
+    # In two steps: a reshape of an explicitly sharded array splits axes or joins them.
+    cut = (u.reshape(many, 2, half, u.shape[-1]) for u in (q, k, log_decay))
+    halves = _scores(*(u.reshape(2 * many, half, u.shape[-1]) for u in cut))
     first, second = (halves.reshape(many, 2, half, half)[:, i] for i in (0, 1))
     late = q[:, half:] * _decay_from_start(log_decay[:, half:])
     early = k[:, :half] * _decay_to_end(log_decay[:, :half])

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 
+from seqjax.placement import placed_alike
+
 if TYPE_CHECKING:
     from seqjax.outer import Outer
 
@@ -155,7 +157,7 @@ def select(mask: Array, on: Tree, off: Tree) -> Tree:
 
     def pick(a, b):
         m = mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim))
-        return jnp.where(like(m, a), a, like(b, a))
+        return jnp.where(*placed_alike(like(m, a), a, like(b, a)))
 
     return jax.tree.map(pick, on, off)
 

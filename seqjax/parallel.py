@@ -20,7 +20,7 @@ from seqjax.core import (
     project_all,
     split_const,
 )
-from seqjax.placement import placed_as
+from seqjax.placement import placed_alike
 from seqjax.reverse_mode import reverse_mode_only
 
 # On a CPU, so many numbers of each array are worked on at a time: they stay in its cache.
@@ -142,7 +142,8 @@ def associative(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: in
     def run(carry, xs):
         zs = project_all(cell, params, xs)
         a, b = over_time(partial(affine, params), zs)
-        a = jax.tree.map(placed_as, a, b)  # an a that is the same for all sequences is not sharded as they are
+        # An a that is the same for all sequences is not sharded as they are.
+        a = jax.tree.map(lambda a, b: placed_alike(a, b)[0], a, b)
         a, b, carry = reverse_mode_only("associative", (a, b, carry))
         hs = jax.tree.map(linear_recurrence, a, b, carry, is_leaf=is_complex)
         return jax.tree.map(lambda h: h[-1], hs), over_time(partial(cell.readout, params), hs, zs)

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from seqjax.core import Array, Carry, Params, Tree, batch_shape, features, split_const
+Array = jax.Array
+Tree = Any
 
 
 def varying(tree: Tree) -> frozenset[str]:
@@ -44,23 +45,7 @@ def placed_as(value: Array, reference: Array) -> Array:
     return vary(reshard(value, explicit_spec(reference)), varying(reference))
 
 
-def place(params: Params, carry: Carry, xs: Tree, space: tuple[int, ...] = ()) -> tuple[Params, Carry, Tree]:
-    """Params, carry [B, ...] and inputs [T, B, ...] of one placement, so that a loop can take them.
-
-    All of them vary over the same axes, and the batch axes of the carry are sharded as those of the inputs are.
-
-    Raises:
-      ValueError: for inputs whose time axis is explicitly sharded.
-    """
-    for leaf in split_const(xs)[0]:
-        if explicit_spec(leaf)[0] is not None:
-            raise ValueError(
-                f"the inputs are {jax.typeof(leaf)}, sharded over time: a recurrence takes all steps on one device; "
-                "shard the batch axes, or jax.sharding.reshard the inputs"
-            )
-    axes = varying((params, carry, xs))
-    params, carry, xs = (vary(tree, axes) for tree in (params, carry, xs))
-    batch = explicit_spec(features(xs))[1 : 1 + len(batch_shape(xs, space))]
-    if any(batch):
-        carry = jax.tree.map(lambda leaf: reshard(leaf, (*batch, *explicit_spec(leaf)[len(batch) :])), carry)
-    return params, carry, xs
+def placed_alike(*values: Array) -> list[Array]:
+    """Arrays of one shape, of one placement: each axis is sharded where it is so in any of them."""
+    spec = tuple(next(filter(None, axes), None) for axes in zip(*map(explicit_spec, values), strict=True))
+    return vary([reshard(value, spec) for value in values], varying(values))

@@ -24,7 +24,8 @@ from seqjax.core import (
     Gated,
     Params,
     Tree,
-    carry_dtype,
+    batch_shape,
+    features,
     gated_step,
     matmul,
     open_dense,
@@ -38,7 +39,7 @@ from seqjax.core import (
 from seqjax.native import compiler, native, supports
 from seqjax.newton import NewtonReport, newton, newton_with_report
 from seqjax.parallel import associative
-from seqjax.placement import place
+from seqjax.placement import explicit_spec, reshard, vary, varying
 from seqjax.reverse_mode import reverse_mode_only
 
 __all__ = [
@@ -263,6 +264,28 @@ METHODS = {
 """The solvers by name, for `unroll(..., method=name)`."""
 
 
+def _place(params: Params, carry: Carry, xs: Tree, space: tuple[int, ...] = ()) -> tuple[Params, Carry, Tree]:
+    """Params, carry [B, ...] and inputs [T, B, ...] of one placement, so that a loop can take them.
+
+    All of them vary over the same axes, and the batch axes of the carry are sharded as those of the inputs are.
+
+    Raises:
+      ValueError: for inputs whose time axis is explicitly sharded.
+    """
+    for leaf in split_const(xs)[0]:
+        if explicit_spec(leaf)[0] is not None:
+            raise ValueError(
+                f"the inputs are {jax.typeof(leaf)}, sharded over time: a recurrence takes all steps on one device; "
+                "shard the batch axes, or jax.sharding.reshard the inputs"
+            )
+    axes = varying((params, carry, xs))
+    params, carry, xs = (vary(tree, axes) for tree in (params, carry, xs))
+    batch = explicit_spec(features(xs))[1 : 1 + len(batch_shape(xs, space))]
+    if any(batch):
+        carry = jax.tree.map(lambda leaf: reshard(leaf, (*batch, *explicit_spec(leaf)[len(batch) :])), carry)
+    return params, carry, xs
+
+
 def solve(method: Any, cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
     """Run a cell by a method: a name in `METHODS` or a solver.
 
@@ -278,7 +301,7 @@ def solve(method: Any, cell: Cell, params: Params, carry: Carry, xs: Tree) -> tu
         method = METHODS[method]
     if not callable(method):
         raise TypeError(f"method must be one of {sorted(METHODS)} or a solver, got {method!r}")
-    params, carry, xs = place(params, carry, xs, cell.space)
+    params, carry, xs = _place(params, carry, xs, cell.space)
     if cell.layers and getattr(method, "func", method) is not checkpointed:
         carries = []
         for layer, p, c in zip(cell.layers, params, carry, strict=True):

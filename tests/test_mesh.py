@@ -131,7 +131,7 @@ def test_pmap(expected, name):
     def cut(leaf, axis):
         return leaf.reshape(*leaf.shape[:axis], 8, -1, *leaf.shape[axis + 1 :])
 
-    run = jax.pmap(differentiated(losses), in_axes=(None, 1, 1, 0), out_axes=(0, (0, 1)))
+    run = jax.pmap(differentiated(losses), in_axes=(None, 1, 1, 0), out_axes=dict.fromkeys(losses, (0, (0, 1))))
     got = run(params, cut(xs, 1), cut(mask, 1), cut(drop, 0))
 
     def joined(result):
