@@ -10,9 +10,10 @@ unrolls a cell maps `project` and `readout` over time, in parallel (`over_time`)
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 
@@ -51,6 +52,19 @@ class Gated(NamedTuple):
     candidate: Callable[[Carry, Tree, tuple[Array, ...], Callable[[Array], Array]], Carry] | None = None
 
 
+_Carry = TypeVar("_Carry", bound=type)
+
+
+def exportable(carry: _Carry) -> _Carry:
+    """Register a NamedTuple with `jax.export`, which writes the types of arguments and results into its files.
+
+    A carry of your own needs the same: `jax.export.register_namedtuple_serialization`.
+    """
+    jax.export.register_namedtuple_serialization(carry, serialized_name=f"seqjax.{carry.__name__}")
+    return carry
+
+
+@exportable
 class Complex(NamedTuple):
     """A node of a carry that holds complex numbers `re + i im`, as two real arrays of one shape."""
 
@@ -63,8 +77,11 @@ def is_complex(node: Tree) -> bool:
     return isinstance(node, Complex)
 
 
+@jax.tree_util.register_static
 class Cell(NamedTuple):
     """A recurrent cell as a tuple of pure functions.
+
+    To JAX it is a tree without arrays: a jitted function takes a cell as it takes params, and is compiled for each.
 
     Attributes:
       init: `(key, in_features) -> params`, a plain tree of arrays. A cell that reads tokens has 0 features.
@@ -120,6 +137,11 @@ class Const:
     """
 
     value: Any
+
+
+jax.export.register_pytree_node_serialization(
+    Const, serialized_name="seqjax.Const", serialize_auxdata=lambda _: b"", deserialize_auxdata=lambda _: ()
+)
 
 
 def is_const(leaf: Tree) -> bool:

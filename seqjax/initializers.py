@@ -58,6 +58,19 @@ __all__ = [
 _F = TypeVar("_F", bound=Callable)
 
 
+def check_entries(shape: Sequence[int]) -> None:
+    """Check that a weight has entries.
+
+    Raises:
+      ValueError: for an axis of size 0.
+    """
+    if 0 in shape:
+        raise ValueError(
+            f"a weight of shape {tuple(shape)} has no entries: a cell has at least one unit and reads at least one "
+            "feature (init(key, 0) is for a cell that reads tokens: wrap this one in with_embedding or with_one_hot)"
+        )
+
+
 def cast_last(init: _F) -> _F:
     """`init`, which takes a dtype, drawn in at least float32 and cast last.
 
@@ -68,6 +81,7 @@ def cast_last(init: _F) -> _F:
     def draw(*args, **options):
         given = signature.bind(*args, **options)
         given.apply_defaults()
+        check_entries(given.arguments["shape"])
         dtype = given.arguments["dtype"]
         if dtype is None:  # JAX's default, the widest that there is
             return init(*given.args, **given.kwargs)

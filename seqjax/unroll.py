@@ -1,12 +1,15 @@
 """Running cells over sequences: `unroll`, `bidirectional`, `generate`."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.errors import ConcretizationTypeError
+from jax.extend.core import concrete_or_error
 
 from seqjax.core import Array, Carry, Cell, Key, Params, Tree, batch_shape, features, split_const
 from seqjax.solve import Solver, solve
@@ -24,13 +27,14 @@ def mask_from_lengths(lengths: Array, steps: int) -> Array:
     """bool [T, B] that is true at the first `lengths[b]` steps of sequence b; lengths int [B].
 
     Raises:
-      TypeError: for lengths that are no integers.
+      TypeError: for lengths that are no array of integers.
       ValueError: for a length below 0 or above the number of steps, where it is known: under jit it is not.
 
     Example:
       >>> seqjax.mask_from_lengths(jnp.array([3, 1]), 3).T.tolist()
       [[True, True, True], [True, False, False]]
     """
+    _check_arrays("lengths", "an array int [B]", lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
     if not isinstance(lengths, Tracer):
@@ -40,6 +44,14 @@ def mask_from_lengths(lengths: Array, steps: int) -> Array:
     lengths = lengths.astype(jnp.int32)  # a narrow type, uint8 say, cannot count all steps
     time = jnp.arange(steps, dtype=jnp.int32).reshape(steps, *(1,) * lengths.ndim)
     return time < jnp.expand_dims(lengths, 0)
+
+
+def _check_arrays(name: str, expected: str, tree: Tree) -> None:
+    """Check that a tree holds arrays, and not lists of numbers, which are trees too."""
+    for leaf in jax.tree.leaves(tree):
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            given = f"a {type(tree).__name__}" + ("" if leaf is tree else f" that holds a {type(leaf).__name__}")
+            raise TypeError(f"{name} must be {expected}, got {given}: use jnp.asarray")
 
 
 def reverse_time(xs: Tree) -> Tree:
@@ -63,6 +75,8 @@ def check_inputs(cell: Cell, xs: Tree, mask: Array | None) -> None:
     if shape[after : after + len(cell.space)] != cell.space:
         axes = ", ".join(map(str, cell.space))
         raise ValueError(f"inputs have shape {shape}, expected [T, B, {axes}, D] for a cell of the space {cell.space}")
+    if mask is not None:
+        _check_arrays("mask", "an array bool [T, B]", mask)
     if mask is not None and (mask.dtype != bool or mask.shape != (*lengths, *batch)):
         raise ValueError(f"mask must be bool {(*lengths, *batch)}, [T, B] of the inputs, got {mask.dtype} {mask.shape}")
 
@@ -128,7 +142,20 @@ def unroll(
       >>> bool(jnp.allclose(last[1], middle[1], atol=1e-6))
       True
     """
+    _check_arrays("xs", "an array [T, B, D] or a tree of arrays", xs)
     check_inputs(cell, xs, mask)
+    if not _known((params, carry, xs, mask)):
+        return _run(cell, method, reverse, params, carry, xs, mask)
+    # Outside of jit every loop is a program of its own, which is compiled once for a cell and shapes, not once a call.
+    name: Any = (method.func, method.args, tuple(method.keywords.items())) if isinstance(method, partial) else method
+    try:
+        run = _compiled(cell, name, reverse)
+    except TypeError:  # a cell or solver that cannot be hashed
+        run = partial(_run, cell, method, reverse)
+    return run(params, carry, xs, mask)
+
+
+def _run(cell, method, reverse, params, carry, xs, mask):
     if carry is None:
         carry = cell.initial_carry(params, batch_shape(xs, cell.space))
     _check_carry(cell, params, carry, xs)
@@ -138,6 +165,24 @@ def unroll(
         xs = reverse_time(xs)
     carry, ys = solve(method, cell, params, carry, xs)
     return carry, reverse_time(ys) if reverse else ys
+
+
+@lru_cache(maxsize=128)
+def _compiled(cell: Cell, method: Any, reverse: bool) -> Callable[..., tuple[Carry, Tree]]:
+    if isinstance(method, tuple):
+        solver, args, keywords = method
+        method = partial(solver, *args, **dict(keywords))
+    return jax.jit(partial(_run, cell, method, reverse))
+
+
+def _known(tree: Tree) -> bool:
+    """Whether all values are known now, in a derivative too: nothing is being staged."""
+    try:
+        for leaf in jax.tree.leaves(tree):
+            concrete_or_error(None, leaf)
+    except ConcretizationTypeError:
+        return False
+    return True
 
 
 def bidirectional(

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.cells.gated import _check_size, _gated, _initial, _project, _zeros, normalize
-from seqjax.core import Array, Cell, Const, Gated, like
+from seqjax.core import Array, Cell, Const, Gated, exportable, like
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal
 
 
+@exportable
 class FastWeightsCarry(NamedTuple):
     """Carry of a network with fast weights: output h [B, H] and fast weights a [B, H, H]."""
 

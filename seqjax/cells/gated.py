@@ -11,10 +11,22 @@ import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
-from seqjax.core import Array, Cell, Const, Dense, Gated, carry_dtype, check_features, gated_transition, like
+from seqjax.core import (
+    Array,
+    Cell,
+    Const,
+    Dense,
+    Gated,
+    carry_dtype,
+    check_features,
+    exportable,
+    gated_transition,
+    like,
+)
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
+@exportable
 class LSTMCarry(NamedTuple):
     """Carry of the LSTM cells: output h and cell state c, each [B, H]."""
 

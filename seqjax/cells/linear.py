@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 
 from seqjax.cells.gated import _check_size
-from seqjax.core import Array, Cell, affine_transition, carry_dtype, check_features, dense
+from seqjax.core import Array, Cell, affine_transition, carry_dtype, check_features, dense, exportable
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, per_gate
 
 
@@ -144,6 +144,7 @@ def qrnn(
     return cell if window == 1 else _over_windows(cell, window)
 
 
+@exportable
 class QRNNCarry(NamedTuple):
     """Carry of a QRNN with a window: output h [B, H], and the last inputs x [B, window, D], the oldest first."""
 

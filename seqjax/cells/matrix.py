@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 
 from seqjax.cells.gated import largest
-from seqjax.core import Array, Cell, Tree, carry_dtype, dense, like
+from seqjax.core import Array, Cell, Tree, carry_dtype, dense, exportable, like
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform
 from seqjax.outer import Outer, Write, outer_transition, read
 
@@ -202,6 +202,7 @@ def quotient(a: Array, b: Array) -> Array:
     return _divide(a, like(jnp.maximum(b, jnp.finfo(b.dtype).tiny ** 0.5), a))
 
 
+@exportable
 class MLSTMCarry(NamedTuple):
     """Carry of the mLSTM: memory c [B, N, K, V] and normalizer n [B, N, K], both times exp(-m), and m [B, N]."""
 

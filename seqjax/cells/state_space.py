@@ -27,7 +27,7 @@ from seqjax.core import (
     matmul,
     multiply,
 )
-from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, per_gate
+from seqjax.initializers import BiasInitializer, Initializer, check_entries, gate_bias, glorot_uniform, per_gate
 
 
 def _wide(value: Array) -> Array:
@@ -106,6 +106,7 @@ def lru(
         raise ValueError(f"lru needs 0 <= r_min < r_max <= 1 and max_phase > 0, got {r_min}, {r_max} and {max_phase}")
 
     def init(key, in_features):
+        check_entries((in_features, 2 * hidden))
         k_r, k_phase, k_x, k_y, k_d = jax.random.split(key, 5)
         wide = carry_dtype(dtype)
         eps, tiny = float(jnp.finfo(wide).eps), float(jnp.finfo(wide).tiny)
@@ -265,6 +266,7 @@ def s4d(states: int, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: Any =
     _check_steps("s4d", dt_min, dt_max)
 
     def init(key, in_features):
+        check_entries((in_features, states))
         k_dt, k_c, k_d = jax.random.split(key, 3)
         wide, shape = carry_dtype(dtype), (in_features, states)
         c_re, c_im = jax.random.normal(k_c, (2, *shape), wide) * 0.5**0.5
@@ -336,6 +338,7 @@ def s5(hidden: int, blocks: int = 1, *, dt_min: float = 0.001, dt_max: float = 0
     _check_steps("s5", dt_min, dt_max)
 
     def init(key, in_features):
+        check_entries((in_features, 2 * hidden))
         k_dt, k_x, k_y, k_d = jax.random.split(key, 4)
         wide = carry_dtype(dtype)
         params = {

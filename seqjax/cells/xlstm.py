@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 
 from seqjax.cells.gated import _check_size, _gated, _hint
-from seqjax.core import Array, Cell, carry_dtype
+from seqjax.core import Array, Cell, carry_dtype, exportable
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
+@exportable
 class SLSTMCarry(NamedTuple):
     """Carry of the sLSTM: output h, cell c and normalizer n, both times exp(-m), and m; each [B, H]."""
 
