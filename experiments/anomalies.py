@@ -113,8 +113,9 @@ def corpus(data_dir: str | None) -> dict[str, nab.Series]:
 
 
 def rows(times: np.ndarray, values: np.ndarray, learned: np.ndarray) -> np.ndarray:
-    """Rows float32 [T, 3]; the value is standardized by the values `learned`, or only centered where those are one."""
-    value = (values - learned.mean()) / (learned.std() or 1.0)
+    """Rows float32 [T, 3]; the value standardized by the values `learned`, only centered if those are constant."""
+    center, scale = windows.moments(learned)
+    value = (values - center) / (scale or 1.0)
     day = times.astype("datetime64[s]").astype(np.int64) % 86_400 * (2 * np.pi / 86_400)
     return np.stack([value, np.sin(day), np.cos(day)], axis=-1).astype(np.float32)
 

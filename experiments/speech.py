@@ -105,18 +105,20 @@ def _words(part: spoken_digits.Recordings) -> Words:
     sound = np.zeros((len(lengths), longest), np.float32)
     for row, samples, length in zip(sound, part.samples, lengths, strict=True):
         row[:length] = samples[:length] / max(samples[:length].std() * 10, 1)
-    frames, counts = _standardized(jnp.asarray(sound), jnp.asarray(lengths, jnp.int32))
-    return Words(frames, counts, jnp.asarray(part.digits))
+    frames, counts = _frames(jnp.asarray(sound)), np.maximum(lengths // SETTINGS.hop, 1).astype(np.int32)
+    return Words(jnp.asarray(_standardized(np.asarray(frames), counts)), jnp.asarray(counts), jnp.asarray(part.digits))
 
 
-@jax.jit
-def _standardized(sound: Array, samples: Array) -> tuple[Array, Array]:
-    """Sound [N, samples] and how many of them are real, [N], to frames and lengths."""
-    frames, lengths = spectrogram.log_mel(SETTINGS, sound), jnp.maximum(samples // SETTINGS.hop, 1)
-    real = (jnp.arange(frames.shape[1], dtype=jnp.int32)[None] < lengths[:, None])[..., None]
-    real = jnp.broadcast_to(real, frames.shape)
-    centred = jnp.where(real, frames - frames.mean(1, where=real, keepdims=True), 0)
-    return centred / (centred.std((1, 2), where=real, keepdims=True) + 1e-3), lengths
+_frames = jax.jit(lambda sound: spectrogram.log_mel(SETTINGS, sound))
+
+
+def _standardized(frames: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Frames [N, T, M]: each band to mean 0 over the real ones, all bands together to deviation 1; 0 behind the end."""
+    real = (np.arange(frames.shape[1]) < lengths[:, None])[..., None]
+    mean, std = windows.moments(frames, 1, where=real)
+    deviation = np.sqrt(np.square(std).mean(1))
+    scale = np.where(deviation > 0, deviation, 1)[:, None, None]
+    return np.where(real, (frames - mean[:, None]) / scale, 0).astype(np.float32)
 
 
 def _network(config: SimpleNamespace, numbers: Any, rngs: nnx.Rngs) -> nnx.Module:

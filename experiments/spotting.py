@@ -50,7 +50,7 @@ from experiments import base, command, detection, speech, supervised, tasks
 from experiments.report import COLORS, Section, groups, intervals, panels, save, separate
 from seqjax import cells
 from seqjax.core import Array, Cell, Key, Params
-from seqjax.data import spectrogram, spoken_digits, streams
+from seqjax.data import spectrogram, spoken_digits, streams, windows
 from seqjax.models import spotter
 from seqjax.regularizers import recurrent_dropout
 from seqjax.train import Program, Run, State
@@ -110,12 +110,11 @@ def _data(config: SimpleNamespace) -> Data:
     banks = {name: streams.bank(part) for name, part in parts.items()}
 
     @jax.jit
-    def moments(bank):
-        sound = _draw(jax.random.key(0), bank, _training(config), 32).sound
-        frames = spectrogram.log_mel(SETTINGS, sound)
-        return frames.mean((0, 1)), frames.std((0, 1))
+    def frames(bank):
+        return spectrogram.log_mel(SETTINGS, _draw(jax.random.key(0), bank, _training(config), 32).sound)
 
-    return Data(banks, *moments(banks["train"]))
+    scale = windows.Standardizer.fit(np.asarray(frames(banks["train"])).reshape(-1, SETTINGS.bands))
+    return Data(banks, *(jnp.asarray(row, jnp.float32) for row in scale))
 
 
 def _training(config: SimpleNamespace) -> streams.Mix:

@@ -162,6 +162,17 @@ def test_normalize_is_of_each_series_over_its_own_steps():
     assert found.dtype == np.float32
 
 
+def test_normalize_is_right_at_any_magnitude_and_never_divides_by_rounding():
+    series = ucr.Series(
+        np.array([[[1e8], [1e8 + 1], [1e8 + 2]]]), np.array([3], np.int32), np.zeros(1, np.int32), ("0",)
+    )
+    wide = np.sqrt(1.5)
+    np.testing.assert_allclose(ucr.normalize(series).values[0, :, 0], [-wide, 0, wide], rtol=1e-6, atol=1e-6)
+    for one in (np.float32(0.1), np.float64(0.3)):
+        values = np.array([one, np.nextafter(one, type(one)(1)), one], one.dtype)[None, :, None]
+        assert not ucr.normalize(series._replace(values=values)).values.any()
+
+
 def test_a_split_holds_out_a_part_of_every_class():
     labels = np.array([0] * 10 + [1] * 5 + [2] * 2, np.int32)
     values = np.arange(17, dtype=np.float32).reshape(17, 1, 1)

@@ -150,6 +150,54 @@ def test_standardizer_scales_the_training_part_and_inverts():
     np.testing.assert_allclose(scale.apply(train[None, 3]), z[None, 3])
 
 
+LARGE = np.array([[1e8], [1e8 + 1], [1e8 + 2]])
+
+
+def test_the_magnitude_of_a_column_does_not_matter():
+    normal = np.array([[-(1.5**0.5)], [0.0], [1.5**0.5]])
+    for train in (LARGE, LARGE.astype(np.int64), LARGE.tolist(), 1e-300 * LARGE, 1e295 * LARGE):
+        scale = windows.Standardizer.fit(train)
+        np.testing.assert_allclose(scale.apply(train), normal, rtol=1e-6, atol=1e-6)
+    scale = windows.Standardizer.fit(LARGE)
+    np.testing.assert_array_equal(scale.invert(scale.apply(LARGE)), LARGE.astype(np.float32))
+
+
+def test_a_standardizer_that_is_itself_traced_is_the_same():
+    train = np.random.default_rng(0).normal([1000.0, -3.0], [8.0, 0.5], (50, 2)).astype(np.float32)
+    scale = windows.Standardizer.fit(train)
+    z = jax.jit(lambda scale, x: scale.apply(x))(scale, train)
+    np.testing.assert_allclose(z, scale.apply(train), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(lambda scale, z: scale.invert(z))(scale, z), train, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("base", [1e-3, 0.1, 1.0, 20.1, 1e4])
+def test_what_varies_by_rounding_alone_is_constant(dtype, base):
+    base = dtype(base)
+    noisy = np.array([base, np.nextafter(base, dtype(np.inf)), np.nextafter(base, dtype(0))] * 40, dtype)[:, None]
+    many = np.full((100_001, 1), base)  # whose plain mean is off by many roundings
+    for column in (noisy, many):
+        assert windows.moments(column)[1].item() == 0
+        with pytest.raises(ValueError, match=r"'column 0' is constant \(.*\) in the training part, up to rounding"):
+            windows.Standardizer.fit(column)
+    spread = (float(base) * (1 + 100 * float(np.finfo(dtype).eps) * np.array([0, 1, 2] * 40))).astype(dtype)[:, None]
+    assert windows.moments(spread)[1].item() == pytest.approx(np.std(spread.astype(np.float64)), rel=1e-6)
+
+
+def test_moments_are_those_of_what_counts():
+    rng = np.random.default_rng(0)
+    values = rng.normal(1e6, 3, (4, 6, 3)).astype(np.float32)
+    real = (np.arange(6) < np.array([6, 1, 3, 5])[:, None])[..., None]
+    mean, std = windows.moments(np.where(real, values, np.nan), 1, where=real)
+    assert mean.dtype == std.dtype == np.float64
+    for row, length, m, s in zip(values.astype(np.float64), (6, 1, 3, 5), mean, std, strict=True):
+        np.testing.assert_allclose(m, row[:length].mean(0), rtol=1e-15)
+        np.testing.assert_allclose(s, row[:length].std(0), rtol=1e-7)
+    assert windows.moments(values, (0, 1))[0].shape == (3,)
+    with pytest.raises(ValueError, match=r"moments need at least one value each, got \[0, 3\] along axis 0"):
+        windows.moments(np.zeros((0, 3)))
+
+
 def test_standardizer_names_the_column_that_it_cannot_scale():
     train = np.array([[1.0, 5.0], [2.0, 5.0]])
     with pytest.raises(ValueError, match=r"'p \(mbar\)' is constant \(5\) in the training part"):

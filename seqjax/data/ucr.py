@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seqjax.data import fields, files
+from seqjax.data import fields, files, windows
 
 __all__ = ["Series", "generated", "load", "normalize", "pack", "parse", "split"]
 
@@ -89,15 +89,14 @@ def pack(parts: Sequence[Sequence[tuple[np.ndarray, str]]]) -> list[Series]:
 
 
 def normalize(series: Series) -> Series:
-    """Each variable of each series to mean 0 and standard deviation 1 over its own steps; constant ones to 0."""
-    real = np.arange(series.values.shape[1]) < series.lengths[:, None]
-    real, count = real[..., None], series.lengths[:, None, None]
-    values = series.values.astype(np.float64)
-    centered = np.where(real, values - values.sum(1, keepdims=True) / count, 0)
-    std = np.sqrt(np.square(centered).sum(1, keepdims=True) / count)
-    scale = np.abs(values).max(1, keepdims=True)
-    # A constant variable has a deviation of rounding alone.
-    normal = np.divide(centered, std, out=np.zeros_like(centered), where=std > 1e-7 * scale)
+    """Each variable of each series to mean 0 and standard deviation 1 over its own steps; constant ones to 0.
+
+    Mean and deviation are those of `windows.moments`, so what varies by rounding alone is constant.
+    """
+    real = (np.arange(series.values.shape[1]) < series.lengths[:, None])[..., None]
+    mean, std = (row[:, None] for row in windows.moments(series.values, 1, where=real))
+    centered = np.where(real, series.values.astype(np.float64) - mean, 0)
+    normal = np.divide(centered, std, out=np.zeros_like(centered), where=std > 0)
     return series._replace(values=normal.astype(np.float32))
 
 
