@@ -273,7 +273,7 @@ def test_watch_and_flags_that_are_refused(tmp_path):
     assert "holds no run" in printed("--watch=x.csv", f"--run={tmp_path}", code=2)
     assert "Unknown command line flag 'models'" in printed("--watch=x.csv", "--models=gru", code=2)
     assert "value should be one of <last_value|moving_average|" in refused("anomalies", "--model=arima")
-    with pytest.raises(ValueError, match="stream: line 2: .* expected a time and a number"):
+    with pytest.raises(ValueError, match=r"stream: line 2: .* expected a time and a number"):
         list(watch.parsed(["2014-01-01 00:00:00,1", "2014-01-01 00:05:00,inf"], "stream"))
     with pytest.raises(ValueError, match=r"the stream ended after 1 rows, before the first alarm can come \(20 rows\)"):
         list(watch.watch(detector("moving_average"), 1.0, watch.parsed(["2014-01-01 00:00:00,1"], "stream"), 20))
