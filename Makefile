@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint bench bench-methods bench-experiments bench-long bench-gradients api matrix mutations sanitize constraints clean
+.PHONY: demo test test-slow lint bench bench-methods bench-experiments bench-long bench-gradients api matrix transforms mutations sanitize constraints clean
 
 demo: .venv/installed
 	$(BIN)/python launch.py
@@ -46,6 +46,10 @@ api: .venv/installed-dev
 # Every cell, wrapper, method and dtype against scan: docs/matrix.md. Best on a quiet machine.
 matrix: .venv/installed-dev
 	$(BIN)/python tests/matrix.py
+
+# Every method under every transformation of JAX: docs/transforms.md.
+transforms: .venv/installed-dev
+	$(BIN)/python tests/transforms.py
 
 # Bugs put in on purpose, each of which a test must catch: docs/mutations.md.
 mutations: .venv/installed-dev

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqjax.autodiff import reverse_mode_only
 from seqjax.core import (
     Array,
     Carry,
@@ -24,7 +25,6 @@ from seqjax.core import (
 )
 from seqjax.parallel import matrix_prefix, prefix, steps_after, steps_before
 from seqjax.placement import placed_as
-from seqjax.reverse_mode import reverse_mode_only
 
 
 class NewtonReport(NamedTuple):
@@ -104,6 +104,7 @@ def _newton(problem: _Problem, params: Params, first: Array, zs: Tree) -> tuple[
 
 
 def _newton_forward(problem, params, first, zs):
+    params, first, zs = reverse_mode_only("newton", (params, first, zs))  # for an outer derivative
     result: Any = _newton(problem, params, first, zs)
     return result, (params, first, zs, result[0])
 

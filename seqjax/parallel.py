@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seqjax.autodiff import reverse_mode_only
 from seqjax.checkpointed import fitting_chunk, over_chunks
 from seqjax.core import (
     Array,
@@ -21,7 +22,6 @@ from seqjax.core import (
     split_const,
 )
 from seqjax.placement import placed_alike
-from seqjax.reverse_mode import reverse_mode_only
 
 # On a CPU, so many numbers of each array are worked on at a time: they stay in its cache.
 CACHED = 2**17

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqjax.autodiff import reverse_mode_only
 from seqjax.core import Array, Carry, Tree, split_const
-from seqjax.reverse_mode import reverse_mode_only
 
 
 def _repetitions(chunks: int, slots: int) -> int:

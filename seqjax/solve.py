@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax.autodiff import reverse_mode_only
 from seqjax.checkpointed import checkpointed
 from seqjax.chunkwise import chunkwise
 from seqjax.core import (
@@ -40,7 +41,6 @@ from seqjax.native import compiler, native, supports
 from seqjax.newton import NewtonReport, newton, newton_with_report
 from seqjax.parallel import associative
 from seqjax.placement import explicit_spec, reshard, vary, varying
-from seqjax.reverse_mode import reverse_mode_only
 
 __all__ = [
     "METHODS",
@@ -263,6 +263,8 @@ METHODS = {
 }
 """The solvers by name, for `unroll(..., method=name)`."""
 
+NEED_SIZES = (checkpointed, native, associative, chunkwise, newton)  # which plan for a number of steps and sequences
+
 
 def _place(params: Params, carry: Carry, xs: Tree, space: tuple[int, ...] = ()) -> tuple[Params, Carry, Tree]:
     """Params, carry [B, ...] and inputs [T, B, ...] of one placement, so that a loop can take them.
@@ -301,8 +303,15 @@ def solve(method: Any, cell: Cell, params: Params, carry: Carry, xs: Tree) -> tu
         method = METHODS[method]
     if not callable(method):
         raise TypeError(f"method must be one of {sorted(METHODS)} or a solver, got {method!r}")
+    solver = getattr(method, "func", method)
+    sizes = [size for leaf in split_const(xs)[0] for size in leaf.shape]
+    if solver in NEED_SIZES and not all(isinstance(size, int) for size in sizes):
+        raise ValueError(
+            f'method "{solver.__name__}" needs sizes that are numbers, got inputs of shape {features(xs).shape}: with '
+            'symbolic shapes, as jax.export has them, use method="scan"'
+        )
     params, carry, xs = _place(params, carry, xs, cell.space)
-    if cell.layers and getattr(method, "func", method) is not checkpointed:
+    if cell.layers and solver is not checkpointed:
         carries = []
         for layer, p, c in zip(cell.layers, params, carry, strict=True):
             c, xs = solve(method, layer, p, c, xs)

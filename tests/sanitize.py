@@ -3,7 +3,7 @@
 The C++ of every cell of the tests is compiled with both; the first report of either ends the process, and so this one.
 Python has no part in it, so leaks are not counted: what outlives a call here does so on purpose.
 
-    python tests/sanitize.py [pytest arguments]   by default all tests of the compiled loop, and all cells by all methods
+    python tests/sanitize.py [pytest arguments]   by default those of the compiled loop, and all cells by all methods
 """
 
 import os

@@ -150,4 +150,4 @@ def source(plan: Plan, wanted: tuple[bool, ...]) -> Source:
             errors.append(error)
     # Others say only that a Const was not meant that way.
     reason = next((error for error in errors if isinstance(error, Unsupported)), errors[0])
-    raise Unsupported(f"no C++ for these gates: {reason}") from reason
+    raise Unsupported(f'no C++ for these gates: {reason}; use "scan"') from reason

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
+from seqjax.autodiff import reverse_mode_only
 from seqjax.core import Array, Carry, Cell, Params, Tree, open_dense, over_time
 from seqjax.native import portable
 from seqjax.native.arithmetic import Unsupported
 from seqjax.native.build import library
 from seqjax.native.call import Choice, call
 from seqjax.native.plan import VL, Arrays, Plan, Wanted, make_plan, source
-from seqjax.reverse_mode import reverse_mode_only
 
 
 def native(cell: Cell, params: Params, carry: Carry, xs: Tree, *, required: bool = True) -> tuple[Carry, Tree]:

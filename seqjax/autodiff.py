@@ -1,4 +1,4 @@
-"""Solvers with a gradient of their own: what JAX says of them in forward mode names neither the solver nor the cure."""
+"""Solvers with a gradient of their own have fewer derivatives; what JAX says of the others does not name the cure."""
 
 from typing import Any
 
@@ -31,16 +31,21 @@ def _jvp(primals, tangents, *, method):
     return value, tangent if isinstance(tangent, ad.Zero) else _tangent.bind(tangent, method=method)
 
 
-_value = Primitive("reverse_mode_value")
-_value.def_impl(lambda value, *, method: value)
-_value.def_abstract_eval(lambda value, *, method: value)
-mlir.register_lowering(_value, lambda ctx, value, *, method: [value])
-ad.primitive_jvps[_value] = _jvp
-batching.defvectorized(_value)
+def _identity(name: str) -> Primitive:
+    """A primitive that returns its argument."""
+    primitive = Primitive(name)
+    primitive.def_impl(lambda value, *, method: value)
+    primitive.def_abstract_eval(lambda value, *, method: value)
+    mlir.register_lowering(primitive, lambda ctx, value, *, method: [value])
+    batching.defvectorized(primitive)
+    return primitive
 
-_tangent = Primitive("reverse_mode_tangent")
+
+_value = _identity("reverse_mode_value")
+ad.primitive_jvps[_value] = _jvp
+
+_tangent = _identity("reverse_mode_tangent")
 _tangent.def_impl(_refuse)
-_tangent.def_abstract_eval(lambda tangent, *, method: tangent)
 mlir.register_lowering(_tangent, _refuse)
 ad.deflinear2(_tangent, lambda cotangent, _, *, method: [cotangent])
 batching.primitive_batchers[_tangent] = _refuse
