@@ -104,6 +104,38 @@ def test_a_flat_stream_is_never_unusual():
     assert float(readings.score.max()) < 1
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", [0, 1])
+@pytest.mark.parametrize("name", CELLS)
+def test_a_row_that_is_not_finite_leaves_no_trace(name, column, wrong, xs):
+    missing, later = 150, np.arange(300) > 150
+    model = detector(name)
+    run = jax.jit(lambda xs: model(xs))
+    holed = xs.at[0, missing, column].set(wrong)
+    state, readings = run(holed)
+    whole, expected = run(xs[:, np.arange(300) != missing])  # as if the row had not come
+    np.testing.assert_array_equal(readings.score[0, later], expected.score[0, missing:])
+    np.testing.assert_array_equal(readings.score[1], run(xs)[1].score[1])
+    assert float(readings.score[0, missing]) == (10 if column == 0 and np.isinf(wrong) else 0)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), state, whole)
+
+
+def test_a_missing_row_hands_on_the_forecast_before_it(xs):
+    model = detector("moving_average", horizon=3)
+    run = jax.jit(lambda xs: model(xs)[1].forecast)
+    forecast, whole = run(xs.at[:, 10, 0].set(jnp.nan)), run(xs)
+    np.testing.assert_array_equal(forecast[:, :13], whole[:, :13])
+    np.testing.assert_array_equal(forecast[:, 13], whole[:, 12])
+    assert jnp.isfinite(forecast).all()
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_readings_are_float32_in_64_bits_too(name, xs, x64):
+    model = detector(name)
+    state, readings = jax.jit(lambda xs: model(xs))(xs[:, :30])
+    assert {leaf.dtype for leaf in jax.tree.leaves((state, readings))} <= {jnp.dtype(d) for d in ("f4", "i4", "?")}
+
+
 def test_forecasts_of_the_baselines(xs):
     values = np.asarray(xs[..., 0])
     for steps in (1, 3, 1000):

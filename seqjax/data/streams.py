@@ -102,7 +102,7 @@ def draw(key: Array, bank: Bank, mix: Mix, rate: int = spoken_digits.RATE) -> St
     if places < 1:
         raise ValueError(f"a stream of {mix.seconds} seconds has no room for a pause of {mix.pauses[0]} and a word")
     k_which, k_pause, k_level, k_speed, k_noise, k_color, k_loud = jax.random.split(key, 7)
-    which = jax.random.randint(k_which, (places,), 0, len(bank.lengths))
+    which = jax.random.randint(k_which, (places,), 0, len(bank.lengths), jnp.int32)
     speeds = _uniform(k_speed, (places,), mix.speeds)
     lengths = (bank.lengths[which].astype(jnp.float32) / speeds).astype(jnp.int32)
     pauses = (rate * _uniform(k_pause, (places,), mix.pauses)).astype(jnp.int32)
@@ -111,8 +111,8 @@ def draw(key: Array, bank: Bank, mix: Mix, rate: int = spoken_digits.RATE) -> St
     said = ends <= count
     gains = _amplitude(_uniform(k_level, (places,), mix.levels))
     words = _words(bank, which, starts, jnp.where(said, lengths, 0), speeds, gains, count)
-    white = jax.random.normal(k_noise, (count + 1,))
-    low = jax.random.uniform(k_color)
+    white = jax.random.normal(k_noise, (count + 1,), jnp.float32)
+    low = jax.random.uniform(k_color, (), jnp.float32)
     color = (white[1:] + low * white[:-1]) / jnp.sqrt(1 + low**2)
     loud = _LOUDNESS * _amplitude(_uniform(k_loud, (), mix.noise))
     digits = jnp.where(said, bank.digits[which], NOTHING)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqjax.core import Array, Carry, Cell, from_step
+from seqjax.core import Array, Carry, Cell, from_step, select
 from seqjax.nnx import Recurrent
 
 __all__ = ["AnomalyDetector", "DetectorState", "Reading", "moving_average", "seasonal"]
@@ -74,6 +74,10 @@ class AnomalyDetector(nnx.Module):
 
     Where the paper keeps windows of errors, these are exponential averages, so that a state is a few numbers.
 
+    A row that holds a NaN or an infinity is missing: the state stays as it is, and the forecast of the row before
+    stands in for the one that would have been made. Its score is 0, or HIGHEST where the value is infinite, which is
+    outside of any range.
+
     Attributes:
       forecaster: the `Recurrent`.
       horizon: as given.
@@ -105,14 +109,17 @@ class AnomalyDetector(nnx.Module):
 
     def initial_state(self, batch: int) -> DetectorState:
         """The state before the first row of `batch` streams."""
-        zeros = jnp.zeros((batch,))
+        zeros = jnp.zeros((batch,), jnp.float32)
         carry = self.forecaster.cell.initial_carry(self.forecaster.weights, (batch,))
         rows, red = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), bool)
-        forecasts = jnp.zeros((batch, self.horizon))
+        forecasts = jnp.zeros((batch, self.horizon), jnp.float32)
         return DetectorState(carry, forecasts, rows, zeros, zeros, zeros, red, zeros + jnp.inf, zeros - jnp.inf)
 
     def step(self, state: DetectorState, x: Array) -> tuple[DetectorState, Reading]:
         """One row of each stream: `(state, x [B, D]) -> (state, reading)`."""
+        there = jnp.isfinite(x).all(1)
+        infinite = jnp.isinf(x[:, 0])
+        x = select(there, x, jnp.zeros_like(x))
         value, rows = x[:, 0], state.rows + 1
         e = jnp.abs(value - state.forecasts[:, 0])
         error = state.error + (e - state.error) / jnp.minimum(rows, SHORT).astype(e.dtype)
@@ -138,7 +145,9 @@ class AnomalyDetector(nnx.Module):
             low=jnp.minimum(state.low, value),
             high=jnp.maximum(state.high, value),
         )
-        return after, Reading(state.forecasts[:, 0], score)
+        repeated = state._replace(forecasts=jnp.concatenate([state.forecasts[:, 1:], state.forecasts[:, -1:]], axis=1))
+        score = jnp.where(there, score, jnp.where(infinite & (state.rows > 0), HIGHEST, 0.0))
+        return select(there, after, repeated), Reading(state.forecasts[:, 0], score)
 
     def __call__(self, xs: Array, state: DetectorState | None = None) -> tuple[DetectorState, Reading]:
         """All rows of streams, `xs [B, T, D]`: the state after the last, and the readings [B, T].
@@ -169,7 +178,7 @@ def moving_average(steps: int) -> Cell:
 
     def initial_carry(params, batch_shape):
         del params
-        return jnp.zeros((*batch_shape, 1)), jnp.zeros((*batch_shape, 1))
+        return jnp.zeros((*batch_shape, 1), jnp.float32), jnp.zeros((*batch_shape, 1), jnp.float32)
 
     return from_step(lambda key, in_features: {}, initial_carry, step)
 
@@ -195,6 +204,6 @@ def seasonal(slots: int = 288) -> Cell:
 
     def initial_carry(params, batch_shape):
         del params
-        return jnp.full((*batch_shape, slots), jnp.nan), jnp.full((*batch_shape, 1), -1, jnp.int32)
+        return jnp.full((*batch_shape, slots), jnp.nan, jnp.float32), jnp.full((*batch_shape, 1), -1, jnp.int32)
 
     return from_step(lambda key, in_features: {}, initial_carry, step)
