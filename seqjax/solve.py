@@ -250,7 +250,7 @@ def auto(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tre
     return scan(cell, params, carry, xs)
 
 
-METHODS = {
+METHODS: dict[str, Solver] = {
     "auto": auto,
     "scan": scan,
     "rematerialized": rematerialized,
@@ -297,13 +297,12 @@ def solve(method: Any, cell: Cell, params: Params, carry: Carry, xs: Tree) -> tu
       ValueError: for a name that is no method's, or inputs whose time axis is explicitly sharded.
       TypeError: for what is neither a name nor a solver.
     """
-    if isinstance(method, str):
-        if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}, expected one of {sorted(METHODS)} or a solver")
-        method = METHODS[method]
-    if not callable(method):
+    if isinstance(method, str) and method not in METHODS:
+        raise ValueError(f"unknown method {method!r}, expected one of {sorted(METHODS)} or a solver")
+    run: Any = METHODS[method] if isinstance(method, str) else method
+    if not callable(run):
         raise TypeError(f"method must be one of {sorted(METHODS)} or a solver, got {method!r}")
-    solver = getattr(method, "func", method)
+    solver = getattr(run, "func", run)
     sizes = [size for leaf in split_const(xs)[0] for size in leaf.shape]
     if solver in NEED_SIZES and not all(isinstance(size, int) for size in sizes):
         raise ValueError(
@@ -314,7 +313,8 @@ def solve(method: Any, cell: Cell, params: Params, carry: Carry, xs: Tree) -> tu
     if cell.layers and solver is not checkpointed:
         carries = []
         for layer, p, c in zip(cell.layers, params, carry, strict=True):
-            c, xs = solve(method, layer, p, c, xs)
+            c, xs = solve(run, layer, p, c, xs)
             carries.append(c)
         return tuple(carries), xs
-    return method(cell, params, carry, xs)
+    result: Any = run(cell, params, carry, xs)
+    return result

@@ -3,15 +3,16 @@
 from functools import cache, partial
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from agree import close, compiled, values_and_gradients
-from cell_list import MODELS, TOKENS, D, H, draw
+from cell_list import BARE, MODELS, TOKENS, D, H, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqjax import Const, bidirectional, cells, generate, mask_from_lengths, unroll
+from seqjax import Const, bidirectional, cells, generate, mask_from_lengths, solve, unroll
 
 STEPS, BATCH = 6, 3
 LENGTHS = st.lists(st.integers(0, STEPS), min_size=BATCH, max_size=BATCH)
@@ -287,3 +288,72 @@ def test_errors_come_before_a_compiled_program_runs():
     cell, params = gru()
     with pytest.raises(ValueError, match="empty sequence"):
         jax.jit(partial(unroll, cell))(params, None, jnp.ones((0, 2, D)))
+
+
+def test_an_eager_loop_is_compiled_once_for_a_cell_and_shapes():
+    cell = cells.lstm(3)
+    params = cell.init(jax.random.key(0), 2)
+
+    compilations = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compilations.append(event) if "backend_compile" in event else None
+    )
+
+    def compiled_by(run):
+        before = len(compilations)
+        run()
+        return len(compilations) - before
+
+    runs = {
+        "auto": lambda xs: unroll(cell, params, None, xs),
+        "solver": lambda xs: unroll(cell, params, None, xs, method=partial(solve.checkpointed, chunk=2)),
+        "mask": lambda xs: unroll(cell, params, None, xs, mask=xs[..., 0] > 0, reverse=True),
+        "gradient": lambda xs: jax.grad(lambda p: unroll(cell, p, None, xs)[1].sum())(params),
+    }
+    for name, run in runs.items():
+        first, again = jnp.ones((4, 2, 2)), jnp.zeros((4, 2, 2))
+        assert compiled_by(partial(run, first)), name
+        assert not compiled_by(partial(run, again)), name
+    other = cells.gru(3)
+    _, ys = unroll(other, other.init(jax.random.key(0), 2), None, jnp.ones((4, 2, 2)))
+    assert jnp.abs(ys - runs["auto"](jnp.ones((4, 2, 2)))[1]).max() > 0.01
+
+
+def test_a_cell_is_an_argument_of_jit():
+    @jax.jit
+    def last(cell, params, xs):
+        return unroll(cell, params, None, xs)[1][-1]
+
+    xs = jnp.ones((4, 2, 2))
+    for cell in (cells.lstm(3), cells.gru(3)):
+        params = cell.init(jax.random.key(0), 2)
+        np.testing.assert_allclose(last(cell, params, xs), unroll(cell, params, None, xs)[1][-1], atol=1e-6)
+    assert jax.tree.leaves(cells.stack(cells.gru(3), cells.gru(3))) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"xs": [[[1.0, 2.0]]]}, r"xs must be an array \[T, B, D\] or a tree of arrays, got a list that holds a float"),
+        ({"xs": 3.0}, "xs must be an array .*, got a float: use jnp.asarray"),
+        ({"mask": [[True]]}, "mask must be an array bool .*, got a list that holds a bool"),
+        ({"method": None}, "method must be one of .*'scan'.* or a solver, got None"),
+    ],
+    ids=str,
+)
+def test_what_is_no_array_or_method_is_named(changed, message):
+    cell = cells.lstm(3)
+    given = {"xs": jnp.ones((1, 1, 2)), "mask": None, "method": "auto"} | changed
+    with pytest.raises(TypeError, match=message):
+        unroll(cell, cell.init(jax.random.key(0), 2), None, given.pop("xs"), **given)
+
+
+def test_lengths_that_are_a_list_are_named():
+    with pytest.raises(TypeError, match=r"lengths must be an array int .*, got a list that holds a int"):
+        mask_from_lengths([3, 1], 3)
+
+
+@pytest.mark.parametrize("name", [name for name, model in BARE.items() if model.in_features])
+def test_no_cell_takes_0_features(name):
+    with pytest.raises(ValueError, match=r"has no entries: .* wrap this one in with_embedding or with_one_hot"):
+        BARE[name].cell.init(jax.random.key(0), 0)

@@ -1,6 +1,7 @@
 """What the compiled loops of `native` compute, in JAX: for programs that are lowered for something else."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -53,7 +54,7 @@ def gradient(
     want_timed, want_shared = _split_others(plan, wanted.others)
     product, pull_dense = jax.vjp(dense, *arrays.dense) if arrays.dense else (None, None)
 
-    def step(nudges, carry, product, some_timed, some_shared, timed):
+    def step(nudges, carry, product, some_timed, some_shared, *, timed):
         """The carry after a step, and the factors v of its products, to whose results the nudges are added."""
         others = _join_others(plan, _put(timed, want_timed, some_timed), _put(shared, want_shared, some_shared))
         z, h = plan.z(product, others), plan.carry_tree.unflatten(carry)
@@ -68,8 +69,8 @@ def gradient(
         before, product, timed, d_h = inputs
         d_carry = [a + b for a, b in zip(d_carry, d_h, strict=True)]
         nudges = [jnp.zeros_like(jax.eval_shape(matmul, before[0], w)) for w in arrays.weights]
-        moving = (nudges, before, product, _take(timed, want_timed), _take(shared, want_shared))
-        _, pull, vs = jax.vjp(lambda *moving: step(*moving, timed), *moving, has_aux=True)
+        moving: Any = (nudges, before, product, _take(timed, want_timed), _take(shared, want_shared))
+        _, pull, vs = jax.vjp(partial(step, timed=timed), *moving, has_aux=True)
         d_us, d_carry, d_product, d_timed, d_more = pull(d_carry)
         return (d_carry, jax.tree.map(jnp.add, d_shared, d_more)), (vs, d_us, d_product, d_timed)
 

@@ -185,6 +185,7 @@ def _loop_backward(plan, required, residuals, cotangents):
     function = _Function(plan, wanted, tree)
     choice = Choice(_CompiledGradient(function), _PortableGradient(function), required)
     gradients = iter(call(choice, *flat, *hs, a, *cotangents))
+    projection: Any
     carry, projection, weights, others = (tuple(next(gradients) for _ in part) for part in arrays)
     if projection and not wanted.x:
         projection = (None, *projection[1:])
