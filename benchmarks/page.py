@@ -11,6 +11,7 @@ from benchmarks.problem import CONDITIONS, NAMES, RATE, Row, Shape
 from benchmarks.programs import AUTO, FLAX, JAX_PEERS, LEARNING_RATE, TORCH, UPDATES
 from experiments.report import COLORS, Table, markdown_table, panels, save
 from seqjax.train import write_atomic
+from seqjax.train.strict_json import encode
 
 PEERS = [entry.name for entry in JAX_PEERS]
 SHOWN = [AUTO.name, *PEERS, TORCH.name]
@@ -195,7 +196,7 @@ def write(results: Sequence[Result], conditions: Table, path: Path, tolerance: f
         "conditions": {str(key): str(value) for key, value in conditions[1:]},
         "rows": [_to_json(r) for r in results],
     }
-    write_atomic(path.with_name(f"{path.name}.json"), json.dumps(raw, indent=1) + "\n")
+    write_atomic(path.with_name(f"{path.name}.json"), encode(raw, indent=1) + "\n")
 
 
 def _to_json(result: Result) -> dict:

@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import io
 import itertools
-import json
 import os
 import re
 import sys
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from experiments import base, executors, report
 from experiments.executors import Member
 from seqjax.train.run import Run, write_atomic
+from seqjax.train.strict_json import decode, encode
 
 
 class Plan(NamedTuple):
@@ -138,7 +138,7 @@ def _check_directory(plan: Plan) -> None:
     path = plan.directory / "sweep.json"
     if not path.exists():
         return
-    found, given = json.loads(path.read_text()), _header(plan)
+    found, given = decode(path.read_text()), decode(encode(_header(plan)))
     for what in ("experiment", "fixed"):
         if found[what] != given[what]:
             raise ValueError(f"{plan.directory} holds another sweep: its {what} is {found[what]}, not {given[what]}")
@@ -238,7 +238,7 @@ def _record(plan: Plan, errors: Mapping[str, str]) -> None:
             result |= {"generated": origin} if origin else {}
         rows.append({"run": member.name, "status": status, **member.point, **result})
     content = {**_header(plan), "versions": config.get("versions"), "commit": config.get("commit"), "runs": runs}
-    write_atomic(plan.directory / "sweep.json", json.dumps(content, indent=2) + "\n")
+    write_atomic(plan.directory / "sweep.json", encode(content, indent=2) + "\n")
     table = io.StringIO()
     writer = csv.DictWriter(table, list(dict.fromkeys(itertools.chain(*rows))), lineterminator="\n")
     writer.writeheader()

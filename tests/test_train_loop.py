@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import signal
@@ -131,14 +132,60 @@ def test_best_is_the_lowest_validation_metric(tmp_path):
     np.testing.assert_array_equal(best.params["w"], np.zeros(4))
 
 
-def test_nan_is_never_the_best(tmp_path):
-    def bad_at_first(numbers, data, state):
-        return {"loss": jnp.where(state.step < 10, jnp.nan, 1.0)}
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_ends_the_run_and_names_the_step(tmp_path, value):
+    def bad_at_last(numbers, data, state):
+        return {"loss": jnp.where(state.step < 10, 1.0, value)}
 
     run = open_run(tmp_path)
-    program = PROGRAM._replace(evaluate=bad_at_first)
-    best = fit(program, numbers(), run, steps=10, steps_per_call=5, evaluate_every=5).state.best
-    assert (float(best.value), int(best.step)) == (1.0, 10)
+    with pytest.raises(NonFiniteLoss, match=f"^validation loss is {value} at step 10$"):
+        fit(PROGRAM._replace(evaluate=bad_at_last), numbers(), run, steps=20, steps_per_call=5, evaluate_every=5)
+    assert [record["step"] for record in records(run, "validation")] == [5]
+
+
+def spoiled_at(step, part, value=math.nan):
+    """The program, an update of which leaves a finite loss and a `part` of the state that is not."""
+
+    def spoiling(numbers, data, state):
+        spoil = jnp.where(state.step + 1 == jnp.where(numbers["explode_at"] > 0, step, -1), value, 0.0)
+        state, metrics = update(numbers | {"explode_at": jnp.int32(0)}, data, state)
+        changed = jax.tree.map(lambda leaf: leaf + spoil, getattr(state, part))
+        return state._replace(**{part: changed}), metrics
+
+    def start(numbers):
+        return init(numbers)._replace(opt_state={"momentum": jnp.zeros(2), "lowest": jnp.float32(math.inf)})
+
+    return PROGRAM._replace(init=start, update=spoiling)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("part", "leaf"), [("params", "w"), ("opt_state", "momentum"), ("carry", "")])
+def test_a_state_that_is_not_finite_after_the_last_update_is_no_success(tmp_path, part, leaf, value):
+    run = open_run(tmp_path)
+    program = spoiled_at(10, part, value)
+    for _ in range(2):  # a resume starts from the last state that was finite
+        with pytest.raises(NonFiniteLoss, match=rf"^{part}.*{leaf}.* is not finite after step 10"):
+            fit(program, numbers(explode_at=1), run, steps=10, steps_per_call=5, checkpoint_every=5)
+        with contextlib.closing(Checkpoints(run.checkpoints)) as checkpoints:
+            assert checkpoints.steps() == [5]
+    assert fit(program, numbers(), open_run(tmp_path, "sound"), steps=10, steps_per_call=5).error is None
+
+
+def test_a_lane_whose_state_or_score_is_not_finite_leaves_the_others_alone(tmp_path):
+    def evaluate_badly(numbers, data, state):
+        return {"loss": jnp.where(numbers["seed"] == 2, jnp.nan, evaluate(numbers, data, state)["loss"])}
+
+    program = spoiled_at(10, "params")._replace(evaluate=evaluate_badly)
+    lanes = [numbers(), numbers(seed=1, explode_at=1), numbers(seed=2)]
+    runs = [open_run(tmp_path, f"lane {lane}") for lane in range(3)]
+    found = fit_lanes(program, lanes, runs, directory=tmp_path / "lanes", steps=10, steps_per_call=5)
+    assert [result.error and result.error[:20] for result in found] == [
+        None,
+        "params['w'] is not f",
+        "validation loss is n",
+    ]
+    alone = fit(program, lanes[0], open_run(tmp_path, "alone"), steps=10, steps_per_call=5)
+    assert bits(found[0].state) == bits(alone.state)
 
 
 def test_same_seed_same_bits_other_seed_other_bits(trained, tmp_path):

@@ -1,4 +1,5 @@
 import errno
+import importlib.metadata
 import json
 import math
 import os
@@ -238,3 +239,45 @@ def test_progress_is_quiet_unless_on_a_terminal(monkeypatch, capsys, terminal, e
     assert bool(line) == shown
     if shown:
         assert all(part in line for part in ("10/10", "loss=0.25", "step/s")), line
+
+
+def test_what_is_written_is_json_by_its_standard_and_read_back(run):
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    given = record(1, loss=math.inf, least=-math.inf, gradient=np.float32("nan"), several=[1.0, math.nan])
+    run.log(given)
+    run.rewind(1)
+    other = Run.open(run.directory.parent / "other", {"clip_norm": math.inf})
+    for path in (run.directory / "metrics.jsonl", other.directory / "config.json"):
+        assert "Infinity" in str(json.loads(path.read_text(), parse_constant=refuse))
+    [found] = run.records()
+    assert (found["loss"], found["least"], found["epoch"]) == (math.inf, -math.inf, None)
+    assert math.isnan(found["gradient"])
+    assert math.isnan(found["several"][1])
+    assert Run.open(other.directory, {"clip_norm": math.inf}).flags == {"clip_norm": math.inf}
+    with pytest.raises(ValueError, match=r"clip_norm: given 1.0, found inf"):
+        Run.open(other.directory, {"clip_norm": 1.0})
+
+
+@pytest.mark.parametrize("bad", [math.nan, np.float32("inf"), jnp.float32(math.nan), [0.0, -math.inf], {"x": math.nan}])
+def test_a_result_that_is_not_finite_is_no_success(run, bad):
+    with pytest.raises(FloatingPointError, match=r"the result of .* is not finite: score.* is (nan|-?inf)"):
+        run.finish({"accuracy": 1.0, "score": bad})
+    assert not run.finished
+    run.finish({"accuracy": 1.0, "score": None, "counts": np.arange(2)})
+    assert run.result() == {"accuracy": 1.0, "score": None, "counts": [0, 1]}
+
+
+def test_a_source_tree_that_is_not_installed_has_no_version(tmp_path, monkeypatch):
+    known = importlib.metadata.version
+
+    def version(name):
+        if name == "seqjax":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    versions = Run.open(tmp_path / "run", FLAGS).config["versions"]
+    assert versions["seqjax"] is None
+    assert versions["jax"] == jax.__version__

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax.train.checkpoint import Checkpoints
+from seqjax.train.finite import finite_leaves
 from seqjax.train.metrics import progress_bar
 from seqjax.train.run import Run
 
@@ -103,7 +104,7 @@ class FitResult(NamedTuple):
 
 
 class NonFiniteLoss(FloatingPointError):  # noqa: N818 (the name says it)
-    """A loss was nan or infinite; the message names the step."""
+    """A loss, a validation score or the state was not finite; the message names which, and the step."""
 
 
 class Preempted(SystemExit):
@@ -145,7 +146,8 @@ def fit(
 
     Raises:
       ValueError: the arguments do not fit together, or no checkpoint can be read.
-      NonFiniteLoss: at which step; nothing of that call is recorded or saved.
+      NonFiniteLoss: a loss, the state after a call (params, optimizer, carry) or the monitored metric of an evaluation
+        is nan or infinite, and at which step; nothing of that call is saved, and so no checkpoint holds such a state.
       Preempted: SIGTERM or SIGINT arrived; the state is saved.
       OSError: a record or a checkpoint could not be written.
     """
@@ -174,8 +176,9 @@ def fit_lanes(
     An accelerator takes every step of all lanes at once (`jax.vmap`). A CPU takes a whole call of one lane after the
     other (`lax.map`): its cores are busy with one lane already, and the memory of one lane stays in their caches.
 
-    As `fit`, lane by lane, except that the checkpoints hold all lanes together, in `directory`, that a lane whose loss
-    is not finite ends with `FitResult.error` while the others go on, and that times and memory are those of all lanes.
+    As `fit`, lane by lane, except that the checkpoints hold all lanes together, in `directory`, that a lane whose loss,
+    state or validation score is not finite ends with `FitResult.error` while the others go on, and that times and
+    memory are those of all lanes.
 
     Raises:
       ValueError: as `fit`; also for patience > 0, since the lanes take every step together.
@@ -239,6 +242,8 @@ def _train(
     schedule.check(program)
     each = _each_lane if lanes else lambda function: function
     state = jax.jit(jax.vmap(program.init) if lanes else program.init)(numbers)
+    # A leaf that is infinite from the start means something by it, the lowest loss so far for example.
+    usable = {name: np.atleast_1d(good) for name, good in jax.device_get(each(_sound)(numbers, (), state)).items()}
     host = {  # what a resume needs beside the state
         "numbers": {name: np.asarray(number).tolist() for name, number in numbers.items()},
         "errors": [None] * len(runs),
@@ -271,7 +276,7 @@ def _train(
             while step < schedule.steps and not stopped:
                 length = min(schedule.steps_per_call, schedule.steps - step)
                 called = time.perf_counter()
-                state, metrics = advance[length](numbers, program.data, state)
+                state, metrics, sound = advance[length](numbers, program.data, state)
                 metrics = {name: values.reshape(len(runs), length) for name, values in jax.device_get(metrics).items()}
                 host["update_seconds"] += time.perf_counter() - called
                 step += length
@@ -280,6 +285,12 @@ def _train(
                     bad = np.flatnonzero(~np.isfinite(losses))
                     if bad.size and not errors[lane]:
                         errors[lane] = f"loss is {losses[bad[0]]} at step {step - length + bad[0] + 1}"
+                for name, values in jax.device_get(sound).items():
+                    for lane, good in enumerate(np.atleast_1d(values)):
+                        if usable[name][lane] and not good and not errors[lane]:
+                            errors[lane] = (
+                                f"{name} is not finite after step {step}, whose loss was {metrics['loss'][lane, -1]}"
+                            )
                 if all(errors):
                     break
                 if np.any(np.asarray(state.step) != step):
@@ -298,6 +309,13 @@ def _train(
                 if evaluate and schedule.due(step, schedule.evaluate_every):
                     state, metrics = evaluate(numbers, program.data, state)
                     metrics = jax.device_get(metrics)
+                    for lane in healthy:
+                        score = np.atleast_1d(metrics[program.monitor])[lane]
+                        if not np.isfinite(score):
+                            errors[lane] = f"validation {program.monitor} is {score} at step {step}"
+                    if all(errors):
+                        break
+                    healthy = [lane for lane in healthy if not errors[lane]]
                     for lane in healthy:
                         runs[lane].log({**clock, "split": "validation", **_lane(metrics, lane)})
                     shown[f"validation {program.monitor}"] = np.mean(np.atleast_1d(metrics[program.monitor])[healthy])
@@ -336,17 +354,26 @@ def _each_lane(function: Callable) -> Callable:
 
 
 def _updates(program: Program, length: int) -> Callable:
-    """numbers, data, state -> (state, metrics [length]): `length` updates."""
+    """numbers, data, state -> (state, metrics [length], `_sound`): `length` updates."""
 
-    def updates(numbers: Numbers, data: PyTree, state: State) -> tuple[State, Metrics]:
+    def updates(numbers: Numbers, data: PyTree, state: State) -> tuple[State, Metrics, Metrics]:
         def update(state: State, _: None) -> tuple[State, Metrics]:
             state, metrics = program.update(numbers, data, state)
             _check_metrics("update", metrics, "loss")
             return state, metrics
 
-        return jax.lax.scan(update, state, length=length)
+        state, metrics = jax.lax.scan(update, state, length=length)
+        # Once a call and not once a step: what is not finite stays so, and is in the loss of the next step.
+        return state, metrics, _sound(numbers, data, state)
 
     return updates
+
+
+def _sound(numbers: Numbers, data: PyTree, state: State) -> Metrics:
+    """bool [] for each leaf of the params, the optimizer and the carry: whether it is finite."""
+    del numbers, data
+    watched = {"params": state.params, "opt_state": state.opt_state, "carry": state.carry}
+    return {f"{part}{path}": good for part, tree in watched.items() for path, good in finite_leaves(tree).items()}
 
 
 def _evaluation(evaluate: Callable[[Numbers, PyTree, State], Metrics], monitor: str) -> Callable:
@@ -356,7 +383,7 @@ def _evaluation(evaluate: Callable[[Numbers, PyTree, State], Metrics], monitor: 
         metrics = evaluate(numbers, data, state)
         _check_metrics("evaluate", metrics, monitor)
         value = metrics[monitor].astype(jnp.float32)
-        better = value < state.best.value  # never for nan
+        better = jnp.isfinite(value) & (value < state.best.value)
         now = Best(value, state.step, state.params)
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), now, state.best)
         return state._replace(best=best), metrics

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import io
-import json
 import os
 import platform
 import subprocess
@@ -14,6 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from seqjax.train.finite import not_finite
+from seqjax.train.strict_json import decode, encode
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seqjax")
 
 
@@ -21,8 +23,9 @@ class Run:
     """A run directory.
 
         config.json    {"flags", "versions", "commit", "device", "seed"}, written once when the run is opened
-        metrics.jsonl  one object a line: {"step", "epoch", "split", "seconds", ...values}
-        result.json    the final numbers; its presence says that the run is finished
+        metrics.jsonl  one object a line: {"step", "epoch", "split", "seconds", ...values}; a value that is not finite
+                       is written as "NaN", "Infinity" or "-Infinity" (`strict_json`)
+        result.json    the final numbers, all finite; its presence says that the run is finished
         error.txt      why the last attempt failed, if it did
         checkpoints/   figures/
 
@@ -60,7 +63,7 @@ class Run:
         """
         directory = Path(directory)
         path = directory / "config.json"
-        flags = json.loads(json.dumps(config, default=_plain))
+        flags = decode(encode(config))
         if path.exists():
             if not resume:
                 raise FileExistsError(f"{directory} already holds a run; choose another directory or resume it")
@@ -103,7 +106,7 @@ class Run:
           OSError: it could not be written; `rewind` removes what was.
           TypeError: a value is neither JSON nor an array.
         """
-        line = json.dumps(record, default=_plain) + "\n"
+        line = encode(record) + "\n"
         with _named_errors(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
             file.write(line)
 
@@ -123,10 +126,16 @@ class Run:
         """Drops the records after `step`, and half a line at the end, so that training can go on from there."""
         if self._metrics.exists():
             kept = [record for record in self.records() if record["step"] <= step]
-            write_atomic(self._metrics, "".join(json.dumps(record) + "\n" for record in kept))
+            write_atomic(self._metrics, "".join(encode(record) + "\n" for record in kept))
 
     def finish(self, result: dict) -> None:
-        """Writes the final numbers, which marks the run as finished."""
+        """Writes the final numbers, which marks the run as finished.
+
+        Raises:
+          FloatingPointError: for a number that is not finite: a run with such a result did not succeed.
+        """
+        if bad := [f"{name} is {value}" for name, value in not_finite(result)]:
+            raise FloatingPointError(f"the result of {self.directory} is not finite: {', '.join(bad)}")
         write_atomic(self._result, _json(result))
 
     @property
@@ -194,7 +203,7 @@ def _check_same_flags(directory: Path, *, given: dict, found: dict) -> None:
     differences = [
         f"{name}: given {given.get(name, missing)!r}, found {found.get(name, missing)!r}"
         for name in sorted(given.keys() | found.keys())
-        if given.get(name, missing) != found.get(name, missing)
+        if encode(given.get(name, missing)) != encode(found.get(name, missing))
     ]
     if differences:
         raise ValueError(f"{directory} holds a run with other flags: {'; '.join(differences)}")
@@ -207,12 +216,20 @@ def _describe(flags: dict) -> dict:
         "flags": flags,
         "versions": {
             "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
+            **{package: _version(package) for package in PACKAGES},
         },
         "commit": _commit(),
         "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
         "seed": flags.get("seed"),
     }
+
+
+def _version(package: str) -> str | None:
+    """The version of an installed distribution; None for a source tree that is merely on the path."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:
@@ -228,20 +245,13 @@ def _commit() -> str | None:
     return head.stdout.strip()
 
 
-def _plain(value: Any) -> Any:
-    """NumPy and JAX arrays and scalars, for json."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"expected a number, a string, a list, a dict or an array, got {type(value).__name__}")
-
-
 def _json(content: dict) -> str:
-    return json.dumps(content, indent=2, default=_plain) + "\n"
+    return encode(content, indent=2) + "\n"
 
 
 def _parse(text: str, place: str) -> dict:
     try:
-        content = json.loads(text)
+        content = decode(text)
     except ValueError as error:
         raise ValueError(f"{place}: expected a JSON object, found {text[:80]!r}") from error
     if not isinstance(content, dict):

@@ -1,0 +1,48 @@
+"""JSON by its standard, which has no NaN and no infinity: they are written as strings, and read as numbers again."""
+
+import json
+import math
+from typing import Any
+
+_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_NAMES = {math.inf: "Infinity", -math.inf: "-Infinity"}
+
+
+def encode(content: Any, indent: int | None = None) -> str:
+    """Numbers, strings, lists, dicts and arrays as JSON; nan, inf and -inf as "NaN", "Infinity" and "-Infinity".
+
+    Raises:
+      TypeError: for anything else.
+    """
+    return json.dumps(_written(content), indent=indent, allow_nan=False)
+
+
+def decode(text: str) -> Any:
+    """The inverse of `encode`.
+
+    Raises:
+      ValueError: for text that is no JSON.
+    """
+    return _read(json.loads(text))
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _written(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_written(one) for one in value]
+    if hasattr(value, "tolist"):
+        return _written(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return _NAMES.get(value, "NaN")
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"expected a number, a string, a list, a dict or an array, got {type(value).__name__}")
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _read(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_read(one) for one in value]
+    return _NUMBERS.get(value, value) if isinstance(value, str) else value
