@@ -1,7 +1,7 @@
 """Bugs put in on purpose, each of which a test must catch.
 
     python tests/mutations.py                 all of them; writes docs/mutations.md
-    python tests/mutations.py reset truncated  those whose name holds one of the words
+    python tests/mutations.py reset truncated  those whose name holds one of the words; mends their lines there
 
 Every named test passes on a copy of the repository, and fails there, by an assertion, with the one change made: a test
 that merely crashes has noticed nothing. A bug that no test catches is a test that is missing.
@@ -55,6 +55,28 @@ HINTS = "tests/test_laws.py::test_hints_equal_the_transition"
 DRAWS = "tests/test_gradients_stochastic.py::test_the_mean_of_many_draws_is_the_full_gradient_and_no_truncation_is"
 
 MUTATIONS = [
+    # Meshes and transformations
+    Mutation(
+        "meshes: the C++ runs on whole arrays that XLA divides over devices",
+        "seqjax/native/call.py",
+        "return axes.num_devices == 1",
+        "return axes.num_devices >= 1",
+        "tests/test_mesh.py::test_native_runs_on_every_device_of_a_shard_map_and_leaves_divided_arrays_to_xla",
+    ),
+    Mutation(
+        "meshes: the weight gradient of the portable loop forgets the last step",
+        "seqjax/native/portable.py",
+        "d_weights = map(product_gradient, vs, arrays.weights, d_us)",
+        "d_weights = map(product_gradient, [v[:-1] for v in vs], arrays.weights, [d_u[:-1] for d_u in d_us])",
+        "tests/test_mesh.py::test_sharded_inputs[AxisType.Auto-lstm]",
+    ),
+    Mutation(
+        "eager loops: those of one cell are the same forward and backward in time",
+        "seqjax/unroll.py",
+        "run = _compiled(cell, name, reverse)",
+        "run = _compiled(cell, name, False)",
+        "tests/test_unroll.py::test_reverse_is_the_flipped_sequence",
+    ),
     # Cells
     Mutation(
         "LSTM: the sign of what the input gate writes",
@@ -130,8 +152,8 @@ MUTATIONS = [
     Mutation(
         "bfloat16 weights: products summed up in bfloat16",
         "seqjax/core.py",
-        "return jnp.matmul(x.astype(w.dtype), w, preferred_element_type=carry_dtype(w.dtype))",
-        "return jnp.matmul(x.astype(w.dtype), w).astype(carry_dtype(w.dtype))",
+        "return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=carry_dtype(w.dtype))",
+        "return jnp.matmul(x.astype(dtype), w.astype(dtype)).astype(carry_dtype(w.dtype))",
         "tests/test_core.py::test_a_product_of_bfloat16_is_summed_and_returned_in_float32",
     ),
     Mutation(
@@ -333,8 +355,8 @@ MUTATIONS = [
     Mutation(
         "fused: the sign of the gradient of the recurrent weights",
         "seqjax/solve.py",
-        "u if nudge is None else u + nudge[k]",
-        "u if nudge is None else u - nudge[k]",
+        "u if nudges is None else u + nudges[k]",
+        "u if nudges is None else u - nudges[k]",
         "tests/test_solve.py::test_gradients_are_those_of_numerical_differences[gru_reset_before-fused]",
     ),
     Mutation(
@@ -526,9 +548,23 @@ MUTATIONS = [
     Mutation(
         "best params: those of the highest loss",
         "seqjax/train/loop.py",
-        "better = value < state.best.value",
-        "better = value > state.best.value",
+        "(value < state.best.value)",
+        "(value > state.best.value)",
         "tests/test_train_loop.py::test_best_is_the_lowest_validation_metric",
+    ),
+    Mutation(
+        "training: a state that is not finite goes on",
+        "seqjax/train/loop.py",
+        "if usable[name][lane] and not good and not errors[lane]:",
+        "if usable[name][lane] and not good and errors[lane]:",
+        "tests/test_train_loop.py::test_a_state_that_is_not_finite_after_the_last_update_is_no_success[params-w-nan]",
+    ),
+    Mutation(
+        "results: a number that is not finite is written",
+        "seqjax/train/finite.py",
+        "elif isinstance(tree, float) and not math.isfinite(tree):",
+        "elif isinstance(tree, float) and math.isinf(tree):",
+        "tests/test_train_run.py::test_a_result_that_is_not_finite_is_no_success",
     ),
     Mutation(
         "checkpoints: the oldest is restored first",
@@ -845,15 +881,16 @@ def copy(to: Path) -> Path:
     return shutil.copytree(ROOT, to, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "build"))
 
 
-def page(results: dict[Mutation, Result]) -> str:
-    """The results as Markdown."""
-    rows = []
+def page(results: dict[Mutation, Result], known: str = "") -> str:
+    """The results as Markdown, among the lines that the page `known` has of other mutations."""
+    lines = {row.split(" | ")[0].removeprefix("| "): row for row in known.splitlines() if row.startswith("| ")}
     for mutation, result in results.items():
         where = place(mutation).relative_to(ROOT).as_posix()
         test = mutation.test.removeprefix("tests/")
-        rows.append(f"| {mutation.what} | `{where}` | `{test}` | {result.seconds:.0f} |")
-    total = sum(result.seconds for result in results.values())
-    return INTRODUCTION + "\n".join(rows) + f"\n\n{len(results)} bugs, {total:.0f} seconds.\n"
+        lines[mutation.what] = f"| {mutation.what} | `{where}` | `{test}` | {result.seconds:.0f} |"
+    rows = [lines[mutation.what] for mutation in MUTATIONS if mutation.what in lines]
+    total = sum(int(row.split(" | ")[-1].removesuffix(" |")) for row in rows)
+    return INTRODUCTION + "\n".join(rows) + f"\n\n{len(rows)} bugs, {total} seconds.\n"
 
 
 def main(words: Sequence[str]) -> int:
@@ -873,8 +910,7 @@ def main(words: Sequence[str]) -> int:
             except AssertionError as error:
                 missed.append(mutation)
                 print(f"MISSED   {error}", flush=True)
-    if not words and not missed:
-        PAGE.write_text(page(results), encoding="utf-8")
+    PAGE.write_text(page(results, PAGE.read_text(encoding="utf-8") if words else ""), encoding="utf-8")
     print(f"{len(results)} of {len(chosen)} caught")
     return bool(missed)
 
