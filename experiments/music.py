@@ -84,7 +84,7 @@ FLAGS = base.flags(
 CHAINS = {"marginal": (0,), "repeat": (2,), "markov": ()}
 # With so many units in one layer, each model has about 300,000 parameters, as in the table of Bai et al.
 CELLS = {"rnn": (cells.rnn, 460), "lstm": (cells.lstm, 220), "gru": (cells.gru, 260)}
-# Steps of the buckets, and seconds of a step.
+# Steps of the buckets, the last of which reaches to the longest piece; and seconds of a step.
 BORDERS = {
     "jsb": (48, 64, 96, 160),
     "jsb_quarter": (48, 64, 96, 160),
@@ -169,11 +169,17 @@ def _scores(model: RollModel, part: tuple[buckets.Bucket, ...]) -> dict[str, Arr
     return {"nll": sums.sum() / steps.sum(), "nll_sequence": (sums / steps).mean()}
 
 
+def _bucketed(config: SimpleNamespace, pieces: Sequence[np.ndarray], least: int = 1) -> tuple[buckets.Bucket, ...]:
+    return buckets.make(pieces, buckets.reaching(BORDERS[config.data], max(map(len, pieces))), least)
+
+
 def program(config: SimpleNamespace) -> Program:
     """The mean NLL of the steps of a batch; the best params are those of the lowest validation NLL."""
     parts = _parts(config.data_dir, config.data)
+    if config.start >= (shortest := min(map(len, parts["test"]))):
+        raise ValueError(f"--start={config.start}: a test piece has {shortest} steps, expected fewer to go on from")
     least = {"train": config.batch_size, "validation": 1}
-    data = {part: buckets.make(parts[part], BORDERS[config.data], count) for part, count in least.items()}
+    data = {part: _bucketed(config, parts[part], count) for part, count in least.items()}
     init, network = supervised.of_module(lambda numbers, rngs: _network(config, numbers, rngs))
 
     def gradient(numbers, data: Tree, params, step, k_data, k_noise):
@@ -199,8 +205,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     """Test NLL; compositions that go on from the test pieces, as MIDI, arrays and a figure, and what they are like."""
     parts = _parts(config.data_dir, config.data)
     pieces = parts["test"]
-    part = buckets.make(pieces, BORDERS[config.data])
-    start = min(config.start, min(map(len, pieces)) - 1)
+    part, start = _bucketed(config, pieces), config.start
     starts = jnp.asarray(np.stack([piece[:start] for piece in pieces]))
     _, network = supervised.of_module(lambda numbers, rngs: _network(config, numbers, rngs))
 

@@ -15,11 +15,17 @@ ROWS = [np.arange(1, n + 1, dtype=np.int32) for n in (3, 1, 7, 2, 0, 12, 5, 6)]
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(
     lengths=st.lists(st.integers(0, 15), min_size=1, max_size=30),
-    borders=st.sets(st.integers(1, 12), min_size=1).map(sorted),
+    borders=st.sets(st.integers(1, 15), min_size=1).map(sorted),
     least=st.integers(0, 9),
 )
 def test_every_sequence_is_in_one_bucket_and_whole(lengths, borders, least):
     rows = [np.arange(1, n + 1, dtype=np.int32) for n in lengths]
+    if longer := sum(n > borders[-1] for n in lengths):
+        with pytest.raises(
+            ValueError, match=rf"{longer} of {len(rows)} sequences .*{borders[-1]} steps, .* {max(lengths)};"
+        ):
+            buckets.make(rows, borders, 0)
+        borders = list(buckets.reaching(borders, max(lengths)))
     if len(rows) < max(least, 1):
         with pytest.raises(ValueError, match=f"{len(rows)} sequences are too few for a bucket of at least {least}"):
             buckets.make(rows, borders, least)
@@ -31,12 +37,22 @@ def test_every_sequence_is_in_one_bucket_and_whole(lengths, borders, least):
     for part in parts:
         assert len(part.which) >= max(least, 1)
         for row, length, i in zip(np.asarray(part.rows), part.lengths.tolist(), part.which.tolist(), strict=True):
-            assert length == min(len(rows[i]), borders[-1])
-            np.testing.assert_array_equal(row, np.pad(rows[i][:length], (0, len(row) - length)))
+            assert length == len(rows[i])
+            np.testing.assert_array_equal(row, np.pad(rows[i], (0, len(row) - length)))
     if least <= 1:  # nothing joined: each is in the shortest that it fits
         for part in parts:
             shorter = [b for b in borders if b < part.rows.shape[1]]
             assert not shorter or part.lengths.min() > shorter[-1]
+
+
+def test_borders_reach_the_longest_sequence_and_no_further():
+    assert buckets.reaching((3, 6, 9), 5) == (3, 5)
+    assert buckets.reaching((3, 6, 9), 6) == (3, 6)
+    assert buckets.reaching((3, 6, 9), 12) == (3, 6, 9, 12)
+    assert buckets.reaching((), 4) == (4,)
+    rows = [np.ones(n, np.float32) for n in (1, 12, 20, 5)]
+    parts = buckets.make(rows, buckets.reaching((3, 6), 20))
+    assert sum(float(part.rows.sum()) for part in parts) == sum(map(len, rows))
 
 
 def test_rows_may_have_features():
@@ -68,13 +84,13 @@ def test_an_epoch_sees_every_sequence_that_fits_a_batch_once():
 
 
 def test_every_gives_each_sequence_its_own_result():
-    parts = buckets.make(ROWS, (2, 6, 9), least=2)
+    parts = buckets.make(ROWS, (2, 6, 12), least=2)
     index, (sums, lengths) = jax.jit(
         lambda: buckets.every(parts, 3, lambda part, rows: (part.rows[rows].sum(1), part.lengths[rows]))
     )()
     assert sorted(index.tolist()) == list(range(len(ROWS)))
     for i, total, length in zip(index.tolist(), sums.tolist(), lengths.tolist(), strict=True):
-        assert (total, length) == (ROWS[i][:9].sum(), min(len(ROWS[i]), 9))
+        assert (total, length) == (ROWS[i].sum(), len(ROWS[i]))
 
 
 def test_errors():
@@ -83,6 +99,13 @@ def test_errors():
             buckets.make(ROWS, borders)
     with pytest.raises(ValueError, match="0 sequences are too few"):
         buckets.make([], (3,))
+    with pytest.raises(ValueError, match=r"1 of 8 sequences have more than 9 steps, .* up to 12; expected a last border"):
+        buckets.make(ROWS, (2, 9))
+    mixed = [np.ones((2, 3), np.float32), np.ones((2, 1), np.float32)]
+    with pytest.raises(ValueError, match=r"sequence 1 is float32 \[2, 1\], expected float32 \[steps, 3\] as sequence 0"):
+        buckets.make(mixed, (3,))
+    with pytest.raises(ValueError, match=r"sequence 1 is float64 \[2\], expected int32 \[steps\]"):
+        buckets.make([np.ones(2, np.int32), np.full(2, 0.5)], (3,))
     parts = buckets.make(ROWS, (2, 12))
     with pytest.raises(ValueError, match=r"buckets of \[3, 5\] sequences, expected at least a batch of 4 in each"):
         buckets.minibatch(jax.random.key(0), 0, 4, parts, lambda part, rows: rows)

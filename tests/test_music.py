@@ -127,10 +127,15 @@ def test_a_composition_goes_on_from_its_start(width):
 SMALL = ("--batch_size=4", "--units=3", "--layers=1", "--start=5", "--composed=7")
 
 
+PIECES = {"train": 12, "validation": 5, "test": 5}
+
+
 @pytest.fixture
 def few_pieces(monkeypatch):
+    """Of unequal lengths, and in each part one that is longer than the longest bucket."""
     monkeypatch.setitem(music.BORDERS, "jsb", (48,))
-    small = {"train": rolls.generated(12), "validation": rolls.generated(5, 1), "test": rolls.generated(5, 2)}
+    small = {part: rolls.generated(count, seed) for seed, (part, count) in enumerate(PIECES.items())}
+    small = {part: (*some[:-1], np.concatenate([some[-1], some[0], some[1]])) for part, some in small.items()}
     monkeypatch.setattr(music, "_parts", lambda data_dir, name: small)
     return small
 
@@ -171,12 +176,15 @@ def test_music(flags, tmp_path, few_pieces):
     if flags == ["--model=markov"]:
         assert result["parameters"] == 0
         table = music.log_odds(few_pieces["train"], ())
-        sums = []
-        for piece in few_pieces["test"]:
-            p = sigmoid(np.where(piece[:-1] == 1, table[1], table[0]))
-            sums.append(-np.log(np.where(piece[1:] == 1, p, 1 - p)).sum(1))
-        np.testing.assert_allclose(result["test_nll"], np.concatenate(sums).mean(), rtol=1e-4)
-        np.testing.assert_allclose(result["test_nll_sequence"], np.mean([s.mean() for s in sums]), rtol=1e-4)
+        for part, found in (("test", result["test_nll"]), ("validation", result["validation_nll"])):
+            sums = []  # of one piece at a time
+            for piece in few_pieces[part]:
+                p = sigmoid(np.where(piece[:-1] == 1, table[1], table[0]))
+                sums.append(-np.log(np.where(piece[1:] == 1, p, 1 - p)).sum(1))
+            assert len(sums[-1]) > 48
+            np.testing.assert_allclose(found, np.concatenate(sums).mean(), rtol=1e-4)
+            if part == "test":
+                np.testing.assert_allclose(result["test_nll_sequence"], np.mean([s.mean() for s in sums]), rtol=1e-4)
         assert [section.title for section in drawn(music, [finished])] == ["Music"]
 
 
@@ -219,6 +227,13 @@ def test_music_refuses(tmp_path):
     assert "--nade is for the recurrent models (rnn, lstm, gru)" in refused("music", "--model=markov", "--nade=8")
     with pytest.raises(FileNotFoundError, match=r"no JSB_Chorales.mat .*in it, found nothing"):
         music.program(base.parse(music, {"data_dir": str(tmp_path)}))
+
+
+def test_a_start_that_is_longer_than_a_piece_is_refused(few_pieces):
+    shortest = min(map(len, few_pieces["test"]))
+    with pytest.raises(ValueError, match=rf"--start={shortest}: a test piece has {shortest} steps"):
+        music.program(base.parse(music, {"start": shortest, "batch_size": 4}))
+    music.program(base.parse(music, {"start": shortest - 1, "batch_size": 4}))
 
 
 def test_generated_pieces_are_said_to_be_generated(capsys):

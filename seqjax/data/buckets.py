@@ -1,6 +1,6 @@
 """Sequences of unequal lengths: padded in buckets of similar length, so that little padding is computed.
 
-parts = buckets.make(rows, (100, 200, 400), least=32)
+parts = buckets.make(rows, buckets.reaching((100, 200, 400), max(map(len, rows))), least=32)
 loss, grads = buckets.minibatch(key, step, 32, parts, lambda part, rows: ...)    # inside of jit
 """
 
@@ -31,26 +31,44 @@ class Bucket(NamedTuple):
     which: Array
 
 
+def reaching(borders: Sequence[int], longest: int) -> tuple[int, ...]:
+    """The borders below `longest`, and `longest`: with them nothing up to this length is too long for `make`.
+
+    Example:
+      >>> from seqjax.data import buckets
+      >>> buckets.reaching((100, 200, 400), 250)
+      (100, 200, 250)
+    """
+    return (*(border for border in borders if border < longest), longest)
+
+
 def make(sequences: Sequence[np.ndarray], borders: Sequence[int], least: int = 1) -> tuple[Bucket, ...]:
-    """Put each sequence into the first bucket that it fits; one that is longer than all is cut at the last border.
+    """Put each sequence, whole, into the first bucket that it fits.
 
     Args:
-      sequences: N arrays [steps, ...] of one dtype.
-      borders: rising lengths L of the buckets.
+      sequences: N arrays [steps, ...] of one dtype and with the same axes after the steps.
+      borders: rising lengths L of the buckets, the last at least the length of the longest sequence (`reaching`).
       least: buckets with fewer sequences join the next longer one (the last one the one before).
 
     Returns:
       The buckets that are not empty, the shortest first.
 
     Raises:
-      ValueError: no sequences, fewer than `least`, or borders that do not rise from at least 1.
+      ValueError: no sequences, fewer than `least`, one that is longer than the last border or of another dtype or
+        shape than the first, or borders that do not rise from at least 1.
     """
     borders = tuple(borders)
     if not borders or borders[0] < 1 or any(b <= a for a, b in itertools.pairwise(borders)):
         raise ValueError(f"borders must rise from at least 1, got {borders}")
     if len(sequences) < max(least, 1):
         raise ValueError(f"{len(sequences)} sequences are too few for a bucket of at least {max(least, 1)}")
-    lengths = np.minimum([len(sequence) for sequence in sequences], borders[-1])
+    _check_alike(sequences)
+    lengths = np.array([len(sequence) for sequence in sequences])
+    if longer := int((lengths > borders[-1]).sum()):
+        raise ValueError(
+            f"{longer} of {len(lengths)} sequences have more than {borders[-1]} steps, the last border, up to"
+            f" {lengths.max()}; expected a last border of {lengths.max()} (`reaching`), or sequences that are cut before"
+        )
     place = np.searchsorted(borders, lengths)
     members: list[tuple[int, np.ndarray]] = []
     waiting = np.zeros(0, np.int64)
@@ -64,13 +82,25 @@ def make(sequences: Sequence[np.ndarray], borders: Sequence[int], least: int = 1
     return tuple(_pad(sequences, index, border) for border, index in members)
 
 
+def _check_alike(sequences: Sequence[np.ndarray]) -> None:
+    """ValueError for a sequence that NumPy would cast or broadcast to put it beside the first."""
+    first = sequences[0]
+    for i, sequence in enumerate(sequences):
+        if sequence.dtype != first.dtype or sequence.shape[1:] != first.shape[1:]:
+            expected = ", ".join(["steps", *map(str, first.shape[1:])])
+            raise ValueError(
+                f"sequence {i} is {sequence.dtype} {list(sequence.shape)}, expected {first.dtype} [{expected}] as"
+                " sequence 0"
+            )
+
+
 def _pad(sequences: Sequence[np.ndarray], index: np.ndarray, border: int) -> Bucket:
     first = sequences[index[0]]
     rows = np.zeros((len(index), border, *first.shape[1:]), first.dtype)
     lengths = np.zeros(len(index), np.int32)
     for row, i in enumerate(index):
-        lengths[row] = min(len(sequences[i]), border)
-        rows[row, : lengths[row]] = sequences[i][:border]
+        lengths[row] = len(sequences[i])
+        rows[row, : lengths[row]] = sequences[i]
     return Bucket(jnp.asarray(rows), jnp.asarray(lengths), jnp.asarray(index, jnp.int32))
 
 
