@@ -9,6 +9,7 @@ An experiment is a module `experiments/NAME.py` with
     def finish(config, program, state, run): ...   # -> dict for result.json
     def report(runs): ...                 # -> sections of the report (experiments.report.Section)
     generated = base.without_data("digits")   # where data can be generated: what, and with which flags
+    def left_out(config): ...        # -> what of the data a run does not read, in one line, or None; if there is such
     if __name__ == "__main__":
         command.main(sys.modules[__name__])
 
@@ -235,6 +236,7 @@ def run_one(module: ModuleType, config: SimpleNamespace, directory: str | Path) 
         return run.result()
     try:
         program = module.program(_without_numbers(module, config))
+        _say_left_out(module, config)
         fitted = loop.fit(program, numbers(module, config), run, **_fit_options(config))
         return _finish(module, config, program, fitted, run, lanes=1)
     except Exception as error:
@@ -259,6 +261,7 @@ def run_lanes(
     try:
         program = module.program(_without_numbers(module, configs[0]))
         per_lane = [numbers(module, config) for config in configs]
+        _say_left_out(module, configs[0])
         fitted = loop.fit_lanes(program, per_lane, runs, directory=common, **_fit_options(configs[0]))
     except Exception as error:
         for run in runs:
@@ -291,6 +294,15 @@ def _without_numbers(module: ModuleType, config: SimpleNamespace) -> SimpleNames
     return SimpleNamespace(**{name: v for name, v in vars(config).items() if name not in module.NUMBERS})
 
 
+def _left_out(module: ModuleType, config: SimpleNamespace) -> str | None:
+    return getattr(module, "left_out", lambda config: None)(config)
+
+
+def _say_left_out(module: ModuleType, config: SimpleNamespace) -> None:
+    if line := _left_out(module, config):
+        print(f"left out: {line}", file=sys.stderr)
+
+
 def _fit_options(config: SimpleNamespace) -> dict[str, Any]:
     names = ("steps", "steps_per_call", "evaluate_every", "checkpoint_every", "patience", "progress")
     return {name: getattr(config, name) for name in names}
@@ -320,6 +332,8 @@ def _finish(
     }
     if what := getattr(module, "generated", lambda flags: None)(vars(config)):
         result["generated"] = what
+    if line := _left_out(module, config):
+        result["left_out"] = line
     run.finish(result)
     return result
 

@@ -213,6 +213,9 @@ def _generic_sections(runs: Sequence[Run]) -> list[Section]:
         "From three runs on the mean and, where it is in view, the band of its 95 % interval; else a line is a run. "
         "Seconds are time in updates, without compilation."
     )
+    left_out = dict.fromkeys(line for run in runs if (line := run.result().get("left_out")))
+    if left_out:
+        numbers += f"\n\nLeft out: {'; '.join(left_out)}."
     sections = [Section("Results", numbers, table=summary(runs))]
     if curves:
         sections.append(Section("Learning curves", bands, curves))

@@ -53,7 +53,10 @@ def load(directory: str | Path, beam: int | None = None) -> Callable[[str], str]
         length = max(config.length + 1, -(-len(row) // 8) * 8)  # few lengths, so that few programs are compiled
         source = np.full((1, length), pairs.PADDING, np.int32)
         source[0, : len(row)] = row
-        return pairs.join(french.decode(np.asarray(search(params, jnp.asarray(source)))[0]))
+        said = np.asarray(search(params, jnp.asarray(source)))[0]
+        if pairs.STOP not in said:
+            print(f"experiments.translate: cut after {len(said)} words and signs: {text!r}", file=sys.stderr)
+        return pairs.join(french.decode(said))
 
     return translated
 

@@ -14,8 +14,9 @@ English sentences of up to --length words and signs; no English sentence stands 
 
 DIR holds fra-eng.zip of manythings.org/anki. Without --data_dir the pairs are of a made-up grammar. BLEU (Papineni et
 al. 2002; sacrebleu, all translations of a sentence as references, lower case) of greedy and of beam search stands
-beside that of three baselines (`experiments/translation_baselines.py`). --sampling is the rate of scheduled sampling
-(Bengio et al. 2015, arXiv 1506.03099).
+beside that of three baselines (`experiments/translation_baselines.py`); perplexity is that of all test pairs. Longer
+English sentences are left out everywhere, longer French ones from the training alone; a line says how many. --sampling
+is the rate of scheduled sampling (Bengio et al. 2015, arXiv 1506.03099).
 
 Measured with the flags as they are, 2,000 sentences of 4 to 8 words and signs; 5,000 updates are 3.3 epochs, 5 to 6
 minutes on one core. additive: three seeds; the others: one.
@@ -80,7 +81,7 @@ flags.DEFINE_enum("cell", "gru", list(CELLS), "Cell of the encoder and of the de
 for name, size, about in (
     ("units", 128, "Units of the cell in each direction."),
     ("features", 128, "Width of the embeddings."),
-    ("length", 8, "Words and signs of an English sentence, at most; the French one may have half as many more."),
+    ("length", 8, "Words and signs of an English sentence, at most; half as many more of a French one to learn from."),
     ("minimum", 5, "A word that stands less often in the training part is unknown."),
     ("beam", 5, "Sequences that beam search keeps."),
 ):
@@ -99,11 +100,12 @@ generated = base.without_data("pairs of sentences")
 
 
 class Corpus(NamedTuple):
-    """Pairs by part ("train", "validation", "test"), and the vocabularies of the training part."""
+    """Pairs by part ("train", "validation", "test"), the vocabularies of the training part, pairs too long for both."""
 
     parts: dict[str, pairs.Pairs]
     english: pairs.Vocabulary
     french: pairs.Vocabulary
+    longer: int = 0
 
 
 @cache
@@ -117,7 +119,8 @@ def corpus(data_dir: str | None, length: int, minimum: int) -> Corpus:
     short = [len(pairs.tokens(source)) <= length for source in found.source]
     parts = pairs.split(found.take(np.flatnonzero(short)), *held_out)
     train = parts["train"]
-    return Corpus(parts, pairs.vocabulary(train.source, minimum), pairs.vocabulary(train.target, minimum))
+    vocabularies = (pairs.vocabulary(texts, minimum) for texts in train)
+    return Corpus(parts, *vocabularies, longer=len(short) - sum(short))
 
 
 def corpus_of(config: SimpleNamespace) -> Corpus:
@@ -125,22 +128,40 @@ def corpus_of(config: SimpleNamespace) -> Corpus:
     return corpus(config.data_dir, config.length, config.minimum)
 
 
-def longest(config: SimpleNamespace) -> int:
-    """Tokens of the longest translation."""
-    return config.length + config.length // 2
+def longest(words: int) -> int:
+    """Tokens of the longest translation of so many words and signs."""
+    return words + words // 2
 
 
-def _rows(config: SimpleNamespace, corpus: Corpus, part: pairs.Pairs, least: int = 1) -> tuple[buckets.Bucket, ...]:
-    """Buckets of [L, 2]: English with its end, and French with its start and its end, 0 after each."""
+@cache
+def taught(data_dir: str | None, length: int, minimum: int) -> pairs.Pairs:
+    """The training pairs of `corpus` whose French sentence is not too long to learn from."""
+    train = corpus(data_dir, length, minimum).parts["train"]
+    short = [len(pairs.tokens(target)) <= longest(length) for target in train.target]
+    return train.take(np.flatnonzero(short))
+
+
+def left_out(config: SimpleNamespace) -> str:
+    """How many pairs have sentences that are too long."""
+    found = corpus_of(config)
+    train, longer = len(found.parts["train"].source), found.longer
+    untaught = train - len(taught(config.data_dir, config.length, config.minimum).source)
+    whole = longer + sum(len(part.source) for part in found.parts.values())
+    return (
+        f"{longer:,} of {whole:,} pairs, with more than {config.length} English words and signs; {untaught:,} of"
+        f" {train:,} training pairs, with more than {longest(config.length)} French ones"
+    )
+
+
+def _rows(corpus: Corpus, part: pairs.Pairs, least: int = 1) -> tuple[buckets.Bucket, ...]:
+    """All pairs in buckets of [L, 2]: English with its end, and French with its start and its end, 0 after each."""
     rows = []
     for source, target in zip(*part, strict=True):
         english, french = corpus.english.encode(source), corpus.french.encode(target)
-        if len(french) - 1 <= longest(config):
-            row = np.full((max(len(english), len(french) + 1), 2), pairs.PADDING, np.int32)
-            row[: len(english), 0], row[0, 1], row[1 : len(french) + 1, 1] = english, pairs.START, french
-            rows.append(row)
-    end = longest(config) + 2
-    return buckets.make(rows, (*(border for border in BORDERS if border < end), end), least)
+        row = np.full((max(len(english), len(french) + 1), 2), pairs.PADDING, np.int32)
+        row[: len(english), 0], row[0, 1], row[1 : len(french) + 1, 1] = english, pairs.START, french
+        rows.append(row)
+    return buckets.make(rows, buckets.reaching(BORDERS, max(map(len, rows))), least)
 
 
 def _translator(config: SimpleNamespace, corpus: Corpus, numbers: Any, rngs: nnx.Rngs) -> Translator:
@@ -191,8 +212,8 @@ def program(config: SimpleNamespace) -> Program:
     """Cross-entropy of the next token; the best params are those of the lowest validation loss."""
     found = corpus_of(config)
     data = {
-        "train": _rows(config, found, found.parts["train"], config.batch_size),
-        "validation": _rows(config, found, found.parts["validation"]),
+        "train": _rows(found, taught(config.data_dir, config.length, config.minimum), config.batch_size),
+        "validation": _rows(found, found.parts["validation"]),
     }
     init, module = network(config, found)
 
@@ -217,13 +238,14 @@ def program(config: SimpleNamespace) -> Program:
 
 
 def said(module: Any, numbers: Any, config: SimpleNamespace, width: int) -> Any:
-    """`(params, source int [B, S]) -> tokens int [B, longest]`, compiled; `width` is that of the beam."""
+    """`(params, source int [B, S]) -> tokens int [B, longest(S - 1) + 1]`, compiled; `width` is that of the beam."""
 
     @jax.jit
     def run(params, source):
         options: Any = {"start": pairs.START, "stop": pairs.STOP, "length_penalty": config.length_penalty}
         model = module(numbers, params, None)
-        return model.translate(source, _lengths(source), longest(config) + 1, width=width, **options)
+        limit = longest(source.shape[1] - 1) + 1  # with STOP, as the source
+        return model.translate(source, _lengths(source), limit, width=width, **options)
 
     return run
 
@@ -244,17 +266,23 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """BLEU and perplexity of the test part; weights, vocabularies, all translations, maps of attention."""
+    """BLEU and perplexity of the test part; weights, vocabularies, all translations, maps of attention.
+
+    Also BLEU by the words and signs of the source, of lengths that 20 sentences have, and how many translations of each
+    search did not end within `longest`.
+    """
     found, numbers, params = corpus_of(config), vars(config), state.best.params
     _, module = network(config, found)
     test = found.parts["test"].references()
     sentences, references = list(test), list(test.values())
-    loss = float(jax.jit(partial(_mean_loss, module, numbers))(params, _rows(config, found, found.parts["test"])))
+    loss = float(jax.jit(partial(_mean_loss, module, numbers))(params, _rows(found, found.parts["test"])))
     source = _padded([found.english.encode(sentence) for sentence in sentences], config.length + 1)
     searched: dict[int, list[str]] = {}
+    unfinished: dict[int, int] = {}
     for width in sorted({1, config.beam}):
         rows = _by_batch(said(module, numbers, config, width), params, source)
         searched[width] = [pairs.join(found.french.decode(row)) for row in rows]
+        unfinished[width] = int((rows != pairs.STOP).all(1).sum())
     systems = {"greedy": searched[1], "beam": searched[config.beam]}
     systems |= translation_baselines.all_of(found.parts["train"], sentences)
     scores = {f"bleu_{name}": bleu(texts, references) for name, texts in systems.items()}
@@ -276,6 +304,8 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
         "test_perplexity": float(np.exp(loss)),
         **scores,
         **{f"bleu_of_{n}": score for n, score in by_length.items()},
+        "unfinished_greedy": unfinished[1],
+        "unfinished_beam": unfinished[config.beam],
         "validation_loss": float(state.best.value),
         "best_step": int(state.best.step),
     }
@@ -284,7 +314,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
 def _padded(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
     result = np.full((len(rows), length), pairs.PADDING, np.int32)
     for out, row in zip(result, rows, strict=True):
-        out[: len(row)] = row[:length]
+        out[: len(row)] = row
     return result
 
 
@@ -317,7 +347,7 @@ def _maps(module: Any, config: SimpleNamespace, found: Corpus, params: Tree, sen
         model = module(vars(config), params, None)
         start, memory = model.encode(source, _lengths(source))
         options = {"start": pairs.START, "stop": pairs.STOP}
-        tokens = model.translate(source, _lengths(source), longest(config) + 1, **options)
+        tokens = model.translate(source, _lengths(source), longest(config.length) + 1, **options)
         read = jnp.concatenate([jnp.full_like(tokens[:, :1], pairs.START), tokens[:, :-1]], 1)
         return tokens, model.decoder.weights(read, start, memory)
 

@@ -99,10 +99,10 @@ def test_errors():
             buckets.make(ROWS, borders)
     with pytest.raises(ValueError, match="0 sequences are too few"):
         buckets.make([], (3,))
-    with pytest.raises(ValueError, match=r"1 of 8 sequences have more than 9 steps, .* up to 12; expected a last border"):
+    with pytest.raises(ValueError, match="1 of 8 sequences have more than 9 steps, the last border, up to 12;"):
         buckets.make(ROWS, (2, 9))
     mixed = [np.ones((2, 3), np.float32), np.ones((2, 1), np.float32)]
-    with pytest.raises(ValueError, match=r"sequence 1 is float32 \[2, 1\], expected float32 \[steps, 3\] as sequence 0"):
+    with pytest.raises(ValueError, match=r"sequence 1 is float32 \[2, 1\], expected float32 \[steps, 3\]"):
         buckets.make(mixed, (3,))
     with pytest.raises(ValueError, match=r"sequence 1 is float64 \[2\], expected int32 \[steps\]"):
         buckets.make([np.ones(2, np.int32), np.full(2, 0.5)], (3,))

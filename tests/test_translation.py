@@ -3,6 +3,7 @@
 import io
 import sys
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from flax import nnx
 from test_experiments import drawn, refused, run
 
-from experiments import translate, translation, translation_baselines
+from experiments import base, translate, translation, translation_baselines
 from seqjax import attention, cells
 from seqjax.data import pairs
 from seqjax.models import Decoder, Translator
@@ -139,6 +140,68 @@ def test_bleu_takes_the_best_of_several_references(monkeypatch):
 SMALL = ("--batch_size=8", "--units=3", "--features=2", "--minimum=1")
 
 
+@pytest.fixture
+def long_translations(monkeypatch):
+    """Pairs of which some have 5 English words, and some up to 12 French ones."""
+    rng = np.random.default_rng(0)
+    words = [" ".join(rng.choice(list("abcdef"), n)) for n in rng.integers(1, 6, 60)]
+    source = [f"{text} {i}" for i, text in enumerate(words)]
+    target = [" ".join(rng.choice(list("uvwxyz"), n)) for n in rng.integers(1, 13, 60)]
+    monkeypatch.setattr(translation, "FEW", (4, 4))
+    monkeypatch.setattr(translation.pairs, "generated", lambda count: pairs.Pairs(tuple(source), tuple(target)))
+    for cached in (translation.corpus, translation.taught):
+        cached.cache_clear()
+    yield
+    for cached in (translation.corpus, translation.taught):
+        cached.cache_clear()
+
+
+def test_perplexity_is_over_all_tokens_of_all_pairs(long_translations):
+    """Against one pair at a time, without padding; what is left out is counted."""
+    flags = {"length": 5, "units": 3, "features": 2, "minimum": 1, "batch_size": 4, "attention": "none"}
+    config = base.parse(translation, flags)
+    program, numbers = translation.program(config), base.numbers(translation, config)
+    params = program.init(numbers).params
+    assert program.evaluate is not None
+    found = translation.corpus_of(config)
+    part = found.parts["validation"]
+    lengths = {name: [len(text.split()) for text in one.target] for name, one in found.parts.items()}
+    assert max(lengths["validation"]) > translation.longest(5) == 7
+    model = translation.network(config, found)[1](numbers, params, None)
+    sums, count = 0.0, 0
+    for source, target in zip(*part, strict=True):
+        english, french = found.english.encode(source), found.french.encode(target)
+        start, memory = model.encode(jnp.asarray(english)[None], jnp.array([len(english)], jnp.int32))
+        read = jnp.asarray([pairs.START, *french[:-1]], jnp.int32)[None]
+        logits = np.asarray(model.decoder(read, start, memory)[0], np.float64)
+        sums -= (logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(len(french)), french].sum()
+        count += len(french)
+    assert count == sum(lengths["validation"]) + len(part.target)
+    loss = program.evaluate(numbers, program.data, program.init(numbers))["loss"]
+    np.testing.assert_allclose(loss, sums / count, rtol=1e-5)
+
+    taught = sum(len(bucket.which) for bucket in program.data["train"])
+    untaught = sum(length > 7 for length in lengths["train"])
+    assert taught == len(lengths["train"]) - untaught
+    longer = 60 - sum(map(len, lengths.values()))
+    assert longer > 0
+    assert translation.left_out(config) == (
+        f"{longer} of 60 pairs, with more than 5 English words and signs; {untaught} of {taught + untaught} training"
+        " pairs, with more than 7 French ones"
+    )
+
+
+def test_a_long_sentence_has_room_for_a_long_translation():
+    """Of a network that never says STOP: as many words as its source may have, whatever --length is."""
+    config = base.parse(translation, {"length": 4})
+    model = Translator(cells.gru(3), 8, 8, 2, rngs=nnx.Rngs(0))
+    bias: Any = model.decoder.head.bias
+    bias[...] = bias[...].at[pairs.STOP].set(-1e4)
+    said = translation.said(lambda numbers, params, key: model, {}, config, 1)
+    assert said({}, jnp.full((1, 5), 4, jnp.int32)).shape == (1, 4 + 2 + 1)
+    assert said({}, jnp.full((1, 21), 4, jnp.int32)).shape == (1, 20 + 10 + 1)
+
+
 @pytest.mark.parametrize(
     "kind", ["multiplicative", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("none", "additive"))]
 )
@@ -151,6 +214,9 @@ def test_translation(kind, tmp_path, monkeypatch, capsys):
     result = finished.result()
     assert result["test_perplexity"] == pytest.approx(np.exp(result["test_loss"]))
     assert all(0 <= value <= 100 for name, value in result.items() if name.startswith("bleu_"))
+    assert 0 <= result["unfinished_beam"] <= 20
+    assert result["left_out"].startswith("0 of 600 pairs, with more than 8 English words")
+    assert f"left out: {result['left_out']}\n" in capsys.readouterr().err
     text = (finished.directory / "translations.txt").read_text()
     assert text.count("    greedy  ") == text.count("   nearest  ") == 20
     assert (finished.figures / "attention.png").exists() == (kind != "none")

@@ -67,7 +67,7 @@ def make(sequences: Sequence[np.ndarray], borders: Sequence[int], least: int = 1
     if longer := int((lengths > borders[-1]).sum()):
         raise ValueError(
             f"{longer} of {len(lengths)} sequences have more than {borders[-1]} steps, the last border, up to"
-            f" {lengths.max()}; expected a last border of {lengths.max()} (`reaching`), or sequences that are cut before"
+            f" {lengths.max()}; expected a last border of {lengths.max()} (`reaching`), or sequences cut before"
         )
     place = np.searchsorted(borders, lengths)
     members: list[tuple[int, np.ndarray]] = []
