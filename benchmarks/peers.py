@@ -18,7 +18,8 @@ from flax import linen, nnx
 import seqjax
 import seqjax.nnx
 from benchmarks.problem import GATES, RATE, Masks, Row, Tree, Weights, no_masks
-from seqjax.regularizers import dropout_mask, recurrent_dropout
+from seqjax.draws import dropout_mask
+from seqjax.regularizers import recurrent_dropout
 
 
 class Unavailable(ValueError):  # noqa: N818 (it is no error of the benchmark)

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seqjax.arrays import like
 from seqjax.checkpointed import over_chunks
-from seqjax.core import Array, Carry, Cell, Params, Tree, like, over_time, project_all, split_const
+from seqjax.core import Array, Carry, Cell, Params, Tree, over_time, project_all, split_const
 from seqjax.outer import Read, Write
 from seqjax.parallel import CACHED, sequential
 

@@ -16,7 +16,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.core import Array, Carry, Key, carry_dtype
+from seqjax.arrays import carry_dtype
+from seqjax.core import Array, Carry, Key
 
 __all__ = ["beam", "choose", "greedy", "sample"]
 

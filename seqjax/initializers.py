@@ -7,7 +7,6 @@ from another. What other libraries draw by default is in `seqjax.presets`.
 """
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -16,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import zeros
 
-from seqjax.core import Array, Key, carry_dtype
+from seqjax.arrays import carry_dtype
+from seqjax.core import Array, Key
+from seqjax.draws import cast_last
 
 Initializer = Callable[[Key, Sequence[int], jnp.dtype], Array]
 """Of weights: `(key, shape [rows, H], dtype) -> array`."""
@@ -56,40 +57,6 @@ __all__ = [
 
 
 _F = TypeVar("_F", bound=Callable)
-
-
-def check_entries(shape: Sequence[int]) -> None:
-    """Check that a weight has entries.
-
-    Raises:
-      ValueError: for an axis of size 0.
-    """
-    if 0 in shape:
-        raise ValueError(
-            f"a weight of shape {tuple(shape)} has no entries: a cell has at least one unit and reads at least one "
-            "feature (init(key, 0) is for a cell that reads tokens: wrap this one in with_embedding or with_one_hot)"
-        )
-
-
-def cast_last(init: _F) -> _F:
-    """`init`, which takes a dtype, drawn in at least float32 and cast last.
-
-    Uniform numbers of 16 bits are few: what is made of them has no tails, and where 0 is among them an infinite log.
-    """
-    signature = inspect.signature(init)
-
-    def draw(*args, **options):
-        given = signature.bind(*args, **options)
-        given.apply_defaults()
-        check_entries(given.arguments["shape"])
-        dtype = given.arguments["dtype"]
-        if dtype is None:  # JAX's default, the widest that there is
-            return init(*given.args, **given.kwargs)
-        given.arguments["dtype"] = carry_dtype(dtype)
-        return init(*given.args, **given.kwargs).astype(dtype)
-
-    wrapped: Any = functools.wraps(init)(draw)
-    return wrapped
 
 
 def _made_by(factory: _F) -> _F:

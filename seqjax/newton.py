@@ -9,20 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqjax.arrays import like, matmul
 from seqjax.autodiff import reverse_mode_only
-from seqjax.core import (
-    Array,
-    Carry,
-    Cell,
-    Gated,
-    Params,
-    Tree,
-    like,
-    matmul,
-    over_time,
-    project_all,
-    split_const,
-)
+from seqjax.core import Array, Carry, Cell, Gated, Params, Tree, over_time, project_all, split_const
 from seqjax.parallel import matrix_prefix, prefix, steps_after, steps_before
 from seqjax.placement import placed_as
 

@@ -8,23 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from seqjax.arrays import carry_dtype, like
 from seqjax.cells.stack import stack
-from seqjax.core import (
-    Array,
-    Carry,
-    Cell,
-    Const,
-    Key,
-    Tree,
-    around,
-    carry_dtype,
-    features,
-    inner,
-    is_complex,
-    like,
-    open_const,
-)
-from seqjax.regularizers import Sample, check_rate, each_layer
+from seqjax.core import Array, Carry, Cell, Const, Key, Tree, around, features, inner, is_complex, open_const
+from seqjax.draws import check_rate
+from seqjax.regularizers import Sample, each_layer
 
 __all__ = [
     "carry_noise",

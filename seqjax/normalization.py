@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax.arrays import dense, like, matmul
 from seqjax.cells.gated import _hint, _lstm_gates, lstm, normalize
 from seqjax.cells.stack import stack
 from seqjax.core import (
@@ -37,13 +38,10 @@ from seqjax.core import (
     Tree,
     around,
     batch_shape,
-    dense,
     features,
     gated_transition,
     inner,
     is_dense,
-    like,
-    matmul,
     one_input,
     out_features,
     over_time,

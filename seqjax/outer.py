@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from seqjax.core import Array, Carry, Params, Tree, like
+from seqjax.arrays import like
+from seqjax.core import Array, Carry, Params, Tree
 
 
 class Write(NamedTuple):

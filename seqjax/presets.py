@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import initializers
+from seqjax.draws import cast_last
 from seqjax.initializers import gate_bias, glorot_uniform, identity, jointly, lecun_normal, normal, orthogonal, uniform
 
 __all__ = ["chrono", "flax", "irnn", "keras", "pytorch"]
@@ -47,7 +48,7 @@ def pytorch(*, gru: bool = False) -> dict[str, Any]:
     one of the two inside its reset, the `b_n` of `cells.gru`: it is drawn there, and the other one outside.
     """
 
-    @initializers.cast_last
+    @cast_last
     def b(key, gates, hidden, dtype=jnp.float32):
         of_inputs, of_carry = (initializers.uniform_bias()(k, gates, hidden, dtype) for k in jax.random.split(key))
         one_of_two = jnp.repeat(jnp.asarray([gru and gate == "candidate" for gate in gates]), hidden)

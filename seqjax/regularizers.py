@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
+from seqjax.arrays import carry_dtype, like
 from seqjax.core import (
     Array,
     Carry,
@@ -26,14 +26,13 @@ from seqjax.core import (
     Tree,
     around,
     batch_shape,
-    carry_dtype,
     features,
     gated_transition,
     inner,
-    like,
     open_const,
     with_features,
 )
+from seqjax.draws import check_rate, dropout_mask
 from seqjax.wrappers.masking import over_layers
 
 __all__ = [
@@ -50,30 +49,6 @@ __all__ = [
 
 Sample = Callable[[Key, Carry, Tree], Tree]
 """`(key, carry, xs) -> noise`, for all steps of one batch of sequences."""
-
-
-def check_rate(rate: Any) -> Any:
-    """Check a dropout rate; a traced one (a lane of a sweep) is taken on trust."""
-    # As a Python number: inside of a compiled function the comparison of an array would be traced.
-    if not isinstance(rate, Tracer) and not 0.0 <= float(rate) < 1.0:
-        raise ValueError(f"a dropout rate lies in [0, 1), got {rate}")
-    return rate
-
-
-def dropout_mask(key: Key, rate: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Inverted dropout: 0 with probability `rate`, otherwise 1 / (1 - rate).
-
-    Drawn in at least float32, and cast last. Raises ValueError where 1 / (1 - rate) is beyond the dtype.
-    """
-    wide = carry_dtype(dtype)
-    if isinstance(rate, Tracer):
-        keep = 1.0 - jnp.asarray(rate, wide)
-    else:
-        kept = 1.0 - float(rate)  # in double precision: a rate near 1 would lose digits
-        if kept * float(jnp.finfo(dtype).max) < 1:
-            raise ValueError(f"{jnp.dtype(dtype)} cannot hold 1 / (1 - rate), by which dropout at rate {rate} scales")
-        keep = jnp.asarray(kept, wide)
-    return jnp.where(jax.random.bernoulli(key, keep, shape), 1.0 / keep, 0.0).astype(dtype)
 
 
 def each_layer(cell: Cell, *parts: tuple[Cell, Sample]) -> tuple[Cell, Sample]:

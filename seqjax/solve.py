@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax.arrays import matmul, operand_dtype, product_gradient
 from seqjax.autodiff import reverse_mode_only
 from seqjax.checkpointed import checkpointed
 from seqjax.chunkwise import chunkwise
@@ -28,11 +29,8 @@ from seqjax.core import (
     batch_shape,
     features,
     gated_step,
-    matmul,
     open_dense,
-    operand_dtype,
     over_time,
-    product_gradient,
     project_all,
     scan_const,
     split_const,

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jax.errors import ConcretizationTypeError
 from jax.extend.core import concrete_or_error
 
+from seqjax import indices
 from seqjax.core import Array, Carry, Cell, Key, Params, Tree, batch_shape, features, split_const
 from seqjax.solve import Solver, solve
 from seqjax.wrappers import masked
@@ -123,7 +124,8 @@ def unroll(
 
     Raises:
       ValueError: for an empty sequence, lengths that differ, a carry or mask of another shape, features that do not fit
-        the weights, or a method that the cell does not admit.
+        the weights, a known token outside of the vocabulary that the mask does not skip, or a method that the cell
+        does not admit.
       TypeError: for inputs of a dtype that the cell does not take.
 
     Example:
@@ -146,6 +148,9 @@ def unroll(
     check_inputs(cell, xs, mask)
     if not _known((params, carry, xs, mask)):
         return _run(cell, method, reverse, params, carry, xs, mask)
+    if cell.vocabulary:
+        tokens = np.asarray(features(xs))
+        indices.check("tokens", tokens if mask is None else tokens[np.asarray(mask)], cell.vocabulary)
     # Outside of jit every loop is a program of its own, which is compiled once for a cell and shapes, not once a call.
     name: Any = (method.func, method.args, tuple(method.keywords.items())) if isinstance(method, partial) else method
     try:

@@ -11,12 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax import cells, from_step, noise, normalization, regularizers, wrappers
-from seqjax.core import (
-    Cell,
-    Const,
-    batch_shape,
-    carry_dtype,
-)
+from seqjax.arrays import carry_dtype
+from seqjax.core import Cell, Const, batch_shape
 
 D, H, TOKENS = 3, 4, 5
 RATE = 0.4

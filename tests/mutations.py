@@ -151,14 +151,14 @@ MUTATIONS = [
     ),
     Mutation(
         "bfloat16 weights: products summed up in bfloat16",
-        "seqjax/core.py",
+        "seqjax/arrays.py",
         "return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=carry_dtype(w.dtype))",
         "return jnp.matmul(x.astype(dtype), w.astype(dtype)).astype(carry_dtype(w.dtype))",
         "tests/test_core.py::test_a_product_of_bfloat16_is_summed_and_returned_in_float32",
     ),
     Mutation(
         "bfloat16 weights: a carry in bfloat16",
-        "seqjax/core.py",
+        "seqjax/arrays.py",
         "jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype",
         "jnp.float32 if jnp.dtype(dtype).itemsize < 2 else dtype",
         "tests/test_core.py::test_carry_dtype",
@@ -223,7 +223,7 @@ MUTATIONS = [
     ),
     Mutation(
         "dropout: what is kept is not divided by 1 - rate",
-        "seqjax/regularizers.py",
+        "seqjax/draws.py",
         "bernoulli(key, keep, shape), 1.0 / keep, 0.0)",
         "bernoulli(key, keep, shape), 1.0, 0.0)",
         "tests/test_regularizers.py::test_the_rate_is_the_share_of_zeros_and_the_mean_is_one",
@@ -646,14 +646,14 @@ MUTATIONS = [
     ),
     Mutation(
         "one-hot tokens: rows without the bias",
-        "seqjax/core.py",
+        "seqjax/arrays.py",
         "    return total + like(b.astype(dtype), total)",
         "    return total",
         "tests/test_wrappers.py::test_one_hot_tokens_are_real_one_hot_vectors[stack]",
     ),
     Mutation(
         "several one-hot tokens a step: the first alone is read",
-        "seqjax/core.py",
+        "seqjax/arrays.py",
         "    total = sum(rows[1:], start=rows[0])",
         "    total = rows[0]",
         "tests/test_wrappers.py::test_several_tokens_of_a_step_are_the_sum_of_their_vectors[stack]",

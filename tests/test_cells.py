@@ -13,6 +13,7 @@ from agree import at, compiled
 from cell_list import BARE, MODELS, D, H, Model, draw
 
 from seqjax import cells, unroll
+from seqjax.arrays import operand_dtype
 from seqjax.core import gated_transition
 from seqjax.solve import length
 from seqjax.wrappers import with_head
@@ -134,7 +135,7 @@ def test_sixteen_bit_weights_accumulate_in_float32(x64, name, narrow):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((carry, ys)))
 
     def rounded(leaf):
-        return leaf.astype(narrow).astype(jnp.float64)
+        return leaf.astype(operand_dtype(narrow)).astype(jnp.float64)
 
     if cell.gated:
         stages = tuple(lambda h, z, us, stage=stage: rounded(stage(h, z, us)) for stage in cell.gated.stages)

@@ -10,7 +10,7 @@ from agree import check_methods, close, compiled
 from cell_list import BARE, MODELS, D, H, Model, draw, masked, recurrent_dropout
 
 from seqjax import cells, solve, unroll
-from seqjax.core import dense
+from seqjax.arrays import dense
 from seqjax.initializers import chrono, zeros
 from seqjax.native import compiler
 

@@ -8,7 +8,8 @@ from agree import close
 from cell_list import MODELS, D, H, draw, leaky
 
 from seqjax import Const, cells, from_step, unroll
-from seqjax.core import carry_dtype, dense, matmul, out_features, over_time, scan_const, select
+from seqjax.arrays import carry_dtype, dense, matmul
+from seqjax.core import out_features, over_time, scan_const, select
 from seqjax.wrappers import masked, with_embedding, with_head
 
 

@@ -16,7 +16,7 @@ from cell_list import BARE, H, Model, draw
 from test_cells import slow_loop
 
 from seqjax import cells, normalization, unroll
-from seqjax.core import carry_dtype
+from seqjax.arrays import carry_dtype
 
 STEPS, SIZES, GATES = 6, (1.0, 1e8, 1e30), (0.0, 200.0)
 TOLERANCE = {"float64": 1e-9, "float32": 2e-3, "float16": 1e-2, "bfloat16": 0.1}

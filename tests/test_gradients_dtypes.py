@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from test_gradients import squared_error
 
 from seqjax import cells, wrappers
-from seqjax.core import carry_dtype
+from seqjax.arrays import carry_dtype
 from seqjax.gradients import (
     artbp,
     bptt,

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from seqjax import bidirectional, cells, generate, mask_from_lengths, unroll
-from seqjax.core import Cell, carry_dtype
+from seqjax.arrays import carry_dtype
+from seqjax.core import Cell
 
 TOLERANCE = {"float64": 1e-11, "float32": 1e-5, "bfloat16": 0.03}
 KINDS = {

@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 from scipy import stats
 
-from seqjax import cells, decoding, gradients, initializers, noise, presets, regularizers, wrappers
+from seqjax import cells, decoding, draws, gradients, initializers, noise, presets, regularizers, wrappers
 from seqjax.models import music
 from seqjax.nnx import Dropout
 
@@ -179,7 +179,7 @@ def carried(regularizer, **options):
 
 
 MASKS = {
-    "dropout_mask": lambda rate, dtype: regularizers.dropout_mask(KEY, rate, (500, H), dtype),
+    "dropout_mask": lambda rate, dtype: draws.dropout_mask(KEY, rate, (500, H), dtype),
     "recurrent": carried(regularizers.recurrent_dropout, gates=3),
     "candidate": carried(regularizers.candidate_dropout, per_step=True),
     "input": carried(regularizers.input_dropout, per_step=True),
@@ -214,13 +214,13 @@ def test_what_is_dropped_is_as_often_as_the_rate_says(name, rate, dtype):
 
 def test_a_traced_rate_is_not_rounded(dtype):
     """A lane of a sweep: the rate in float32, the mask in the dtype."""
-    draw = jax.jit(lambda rate: regularizers.dropout_mask(KEY, rate, (500, H), dtype))
+    draw = jax.jit(lambda rate: draws.dropout_mask(KEY, rate, (500, H), dtype))
     about((np.asarray(draw(jnp.float32(0.002)), np.float32) == 0).mean(), 0.002, 500 * H)
 
 
 def test_a_rate_whose_scale_the_dtype_cannot_hold_is_refused(dtype):
     def mask():
-        return regularizers.dropout_mask(KEY, 1 - 1e-6, (10,), dtype)
+        return draws.dropout_mask(KEY, 1 - 1e-6, (10,), dtype)
 
     if dtype == jnp.float16:
         with pytest.raises(

@@ -115,6 +115,64 @@ def test_embedding_refuses_features():
         cell.init(KEY, D)
 
 
+def _embedded(cell):
+    return wrappers.with_embedding(cell, TOKENS, D)
+
+
+def _one_hot(cell):
+    return wrappers.with_one_hot(cell, TOKENS)
+
+
+@pytest.mark.parametrize("cell", [cells.gru(H), cells.stack(cells.min_gru(H), cells.lstm(H))])
+@pytest.mark.parametrize("wrap", [_embedded, _one_hot])
+def test_a_token_that_is_none_is_refused_where_it_is_known(wrap, cell):
+    cell = wrap(cell)
+    params, run = cell.init(KEY, 0), partial(unroll, cell, method="scan")
+    for wrong in (-1, TOKENS):
+        tokens = jnp.array([[0, 4], [1, wrong], [2, 2]])
+        for read in (
+            lambda tokens: run(params, None, tokens),
+            lambda tokens: jax.grad(lambda params: run(params, None, tokens)[1].sum())(params),
+            lambda tokens: cell.step(params, cell.initial_carry(params, (2,)), tokens[1]),
+        ):
+            with pytest.raises(ValueError, match=rf"tokens must be in range\({TOKENS}\), got values from"):
+                read(tokens)
+    for outer in (
+        wrappers.reset,
+        lambda cell: wrappers.with_head(cell, 2),
+        lambda cell: regularizers.input_dropout(cell, 0.5)[0],
+    ):
+        assert outer(cell).vocabulary == TOKENS
+    # What a mask skips may be anything.
+    mask = jnp.array([[True, True], [True, False], [True, True]])
+    _, ys = run(params, None, tokens, mask=mask)
+    np.testing.assert_array_equal(ys, run(params, None, tokens.at[1, 1].set(0), mask=mask)[1])
+    np.testing.assert_array_equal(ys, unroll(wrappers.masked(cell), params, None, (tokens, mask), method="scan")[1])
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint32])
+@pytest.mark.parametrize("wrap", [_embedded, _one_hot])
+def test_a_token_that_is_not_known_is_a_vector_of_zeros_where_it_is_none(wrap, dtype):
+    cell = wrap(cells.gru(H))
+    params = cell.init(KEY, 0)
+    wrong = [-1, -5, TOKENS, 127] if jnp.issubdtype(dtype, jnp.signedinteger) else [TOKENS, 127, 2**32 - 1, 2**31]
+    tokens = jnp.array([wrong, [0, 1, 2, 3]], dtype)
+
+    def loss(cell, params, xs):
+        ys = unroll(cell, params, None, xs, method="scan")[1]
+        return jnp.square(ys).sum(), ys
+
+    @jax.jit
+    def run(params, tokens):
+        xs = params["embedding"][tokens] if "embedding" in params else jax.nn.one_hot(tokens, TOKENS)
+        expected = loss(cells.gru(H), params.get("cell", params), xs.at[0].set(0))[1]
+        return jax.value_and_grad(partial(loss, cell), has_aux=True)(params, tokens), expected
+
+    ((_, found), grads), expected = run(params, tokens)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
 ONE_HOT = {
     "stack": cells.stack(cells.projected_lstm(H, 2), cells.gru(H)),
     "no Dense": cells.min_gru(H),
@@ -137,7 +195,7 @@ def test_one_hot_tokens_are_real_one_hot_vectors(x64, cell):
 
         return jax.value_and_grad(squares)(params)
 
-    found, expected = compiled(lambda: (loss(wrapped, tokens), loss(cell, vectors)))()
+    found, expected = compiled(lambda tokens: (loss(wrapped, tokens), loss(cell, vectors)))(tokens)
     close(found, expected)
 
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
+from seqjax.arrays import carry_dtype, like
 from seqjax.cells.gated import _check_size, _gated, _initial, _project
-from seqjax.core import Array, Cell, Const, Gated, Tree, carry_dtype, like
+from seqjax.core import Array, Cell, Const, Gated, Tree
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seqjax.arrays import carry_dtype, check_features, like, operand_dtype
 from seqjax.cells.gated import LSTMCarry, _check_size, _lstm_gates
-from seqjax.core import Array, Cell, carry_dtype, check_features, like, operand_dtype
+from seqjax.core import Array, Cell
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from seqjax.arrays import like
 from seqjax.cells.gated import _check_size, _gated, _initial, _project, _zeros, normalize
-from seqjax.core import Array, Cell, Const, Gated, exportable, like
+from seqjax.core import Array, Cell, Const, Gated, exportable
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal
 
 

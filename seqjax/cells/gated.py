@@ -11,18 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
-from seqjax.core import (
-    Array,
-    Cell,
-    Const,
-    Dense,
-    Gated,
-    carry_dtype,
-    check_features,
-    exportable,
-    gated_transition,
-    like,
-)
+from seqjax.arrays import carry_dtype, check_features, like
+from seqjax.core import Array, Cell, Const, Dense, Gated, exportable, gated_transition
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 

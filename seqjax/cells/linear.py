@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 
+from seqjax.arrays import carry_dtype, check_features, dense
 from seqjax.cells.gated import _check_size
-from seqjax.core import Array, Cell, affine_transition, carry_dtype, check_features, dense, exportable
+from seqjax.core import Array, Cell, affine_transition, exportable
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, per_gate
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
+from seqjax.arrays import check_features, dense, like, matmul
 from seqjax.cells.gated import (
     LSTMCarry,
     _check_size,
@@ -22,7 +23,7 @@ from seqjax.cells.gated import (
     _zeros_lstm,
     normalize,
 )
-from seqjax.core import Cell, Const, Dense, check_features, dense, like, matmul
+from seqjax.core import Cell, Const, Dense
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 _GATES = ("input", "forget", "candidate", "output")

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 
+from seqjax.arrays import carry_dtype, dense, like
 from seqjax.cells.gated import largest
-from seqjax.core import Array, Cell, Tree, carry_dtype, dense, exportable, like
+from seqjax.core import Array, Cell, Tree, exportable
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform
 from seqjax.outer import Outer, Write, outer_transition, read
 

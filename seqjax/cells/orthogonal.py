@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seqjax.arrays import carry_dtype, check_features, like
 from seqjax.cells.gated import _check_size, _gated, _initial
-from seqjax.core import Array, Cell, Const, Dense, Gated, carry_dtype, check_features, like
+from seqjax.core import Array, Cell, Const, Dense, Gated
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, rotations
 
 _product = partial(jnp.matmul, precision="highest")

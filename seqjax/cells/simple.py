@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
+from seqjax.arrays import carry_dtype, like
 from seqjax.cells.gated import LSTMCarry, _check_size, _gated, _hint, _initial, _one_product, _project
-from seqjax.core import Array, Cell, Const, carry_dtype, like
+from seqjax.core import Array, Cell, Const
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 

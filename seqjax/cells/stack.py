@@ -65,4 +65,5 @@ def stack(*cells: Cell) -> Cell:
         readout=readout,
         layers=cells,
         space=cells[0].space,
+        vocabulary=cells[0].vocabulary,
     )

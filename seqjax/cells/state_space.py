@@ -13,21 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import log_sigmoid, sigmoid
 
+from seqjax.arrays import carry_dtype, check_features, dense, like, matmul
 from seqjax.cells.gated import _check_size
-from seqjax.core import (
-    Array,
-    Cell,
-    Complex,
-    Tree,
-    affine_transition,
-    carry_dtype,
-    check_features,
-    dense,
-    like,
-    matmul,
-    multiply,
-)
-from seqjax.initializers import BiasInitializer, Initializer, check_entries, gate_bias, glorot_uniform, per_gate
+from seqjax.core import Array, Cell, Complex, Tree, affine_transition, multiply
+from seqjax.draws import check_entries
+from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, per_gate
 
 
 def _wide(value: Array) -> Array:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 
+from seqjax.arrays import carry_dtype
 from seqjax.cells.gated import _check_size, _gated, _hint
-from seqjax.core import Array, Cell, carry_dtype, exportable
+from seqjax.core import Array, Cell, exportable
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 

@@ -8,6 +8,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from seqjax import indices
+
 __all__ = [
     "Standardizer",
     "gather",
@@ -55,7 +57,7 @@ def order(key: Array, epoch: Array | int, positions: Array, count: int) -> Array
     positions = jnp.asarray(positions)
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise TypeError(f"positions must be integers, got {positions.dtype}")
-    _check_range("positions", positions, count)
+    indices.check("positions", positions, count)
     bits = (count - 1).bit_length()
     round_keys = jax.random.bits(jax.random.fold_in(key, epoch), (_ROUNDS,), jnp.uint32)
 
@@ -128,7 +130,7 @@ def gather(series: Array, starts: Array, length: int, stride: int = 1) -> Array:
         raise ValueError(f"starts must have shape [B], got {starts.shape}")
     if not jnp.issubdtype(starts.dtype, jnp.integer):
         raise TypeError(f"starts must be integers, got {starts.dtype}")
-    _check_range("starts", starts, len(series) - stride * (length - 1))
+    indices.check("starts", starts, len(series) - stride * (length - 1))
     offsets = stride * jnp.arange(length, dtype=starts.dtype)
     rows = offsets[:, None] + starts[None, :]  # [T, B]
     return series.at[rows].get(mode="fill", wrap_negative_indices=False)
@@ -258,13 +260,3 @@ def _mix(x: Array) -> Array:
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
-
-
-def _check_range(name: str, indices: Array, stop: int) -> None:
-    """Refuses indices outside of range(stop), where they are known: under jit they are not."""
-    if isinstance(indices, jax.core.Tracer) or indices.size == 0:
-        return
-    known = np.asarray(indices)  # NumPy, because inside of a jitted function jnp would trace
-    low, high = known.min(), known.max()
-    if low < 0 or high >= stop:
-        raise ValueError(f"{name} must be in range({max(stop, 0)}), got values from {low} to {high}")

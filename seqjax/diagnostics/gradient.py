@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from seqjax.arrays import carry_dtype
 from seqjax.core import (
     Array,
     Carry,
@@ -16,7 +17,6 @@ from seqjax.core import (
     Params,
     Tree,
     batch_shape,
-    carry_dtype,
     features,
     open_dense,
     project_all,

@@ -8,6 +8,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
+from seqjax.arrays import matmul
 from seqjax.core import (
     Array,
     Carry,
@@ -16,7 +17,6 @@ from seqjax.core import (
     Params,
     Tree,
     is_complex,
-    matmul,
     open_dense,
     over_time,
     project_all,

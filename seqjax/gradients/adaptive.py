@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.core import Array, Carry, Cell, Tree, carry_dtype, split_const
+from seqjax.arrays import carry_dtype
+from seqjax.core import Array, Carry, Cell, Tree, split_const
 from seqjax.diagnostics import Decay, gradient_decay, relative_bias
 from seqjax.gradients.bptt import Window, truncated_bptt
 from seqjax.gradients.estimator import Estimator, Loss

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from seqjax.core import Array, Carry, Cell, Params, Tree, carry_dtype, open_dense, scan_const, split_const
+from seqjax.arrays import carry_dtype
+from seqjax.core import Array, Carry, Cell, Params, Tree, open_dense, scan_const, split_const
 from seqjax.gradients.estimator import Estimator, Loss
 from seqjax.solve import length
 

@@ -5,15 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.core import (
-    Array,
-    Carry,
-    Cell,
-    Key,
-    batch_shape,
-    carry_dtype,
-    inner,
-)
+from seqjax.arrays import carry_dtype
+from seqjax.core import Array, Carry, Cell, Key, batch_shape, inner
 from seqjax.gradients.bptt import bptt
 from seqjax.gradients.estimator import Estimator, Loss
 from seqjax.gradients.online import forward_mode, widen

@@ -11,6 +11,7 @@ from flax import nnx
 
 from seqjax.core import Array, Cell
 from seqjax.initializers import glorot_uniform
+from seqjax.models.embed import Embed
 from seqjax.nnx import Dropout
 from seqjax.nnx.combine import layer
 from seqjax.wrappers import with_one_hot
@@ -32,7 +33,7 @@ class BagClassifier(nnx.Module):
           dropout: rate, in [0, 1), may be traced.
           rngs: streams "params" and "dropout".
         """
-        self.rows = nnx.Embed(size, hidden, embedding_init=glorot_uniform(), rngs=rngs)
+        self.rows = Embed(size, hidden, embedding_init=glorot_uniform(), rngs=rngs)
         self.bias = nnx.Param(jnp.zeros((hidden,)))
         self.dropout = Dropout(dropout, rngs=rngs)
         self.head = nnx.Linear(hidden, 1, kernel_init=glorot_uniform(), rngs=rngs)
@@ -91,7 +92,7 @@ class SequenceClassifier(nnx.Module):
         """
         embedding = None
         if features:
-            embedding = nnx.Embed(size, features, embedding_init=nnx.initializers.uniform(0.1), rngs=rngs)
+            embedding = Embed(size, features, embedding_init=nnx.initializers.uniform(0.1), rngs=rngs)
             embedding.embedding[...] -= 0.05
         if vectors is not None:
             if embedding is None or vectors.shape != (size, features):

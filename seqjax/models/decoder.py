@@ -13,11 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from seqjax import decoding
+from seqjax import decoding, indices
 from seqjax.attention import Attending
 from seqjax.core import Array, Carry, Cell, Const, Key
+from seqjax.models.embed import Embed
 from seqjax.nnx import Dropout, RNNCell
 from seqjax.unroll import unroll
 
@@ -57,7 +59,7 @@ class Decoder(nnx.Module):
           rngs: streams "params" and "dropout".
         """
         self.attending = nnx.static(attend and attend(cell))
-        self.embedding = nnx.Embed(size, features, rngs=rngs)
+        self.embedding = Embed(size, features, rngs=rngs)
         self.rnn = RNNCell(cell if self.attending is None else self.attending.cell, features, rngs=rngs)
         self.inside = nnx.static(cell)
         leaves = jax.tree.leaves(self._first())
@@ -121,7 +123,11 @@ class Decoder(nnx.Module):
           stop: the token that it ends with.
           width: of the beam; 1 takes the likeliest token at every step (`decoding.greedy`).
           length_penalty: see `decoding.beam`.
+
+        Raises:
+          ValueError: start or stop outside of range(V).
         """
+        indices.check("start and stop", np.array([start, stop]), self.embedding.num_embeddings)
         first = jnp.full(jax.tree.leaves(carry)[0].shape[:1], start, jnp.int32)
         step = partial(self.step, memory=memory)
         if width == 1:

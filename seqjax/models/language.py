@@ -7,9 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from seqjax import regularizers
+from seqjax import draws, regularizers
 from seqjax.core import Array, Carry, Cell
 from seqjax.initializers import glorot_uniform
+from seqjax.models.embed import Embed, look_up
 from seqjax.nnx import Recurrent
 from seqjax.nnx.noise import Noisy
 
@@ -65,8 +66,8 @@ class LanguageModel(Noisy):
         super().__init__(rngs)
         if not cells:
             raise ValueError("a language model needs at least one cell")
-        self.embedding_dropout = regularizers.check_rate(embedding_dropout)
-        self.embedding = nnx.Embed(size, features, embedding_init=nnx.initializers.uniform(0.2), rngs=rngs)
+        self.embedding_dropout = draws.check_rate(embedding_dropout)
+        self.embedding = Embed(size, features, embedding_init=nnx.initializers.uniform(0.2), rngs=rngs)
         self.embedding.embedding[...] -= 0.1
         self.layers = nnx.List([])
         width = features
@@ -105,7 +106,7 @@ class LanguageModel(Noisy):
         if self._active(self.embedding_dropout):
             named = {"embedding": table}
             read = regularizers.embedding_dropout(self._key(None), named, self.embedding_dropout)["embedding"]
-        ys = jnp.take(read, tokens, axis=0)
+        ys = look_up(read, tokens)
         before = (None,) * len(self.layers) if carry is None else carry
         after = []
         for layer, start in zip(self.layers, before, strict=True):

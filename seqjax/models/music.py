@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from seqjax.core import Array, Carry, Cell, Key, carry_dtype
+from seqjax.arrays import carry_dtype
+from seqjax.core import Array, Carry, Cell, Key
 from seqjax.initializers import glorot_uniform
 from seqjax.nnx import Dropout, Stack
 from seqjax.unroll import mask_from_lengths

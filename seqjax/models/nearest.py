@@ -7,6 +7,7 @@ answers = labels[distances.argmin(1)]
 import jax
 import jax.numpy as jnp
 
+from seqjax import indices
 from seqjax.core import Array
 
 __all__ = ["dtw", "euclidean"]
@@ -54,7 +55,8 @@ def dtw(
     Args:
       xs: float [N, S, D].
       ys: float [M, T, D].
-      x_lengths: int32 [N], steps of each series, from 1 to S; None for S.
+      x_lengths: int32 [N], steps of each series, from 1 to S (under jit, where they are not known, other lengths make
+        infinite costs); None for S.
       y_lengths: int32 [M], from 1 to T; None for T.
       window: greatest |s - t|, at least the greatest difference of the lengths of a pair, else its cost is infinite;
         None for no bound, 0 for Euclidean distance.
@@ -63,7 +65,7 @@ def dtw(
       [N, M].
 
     Raises:
-      ValueError: series of other shapes, a negative window.
+      ValueError: series of other shapes, a negative window, lengths out of their range.
 
     Example:
       >>> from seqjax.models import nearest
@@ -75,6 +77,9 @@ def dtw(
         raise ValueError(f"series have shapes {xs.shape} and {ys.shape}, expected [N, S, D] and [M, T, D]")
     if window is not None and window < 0:
         raise ValueError(f"window must be at least 0, got {window}")
+    for name, lengths, series in (("x_lengths", x_lengths, xs), ("y_lengths", y_lengths, ys)):
+        if lengths is not None:
+            indices.check(f"{name} - 1", lengths - 1, series.shape[1])
     m, n = (jnp.full(len(v), v.shape[1], jnp.int32) if k is None else k for v, k in ((xs, x_lengths), (ys, y_lengths)))
     bound = max(xs.shape[1], ys.shape[1]) if window is None else window
     pairs = jax.vmap(lambda x, m, y, n: _dtw(x, m, y, n, bound), (None, None, 0, 0))

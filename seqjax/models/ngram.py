@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seqjax.data.text import check_tokens
+
 __all__ = ["KneserNey"]
 
 
@@ -58,12 +60,11 @@ class KneserNey(NamedTuple):
 
         Raises:
           ValueError: for an order below 1, fewer tokens than an n-gram has, or a token outside of the vocabulary.
+          TypeError: for tokens that are no integers.
         """
-        tokens = np.asarray(tokens, np.int64)
+        tokens = check_tokens(tokens, size)
         if not 1 <= order <= len(tokens):
             raise ValueError(f"order must lie between 1 and the {len(tokens)} tokens, got {order}")
-        if tokens.min() < 0 or tokens.max() >= size:
-            raise ValueError(f"tokens must be in range({size}), got {tokens.min()} to {tokens.max()}")
         # For each n, the number of the n-gram that ends at each place, from place n - 1 on.
         numbers, keys, counts = [np.zeros(len(tokens) + 1, np.int64)], [], []
         for n in range(1, order + 1):
@@ -86,8 +87,13 @@ class KneserNey(NamedTuple):
         return sum(len(order.keys) for order in self.orders)
 
     def nats(self, tokens: np.ndarray) -> np.ndarray:
-        """`-log p` of each token after those before it, integers [N] to float64 [N]."""
-        tokens = np.asarray(tokens, np.int64)
+        """`-log p` of each token after those before it, integers [N] to float64 [N].
+
+        Raises:
+          ValueError: for a token outside of the vocabulary.
+          TypeError: for tokens that are no integers.
+        """
+        tokens = check_tokens(tokens, self.size)
         p = np.full(len(tokens), 1 / self.size)
         context = np.zeros(len(tokens), np.int64)  # the number of the n-gram before each token; -1: never seen
         for order in self.orders:

@@ -16,6 +16,7 @@ from flax import nnx
 from seqjax.attention import Attending
 from seqjax.core import Array, Carry, Cell, Const
 from seqjax.models.decoder import Decoder
+from seqjax.models.embed import Embed
 from seqjax.nnx import Bidirectional, Dropout
 from seqjax.unroll import mask_from_lengths
 
@@ -54,7 +55,7 @@ class Translator(nnx.Module):
           dropout: rate before each layer, in [0, 1), may be traced.
           rngs: streams "params" and "dropout".
         """
-        self.embedding = nnx.Embed(source_size, features, rngs=rngs)
+        self.embedding = Embed(source_size, features, rngs=rngs)
         self.dropout = Dropout(dropout, rngs=rngs)
         self.encoder = Bidirectional(cell, cell, features, rngs=rngs)
         width = self.encoder.out_features

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqjax.core import Array, dense, gated_transition, matmul, product_gradient, scan_const
+from seqjax.arrays import dense, matmul, product_gradient
+from seqjax.core import Array, gated_transition, scan_const
 from seqjax.native.plan import Arrays, Plan, Wanted
 
 

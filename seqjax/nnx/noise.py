@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from seqjax import noise, regularizers
+from seqjax import draws, noise, regularizers
 from seqjax.core import Array, Cell, Key
 
 Rngs = nnx.Rngs | nnx.RngStream
@@ -59,15 +59,11 @@ class Dropout(Noisy):
           rngs: its stream "dropout" is forked; may be None if every call gives one.
         """
         super().__init__(rngs)
-        self.rate = regularizers.check_rate(rate)
+        self.rate = draws.check_rate(rate)
 
     def __call__(self, x: Array, *, rngs: Rngs | None = None) -> Array:
         """`x` of any shape, floating; `rngs` goes before the stream of the module."""
-        return (
-            x * regularizers.dropout_mask(self._key(rngs), self.rate, x.shape, x.dtype)
-            if self._active(self.rate)
-            else x
-        )
+        return x * draws.dropout_mask(self._key(rngs), self.rate, x.shape, x.dtype) if self._active(self.rate) else x
 
 
 EVALUATION: dict[Callable, Callable[..., Cell]] = {noise.zoneout: noise.zoneout_mean}

@@ -128,7 +128,7 @@ class Recurrent(_Weighted, Noisy):
           rngs: the stream "params" draws the weights through `cell.init`, the stream "dropout" is forked.
           params: weights to start from instead, such as those of `seqjax.importers`.
           dtype: of the computation, to which weights and inputs are cast; None leaves them. (That of the params is an
-            argument of the cell.) With 16 bits, outputs and carries are float32, see `core.carry_dtype`.
+            argument of the cell.) With 16 bits, outputs and carries are float32, see `arrays.carry_dtype`.
           recurrent_dropout: rate of `regularizers.recurrent_dropout`, in [0, 1); the number 0 leaves it out, the
             scalar 0 draws masks of ones.
           input_dropout: rate of `regularizers.input_dropout`, likewise.

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seqjax.arrays import like
 from seqjax.cells.stack import stack
-from seqjax.core import Cell, Complex, Const, Tree, around, inner, is_complex, is_const, like, multiply, select
+from seqjax.core import Cell, Complex, Const, Tree, around, inner, is_complex, is_const, multiply, select
 
 
 def over_layers(cell: Cell, wrapped: tuple[Cell, ...], pick: Callable[[Tree, int], Tree]) -> Cell:
@@ -93,6 +94,7 @@ def masked(cell: Cell) -> Cell:
         gated=gated and around(gated, leave=lambda carry, z, new: select(z[1], new, carry)),
         affine=affine and still,
         outer=outer and outer._replace(write=idle),
+        vocabulary=0,  # what the padding holds is not read
     )
 
 

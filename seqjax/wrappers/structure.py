@@ -5,8 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from seqjax.arrays import carry_dtype, dense
 from seqjax.cells.stack import stack
-from seqjax.core import Array, Cell, carry_dtype, dense, features, inner, out_features
+from seqjax.core import Array, Cell, features, inner, out_features
 from seqjax.initializers import Initializer, glorot_uniform
 
 

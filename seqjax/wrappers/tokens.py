@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from seqjax import indices
+from seqjax.arrays import dense_rows
 from seqjax.cells.stack import stack
-from seqjax.core import Array, Cell, Tree, dense_rows, features, is_dense, with_features
+from seqjax.core import Array, Cell, Tree, features, is_dense, with_features
 from seqjax.initializers import normal
 from seqjax.wrappers.structure import inside
 
@@ -14,17 +16,19 @@ def _no_features(wrapper: str, in_features: int) -> None:
         raise ValueError(f"{wrapper} reads tokens, so init takes in_features = 0, got {in_features}")
 
 
-def _tokens(wrapper: str, x: Tree) -> Array:
+def _tokens(wrapper: str, x: Tree, size: int) -> Array:
     tokens = features(x)
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(f"{wrapper} reads integer tokens, got {tokens.dtype}")
+    indices.check("tokens", tokens, size)
     return tokens
 
 
 def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float = 1.0) -> Cell:
     """Read tokens, int [B], through a learned table [V, D] that starts at `scale * N(0, 1 / D)`.
 
-    The cell inside reads D = `features`; `init` of the whole takes 0 features, which stands for tokens.
+    The cell inside reads D = `features`; `init` of the whole takes 0 features, which stands for tokens. Under jit,
+    where tokens are not known, one outside of range(V) is a vector of zeros.
 
     Args:
       cell: any cell that reads features, also a stack.
@@ -33,7 +37,7 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
       scale: of the initial table.
 
     Raises:
-      ValueError: in `init`, for other than 0 features.
+      ValueError: in `init`, for other than 0 features; for a token outside of range(V), where it is known.
       TypeError: for inputs that are no integers.
 
     Example:
@@ -61,10 +65,10 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
         return below._replace(init=init)
 
     def project(params, x):
-        tokens = _tokens("with_embedding", x)
-        return below.project(params, with_features(x, jnp.take(params["embedding"], tokens, axis=0)))
+        tokens = _tokens("with_embedding", x, vocabulary)
+        return below.project(params, with_features(x, indices.rows(params["embedding"], tokens)))
 
-    return below._replace(init=init, project=project)
+    return below._replace(init=init, project=project, vocabulary=vocabulary)
 
 
 def with_one_hot(cell: Cell, size: int, *, tokens: int = 1) -> Cell:
@@ -74,7 +78,8 @@ def with_one_hot(cell: Cell, size: int, *, tokens: int = 1) -> Cell:
 
     Of a cell that leaves its input product undone (`core.Dense`), as the gated cells do, each step takes a row of w_x
     [V, G]. A cell that multiplies by itself, such as the linear ones, gets the vectors. Params are those of the cell
-    with V features; `init` takes 0, which stands for tokens. A token outside of range(V) is a vector of zeros.
+    with V features; `init` takes 0, which stands for tokens. Under jit, where tokens are not known, one outside of
+    range(V) is a vector of zeros.
 
     Args:
       cell: any cell that reads features, also a stack.
@@ -82,7 +87,8 @@ def with_one_hot(cell: Cell, size: int, *, tokens: int = 1) -> Cell:
       tokens: of a step. Several, int [B, tokens], are the sum of their vectors: a word and the pair that it ends.
 
     Raises:
-      ValueError: for no tokens; in `init`, for other than 0 features.
+      ValueError: for no tokens; in `init`, for other than 0 features; for a token outside of range(V), where it is
+        known.
       TypeError: for inputs that are no integers.
 
     Example:
@@ -102,12 +108,13 @@ def with_one_hot(cell: Cell, size: int, *, tokens: int = 1) -> Cell:
     lowest, *above = cell.layers or (cell,)
     reading = _reading_one_hot(lowest, size, tokens)
     whole = stack(reading, *above) if cell.layers else reading
-    return whole._replace(init=init, space=cell.space if tokens == 1 else (*cell.space, tokens))
+    space = cell.space if tokens == 1 else (*cell.space, tokens)
+    return whole._replace(init=init, space=space)
 
 
 def _reading_one_hot(cell: Cell, size: int, count: int) -> Cell:
     def project(params, x):
-        tokens = _tokens("with_one_hot", x)
+        tokens = _tokens("with_one_hot", x, size)
         each = [tokens] if count == 1 else [tokens[..., i] for i in range(count)]
         # Compiled, the vectors are dead code where every use of them is a product that becomes rows.
         hot = [jax.nn.one_hot(one, size, dtype=jax.tree.leaves(params)[0].dtype) for one in each]
@@ -119,4 +126,4 @@ def _reading_one_hot(cell: Cell, size: int, count: int) -> Cell:
 
         return jax.tree.map(look_up, cell.project(params, with_features(x, vectors)), is_leaf=is_dense)
 
-    return cell._replace(project=project)
+    return cell._replace(project=project, vocabulary=size)

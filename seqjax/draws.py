@@ -1,0 +1,75 @@
+"""Random numbers of any dtype: drawn in at least float32, and cast last.
+
+Uniform numbers of 16 bits are few: what is made of them has no tails, and an infinite logarithm where 0 is among them.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.core import Tracer
+
+from seqjax.arrays import carry_dtype
+
+__all__ = ["cast_last", "check_entries", "check_rate", "dropout_mask"]
+
+_F = TypeVar("_F", bound=Callable)
+
+
+def check_entries(shape: Sequence[int]) -> None:
+    """Check that a weight has entries.
+
+    Raises:
+      ValueError: for an axis of size 0.
+    """
+    if 0 in shape:
+        raise ValueError(
+            f"a weight of shape {tuple(shape)} has no entries: a cell has at least one unit and reads at least one "
+            "feature (init(key, 0) is for a cell that reads tokens: wrap this one in with_embedding or with_one_hot)"
+        )
+
+
+def cast_last(init: _F) -> _F:
+    """`init`, an initializer of weights or biases, drawn in at least float32 and cast last."""
+    signature = inspect.signature(init)
+
+    def draw(*args, **options):
+        given = signature.bind(*args, **options)
+        given.apply_defaults()
+        check_entries(given.arguments.get("shape", ()))  # a bias initializer has none
+        dtype = given.arguments["dtype"]
+        if dtype is None:  # JAX's default, the widest that there is
+            return init(*given.args, **given.kwargs)
+        given.arguments["dtype"] = carry_dtype(dtype)
+        return init(*given.args, **given.kwargs).astype(dtype)
+
+    wrapped: Any = functools.wraps(init)(draw)
+    return wrapped
+
+
+def check_rate(rate: Any) -> Any:
+    """Check a dropout rate; a traced one (a lane of a sweep) is taken on trust."""
+    # As a Python number: inside of a compiled function the comparison of an array would be traced.
+    if not isinstance(rate, Tracer) and not 0.0 <= float(rate) < 1.0:
+        raise ValueError(f"a dropout rate lies in [0, 1), got {rate}")
+    return rate
+
+
+def dropout_mask(key: Array, rate: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Inverted dropout: 0 with probability `rate`, otherwise 1 / (1 - rate).
+
+    Drawn in at least float32, and cast last. Raises ValueError where 1 / (1 - rate) is beyond the dtype.
+    """
+    wide = carry_dtype(dtype)
+    if isinstance(rate, Tracer):
+        keep = 1.0 - jnp.asarray(rate, wide)
+    else:
+        kept = 1.0 - float(rate)  # in double precision: a rate near 1 would lose digits
+        if kept * float(jnp.finfo(dtype).max) < 1:
+            raise ValueError(f"{jnp.dtype(dtype)} cannot hold 1 / (1 - rate), by which dropout at rate {rate} scales")
+        keep = jnp.asarray(kept, wide)
+    return jnp.where(jax.random.bernoulli(key, keep, shape), 1.0 / keep, 0.0).astype(dtype)

@@ -1,0 +1,31 @@
+"""A table of embeddings that says so when a token is not in it."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from seqjax import indices
+
+
+class Embed(nnx.Embed):
+    """`nnx.Embed` for tokens in range(V), V = num_embeddings.
+
+    Under jit, where tokens are not known, one outside of it has an embedding of zeros.
+    """
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Tokens int [...] to embeddings [..., E]; ValueError for one outside of range(V), where it is known."""
+        return look_up(self.embedding[...], inputs)
+
+
+def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows of a table [V, E], as `Embed`.
+
+    Raises:
+      ValueError: a token outside of range(V), where it is known.
+      TypeError: tokens that are no integers.
+    """
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(f"tokens must be integers, got {tokens.dtype}")
+    indices.check("tokens", tokens, len(table))
+    return indices.rows(table, tokens)
