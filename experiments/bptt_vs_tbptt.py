@@ -92,6 +92,13 @@ def _task(config: SimpleNamespace) -> tasks.Task:
     return make(length=config.length, batch_size=config.batch_size)
 
 
+def left_out(config: SimpleNamespace) -> str | None:
+    """The training characters at the ends of the lanes."""
+    if config.task != "text":
+        return None
+    return tasks.characters_left_out(config.corpus, length=config.length, batch_size=config.batch_size)
+
+
 def model(config: SimpleNamespace, task: tasks.Task) -> Cell:
     """Embedding (of tokens), layers, head, as one cell."""
     bias = {"b": initializers.chrono(config.chrono)} if config.chrono else {}

@@ -83,6 +83,12 @@ def windows(tokens: np.ndarray, length: int, lanes: int) -> Windows:
     return Windows(cut(tokens[:-1]), cut(tokens[1:]), cut(np.ones(targets, bool)))
 
 
+def left_over(count: int, lanes: int, length: int, unit: str) -> str:
+    """The tokens that training in so many lanes leaves over in each epoch, in one line."""
+    rest = text.left_over(count, lanes, length)
+    return f"{rest:,} of {count:,} training {unit}s, at the ends of {lanes} lanes of windows of {length}"
+
+
 @cache
 def _corpus(name: str, unit: str, data_dir: str | None) -> Corpus:
     parts = _texts(name, data_dir)

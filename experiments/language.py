@@ -128,6 +128,14 @@ class Average(NamedTuple):
     since: Array  # int32 [], 0: not yet
 
 
+def left_out(config: SimpleNamespace) -> str | None:
+    """The training tokens at the ends of the lanes; all are counted."""
+    if config.model in COUNTED:
+        return None
+    count = len(corpora.of_flags(config).parts["train"])
+    return corpora.left_over(count, config.batch_size, config.length, config.unit)
+
+
 def program(config: SimpleNamespace) -> Program:
     """Truncated BPTT over the text; the best params are those of the lowest validation loss."""
     corpus = corpora.of_flags(config)

@@ -95,9 +95,10 @@ def read_and_learn(
 
         w  <-  w - rate * g / (R + mean(R)) + min(decay * R / mean(R), 1) * (w_trained - w)
 
-    g is the gradient of the window that was just read, and R the root mean square of such gradients of each weight on
-    the training text (Krause, Kahembwe, Murray & Renals 2018, arXiv 1709.07432: RMS with a global prior). The paper's
-    small constant beside R is here the mean of R over all weights, so that it fits gradients of any size.
+    g is the gradient of the window that was just read, and R the root mean square of such gradients of each weight in
+    the first 500 windows of the training text (Krause, Kahembwe, Murray & Renals 2018, arXiv 1709.07432: RMS with a
+    global prior). The paper's small constant beside R is here the mean of R over all weights, so that it fits gradients
+    of any size.
 
     Args:
       model: the network.

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import corpora
 from seqjax.core import Array, Carry, Key, Tree
 from seqjax.data import jena, synthetic, text, windows
 
@@ -94,36 +95,48 @@ def evaluate(
     return {name: value.sum() / weights.sum() for name, value in sums.items()}
 
 
+def _parts_of(corpus: str) -> tuple[str, ...]:
+    everything = text.language_reference() if corpus == "pydoc" else text.read(Path(corpus))
+    return text.split(everything, (0.85, 0.05, 0.1))
+
+
+def characters_left_out(corpus: str, *, length: int, batch_size: int) -> str:
+    """What training on `characters` leaves over, in one line."""
+    return corpora.left_over(len(_parts_of(corpus)[0]), batch_size, length, "character")
+
+
 def characters(corpus: str, *, length: int, batch_size: int) -> Task:
     """The next character of a text (of "pydoc", Python's own language reference, or of a file or directory).
 
     85 % of the text are for training, 5 % for validation, the last 10 % for the test. Lane i of a batch continues
-    lane i of the batch before.
+    lane i of the batch before. Scores are of all characters of a part but its first; training leaves over what
+    `text.left_over` counts.
     """
-    everything = text.language_reference() if corpus == "pydoc" else text.read(Path(corpus))
-    train, validation, test = text.split(everything, (0.85, 0.05, 0.1))
+    train, *parts = _parts_of(corpus)
     vocabulary = text.Vocabulary.of(train)
-    streams = {
-        name: jnp.asarray(text.lanes(vocabulary.encode(part), batch_size))
-        for name, part in (("train", train), ("validation", validation), ("test", test))
+    streams = jnp.asarray(text.lanes(vocabulary.encode(train), batch_size))
+    count = text.chunks(streams, length)
+    held_out = {
+        name: corpora.windows(vocabulary.encode(part), length, batch_size)
+        for name, part in zip(("validation", "test"), parts, strict=True)
     }
-    counts = {name: text.chunks(stream, length) for name, stream in streams.items()}
 
-    def chunk(part, data, index):
-        xs, targets = text.chunk(data[part], index, length)
+    def chunk(data, key, step):
+        xs, targets = text.chunk(data["train"], step % count, length)
         return Batch(xs, targets, jnp.ones(xs.shape, jnp.float32))
+
+    def window(part, data, index):
+        xs, targets, real = (leaf[index] for leaf in data[part])
+        return Batch(xs, targets, real.astype(jnp.float32))
 
     def scores(ys, targets):
         nats = cross_entropy(ys, targets)
         return {"loss": nats, "bits_per_character": nats / np.log(2).astype(np.float32)}
 
     return Task(
-        data=streams,
-        train=lambda data, key, step: chunk("train", data, step % counts["train"]),
-        held_out={
-            part: (counts[part], lambda data, index, part=part: chunk(part, data, index))
-            for part in ("validation", "test")
-        },
+        data={"train": streams, **held_out},
+        train=chunk,
+        held_out={part: (len(one.xs), partial(window, part)) for part, one in held_out.items()},
         continues=True,
         tokens=vocabulary.size,
         features=0,
@@ -131,7 +144,7 @@ def characters(corpus: str, *, length: int, batch_size: int) -> Task:
         blank=0,
         losses=cross_entropy,
         scores=scores,
-        batches=counts["train"],
+        batches=count,
         vocabulary=vocabulary,
     )
 

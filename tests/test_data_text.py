@@ -85,6 +85,11 @@ def test_split_parts_join_to_the_text(source, first):
     assert abs(len(parts[0]) - first * len(source)) <= 0.5 + 1e-6
 
 
+def test_split_ends_at_the_end_of_the_text_whatever_the_fractions_round_to():
+    parts = text.split("x" * 6_000_000, (0.3333333, 0.3333333, 0.3333333))
+    assert list(map(len, parts)) == [2_000_000, 2_000_000, 2_000_000]
+
+
 def test_split_refuses_bad_fractions():
     assert text.split("abcdefghij") == ("abcdefgh", "i", "j")
     for wrong in ((0.5, 0.4), (1.2, -0.2), (1.0, 0.0)):
@@ -101,6 +106,7 @@ def test_chunks_of_a_lane_joined_are_the_text(count, batch, length):
     if count // batch <= length:
         with pytest.raises(ValueError, match=r"a chunk of length|batch must be between"):
             text.chunks(text.lanes(tokens, batch), length)
+        assert text.left_over(count, batch, length) == count - 1
         return
     streams = text.lanes(tokens, batch)
     assert streams.shape == (count // batch, batch)
@@ -112,6 +118,7 @@ def test_chunks_of_a_lane_joined_are_the_text(count, batch, length):
     first = np.arange(batch) * (count // batch)
     np.testing.assert_array_equal(inputs, np.arange(len(inputs))[:, None] + first)
     np.testing.assert_array_equal(targets, inputs + 1)
+    assert text.left_over(count, batch, length) == len(set(range(1, count)) - set(targets.ravel().tolist()))
 
 
 def test_lanes_and_chunks_too_short_are_refused():

@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 
 import launch
-from experiments import base, command, initialization, recurrent_dropout, report, supervised, tasks, temperature
+from experiments import (
+    base,
+    command,
+    initialization,
+    language,
+    recurrent_dropout,
+    report,
+    supervised,
+    tasks,
+    temperature,
+)
 from seqjax.data import jena
 from seqjax.train.run import Run
 
@@ -85,6 +95,33 @@ def test_bptt_vs_tbptt(task, flags, tmp_path):
     updates = {"text": 4, "recall": 2, "copy": 2, "adding": 2}[task]
     assert finished.result()["updates"] == updates
     assert (finished.directory / "sample.txt").exists() == (task == "text")
+    if task == "text":  # 85 % of 1,760 characters, in two lanes of chunks of eight
+        line = "7 of 1,496 training characters, at the ends of 2 lanes of windows of 8"
+        assert finished.result()["left_out"] == line
+
+
+def test_scores_of_a_text_are_over_all_of_its_characters(tmp_path):
+    """By a table of bigrams, against NumPy on the whole part at once: nothing at the end of a lane is dropped."""
+    (tmp_path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    task = tasks.characters(str(tmp_path / "corpus.txt"), length=8, batch_size=3)
+    table = np.random.default_rng(0).normal(size=(task.tokens, task.tokens)).astype(np.float32)
+    everything = (tmp_path / "corpus.txt").read_text()
+    borders = {"validation": (1496, 1584), "test": (1584, 1760)}
+    for part, (first, stop) in borders.items():
+        tokens = task.vocabulary.encode(everything[first:stop])
+        logits = table[tokens[:-1]].astype(np.float64)
+        nats = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), tokens[1:]]
+        found = tasks.evaluate(task, part, task.data, (), lambda carry, xs: (carry, jnp.asarray(table)[xs]))
+        np.testing.assert_allclose(found["loss"], nats.mean(), rtol=1e-6)
+        np.testing.assert_allclose(found["bits_per_character"], nats.mean() / np.log(2), rtol=1e-6)
+
+
+def test_what_training_on_a_text_leaves_over_is_said(tmp_path):
+    (tmp_path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    flags = {"corpus": str(tmp_path / "corpus.txt"), "batch_size": 2, "length": 8}
+    line = "15 of 1,584 training characters, at the ends of 2 lanes of windows of 8"
+    assert language.left_out(base.parse(language, flags)) == line
+    assert language.left_out(base.parse(language, {**flags, "model": "unigram"})) is None
 
 
 @pytest.mark.parametrize(

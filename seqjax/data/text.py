@@ -147,7 +147,7 @@ def split(text: str, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> tuple[str,
     """
     if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions must be positive and sum to 1, got {tuple(fractions)}")
-    borders = [0, *(round(float(f) * len(text)) for f in np.cumsum(fractions))]
+    borders = [0, *(round(float(f) * len(text)) for f in np.cumsum(fractions[:-1])), len(text)]
     parts = tuple(text[a:b] for a, b in itertools.pairwise(borders))
     if not all(parts):
         raise ValueError(f"{len(text)} characters are too few for the fractions {tuple(fractions)}: a part is empty")
@@ -202,6 +202,19 @@ def chunks(streams: np.ndarray | Array, length: int) -> int:
             " use a longer text, fewer lanes or a shorter chunk"
         )
     return (rows - 1) // length
+
+
+def left_over(count: int, batch: int, length: int) -> int:
+    """How many of so many tokens are never a target in an epoch of `chunks`: the tail of the text and of each lane.
+
+    The first token of the text, which nothing stands before, is not among them; the first ones of further lanes are.
+
+    Example:
+      >>> from seqjax.data import text
+      >>> text.left_over(11, batch=2, length=3)  # targets: 1 2 3 and 6 7 8
+      4
+    """
+    return count - 1 - batch * length * max((count // batch - 1) // length, 0)
 
 
 def chunk(streams: Array, index: Array | int, length: int) -> tuple[Array, Array]:
