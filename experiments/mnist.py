@@ -147,21 +147,15 @@ def program(config: SimpleNamespace) -> Program:
         return jax.value_and_grad(loss)(params)
 
     def evaluate(numbers, data: Tree, params):
-        def scores(batch):
-            pixels, labels = batch
+        def scores(rows):
+            pixels, labels = (leaf[rows] for leaf in data["validation"])
             logits = module(numbers, params, None)(sequences(pixels, config.order))
             right = (logits.argmax(1) == labels).astype(jnp.float32)
-            return {"loss": tasks.cross_entropy(logits, labels).mean(), "accuracy": right.mean()}
+            return {"loss": tasks.cross_entropy(logits, labels), "accuracy": right}
 
-        return jax.tree.map(jnp.mean, jax.lax.map(scores, _batches(data["validation"])))
+        return jax.tree.map(jnp.mean, windows.every(len(data["validation"][1]), _BATCH, scores))
 
     return supervised.descent(config, init, gradient, evaluate, data, batches=count // config.batch_size)
-
-
-def _batches(part: tuple[Array, Array]) -> tuple[Array, Array]:
-    """`[N, ...]` as `[N / size, size, ...]`."""
-    size = min(_BATCH, len(part[1]))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), part)
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
@@ -171,19 +165,19 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
 
     @jax.jit
     def answers(params, test):
-        def of_batch(batch):
-            pixels, labels = batch
+        def of_batch(rows):
+            pixels, labels = (leaf[rows] for leaf in test)
             model = module(vars(config), params, None)
             xs = sequences(pixels, config.order)
             if config.model not in RECURRENT:
-                return model(xs).argmax(1), jnp.zeros(0, jnp.float32)
+                return model(xs).argmax(1), jnp.zeros((len(rows), 0), bool)
             model.rnn.return_sequences = True
             ys = model.rnn(xs if model.encoder is None else model.encoder(xs))
             found = model.head(ys).argmax(2)  # [B, T]
-            return found[:, -1], (found == labels[:, None]).astype(jnp.float32).mean(0)
+            return found[:, -1], found == labels[:, None]
 
-        last, after = jax.lax.map(of_batch, _batches(test))
-        return last.reshape(-1), after.mean(0)
+        last, right = windows.every(len(test[1]), _BATCH, of_batch)
+        return last, right.astype(jnp.float32).mean(0)
 
     labels = np.asarray(test[1])
     found, after = (np.asarray(leaf) for leaf in answers(state.best.params, test))

@@ -95,7 +95,7 @@ PADDED = ("one_hot", "embedding")
 PRETRAINED = ("glove", "glove_tuned", "pooled")
 SRUS = ("sru", "sru_pairs")
 MODELS = (*BAGS, *PADDED, "masked", *PRETRAINED, *SRUS)
-# Entries of a bag, steps of a sequence.
+# Entries of a bag (the last border reaches to the largest bag), steps of a sequence.
 BAG_BORDERS = (100, 200, 300, 400, 600, 1000, 3000)
 BORDERS = (100, 150, 200, 300, 400, 600)
 
@@ -144,9 +144,34 @@ def _vectorizer(data_dir: str | None, rules: vectorize.Rules, tokens: int) -> ve
     return vectorize.fit(_reviews(data_dir)["train"].texts, size=tokens, rules=rules)
 
 
+def _rules(config: SimpleNamespace) -> vectorize.Rules:
+    return vectorize.Rules(ngrams=(1, 2) if config.model in PAIRS else (1,))
+
+
 def _corpus(config: SimpleNamespace) -> Corpus:
-    rules = vectorize.Rules(ngrams=(1, 2) if config.model in PAIRS else (1,))
-    return Corpus(_reviews(config.data_dir), _vectorizer(config.data_dir, rules, config.tokens))
+    return Corpus(_reviews(config.data_dir), _vectorizer(config.data_dir, _rules(config), config.tokens))
+
+
+@cache
+def _aligned(data_dir: str | None, rules: vectorize.Rules, size: int, length: int, name: str) -> tuple[np.ndarray, int]:
+    """The first `length` tokens of the reviews of a part, int32 [N, length, K], and how many reviews are longer."""
+    tokens = _vectorizer(data_dir, rules, size).aligned(_reviews(data_dir)[name].texts, length + 1)
+    return tokens[:, :length], int((tokens[:, length, 0] != vectorize.MASK).sum())
+
+
+def _first_tokens(config: SimpleNamespace, name: str) -> tuple[np.ndarray, int]:
+    return _aligned(config.data_dir, _rules(config), config.tokens, config.length, name)
+
+
+def left_out(config: SimpleNamespace) -> str | None:
+    """How many reviews of each part a sequence model does not read to the end."""
+    if config.model in BAGS:
+        return None
+    counts = {name: len(part.texts) for name, part in _reviews(config.data_dir).items()}
+    cut = " and ".join(
+        f"{_first_tokens(config, name)[1]:,} of {count:,} {name} reviews" for name, count in counts.items()
+    )
+    return f"what {cut} say after {config.length} words"
 
 
 def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> Part:
@@ -157,9 +182,10 @@ def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> Part:
         bags = BAGS[config.model](vectorizer, found.texts)
         rows = np.split(bags.indices.astype(np.int32), bags.indptr[1:-1])
         values = np.split(bags.data, bags.indptr[1:-1])
-        tokens, weights = (buckets.make(part, BAG_BORDERS, least) for part in (rows, values))
+        borders = buckets.reaching(BAG_BORDERS, max(1, *map(len, rows)))
+        tokens, weights = (buckets.make(part, borders, least) for part in (rows, values))
         return Part(tokens, tuple(bucket.rows for bucket in weights), jnp.asarray(found.labels))
-    tokens = vectorizer.aligned(found.texts, config.length)
+    tokens, _ = _first_tokens(config, name)
     words = tokens[..., 0]
     lengths = np.maximum((words != vectorize.MASK).sum(1), 1)  # of a review without a word the padding is read
     if config.model in PADDED:
@@ -167,7 +193,7 @@ def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> Part:
     else:
         read = tokens if config.model in PAIRS else words
         rows = [row[:length] for row, length in zip(read, lengths, strict=True)]
-        borders = (*(b for b in BORDERS if b < config.length), config.length)
+        borders = buckets.reaching(BORDERS, config.length)
     return Part(buckets.make(rows, borders, least), (), jnp.asarray(found.labels))
 
 

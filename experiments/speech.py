@@ -74,6 +74,13 @@ STUDY = f"model={','.join(MODELS)};held_out={','.join(SPEAKERS)};seed=0:3"
 generated = base.without_data("recordings")
 
 
+def left_out(config: SimpleNamespace) -> str | None:
+    """How many recordings are not heard to the end."""
+    every = recordings(config.data_dir)
+    longer = sum(len(samples) > SECONDS * SETTINGS.rate for samples in every.samples)
+    return f"what {longer:,} of {len(every.samples):,} recordings say after {SECONDS} s" if longer else None
+
+
 class Words(NamedTuple):
     """Recordings as frames [N, T, M], standardized and 0 behind the end; lengths int32 [N] and digits int32 [N]."""
 
@@ -170,7 +177,7 @@ def program(config: SimpleNamespace) -> Program:
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Test accuracy, of all words and of each digit; all logits in answers.npz, and the figure of the confusions."""
+    """Test accuracy, of all words and of each digit that is said; logits in answers.npz, and a figure of confusions."""
     part = words(config.data_dir, config.held_out)["test"]
     _, module = network(config)
     run_network = jax.jit(lambda params, part: module(vars(config), params, None)(part.frames, part.lengths))
@@ -185,7 +192,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
         "test_accuracy": float(np.trace(table) / table.sum()),
         "validation_loss": float(state.best.value),
         "best_step": int(state.best.step),
-        **{f"accuracy_{digit}": float(table[digit, digit] / table[digit].sum()) for digit in range(10)},
+        **{f"accuracy_{i}": float(row[i] / row.sum()) for i, row in enumerate(table) if row.any()},
     }
 
 

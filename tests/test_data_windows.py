@@ -102,6 +102,24 @@ def test_minibatches_of_an_epoch_are_disjoint_and_follow_the_order():
         windows.minibatch(key, 0, 11, 10)
 
 
+@pytest.mark.parametrize(("count", "batch"), [(1, 3), (5, 2), (6, 3), (12, 14)])
+def test_an_evaluation_is_over_every_row_once(count, batch):
+    xs, sizes = jnp.arange(3 * count, dtype=jnp.float32).reshape(count, 3), set()
+
+    def scores(rows):
+        sizes.add(len(rows))
+        return {"sum": xs[rows].sum(1), "row": rows, "nothing": xs[rows, :0]}
+
+    found = windows.every(count, batch, scores)
+    np.testing.assert_array_equal(found["row"], np.arange(count))
+    np.testing.assert_array_equal(found["sum"], np.asarray(xs).sum(1))
+    assert found["nothing"].shape == (count, 0)
+    assert sizes == {min(batch, count)}
+    for wrong in ((0, batch), (count, 0)):
+        with pytest.raises(ValueError, match=f"count and batch must be at least 1, got {wrong[0]} and {wrong[1]}"):
+            windows.every(*wrong, scores)
+
+
 @settings(max_examples=20, deadline=None)
 @given(length=st.integers(1, 4), stride=st.integers(1, 3), data=st.data())
 def test_gather_takes_the_rows_of_each_window(length, stride, data):

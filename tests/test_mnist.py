@@ -18,6 +18,7 @@ def few_digits():
     small = {"train": train, "validation": validation, "test": digits.generated(50, seed=1)}
     with pytest.MonkeyPatch.context() as patch:
         load = mnist._parts
+        patch.setattr(mnist, "_BATCH", 20)
         patch.setattr(mnist, "_parts", lambda data_dir: small if data_dir is None else load(data_dir))
         yield
 
@@ -66,10 +67,29 @@ def test_mnist(order, model, tmp_path):
     if model == "dense":
         assert not answers["accuracy_after"].size
     else:
+        assert answers["answers"].shape == (50,)
         assert len(answers["accuracy_after"]) == mnist.SHAPES[order][0]
         assert answers["accuracy_after"][-1] == pytest.approx(result["test_accuracy"])
     assert (finished.figures / "answers.png").stat().st_size > 10_000
     assert [section.title for section in drawn(mnist, [finished])] == ["Digits"]
+
+
+def test_every_digit_is_measured_whatever_the_batch():
+    """Fifty digits in batches of twenty, against one digit at a time."""
+    config = base.parse(mnist, {"model": "logistic"})
+    program, numbers = mnist.program(config), base.numbers(mnist, config)
+    state = program.init(numbers)
+    assert program.evaluate is not None
+    found = program.evaluate(numbers, program.data, state)
+    model = mnist.network(config)[1](numbers, state.params, None)
+    losses, right = [], []
+    for image, label in zip(*mnist._parts(None)["validation"], strict=True):
+        logits = np.asarray(model(image.astype(np.float32)[None] / 255)[0], np.float64)
+        losses.append(np.log(np.exp(logits).sum()) - logits[label])
+        right.append(logits.argmax() == label)
+    assert len(losses) == 50
+    np.testing.assert_allclose(found["loss"], np.mean(losses), rtol=1e-5)
+    np.testing.assert_allclose(found["accuracy"], np.mean(right), rtol=1e-6)
 
 
 def test_mnist_refuses(tmp_path):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("quick_programs")
 
 @pytest.fixture(autouse=True)
 def no_reviews_of_another_test():
-    for cached in (sentiment._reviews, sentiment._vectorizer):
+    for cached in (sentiment._reviews, sentiment._vectorizer, sentiment._aligned):
         cached.cache_clear()
 
 
@@ -131,7 +131,7 @@ QUICK = ("tf_idf", "masked", "sru_pairs")
     "model", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in sentiment.MODELS]
 )
 def test_sentiment(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(sentiment, "BAG_BORDERS", (4, 20))
+    monkeypatch.setattr(sentiment, "BAG_BORDERS", (4,))
     monkeypatch.setattr(sentiment, "BORDERS", (6,) if model == "masked" else ())
     small = {"train": reviews.generated(90), "test": reviews.generated(40, seed=1)}
     monkeypatch.setattr(sentiment.reviews, "generated", lambda count, seed=0: small["test" if seed else "train"])
@@ -146,6 +146,27 @@ def test_sentiment(model, tmp_path, monkeypatch):
     assert result["test_accuracy"] == np.mean((logits > 0) == (small["test"].labels == 1))
     assert result["validation_loss"] == min(r["loss"] for r in finished.records() if r["split"] == "validation")
     assert [section.title for section in drawn(sentiment, [finished])] == ["Reviews"]
+    train, validation = reviews.split(small["train"])
+    parts = {"train": train, "validation": validation, "test": small["test"]}
+    cut = [
+        f"{sum(len(text.split()) > 12 for text in part.texts)} of {len(part.texts)} {name} reviews"
+        for name, part in parts.items()
+    ]
+    expected = None if model in sentiment.BAGS else f"what {' and '.join(cut)} say after 12 words"
+    assert result.get("left_out") == expected
+
+
+def test_a_bag_that_is_larger_than_all_borders_is_whole(monkeypatch):
+    monkeypatch.setattr(sentiment, "BAG_BORDERS", (2, 3))
+    config = base.parse(sentiment, {"model": "tf_idf"})
+    corpus = sentiment._corpus(config)
+    part = sentiment._part(config, corpus, "validation")
+    expected = corpus.vectorizer.tf_idf(corpus.parts["validation"].texts).toarray()
+    found = np.zeros_like(expected)
+    for bucket, weights in zip(part.tokens, part.weights, strict=True):
+        for row, tokens, values in zip(bucket.which, np.asarray(bucket.rows), np.asarray(weights), strict=True):
+            np.add.at(found[int(row)], tokens, values)
+    np.testing.assert_array_equal(found, expected)
 
 
 def learned(model, **flags):

@@ -73,6 +73,25 @@ def test_words_are_standardized_and_end_where_the_recording_ends(few_recordings)
         assert not frames[length:].any()
 
 
+def test_a_recording_is_heard_for_a_second_and_it_is_said_how_many_are_longer(few_recordings, monkeypatch):
+    config = base.parse(speech, {})
+    assert speech.left_out(config) is None
+    first, *others = few_recordings.samples
+    longer = few_recordings._replace(samples=(np.resize(first, 8001), np.resize(first, 8000), *others[1:]))
+    monkeypatch.setattr(speech, "recordings", lambda data_dir: longer)
+    assert speech.left_out(config) == "what 1 of 60 recordings say after 1 s"
+
+
+def test_a_digit_that_nobody_says_has_no_accuracy(few_recordings, tmp_path, monkeypatch):
+    """A result that is not a number would end the run after all of its training."""
+    monkeypatch.setattr(speech, "save", lambda figure, path: None)
+    kept = np.flatnonzero(few_recordings.digits != 3)
+    monkeypatch.setattr(speech, "recordings", lambda data_dir: few_recordings.take(kept))
+    speech.words.cache_clear()
+    result = run("speech", tmp_path / "run", "--model=moments", "--units=2", "--batch_size=4").result()
+    assert {name for name in result if name.startswith("accuracy_")} == {f"accuracy_{i}" for i in range(10) if i != 3}
+
+
 def test_loudness_and_the_colour_of_the_microphone_do_not_matter(few_recordings, monkeypatch):
     quiet = few_recordings._replace(samples=tuple((x // 4).astype(np.int16) for x in few_recordings.samples))
     loud = speech.words(None, "theo")["test"].frames

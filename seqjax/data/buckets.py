@@ -6,6 +6,7 @@ loss, grads = buckets.minibatch(key, step, 32, parts, lambda part, rows: ...)   
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -157,13 +158,6 @@ def every(parts: Sequence[Bucket], size: int, f: Callable[[Bucket, Array], Any])
     Returns:
       `(index int32 [N], results [N, ...])` in the order of the buckets; index says which sequence each row is.
     """
-    results = []
-    for part in parts:
-        count = len(part.which)
-        size_here = min(size, count)
-        starts = size_here * jnp.arange(-(-count // size_here), dtype=jnp.int32)
-        rows = jnp.minimum(starts[:, None] + jnp.arange(size_here, dtype=jnp.int32)[None], count - 1)
-        found = jax.lax.map(lambda rows, part=part: f(part, rows), rows)
-        results.append(jax.tree.map(lambda leaf, n=count: leaf.reshape(-1, *leaf.shape[2:])[:n], found))
+    results = [windows.every(len(part.which), size, partial(f, part)) for part in parts]
     index = jnp.concatenate([part.which for part in parts])
     return index, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *results)

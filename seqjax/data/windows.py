@@ -1,6 +1,6 @@
 """Windows of a series, gathered on the device, in an order that is a pure function of (key, epoch)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from seqjax import indices
 
 __all__ = [
     "Standardizer",
+    "every",
     "gather",
     "minibatch",
     "moments",
@@ -99,6 +100,34 @@ def minibatch(key: Array, step: Array | int, batch: int, count: int) -> Array:
     step = jnp.asarray(step, jnp.int32)
     epoch, index = jnp.divmod(step, count // batch)
     return order(key, epoch, index * batch + jnp.arange(batch, dtype=jnp.int32), count)
+
+
+def every(count: int, batch: int, f: Callable[[Array], Any]) -> Any:
+    """`f(rows int32 [B])` of all rows 0 to count - 1, in batches one after the other: what an evaluation is over.
+
+    The last batch is filled up with the last row, which counts once all the same.
+
+    Args:
+      count: number of rows N, static, at least 1.
+      batch: rows B of a batch, static, at least 1; N where that is less.
+      f: returns a tree of arrays [B, ...], for each row its own.
+
+    Returns:
+      The results of all rows, a tree of arrays [N, ...].
+
+    Raises:
+      ValueError: no rows, or a batch below 1.
+
+    Example:
+      >>> from seqjax.data import windows
+      >>> windows.every(5, 2, lambda rows: 10 * rows).tolist()
+      [0, 10, 20, 30, 40]
+    """
+    if count < 1 or batch < 1:
+        raise ValueError(f"count and batch must be at least 1, got {count} and {batch}")
+    batch = min(batch, count)
+    rows = jnp.minimum(jnp.arange(-(-count // batch) * batch, dtype=jnp.int32), count - 1).reshape(-1, batch)
+    return jax.tree.map(lambda leaf: leaf.reshape(rows.size, *leaf.shape[2:])[:count], jax.lax.map(f, rows))
 
 
 def gather(series: Array, starts: Array, length: int, stride: int = 1) -> Array:
