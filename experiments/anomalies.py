@@ -36,6 +36,7 @@ artificial anomalies. The horizon and the constants of the detector were chosen 
 A row takes about 1 µs where all 58 series are read at once, 4 µs in one series, and 0.3 to 0.5 ms if it is sent alone.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -194,6 +195,14 @@ def program(config: SimpleNamespace) -> Program:
     data = streams(corpus(config.data_dir).values())
     count, longest = len(data.lengths), int(data.probation.max())
     batch, horizon = min(config.batch_size, count), config.horizon
+    if batch < config.batch_size:
+        print(f"--batch_size={config.batch_size}: all {count} series are in every update", file=sys.stderr)
+    least = int(data.probation.min())
+    if (first := math.floor((1 - _HELD_OUT) * least)) <= horizon:
+        raise ValueError(
+            f"--horizon={horizon}: of {least} probationary rows of a series the first {first} are to learn from,"
+            " expected more of them than the horizon"
+        )
     model = detector(config, count)
 
     def error(data: Streams, params, which, part):

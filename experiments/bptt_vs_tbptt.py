@@ -21,6 +21,7 @@ and 0.006 by 25:25; tiny Shakespeare, 2.415 bits per character on the last tenth
 updates.
 """
 
+import math
 import sys
 from functools import partial
 from types import SimpleNamespace
@@ -262,15 +263,16 @@ def report(runs: list[Run]) -> list[Section]:
     )
     figures, axes = separate(*(name for name, _ in titles))
     for index, (label, members) in enumerate(by_label.items()):
-        records = [[r for r in run.records() if r["split"] == "validation"] for run in members]
+        records = [{r["step"]: r for r in run.records() if r["split"] == "validation"} for run in members]
+        steps = sorted(set().union(*records))  # one that stopped early has fewer than another
         every = [run.result()["updates"] / run.result()["steps"] for run in members]
         for axis, (name, _) in zip(axes, titles, strict=True):
             scale = every[0] if name == "loss" else 1
             curve(
                 axis,
                 label,
-                [record["step"] * scale for record in records[0]],
-                [[record[name] for record in column] for column in zip(*records, strict=False)],
+                [step * scale for step in steps],
+                [[rows[step][name] if step in rows else math.nan for rows in records] for step in steps],
                 index,
             )
     for axis, (name, title) in zip(axes, titles, strict=True):

@@ -148,7 +148,7 @@ def _since_wall(velocities: np.ndarray) -> np.ndarray:
 
 
 def _shares(right: np.ndarray, flight: np.ndarray) -> tuple[list[int], list[float]]:
-    """Frames since a wall, and the accuracy then."""
+    """Frames since a wall, up to 7, and the accuracy then."""
     frames = [n for n in range(8) if (flight == n).any()]
     return frames, [float(right[flight == n].mean()) for n in frames]
 
@@ -173,7 +173,7 @@ def _figure(frames: np.ndarray, labels: np.ndarray, said: np.ndarray, flight: np
     right = said == labels
     seen.plot(np.arange(1, right.shape[1] + 1), right.mean(0))
     wall.plot(*_shares(right, flight), "o-")
-    for panel, label in ((seen, "frames seen"), (wall, "frames since it turned at a wall")):
+    for panel, label in ((seen, "frames seen"), (wall, "frames since it turned at a wall, up to 7")):
         panel.axhline(1 / 8, color="0.6", linestyle="--", linewidth=1)
         panel.set(xlabel=label, ylabel="accuracy", ylim=(0, 1))
     counts = np.zeros((8, 8))
@@ -208,7 +208,7 @@ def report(runs: list[Run]) -> list[Section]:
         since = [_shares(values, one["flight"]) for values, one in zip(right, found, strict=True)]
         curve(axes[2], label, since[0][0], np.array([shares for _, shares in since]).T.tolist(), index)
     axes[1].set(xlabel="frames seen", ylabel="test accuracy", ylim=(0, 1))
-    axes[2].set(xlabel="frames since it turned at a wall", ylabel="test accuracy", ylim=(0, 1))
+    axes[2].set(xlabel="frames since it turned at a wall, up to 7", ylabel="test accuracy", ylim=(0, 1))
     text = "Share of the frames of the test videos whose direction is said rightly, of eight."
     return [Section("Directions", text, figures)]
 

@@ -133,7 +133,8 @@ def report(runs: list[Run]) -> list[Section]:
         bias, matrix = (members[0].flags[name] for name in ("forget_bias", "recurrent"))
         index = BIASES.index(bias) + len(COLORS) * list(RECURRENT).index(matrix)
         norms = np.array([np.load(run.directory / "gradients.npy") for run in members])
-        supervised.each_run(at_start, label, range(norms.shape[1]), (norms / norms[:, :1]).tolist(), index)
+        lags = [range(norms.shape[1])] * len(norms)
+        supervised.each_run(at_start, label, lags, (norms / norms[:, :1]).tolist(), index)
         supervised.evaluations(learning, label, members, "loss", index)
     # Below this a gradient is lost among the others; a line that falls to 1e-30 would hide the rest.
     at_start.set(xlabel="time lag", ylabel="|dL/dh| before training, lag 0 = 1", yscale="log")

@@ -228,7 +228,10 @@ def _vectors(config: SimpleNamespace, corpus: Corpus) -> np.ndarray | None:
     files = sorted(Path(config.data_dir).expanduser().rglob("glove*100d*txt*"))
     if not files:
         raise FileNotFoundError(f"{config.data_dir}: --model={config.model} needs glove.6B.100d.txt there")
-    return embeddings.load(files[0], corpus.vectorizer).vectors
+    vectors, known = embeddings.load(files[0], corpus.vectorizer)
+    missing = len(known) - 2 - int(known.sum())
+    print(f"{missing:,} of {len(known) - 2:,} tokens have no vector in {files[0].name}", file=sys.stderr)
+    return vectors
 
 
 class Network(NamedTuple):

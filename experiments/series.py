@@ -214,13 +214,12 @@ def program(config: SimpleNamespace) -> Program:
     """Cross-entropy of the classes."""
     data, model = examples(config), network(config)
     count = len(data["train"].labels)
-    batch = min(config.batch_size, count)
 
     def gradient(numbers, data: Tree, params, step, k_data, k_noise):
         train: Examples = data["train"]
         if not params:
             return jnp.float32(0), {}
-        values, lengths, labels = (leaf[windows.minibatch(k_data, step, batch, count)] for leaf in train)
+        values, lengths, labels = (leaf[windows.minibatch(k_data, step, config.batch_size, count)] for leaf in train)
 
         def loss(params):
             return tasks.cross_entropy(model.logits(numbers, params, train, values, lengths, k_noise), labels).mean()
@@ -234,7 +233,7 @@ def program(config: SimpleNamespace) -> Program:
         return {"loss": tasks.cross_entropy(logits, held.labels).mean(), "accuracy": right.mean()}
 
     given = {name: data[name] for name in ("train", "validation")}
-    return supervised.descent(config, model.init, gradient, evaluate, given, batches=count // batch)
+    return supervised.descent(config, model.init, gradient, evaluate, given, batches=count // config.batch_size)
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
@@ -267,7 +266,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     save(figure, run.figures / "answers")
     return {
         "test_accuracy": by_share[-1],
-        "test_balanced_accuracy": float((np.diag(counts) / counts.sum(1)).mean()),
+        "test_balanced_accuracy": balanced_accuracy(counts),
         "validation_loss": float(state.best.value),
         "best_step": int(state.best.step),
     }
@@ -276,6 +275,12 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
 def confusion(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
     """How often each class (rows) was answered by each class (columns), int [V, V]."""
     return np.bincount(labels * classes + answers, minlength=classes**2).reshape(classes, classes)
+
+
+def balanced_accuracy(counts: np.ndarray) -> float:
+    """The mean over the classes that occur of the share of each that is answered rightly, of `confusion` [V, V]."""
+    there = counts.any(1)
+    return float((np.diag(counts)[there] / counts.sum(1)[there]).mean())
 
 
 def draw_confusion(axes: "Axes", counts: np.ndarray, classes: tuple[str, ...]) -> None:

@@ -185,13 +185,15 @@ def task_of(config: SimpleNamespace) -> tasks.Task:
     return tasks.temperature(config.data_dir, length=config.length, batch_size=config.batch_size)
 
 
-def each_run(axes: "Axes", label: str, x: Sequence[float], ys: Sequence[Sequence[float]], index: int) -> None:
+def each_run(
+    axes: "Axes", label: str, xs: Sequence[Sequence[float]], ys: Sequence[Sequence[float]], index: int
+) -> None:
     """Draws a line for each run of a group: an interval over two or three seeds is wider than what it is about.
 
     Args:
       axes: where to draw.
       label: of the group.
-      x: [N].
+      xs: for each run its [N] places; one that stopped early has fewer than another.
       ys: for each run its [N] values.
       index: of the group; chooses colour and dashes.
     """
@@ -200,12 +202,12 @@ def each_run(axes: "Axes", label: str, x: Sequence[float], ys: Sequence[Sequence
         "linestyle": DASHES[index // len(COLORS) % len(DASHES)],
         "linewidth": 1.2,
     }
-    for number, values in enumerate(ys):
+    for number, (x, values) in enumerate(zip(xs, ys, strict=True)):
         axes.plot(x, values, label=None if number else label, **style)
 
 
 def evaluations(axes: "Axes", label: str, members: Sequence[Run], metric: str, index: int) -> None:
     """Draws a metric of the evaluations of each run of a group against updates; see `each_run`."""
     records = [[record for record in run.records() if record["split"] == "validation"] for run in members]
-    steps = [record["step"] for record in records[0]]
+    steps = [[record["step"] for record in rows] for rows in records]
     each_run(axes, label, steps, [[record[metric] for record in rows] for rows in records], index)

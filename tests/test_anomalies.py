@@ -314,6 +314,14 @@ def test_watch_and_flags_that_are_refused(tmp_path):
     assert "other: a run of another experiment" in printed("--watch=-", f"--run={other.directory}", code=2)
 
 
+def test_a_horizon_beyond_the_rows_to_learn_from_is_refused(small, capsys):
+    """The shortest series has 22 probationary rows, the first 17 to learn from; its error must not be that of none."""
+    with pytest.raises(ValueError, match="--horizon=17: of 22 probationary rows of a series the first 17"):
+        anomalies.program(parsed(horizon=17))
+    anomalies.program(parsed(horizon=16, batch_size=9))
+    assert "--batch_size=9: all 5 series are in every update" in capsys.readouterr().err
+
+
 def test_without_data_the_series_are_generated(capsys):
     anomalies.corpus.cache_clear()
     assert list(anomalies.corpus(None)) == list(nab.generated())

@@ -16,6 +16,7 @@ import pytest
 import launch
 from experiments import (
     base,
+    bptt_vs_tbptt,
     command,
     initialization,
     language,
@@ -95,9 +96,23 @@ def test_bptt_vs_tbptt(task, flags, tmp_path):
     updates = {"text": 4, "recall": 2, "copy": 2, "adding": 2}[task]
     assert finished.result()["updates"] == updates
     assert (finished.directory / "sample.txt").exists() == (task == "text")
+    if task == "recall":
+        assert [section.title for section in drawn(bptt_vs_tbptt, [finished])] == ["Truncation"]
     if task == "text":  # 85 % of 1,760 characters, in two lanes of chunks of eight
         line = "7 of 1,496 training characters, at the ends of 2 lanes of windows of 8"
         assert finished.result()["left_out"] == line
+
+
+def test_a_run_that_stopped_early_is_drawn_to_its_end():
+    """And does not keep the others from being drawn to theirs."""
+
+    def stopped(after):
+        losses = [{"split": "validation", "step": step, "loss": float(step)} for step in range(1, after + 1)]
+        return SimpleNamespace(records=lambda: losses)
+
+    _, axes = report.panels()
+    supervised.evaluations(axes[0, 0], "two", [stopped(2), stopped(4)], "loss", 0)
+    assert [line.get_xdata().tolist() for line in axes[0, 0].lines] == [[1, 2], [1, 2, 3, 4]]
 
 
 def test_scores_of_a_text_are_over_all_of_its_characters(tmp_path):

@@ -146,7 +146,16 @@ def test_confusion_counts_classes_by_answers():
     assert found.tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 0]]
 
 
+def test_a_class_that_does_not_occur_has_no_part_in_the_balanced_accuracy():
+    counts = series.confusion(np.array([0, 0, 0, 2]), np.array([0, 1, 2, 2]), 3)
+    assert series.balanced_accuracy(counts) == pytest.approx((1 / 3 + 1) / 2)
+
+
 def test_series_refuses(tmp_path):
+    config = base.parse(series, {"batch_size": 73})
+    program, numbers = series.program(config), base.numbers(series, config)
+    with pytest.raises(ValueError, match=r"batch must be in \[1, count = 72\], got 73"):
+        jax.eval_shape(program.update, numbers, program.data, program.init(numbers))
     assert "a rate in [0, 1)" in refused("series", "--dropout=1")
     assert "value should be one of <ECG200|" in refused("series", "--data=Coffee")
     with pytest.raises(FileNotFoundError, match="no JapaneseVowels_TRAIN"):

@@ -80,7 +80,7 @@ def log_mel(settings: Settings, samples: Array) -> Array:
 
         power[f] = |sum_n hann[n] x[n] exp(-2 pi i f n / fft)|^2,    frame = log(floor + power @ mel_filters)
 
-    What is before the first sample is silence.
+    What is before the first sample is silence. The last N % hop samples, which make no frame, are not read.
 
     Args:
       settings: as they are.
