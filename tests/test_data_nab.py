@@ -105,8 +105,32 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, labels, message):
 
 def test_a_series_that_an_archive_holds_twice_is_refused(tmp_path):
     packed = archive(tmp_path / "NAB.tar.gz", folder(tmp_path / "one"), folder(tmp_path / "two", CSV + CSV[17:]))
-    with pytest.raises(ValueError, match=r"NAB.tar.gz: data/.*csv stands there twice"):
+    with pytest.raises(ValueError, match=r"NAB.tar.gz: .*data/.*csv stands there twice"):
         nab.load(packed)
+
+
+@pytest.mark.parametrize("name", ["data/real/c.CSV", "data/c.csv", "data/real/more/c.csv", "Data/real/c.csv"])
+def test_a_series_in_another_place_is_refused(name, tmp_path):
+    made = folder(tmp_path / "NAB")
+    (made / name).parent.mkdir(parents=True, exist_ok=True)
+    (made / name).write_text("timestamp,value\n2014-01-01 00:00:00,7\n")
+    if name.startswith("Data"):  # not the folder that the labels stand beside
+        assert len(nab.load(made)) == 2
+    else:
+        with pytest.raises(ValueError, match=f"NAB: {name}, expected names data/FOLDER/NAME.csv"):
+            nab.load(made)
+
+
+def test_series_without_labels_are_counted(tmp_path):
+    made = folder(tmp_path / "NAB")
+    for name in ("c", "d"):
+        (made / f"data/real/{name}.csv").write_text("timestamp,value\n2014-01-01 00:00:00,7\n")
+    with pytest.warns(UserWarning, match="NAB: 2 series without labels are left out, data/real/c.csv first"):
+        assert len(nab.load(made)) == 2
+    (made / "old/labels").mkdir(parents=True)
+    (made / "old/labels/combined_windows.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"NAB: labels/combined_windows.json stands there twice"):
+        nab.load(made)
 
 
 def test_what_is_missing_or_damaged_is_named(tmp_path):

@@ -5,6 +5,7 @@ import hashlib
 import io
 import sys
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -109,6 +110,11 @@ def test_faults_are_named_with_their_file(tmp_path):
     broken = archive(tmp_path / "simple-examples.tgz", names=("ptb.train.txt", "ptb.test.txt"))
     with pytest.raises(ValueError, match=r"simple-examples.tgz: no ptb.valid.txt in it"):
         ptb.load(broken)
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as twice:
+        for member in ("old/ptb.test.txt", "new/ptb.test.txt"):
+            twice.writestr(member, " a \n")
+    with pytest.raises(ValueError, match=r"old/ptb.test.txt and new/ptb.test.txt: expected one ptb.test.txt"):
+        ptb.load(tmp_path / "twice.zip")
     broken.write_bytes(broken.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"simple-examples.tgz: damaged or no archive"):
         ptb.load(broken)

@@ -1,6 +1,9 @@
 """Spoken digits from files: what is read, how it is split, what is said of damaged ones; and the TFDS builder."""
 
+import gzip
 import io
+import re
+import struct
 import tarfile
 import wave
 
@@ -145,6 +148,122 @@ def test_a_recording_that_is_not_one(tmp_path, name, content, message):
     folder = unpacked(tmp_path / "recordings", {**FILES, name: content})
     with pytest.raises(ValueError, match=message):
         spoken_digits.load(folder)
+
+
+# Wav files
+
+
+def chunk(key, content, size=None):
+    size = len(content) if size is None else size
+    return key + struct.pack("<I", size) + content + b"\0" * (len(content) % 2)
+
+
+def riff(*chunks, size=None):
+    content = b"WAVE" + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(content) if size is None else size) + content
+
+
+def form(code=1, channels=1, rate=8000, bits=16, more=b""):
+    frame = channels * bits // 8
+    return chunk(b"fmt ", struct.pack("<HHIIHH", code, channels, rate, rate * frame, frame, bits) + more)
+
+
+def extensible(bits=16, valid=16, code=1, guid="000000001000800000aa00389b71"):
+    return form(0xFFFE, bits=bits, more=struct.pack("<HHIH", 22, valid, 4, code) + bytes.fromhex(guid))
+
+
+DATA = np.array([1, -2, 300], "<i2").tobytes()
+UNKNOWN = 0xFFFFFFFF
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        riff(form(), chunk(b"data", DATA)),
+        riff(form(), chunk(b"LIST", b"odd"), chunk(b"data", DATA), chunk(b"id3 ", b"x")),
+        riff(chunk(b"JUNK", bytes(28)), form(), chunk(b"fact", bytes(4)), chunk(b"data", DATA)),
+        riff(form(more=b"\0\0"), chunk(b"data", DATA)),
+        riff(extensible(), chunk(b"data", DATA)),
+        riff(extensible(valid=0), chunk(b"data", DATA)),
+        riff(chunk(b"data", DATA), form()),
+        riff(form(), chunk(b"data", DATA, UNKNOWN), size=UNKNOWN),
+        riff(form(), chunk(b"data", DATA, UNKNOWN), size=0),
+        riff(form(), chunk(b"data", DATA)) + b"TAG behind the end, of an id3 program",
+        riff(form(), chunk(b"data", DATA), chunk(b"id3 ", b"x"))[:-1],  # without the padding at the end
+    ],
+)
+def test_wav_files_of_every_writer(content):
+    samples = spoken_digits.read_wav(content, "a.wav")
+    assert samples.tolist() == [1, -2, 300]
+    assert samples.dtype == np.int16
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (riff(form(bits=8), chunk(b"data", DATA)), "1 channels of 8000 Hz and 8 bit, expected 1 of 8000 Hz, 16 bit"),
+        (riff(form(bits=24), chunk(b"data", DATA)), "1 channels of 8000 Hz and 24 bit"),
+        (riff(form(3, bits=32), chunk(b"data", DATA)), "format 0x3, expected 1, samples without compression"),
+        (riff(form(7, bits=8), chunk(b"data", DATA)), "format 0x7, expected 1"),
+        (riff(extensible(code=3), chunk(b"data", DATA)), "format 0x3, expected 1"),
+        (riff(extensible(guid="00" * 14), chunk(b"data", DATA)), "format 0xfffe, expected 1"),
+        (riff(extensible(valid=12), chunk(b"data", DATA)), "1 channels of 8000 Hz and 12 bit"),
+        (riff(form(), chunk(b"data", DATA, 0)), "0 samples, its header says 0: empty or cut off"),
+        (riff(form(), chunk(b"data", b"", UNKNOWN), size=UNKNOWN), "0 samples, its header says 0: empty or cut off"),
+        (riff(form(), chunk(b"data", DATA + b"\1")), "3 samples, its header says 3.5: empty or cut off"),
+        (
+            riff(form(), chunk(b"data", DATA + b"\1", UNKNOWN), size=UNKNOWN)[:-1],
+            "its header says 3.5: empty or cut off",
+        ),
+        (riff(form(), chunk(b"data", DATA, 600)), "3 samples, its header says 300: empty or cut off"),
+        (riff(form(), chunk(b"data", DATA), size=36), "0 samples, its header says 3: empty or cut off"),
+        (riff(form()), "no chunk 'data', found"),
+        (riff(chunk(b"data", DATA)), "no chunk 'fmt ', found"),
+        (riff(form(), chunk(b"data", DATA), chunk(b"data", DATA)), "two chunks 'data'"),
+        (riff(form(), form(), chunk(b"data", DATA)), "two chunks 'fmt '"),
+        (riff(chunk(b"fmt ", bytes(14)), chunk(b"data", DATA)), "a format of 14 bytes, expected 16 or more"),
+        (riff(form(), chunk(b"LIST", b"abc", 4000), chunk(b"data", DATA)), "it ends too early, in its chunk b'LIST'"),
+        (riff(form(), chunk(b"data", DATA), chunk(b"LIST", bytes(40)))[:-9], "it ends too early, in its chunk b'LIST'"),
+        (b"RIFX" + riff(form(), chunk(b"data", DATA))[4:], "RIFX is not read, expected RIFF"),
+        (b"RF64" + riff(form(), chunk(b"data", DATA))[4:], "RF64 is not read, expected RIFF"),
+        (riff(form(), chunk(b"data", DATA)).replace(b"WAVE", b"AVI "), "RIFF of b'AVI ', expected WAVE"),
+        (gzip.compress(riff(form(), chunk(b"data", DATA))), "packed by gzip, unpack it"),
+        (b"RIFF\4\0", "it ends too early"),
+    ],
+)
+def test_wav_files_that_are_not_read_are_named(content, message):
+    with pytest.raises(ValueError, match=rf"^a.wav: .*{re.escape(message)}"):
+        spoken_digits.read_wav(content, "a.wav")
+
+
+def test_every_cut_of_a_wav_file_is_noticed():
+    whole = riff(form(), chunk(b"LIST", b"odd"), chunk(b"data", DATA))
+    for end in range(len(whole)):
+        with pytest.raises(ValueError, match=r"^a.wav: "):
+            spoken_digits.read_wav(whole[:end], "a.wav")
+
+
+def test_recordings_that_look_like_others_are_refused(tmp_path):
+    for number, (name, message) in enumerate(
+        (
+            ("1_ada_00.wav", "1_ada_0.wav and 1_ada_00.wav: two recordings of one digit, speaker and index"),
+            ("more/1_ada_0.wav", "1_ada_0.wav and 1_ada_0.wav: two recordings"),
+            ("1_ada_5.WAV", "1_ada_5.WAV, expected names DIGIT_SPEAKER_INDEX.wav"),
+            ("٣_ada_5.wav", "٣_ada_5.wav, expected names DIGIT_SPEAKER_INDEX.wav"),
+        )
+    ):
+        folder = unpacked(tmp_path / f"{number}", FILES)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(GOOD)
+        with pytest.raises(ValueError, match=message):
+            spoken_digits.load(folder)
+    for name in ("free-spoken-digit-dataset-1.0.9", "free-spoken-digit-dataset-1.0.10"):
+        unpacked(tmp_path / "two" / name / "recordings")
+    with pytest.raises(ValueError, match=r"two: expected one data set, found .*1.0.10/recordings, .*say which"):
+        spoken_digits.load(tmp_path / "two")
+
+
+# The builder
 
 
 def no_download(*_):

@@ -1,5 +1,6 @@
 """Text: what is read is what was written, the vocabulary knows the training part only, lanes are contiguous."""
 
+import gzip
 import json
 
 import jax
@@ -36,6 +37,18 @@ def test_read_names_the_file_and_what_is_wrong(tmp_path):
         text.read(tmp_path / "a.txt")
     (tmp_path / "a.txt").write_bytes("schön".encode("latin-1"))
     with pytest.raises(ValueError, match=r"a.txt is not UTF-8: .* at offset 3, line 1"):
+        text.read(tmp_path)
+
+
+def test_texts_of_a_directory_that_are_left_out_or_read_twice_are_refused(tmp_path):
+    for name, content in (("b.txt", b"b"), ("a.txt.gz", gzip.compress(b"a")), ("._b.txt", b"\0\5"), ("notes.md", b"n")):
+        (tmp_path / name).write_bytes(content)
+    assert text.read(tmp_path) == "ab"
+    (tmp_path / "a.txt").write_bytes(b"a")
+    with pytest.raises(ValueError, match=r"a.txt and a.txt.gz are one text, keep one"):
+        text.read(tmp_path)
+    (tmp_path / "a.txt").rename(tmp_path / "c.TXT")
+    with pytest.raises(ValueError, match=r"c.TXT: expected names \*.txt, rename it"):
         text.read(tmp_path)
 
 

@@ -175,6 +175,12 @@ def test_errors(tmp_path):
         (lambda content: content["vocabulary"].__setitem__(1, content["vocabulary"][0]), "a token stands there twice"),
         (lambda content: content["rules"].update(color=1), "unexpected keyword argument 'color'"),
         (lambda content: content["rules"].update(ngrams=[0]), "ngrams must be"),
+        (lambda content: content["frequencies"].__setitem__(0, 1.5), "must be whole numbers from 0 on"),
+        (lambda content: content["frequencies"].__setitem__(0, float("inf")), "must be whole numbers from 0 on"),
+        (lambda content: content["frequencies"].__setitem__(0, "3"), "must be whole numbers from 0 on"),
+        (lambda content: content.update(frequencies=3), "TypeError: 'int' object is not iterable"),
+        (lambda content: content.update(documents=None), "must be whole numbers from 0 on"),
+        (lambda content: content.update(rules=[1]), "TypeError: "),
     ],
 )
 def test_a_file_that_holds_something_else(tmp_path, change, message):

@@ -1,6 +1,5 @@
 """Pretrained word vectors for a vocabulary."""
 
-import gzip
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ class Embedding(NamedTuple):
 
 
 def load(path: str | os.PathLike[str], vectorizer: Vectorizer) -> Embedding:
-    """Read word vectors in the text format of GloVe (Pennington et al. 2014) or word2vec, plain or gzipped.
+    """Read word vectors in the text format of GloVe (Pennington et al. 2014) or word2vec, packed or not.
 
     A line is a word and E numbers, with single spaces between. E is what stands after the word in the first line, or
     what word2vec's first line says, the number of words and E. A word may have spaces in it (". . ." in GloVe 840B),
@@ -49,9 +48,7 @@ def load(path: str | os.PathLike[str], vectorizer: Vectorizer) -> Embedding:
     index = {word: i for i, word in enumerate(vectorizer.vocabulary, 2)}
     vectors, known = np.zeros((0, 0), np.float32), np.zeros(vectorizer.size, bool)
     number, width, words = 0, 0, None
-    with path.open("rb") as file:
-        packed = path.suffix == ".gz" or file.read(2) == b"\x1f\x8b"
-    with gzip.open(path) if packed else path.open("rb") as lines:
+    with files.stream(path) as lines:
         try:
             for number, line in enumerate(lines, 1):
                 content = files.unmarked(line, f"{path}") if number == 1 else line

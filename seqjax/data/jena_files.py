@@ -83,18 +83,30 @@ def find(path: Path) -> list[Path]:
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or directory")
     for pattern in FILES:
-        if found := sorted(path.glob(pattern)):
-            return found
+        if found := files.glob(path, pattern):
+            return _of_the_station(path) if pattern.startswith("mpi_roof") else found
     there = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
     raise FileNotFoundError(f"{path}: expected one of {', '.join(FILES)}, found {there}")
 
 
+def _of_the_station(folder: Path) -> list[Path]:
+    """Its own files, each a part of the record."""
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob("mpi_roof*")):
+        name, packed = files.unpacked_name(file.name)
+        stem = name.removesuffix(".csv")
+        if not packed and stem == name:
+            continue
+        if stem in found:
+            raise ValueError(f"{folder}: {found[stem].name} and {file.name} are one part of the record, keep one")
+        found[stem] = file
+    return list(found.values())
+
+
 def read(file: Path, columns: Sequence[str] | None = None, blob: str | None = None) -> Rows:
     """One file as it is, marks of missing cells included; see `jena.load` for the arguments and errors."""
-    content = file.read_bytes()
     npz = file.suffix == ".npz"
-    if content.startswith(b"PK") and not npz:
-        content = _unzip(content, file)
+    content = file.read_bytes() if npz else files.read(file, lambda name: name.endswith(".csv"), "csv")
     if blob is not None and blob_id(content) != blob:
         raise ValueError(f"{file}: git blob id {blob_id(content)}, expected {blob}: not the same file, or damaged")
     rows = _parse_npz(content, file) if npz else _parse_csv(content, file)
@@ -127,18 +139,6 @@ def _check_values(rows: Rows, file: Path, unit: str, first: int) -> None:
                     f"{file}: {unit} {np.argmax(above) + first}, column {lower!r} is above {upper!r},"
                     " here and in most rows: columns swapped?"
                 )
-
-
-def _unzip(content: bytes, file: Path) -> bytes:
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = archive.namelist()
-            members = [name for name in names if name.endswith(".csv") and not name.startswith("__MACOSX/")]
-            if len(members) != 1:
-                raise ValueError(f"{file}: expected one csv inside, found {names}")
-            return archive.read(members[0])
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{file}: a damaged or truncated zip ({error})") from None
 
 
 def _parse_npz(content: bytes, file: Path) -> Rows:

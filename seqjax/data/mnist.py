@@ -47,7 +47,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Digits]:
     """The digits: "train" (60,000 in the official files) and "test" (10,000).
 
     Args:
-      path: the folder of the four files, each as published (`train-images-idx3-ubyte.gz`) or unpacked; or one that
+      path: the folder of the four files, each packed (`train-images-idx3-ubyte.gz`) or not; or one that
         holds it as `mnist` or `MNIST/raw`.
 
     Raises:
@@ -64,7 +64,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Digits]:
 
 
 def load_files(images: Path, labels: Path) -> Digits:
-    """One part from its two files, compressed or not.
+    """One part from its two files, packed or not.
 
     Raises:
       ValueError: a damaged or empty file, another kind of file, images that are not 28 x 28, labels that are not 0 to

@@ -13,9 +13,8 @@ A roll says which keys of a piano sound at each step. It does not say whether a 
 """
 
 import io
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def load(path: str | os.PathLike[str], name: str = "jsb") -> Parts:
     """The rolls of a data set.
 
     Args:
-      path: its file (also packed by gzip), or a folder that holds it, or one whose folder `music` does.
+      path: its file, packed or not, or a folder that holds it, or one whose folder `music` does.
       name: one of `FILES`.
 
     Raises:
@@ -78,20 +77,23 @@ def read(file: str | os.PathLike[str]) -> Parts:
     """
     file = Path(file)
     content = files.read(file)
-    try:
-        if content.startswith(b"MATLAB"):
-            suffix, to_roll = "data", np.asarray
+    suffix, to_roll, found = "", roll, None
+    if not content.startswith(b"MATLAB"):
+        found = files.parse_json(content, f"{file}: neither MATLAB nor JSON")
+    else:
+        suffix, to_roll = "data", np.asarray
+        try:
             found = {key: cell.ravel() for key, cell in scipy.io.loadmat(io.BytesIO(content)).items() if key[0] != "_"}
-        else:
-            suffix, to_roll = "", roll
-            found = json.loads(content)
-    except Exception as error:  # what a damaged file makes scipy raise is not documented
-        raise ValueError(f"{file}: damaged, or neither MATLAB nor JSON: {type(error).__name__}: {error}") from error
+        except Exception as error:  # what a damaged file makes scipy raise is not documented
+            raise ValueError(f"{file}: damaged: {type(error).__name__}: {error}") from error
     parts = {}
     for part, name in _PARTS.items():
         key = name + suffix
         if not isinstance(found, dict) or key not in found:
-            raise ValueError(f"{file}: no {key!r} in it, found {list(found)[:5]}")
+            there = list(found)[:5] if isinstance(found, dict | list) else found
+            raise ValueError(f"{file}: no {key!r} in it, found {there}")
+        if not isinstance(found[key], list | np.ndarray):
+            raise ValueError(f"{file}: {key!r} is {str(found[key])[:40]!r}, expected a list of sequences")
         if not len(found[key]):
             raise ValueError(f"{file}: {key!r} has no sequences")
         try:
@@ -125,10 +127,14 @@ def roll(sequence: Sequence[Sequence[float]]) -> np.ndarray:
       >>> music.roll([[60, 64, 67], []]).sum(1).tolist()
       [3, 0]
     """
+    if isinstance(sequence, str | dict):
+        raise ValueError(f"{str(sequence)[:40]!r}, expected a list of chords")
     made = np.zeros((len(sequence), KEYS), np.uint8)
     for step, chord in enumerate(sequence):
+        if isinstance(chord, str | dict) or not isinstance(chord, Iterable):
+            raise ValueError(f"step {step}: {str(chord)[:40]!r}, expected a list of pitches")
         for pitch in chord:
-            if pitch not in _PITCHES:
+            if isinstance(pitch, list | dict) or pitch not in _PITCHES:
                 raise ValueError(f"step {step}: pitch {pitch!r}, expected a whole number from {LOWEST} to 108")
             made[step, int(pitch) - LOWEST] = 1  # some files have 67.0
     return made

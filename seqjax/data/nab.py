@@ -8,9 +8,9 @@ The windows say where an alarm is right (Lavin & Ahmad 2015, arXiv 1510.03336); 
 """
 
 import datetime
-import json
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from seqjax.data import fields, files
 __all__ = ["Series", "generated", "load", "probation", "read_csv", "row"]
 
 _CSV = re.compile(r"(?:^|/)data/([^/]+/[^/]+\.csv)$")
+_LIKE_CSV = re.compile(r"(?:^|/)data/.*\.csv$", re.IGNORECASE)
 _LABELS = re.compile(r"(?:^|/)labels/combined_windows\.json$")
 _HEADER = "timestamp,value"
 
@@ -53,27 +54,36 @@ def probation(rows: int) -> int:
 def load(path: str | os.PathLike[str]) -> dict[str, Series]:
     """All series that have labels, under their names ("realTweets/Twitter_volume_AAPL.csv"), in order of the names.
 
+    Series without labels are left out, with a warning that counts them.
+
     Args:
       path: an archive of the repository, or of its folders `data` and `labels`; or the folder that it unpacks to; or a
         folder that holds one of these (`NAB`, `nab`, `NAB*.tar.gz`, `nab*.tar.gz`).
 
     Raises:
       FileNotFoundError: nothing of this kind there (says what is).
-      ValueError: a damaged archive, no labels, labels that are no JSON or name rows that do not exist, or a csv that is
-        missing, not UTF-8 or not `timestamp,value` (names the file, and the line where there is one).
+      ValueError: a damaged archive, no labels, labels that are no JSON or name rows that do not exist, a csv that is
+        missing, not UTF-8 or not `timestamp,value` (names the file, and the line where there is one), or one in `data`
+        that is not data/FOLDER/NAME.csv.
     """
     path = files.find(Path(path).expanduser(), ("labels", "NAB*.tar.gz", "nab*.tar.gz"), ("NAB", "nab"))
     path = path.parent if path.name == "labels" else path
-    found, labels = {}, None
-    for name, content in files.members(path, lambda name: _CSV.search(name) or _LABELS.search(name)):
+    found, others, labels, top = {}, [], None, ""
+    for name, content in files.members(path, lambda name: _LIKE_CSV.search(name) or _LABELS.search(name)):
         if series := _CSV.search(name):
             if series[1] in found:
                 raise ValueError(f"{path}: data/{series[1]} stands there twice")
             found[series[1]] = content
         elif _LABELS.search(name):
-            labels = content
+            if labels is not None:
+                raise ValueError(f"{path}: labels/combined_windows.json stands there twice")
+            labels, top = content, name.removesuffix("labels/combined_windows.json")
+        else:
+            others.append(name)
     if labels is None:
         raise ValueError(f"{path}: no labels/combined_windows.json in it")
+    if wrong := [name for name in others if name.startswith(f"{top}data/")]:
+        raise ValueError(f"{path}: {wrong[0]}, expected names data/FOLDER/NAME.csv")
     windows = _windows(labels, f"{path}: labels/combined_windows.json")
     if absent := sorted(windows.keys() - found.keys()):
         raise ValueError(f"{path}: no data/{absent[0]} in it, which the labels name ({len(absent)} are missing)")
@@ -81,6 +91,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Series]:
     for name in sorted(windows):
         times, values = _parse(found[name], f"{path}: data/{name}")
         corpus[name] = Series(times, values, _rows(windows[name], times, f"{path}: labels of {name}"))
+    if more := sorted(found.keys() - windows.keys()):
+        warnings.warn(f"{path}: {len(more)} series without labels are left out, data/{more[0]} first", stacklevel=2)
     return corpus
 
 
@@ -91,7 +103,7 @@ def read_csv(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
       FileNotFoundError: no such file.
       ValueError: another header, a line that `row` refuses, or no rows (names file and line).
     """
-    return _parse(Path(path).read_bytes(), str(path))
+    return _parse(files.read(Path(path)), str(path))
 
 
 def generated(count: int = 6, rows: int = 1000, seed: int = 0) -> dict[str, Series]:
@@ -142,16 +154,7 @@ def _seconds(time: datetime.datetime, place: str) -> np.datetime64:
 
 
 def _windows(content: bytes, place: str) -> dict[str, list]:
-    def without_repetitions(pairs: list[tuple[str, list]]) -> dict[str, list]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("a name stands there twice")
-        return found
-
-    try:
-        windows = json.loads(files.decode(content, place), object_pairs_hook=without_repetitions)
-    except ValueError as error:  # also of bytes that are not UTF-8
-        raise ValueError(f"{place}: no JSON: {error}") from None
+    windows = files.parse_json(content, place)
     if not isinstance(windows, dict) or not windows:
         raise ValueError(f"{place}: expected an object of series and their windows, got {str(windows)[:40]!r}")
     return windows

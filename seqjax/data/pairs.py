@@ -11,7 +11,6 @@ import operator
 import os
 import re
 import unicodedata
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -115,7 +114,8 @@ def load(path: str | os.PathLike[str]) -> Pairs:
     """All pairs of a file of manythings.org: "source TAB target", newer files with a third column that says by whom.
 
     Args:
-      path: `fra-eng.zip` (or that of another language), or the `.txt` in it; or a folder that holds one of these.
+      path: `fra-eng.zip` (or that of another language), or the `.txt` in it, packed or not; or a folder that holds one
+        of these.
 
     Returns:
       The pairs in the order of the file, normalized (see `normalize`), without repeated ones.
@@ -130,13 +130,7 @@ def load(path: str | os.PathLike[str]) -> Pairs:
 
 def read(path: str | os.PathLike[str]) -> bytes:
     """The content of the one text file with pairs; `path` and errors as in `load`."""
-    path = _find(path)
-    if path.suffix != ".zip" and not zipfile.is_zipfile(path):  # a download need not keep the ending
-        return path.read_bytes()
-    found = list(files.members(path, lambda name: name.endswith(".txt") and "_about" not in name))
-    if len(found) != 1:
-        raise ValueError(f"{path}: expected one .txt with pairs in it, found {[name for name, _ in found]}")
-    return found[0][1]
+    return files.read(_find(path), lambda name: name.endswith(".txt") and "_about" not in name, ".txt with pairs")
 
 
 def parse(content: bytes, place: str = "content") -> Pairs:
@@ -244,12 +238,11 @@ class Vocabulary:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
         """What `save` wrote; ValueError for another content."""
-        try:
-            words = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} holds no vocabulary: {error}") from error
+        words = files.parse_json(files.read(Path(path)), f"{path}")
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise ValueError(f"{path} holds no vocabulary: expected a list of words")
+        if not words or len(set(words)) < len(words):
+            raise ValueError(f"{path} holds no vocabulary: it has no words, or one of them twice")
         return cls(tuple(words))
 
 
@@ -267,4 +260,4 @@ def vocabulary(texts: Iterable[str], minimum: int = 1) -> Vocabulary:
 
 
 def _find(path: str | os.PathLike[str]) -> Path:
-    return files.find(Path(path).expanduser(), ("*-eng.zip", "fra.txt"), ("nmt", "fra-eng"))
+    return files.find(Path(path).expanduser(), ("*-eng.zip", "fra.txt", "fra.txt.gz"), ("nmt", "fra-eng"))

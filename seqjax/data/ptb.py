@@ -32,11 +32,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, str]:
 
     Args:
       path: `simple-examples.tgz`, or a folder with it, with the folder that it unpacks to, or with the three files
-        `ptb.{train,valid,test}.txt`, plain or as `.txt.gz`, in it or in its folder `ptb`.
+        `ptb.{train,valid,test}.txt`, packed or not, in it or in its folder `ptb`.
 
     Raises:
       FileNotFoundError: nothing of this kind there (says what is).
-      ValueError: a damaged archive or file, a text that is not UTF-8, is empty, or is missing in the archive.
+      ValueError: a damaged archive or file, a text that is not UTF-8, is empty, or is not once in the archive.
     """
     texts = {}
     for part, (file, content) in _contents(Path(path).expanduser()).items():
@@ -77,12 +77,14 @@ def _contents(path: Path) -> dict[str, tuple[str, bytes]]:
         return name, f"{name}.gz"
 
     found = files.find(path, (*either(FILES["train"]), ARCHIVE), ("ptb", "data", "simple-examples/data"))
-    if found.name in either(FILES["train"]):
+    if files.unpacked_name(found.name)[0] == FILES["train"]:
         places = {part: files.find(found.parent, either(name)) for part, name in FILES.items()}
         return {part: (str(place), files.read(place)) for part, place in places.items()}
     inside = {}
     for name, content in files.members(found, lambda name: PurePosixPath(name).name in FILES.values()):
-        inside[PurePosixPath(name).name] = f"{found}: {name}", content
+        if (file := PurePosixPath(name).name) in inside:
+            raise ValueError(f"{inside[file][0]} and {name}: expected one {file}")
+        inside[file] = f"{found}: {name}", content
     if missing := [name for name in FILES.values() if name not in inside]:
         raise ValueError(f"{found}: no {', '.join(missing)} in it")
     return {part: inside[name] for part, name in FILES.items()}

@@ -14,6 +14,7 @@ import numpy as np
 from seqjax.data import fields, files
 
 _REVIEW = re.compile(r"(?:^|/)(train|test)/(neg|pos)/([0-9]+)_([0-9]+)\.txt$")
+_OTHER = re.compile(r"(?:^|/)(?:train|test)/(?:neg|pos)/.+$", re.IGNORECASE)
 _FILMS = re.compile(r"(?:^|/)(train|test)/urls_(neg|pos)\.txt$")
 
 
@@ -47,15 +48,17 @@ def load(path: str | os.PathLike[str]) -> dict[str, Reviews]:
 
     Raises:
       FileNotFoundError: nothing of this kind there (says what is).
-      ValueError: a damaged archive, a review that is not UTF-8, stands there twice or has stars of the other label, or
-        a part without reviews (names the file).
+      ValueError: a damaged archive, a file among the reviews that is none by its name, a review that is not UTF-8,
+        stands there twice or has stars of the other label, or a part without reviews (names the file).
     """
     path = files.find(Path(path).expanduser(), ("aclImdb*.tar.gz", "train"), ("aclImdb", "imdb"))
     path = path.parent if path.name == "train" else path
     found: dict[tuple[str, int, int], tuple[str, int]] = {}
     films: dict[tuple[str, int], list[str]] = {}
-    for name, content in files.members(path, lambda name: _REVIEW.search(name) or _FILMS.search(name)):
+    for name, content in files.members(path, lambda name: _OTHER.search(name) or _FILMS.search(name)):
         review, urls = _REVIEW.search(name), _FILMS.search(name)
+        if not review and not urls:
+            raise ValueError(f"{path}: {name}: expected reviews neg/NUMBER_STARS.txt and pos/NUMBER_STARS.txt")
         text = files.decode(content, f"{path}: {name}")
         if review:
             part, label, number, stars = review.groups()

@@ -5,10 +5,9 @@ parts = spoken_digits.by_speaker(recordings, test="theo")
 """
 
 import hashlib
-import io
 import os
 import re
-import wave
+import struct
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -22,7 +21,9 @@ __all__ = ["RATE", "Recordings", "by_index", "by_speaker", "digest", "generated"
 RATE = 8000
 """Samples in a second."""
 
-_NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav")
+_NAME = re.compile(r"([0-9])_([a-z]+)_([0-9]+)\.wav")
+_PCM, _EXTENSIBLE, _UNKNOWN_SIZE = 1, 0xFFFE, 0xFFFFFFFF
+_GUID = bytes.fromhex("000000001000800000aa00389b71")  # of an extensible format, behind its first two bytes
 
 
 class Recordings(NamedTuple):
@@ -55,16 +56,18 @@ def load(path: str | os.PathLike[str]) -> Recordings:
 
     Raises:
       FileNotFoundError: nothing of this kind there (says what is).
-      ValueError: a damaged archive, a name that is not DIGIT_SPEAKER_INDEX.wav, a wav file that is damaged, cut off,
-        empty or not mono, 8 kHz, 16 bit, or no recordings at all (names the file).
+      ValueError: a damaged archive, a name that is not DIGIT_SPEAKER_INDEX.wav, two recordings of one digit, speaker
+        and index, a wav file as in `read_wav`, or no recordings at all (names the file).
     """
-    found = {}
+    found, names = {}, {}
     for name, content in _files(Path(path).expanduser()):
         parsed = _NAME.fullmatch(name)
         if not parsed:
             raise ValueError(f"{path}: {name}, expected names DIGIT_SPEAKER_INDEX.wav")
-        digit, speaker, index = int(parsed[1]), parsed[2], int(parsed[3])
-        found[digit, speaker, index] = read_wav(content, f"{path}: {name}")
+        key = int(parsed[1]), parsed[2], int(parsed[3])
+        if key in found:
+            raise ValueError(f"{path}: {names[key]} and {name}: two recordings of one digit, speaker and index")
+        found[key], names[key] = read_wav(content, f"{path}: {name}"), name
     if not found:
         raise ValueError(f"{path}: no recordings DIGIT_SPEAKER_INDEX.wav in it")
     return _recordings(found)
@@ -83,26 +86,67 @@ def digest(path: str | os.PathLike[str]) -> str:
 def read_wav(content: bytes, name: str) -> np.ndarray:
     """The samples of a wav file, int16 [samples].
 
+    The file is a header and chunks, each a name of four letters, its size and its content, with a byte of padding
+    behind an odd one (Microsoft and IBM 1991, "Multimedia programming interface and data specifications"). Chunks but
+    `fmt ` and `data` are passed over. A program that writes to a pipe cannot know the sizes, and writes 2^32 - 1: then
+    the samples go on to the end of the file.
+
     Args:
       content: of the file.
       name: of the file, for the errors.
 
     Raises:
-      ValueError: it is damaged, cut off, empty or not mono, 8 kHz, 16 bit.
+      ValueError: it is damaged, cut off, empty, or not mono, 8 kHz, 16 bit, without compression.
     """
-    try:
-        with wave.open(io.BytesIO(content)) as file:
-            form = file.getnchannels(), file.getframerate(), 8 * file.getsampwidth()
-            count, data = file.getnframes(), file.readframes(file.getnframes())
-    except (wave.Error, EOFError) as error:
-        raise ValueError(f"{name}: damaged or no wav file: {str(error) or 'it ends too early'}") from error
-    if form != (1, RATE, 16):
-        raise ValueError(
-            f"{name}: {form[0]} channels of {form[1]} Hz and {form[2]} bit, expected 1 of {RATE} Hz, 16 bit"
-        )
-    if not count or len(data) != 2 * count:
-        raise ValueError(f"{name}: {len(data) // 2} samples, its header says {count}: empty or cut off")
+    chunks = _chunks(content, f"{name}: damaged or no wav file")
+    if missing := [key for key in (b"fmt ", b"data") if key not in chunks]:
+        raise ValueError(f"{name}: damaged or no wav file: no chunk {missing[0].decode()!r}, found {list(chunks)}")
+    (form, _), (data, size) = chunks[b"fmt "], chunks[b"data"]
+    if len(form) < 16:
+        raise ValueError(f"{name}: damaged or no wav file: a format of {len(form)} bytes, expected 16 or more")
+    code, channels, rate, _, frame, bits = struct.unpack("<HHIIHH", form[:16])
+    if code == _EXTENSIBLE and form[26:40] == _GUID:
+        valid, code = struct.unpack("<2xH4xH", form[16:26])
+        bits = valid or bits
+    if code != _PCM:
+        raise ValueError(f"{name}: format {code:#x}, expected {_PCM}, samples without compression")
+    if (channels, rate, bits) != (1, RATE, 16):
+        raise ValueError(f"{name}: {channels} channels of {rate} Hz and {bits} bit, expected 1 of {RATE} Hz, 16 bit")
+    if frame != 2:
+        raise ValueError(f"{name}: damaged or no wav file: {frame} bytes a sample, expected 2")
+    if not data or len(data) != size or size % 2:
+        raise ValueError(f"{name}: {len(data) // 2} samples, its header says {size / 2:g}: empty or cut off")
     return np.frombuffer(data, "<i2").astype(np.int16)
+
+
+def _chunks(content: bytes, place: str) -> dict[bytes, tuple[bytes, int]]:
+    """What each chunk holds, and its size as its header says it; only the last one may be shorter."""
+    if content[:4] in (b"RIFX", b"RF64", b"BW64"):
+        raise ValueError(f"{place}: {content[:4].decode()} is not read, expected RIFF")
+    if kind := files.packing(content[:512]):
+        raise ValueError(f"{place}: packed by {kind}, unpack it")
+    if len(content) >= 4 and content[:4] != b"RIFF":
+        raise ValueError(f"{place}: file does not start with RIFF id")
+    if len(content) < 12:
+        raise ValueError(f"{place}: it ends too early")
+    if content[8:12] != b"WAVE":
+        raise ValueError(f"{place}: RIFF of {content[8:12]!r}, expected WAVE")
+    whole = struct.unpack_from("<I", content, 4)[0]
+    streamed = whole in (0, _UNKNOWN_SIZE)
+    end = len(content) if streamed else min(8 + whole, len(content))
+    chunks: dict[bytes, tuple[bytes, int]] = {}
+    at = 12
+    while at + 8 <= end:
+        key, size = struct.unpack_from("<4sI", content, at)
+        if key in (b"fmt ", b"data") and key in chunks:
+            raise ValueError(f"{place}: two chunks {key.decode()!r}")
+        if key == b"data" and size == _UNKNOWN_SIZE:
+            size = end - at - 8
+        chunks[key] = content[at + 8 : min(at + 8 + size, end)], size
+        at += 8 + size + size % 2
+    if at > end + 1 and len(chunks) and list(chunks)[-1] != b"data":
+        raise ValueError(f"{place}: it ends too early, in its chunk {list(chunks)[-1]!r}")
+    return chunks
 
 
 def by_speaker(recordings: Recordings, test: str, validation: str | None = None) -> dict[str, Recordings]:
@@ -185,7 +229,9 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
     """Names, without their folders, and contents of all wav files."""
     folders = "*.wav", "recordings/*.wav"
     archives = "free-spoken-digit-dataset*.tar.gz", "fsdd*.tar.gz"
-    found = files.find(path, (*folders, *archives, "free-spoken-digit-dataset*/recordings/*.wav"), ("fsdd",))
-    place = found.parent if found.suffix == ".wav" else found
-    for name, content in files.members(place, lambda name: name.endswith(".wav")):
+    found = files.find_all(path, (*folders, *archives, "free-spoken-digit-dataset*/recordings/*.wav"), ("fsdd",))
+    places = sorted({file.parent if file.suffix == ".wav" and path.is_dir() else file for file in found})
+    if len(places) > 1:
+        raise ValueError(f"{path}: expected one data set, found {', '.join(map(str, places))}: say which")
+    for name, content in files.members(places[0], lambda name: name.lower().endswith(".wav")):
         yield PurePosixPath(name).name, content

@@ -36,14 +36,15 @@ UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 def read(path: str | os.PathLike[str]) -> str:
     """The text of a UTF-8 file, or of all `*.txt` files of a directory, in sorted order, one after another.
 
-    A byte order mark at the beginning of a file is no part of its text.
+    Each may be packed (`a.txt.gz`). A byte order mark at the beginning of a file is no part of its text.
 
     Raises:
       FileNotFoundError: no such path, or a directory without `*.txt` files (names what it holds).
-      ValueError: not UTF-8 (names the file, the offset of the first bad byte and its line), or empty.
+      ValueError: not UTF-8 (names the file, the offset of the first bad byte and its line), or empty; a directory that
+        holds a file twice, packed and not, or one with another spelling of `.txt`.
     """
     path = Path(path)
-    found = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    found = _texts(path) if path.is_dir() else [path]
     if not found:
         there = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
         raise FileNotFoundError(f"{path}: no *.txt file in this directory, found {there}")
@@ -51,6 +52,20 @@ def read(path: str | os.PathLike[str]) -> str:
     if not text:
         raise ValueError(f"{path}: the text is empty")
     return text
+
+
+def _texts(folder: Path) -> list[Path]:
+    found: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        name, _ = files.unpacked_name(file.name)
+        if file.is_dir() or files.of_macos(file.name) or not name.lower().endswith(".txt"):
+            continue
+        if not name.endswith(".txt"):
+            raise ValueError(f"{file}: expected names *.txt, rename it")
+        if name in found:
+            raise ValueError(f"{folder}: {found[name].name} and {file.name} are one text, keep one")
+        found[name] = file
+    return list(found.values())
 
 
 def language_reference() -> str:

@@ -52,8 +52,8 @@ def load(path: str | os.PathLike[str], name: str) -> dict[str, Series]:
 
     Args:
       path: a folder with NAME_TRAIN and NAME_TEST (`.ts`, or `.txt` and `.tsv` with the class in the first column), or
-        with NAME.zip, Univariate_ts.zip or Multivariate_ts.zip as the archive publishes them; or one that holds such a
-        folder as NAME, `ucr` or `ucr_uea`; or an archive (zip, tar.gz).
+        with NAME.zip, Univariate_ts.zip or Multivariate_ts.zip as the archive publishes them, all packed or not; or one
+        that holds such a folder as NAME, `ucr` or `ucr_uea`; or an archive.
       name: of the problem, "GunPoint".
 
     Raises:
@@ -148,14 +148,15 @@ def parse(source: str, content: bytes) -> list[tuple[np.ndarray, str]]:
     """The series of one file: values float64 [steps, D] and the name of the class.
 
     Args:
-      source: the name of the file; it ends in `.ts`, or else every line is a class and the values of one series.
+      source: the name of the file; it ends in `.ts`, packed or not, or else every line is a class and the values of one
+        series.
       content: of the file.
 
     Raises:
       ValueError: what breaks the format (names the source and the line).
     """
     lines = fields.lines(files.decode(content, source))
-    rows = list(_ts(source, lines) if source.endswith(".ts") else _columns(source, lines))
+    rows = list(_ts(source, lines) if files.unpacked_name(source)[0].endswith(".ts") else _columns(source, lines))
     if not rows:
         raise ValueError(f"{source}: no series in it")
     return rows
@@ -278,11 +279,13 @@ def _read(path: Path, stem: str) -> tuple[str, bytes]:
     else:
         name = stem.rpartition("_")[0]
         folders = [path / inner / own for inner in _FOLDERS for own in ("", name)]
-        series = [folder / f"{stem}{suffix}" for folder in folders for suffix in _SUFFIXES]
-        archives = [folder / archive for folder in folders for archive in (f"{name}.zip", *_ARCHIVES)]
-        candidates = [file for file in (*series, *archives) if file.is_file()]
+        names = (*(f"{stem}{suffix}{gz}" for suffix in _SUFFIXES for gz in ("", ".gz")), f"{name}.zip", *_ARCHIVES)
+        series, archives = names[:-4], names[-4:]
+        there = [(folder, name) for kind in (series, archives) for folder in folders for name in kind]
+        candidates = [file for folder, name in there for file in files.glob(folder, name) if file.is_file()]
     for candidate in candidates:
-        if candidate.suffix in _SUFFIXES and candidate.stem == stem:
+        plain = Path(files.unpacked_name(candidate.name)[0])
+        if plain.suffix in _SUFFIXES and plain.stem == stem:
             return str(candidate), files.read(candidate)
         found = _member(candidate, stem)
         if found is not None:

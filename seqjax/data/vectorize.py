@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
+from seqjax.data import files
 from seqjax.data.text import check_tokens
 
 MASK, UNKNOWN = 0, 1
@@ -233,15 +234,17 @@ def load(path: str | os.PathLike[str]) -> Vectorizer:
       ValueError: not JSON, or not of a vectorizer (names the file and what is wrong).
     """
     try:
-        content: Any = json.loads(Path(path).read_bytes())
+        content: Any = json.loads(files.read(Path(path)))
         rules, vocabulary = content["rules"], tuple(content["vocabulary"])
-        frequencies = tuple(map(int, content["frequencies"]))
+        frequencies, documents = tuple(content["frequencies"]), content["documents"]
+        if not all(type(count) is int and count >= 0 for count in (*frequencies, documents)):
+            raise ValueError("frequencies and documents must be whole numbers from 0 on")
         if len(frequencies) != len(vocabulary) or not all(isinstance(token, str) for token in vocabulary):
             raise ValueError(f"{len(vocabulary)} tokens with {len(frequencies)} frequencies")
         if len(set(vocabulary)) < len(vocabulary):
             raise ValueError("a token stands there twice")
         rules = Rules(**{**rules, "ngrams": tuple(rules["ngrams"])}).check()
-        return Vectorizer(rules, vocabulary, frequencies, int(content["documents"]))
+        return Vectorizer(rules, vocabulary, frequencies, documents)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} holds no vectorizer: {type(error).__name__}: {error}") from error
 
