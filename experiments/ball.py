@@ -173,7 +173,7 @@ def _where(hits: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Test distances, all and where the ball hits a wall before the next frame; errors.npz, and a figure."""
+    """Test distances of all frames; of those after the first `KNOWN`, where a wall is hit and where not; a figure."""
     forecaster, numbers = model(config), vars(config)
 
     @jax.jit
@@ -189,7 +189,11 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     save(_figure(config, balls, forecasts, errors, hits, ahead), run.figures / "balls")
     return {
         "test_distance": float(errors.mean()),
-        **{f"test_distance_{name}": float(errors[KNOWN:][at[KNOWN:]].mean()) for name, at in _where(hits).items()},
+        **{
+            f"test_distance_{name}": float(errors[KNOWN:][at[KNOWN:]].mean())
+            for name, at in _where(hits).items()
+            if at[KNOWN:].any()
+        },
         "best_step": int(state.best.step),
     }
 

@@ -3,7 +3,7 @@
     python -m experiments.listen RUN FILE.wav
 
 RUN is a run directory; FILE.wav may be its own stream.wav. Each 10 ms of sound go through `spotter.listen`, whose carry
-is all that is kept; nothing is read ahead.
+is all that is kept; nothing is read ahead. After the last sample come up to 10 ms of silence, to a whole frame.
 """
 
 import sys
@@ -38,7 +38,8 @@ def detections(
         return carry, spotter.log_odds(logits[0], digit)
 
     carry, waiting = spotter.start(made), 0
-    for frame, chunk in enumerate(samples[: len(samples) // hop * hop].reshape(-1, hop)):
+    whole = np.pad(samples, (0, -len(samples) % hop))  # the last frame ends in silence
+    for frame, chunk in enumerate(whole.reshape(-1, hop)):
         carry, score = hear(carry, chunk)
         if waiting == 0 and score >= threshold:
             yield (frame + 1) * hop / rate, float(score)

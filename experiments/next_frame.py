@@ -64,7 +64,7 @@ MODELS = ("last", "conv", "conv_lstm", "conv_lstm2")
 flags.DEFINE_enum("model", "conv_lstm", MODELS, "Which model.", flag_values=FLAGS)
 flags.DEFINE_integer("units", 32, "Channels of a layer.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("patch", 4, "Pixels of a side of a patch.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("given", 10, "Frames that the model sees.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("given", 10, "Frames that the model sees.", lower_bound=2, flag_values=FLAGS)
 videos.define(FLAGS, digits=1)
 flags.register_multi_flags_validator(
     ("given", "length"), lambda f: f["given"] < f["length"], "--given must be less than --length", flag_values=FLAGS

@@ -249,7 +249,10 @@ def _microseconds(made: spotter.Spotter, sound: np.ndarray) -> float:
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Detection on test streams at the threshold of the validation streams; network, a stream as wav, and figures."""
+    """Detection on test streams at the threshold of the validation streams; network, a stream as wav, and figures.
+
+    "any digit" is the mean over the "digits" that are said in both: in a few minutes some may not be.
+    """
     data: Data = program.data
     made = _spotter(config.model, config.units, state.best.params, data.mean, data.deviation)
     validation = hear(made, data.banks["validation"], _VALIDATION, config.minutes)
@@ -276,6 +279,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
         "words": len(curve.delays[place]),
         "threshold": threshold,
         "validation_detected": float(chosen_on[config.digit].detected[place]),
+        "digits": len(places),
         "detected_any_digit": float(np.mean([curves[d].detected[places[d]] for d in places])),
         "false_alarms_any_digit": float(np.mean([curves[d].alarms[places[d]] for d in places])),
         "microseconds_a_frame": _microseconds(made, sound[: 5 * SETTINGS.rate]),

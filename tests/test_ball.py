@@ -126,6 +126,13 @@ def test_ball(tmp_path, monkeypatch):
     assert [section.title for section in drawn(ball, [finished])] == ["Balls"]
 
 
+def test_few_frames_have_no_error_of_later_ones(tmp_path, monkeypatch):
+    """A result that is not a number would end the run after all of its training."""
+    monkeypatch.setattr(ball, "HELD_OUT", 20)
+    result = run("ball", tmp_path / "run", "--model=last", "--length=5").result()
+    assert {name for name in result if name.startswith("test_")} == {"test_distance"}
+
+
 def test_ball_refuses():
     assert "is not a non-negative number" in refused("ball", "--noise=-1")
     assert "value should be one of <last|line|one|two|" in refused("ball", "--model=three")

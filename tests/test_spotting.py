@@ -174,6 +174,7 @@ def test_spotting(tmp_path, monkeypatch, capsys):
     result = finished.result()
     assert result["threshold"] == -20
     assert result["detected"] > 0
+    assert 1 <= result["digits"] <= 10
     with np.load(finished.directory / "curve.npz") as curve:
         worth = dict(zip(curve["alarms"].tolist(), curve["detected"].tolist(), strict=True))
     allowed = [detected for alarms, detected in worth.items() if alarms <= finished.flags["alarms"]]
@@ -192,6 +193,9 @@ def test_spotting(tmp_path, monkeypatch, capsys):
     fired = np.flatnonzero(detection.fires(scores, jnp.float32(threshold))[:, 0])
     found = list(listen.detections(made, digit, threshold, sound))
     np.testing.assert_allclose([seconds for seconds, _ in found], (fired + 1) / 100)
+    # A last piece of sound that is no whole frame is heard too.
+    assert len(list(listen.detections(made, digit, threshold, sound[: (1 + detection.REST) * 80]))) == 1
+    assert len(list(listen.detections(made, digit, threshold, sound[: (1 + detection.REST) * 80 + 1]))) == 2
     np.testing.assert_allclose([score for _, score in found], np.asarray(scores)[fired, 0], rtol=1e-3, atol=1e-4)
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["listen", str(finished.directory), str(file)])

@@ -183,6 +183,7 @@ def test_next_frame(model, tmp_path, monkeypatch):
 def test_videos_refuse():
     assert "the direction is that of one digit" in refused("direction", "--digits=2")
     assert "one of (16, 32, 64)" in refused("next_frame", "--size=30")
+    assert "flag --given=1" in refused("next_frame", "--given=1")  # it would have no forecast of a frame that is seen
     assert "--given must be less than --length" in refused("next_frame", "--given=20")
     assert "--patch must divide --size" in refused("next_frame", "--patch=3")
 
