@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -183,9 +184,30 @@ def test_what_midi_cannot_say():
     for wrong in ({"lowest": 41}, {"lowest": -1}, {"velocity": 0}, {"velocity": 128}):
         with pytest.raises(ValueError, match="MIDI has the pitches 0 to 127 and velocities 1 to 127, got lowest="):
             midi.encode(HELD, **wrong)
-    for seconds in (0, 17):
-        with pytest.raises(ValueError, match=f"step_seconds must be positive and at most 16, got {seconds}"):
+    for name in ("lowest", "velocity"):
+        for number in (80.0, 80.5, float("nan"), True, np.True_, "80", None, np.float32(80)):
+            with pytest.raises(ValueError, match=f"{name} must be a whole number, got {re.escape(repr(number))}"):
+                midi.encode(HELD, **{name: number})
+    for seconds in (0, 17, -1, 1e-7, 4.9e-7, 9e-7, 16.8, float("nan"), float("inf"), None, "fast", 1j):
+        with pytest.raises(
+            ValueError, match=f"step_seconds must be a number from 1e-6 to 16, got {re.escape(repr(seconds))}"
+        ):
             midi.encode(HELD, step_seconds=seconds)
+    for wrong in (np.full((2, 88), np.nan), np.zeros((2, 88), complex), np.full((2, 88), "0"), np.full((2, 88), 0.5)):
+        with pytest.raises(ValueError, match=r"a roll is \[T, K\] of 0 and 1, got "):
+            midi.encode(wrong)
+
+
+def test_what_midi_can_say_at_its_ends():
+    assert midi.encode(HELD, velocity=np.int64(80), lowest=np.uint8(21)) == midi.encode(HELD)
+    assert midi.encode(HELD.astype(bool)) == midi.encode(HELD.astype(np.float16)) == midi.encode(HELD)
+    for seconds, tempo in ((1e-6, "000001"), (16, "f42400"), (np.float32(0.5), "07a120")):
+        assert midi.encode(HELD, step_seconds=seconds)[26:29].hex() == tempo
+    assert midi.encode(np.zeros((0, 88)))[-11:] == bytes.fromhex("00ff510307a12000ff2f00")  # a file without notes
+    silence = np.zeros((11_184_811, 1), np.uint8)
+    assert midi.encode(silence[1:])[-7:].hex() == "ffffff70ff2f00"
+    with pytest.raises(ValueError, match="11184811 steps without a change, MIDI has at most 11184810: cut the roll"):
+        midi.encode(silence)
 
 
 def test_piano_rolls_are_prepared_and_read_back_exactly(tmp_path, monkeypatch):

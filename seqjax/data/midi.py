@@ -4,13 +4,16 @@ A file of one track needs two events and a header, less than it takes to explain
 written here with mido.
 """
 
+import operator
 import struct
+from typing import Any
 
 import numpy as np
 
 __all__ = ["encode"]
 
 _TICKS = 24  # of a step
+_LONGEST = (2**28 - 1) // _TICKS  # steps between two events: the file has 28 bits for their ticks
 
 
 def encode(roll: np.ndarray, *, lowest: int = 21, step_seconds: float = 0.5, velocity: int = 80) -> bytes:
@@ -19,15 +22,15 @@ def encode(roll: np.ndarray, *, lowest: int = 21, step_seconds: float = 0.5, vel
     Args:
       roll: [T, K] of 0 and 1, as in `music.load`.
       lowest: MIDI pitch of the first key.
-      step_seconds: duration of a step, in seconds.
+      step_seconds: duration of a step, in seconds, which a file says in whole microseconds.
       velocity: how hard notes are struck, 1 to 127.
 
     Returns:
       The content of the file, to be written to one with the suffix `.mid`.
 
     Raises:
-      ValueError: a roll that is not [T, K] of 0 and 1, a pitch or a velocity that MIDI does not have, or a step that is
-        not positive or longer than 16 seconds.
+      ValueError: a roll that is not [T, K] of 0 and 1, a pitch or a velocity that is no whole number or that MIDI does
+        not have, a step below a microsecond or above 16 seconds, or 11,184,810 steps without a change.
 
     Example:
       >>> from seqjax.data import midi
@@ -35,19 +38,24 @@ def encode(roll: np.ndarray, *, lowest: int = 21, step_seconds: float = 0.5, vel
       b'MThd'
     """
     roll = np.asarray(roll)
-    if roll.ndim != 2 or not np.isin(roll, (0, 1)).all():
+    if roll.ndim != 2 or roll.dtype.kind not in "biuf" or not np.isin(roll, (0, 1)).all():
         raise ValueError(f"a roll is [T, K] of 0 and 1, got {roll.dtype} {roll.shape}")
+    lowest, velocity = _whole("lowest", lowest), _whole("velocity", velocity)
     if not 0 <= lowest <= 128 - roll.shape[1] or not 1 <= velocity <= 127:
         raise ValueError(f"MIDI has the pitches 0 to 127 and velocities 1 to 127, got {lowest=}, {velocity=}")
-    if not 0 < step_seconds <= 16:
-        raise ValueError(f"step_seconds must be positive and at most 16, got {step_seconds}")
+    try:
+        seconds = float(step_seconds)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 1e-6 <= seconds <= 16:
+        raise ValueError(f"step_seconds must be a number from 1e-6 to 16, got {step_seconds!r}")
     silence = np.zeros((1, roll.shape[1]), np.int8)
     changes = np.diff(roll.astype(np.int8), axis=0, prepend=silence, append=silence)
-    track = b"\x00\xff\x51\x03" + round(step_seconds * 1e6).to_bytes(3, "big")  # tempo: microseconds of a step
+    track = b"\x00\xff\x51\x03" + round(seconds * 1e6).to_bytes(3, "big")  # tempo: microseconds of a step
     last = 0
-    for step, change in enumerate(changes):
-        ends = [(0x80, key, 0) for key in np.flatnonzero(change < 0)]
-        begins = [(0x90, key, velocity) for key in np.flatnonzero(change > 0)]
+    for step in np.flatnonzero(changes.any(1)).tolist():
+        ends = [(0x80, key, 0) for key in np.flatnonzero(changes[step] < 0)]
+        begins = [(0x90, key, velocity) for key in np.flatnonzero(changes[step] > 0)]
         for status, key, force in ends + begins:
             track += _variable(_TICKS * (step - last)) + bytes((status, lowest + int(key), force))
             last = step
@@ -58,7 +66,18 @@ def encode(roll: np.ndarray, *, lowest: int = 21, step_seconds: float = 0.5, vel
 
 def _variable(number: int) -> bytes:
     """A number as MIDI writes times: seven bits a byte, the highest first, all but the last with the eighth bit set."""
+    if number > _TICKS * _LONGEST:
+        raise ValueError(f"{number // _TICKS} steps without a change, MIDI has at most {_LONGEST}: cut the roll")
     digits = [number & 0x7F]
     while number := number >> 7:
         digits.append(number & 0x7F | 0x80)
     return bytes(reversed(digits))
+
+
+def _whole(name: str, number: Any) -> int:
+    try:
+        if isinstance(number, bool | np.bool_):
+            raise TypeError
+        return operator.index(number)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, got {number!r}") from None
