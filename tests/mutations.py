@@ -55,6 +55,63 @@ HINTS = "tests/test_laws.py::test_hints_equal_the_transition"
 DRAWS = "tests/test_gradients_stochastic.py::test_the_mean_of_many_draws_is_the_full_gradient_and_no_truncation_is"
 
 MUTATIONS = [
+    # Numbers of every kind
+    Mutation(
+        "compiled loop: of 0 and -0 max takes the second",
+        "seqjax/native/vectors.h",
+        "return x == y ? of_bits(bits(x) & bits(y)) :",
+        "return x == y ? y :",
+        "tests/test_native_special_values.py::test_every_function_is_that_of_jax_on_all_special_values[float32]",
+    ),
+    Mutation(
+        "compiled loop: a library of the cache is loaded whatever it holds",
+        "seqjax/native/build.py",
+        'if own and path.stem == f"{name}-{_digest(path.read_bytes())}":',
+        "if own:",
+        "tests/test_native_build.py::test_a_damaged_library_is_compiled_again[one bit]",
+    ),
+    Mutation(
+        "normalization: squares of large numbers",
+        "seqjax/cells/gated.py",
+        "jnp.maximum(jnp.abs(u).max(-1, keepdims=True), 1.0)",
+        "jnp.ones_like(u[..., :1])",
+        "tests/test_finite.py::test_any_finite_input_and_bias_gives_what_the_formula_gives[layer_norm_lstm]",
+    ),
+    Mutation(
+        "sLSTM: the stabilizer forgets the carry",
+        "seqjax/cells/xlstm.py",
+        "jnp.maximum(log_f + carry.m, i))",
+        "i)",
+        "tests/test_finite.py::test_any_finite_input_and_bias_gives_what_the_formula_gives[slstm]",
+    ),
+    Mutation(
+        "tokens: -1 is the last row",
+        "seqjax/indices.py",
+        "wrap_negative_indices=False",
+        "wrap_negative_indices=True",
+        "tests/test_indices.py::test_rows_are_those_of_the_table_or_zeros",
+    ),
+    Mutation(
+        "tokens: V is a token",
+        "seqjax/indices.py",
+        "high >= stop",
+        "high > stop",
+        "tests/test_indices.py::test_models_refuse_known_tokens_that_are_none_and_say_no_nan_to_others[language]",
+    ),
+    Mutation(
+        "dropout: masks of 16 bits are drawn in 16 bits",
+        "seqjax/draws.py",
+        "wide = carry_dtype(dtype)",
+        "wide = jnp.dtype(dtype)",
+        "tests/test_randomness.py::test_what_is_dropped_is_as_often_as_the_rate_says",
+    ),
+    Mutation(
+        "recurrent dropout: all gates share one mask",
+        "seqjax/regularizers.py",
+        "return Const(dropout_mask(key, rate, shape, h.dtype))",
+        "return Const(jnp.tile(dropout_mask(key, rate, h.shape, h.dtype), gates))",
+        "tests/test_regularizers.py::test_one_mask_a_gate_is_the_loop_with_a_mask_before_each_product",
+    ),
     # Meshes and transformations
     Mutation(
         "meshes: the C++ runs on whole arrays that XLA divides over devices",
@@ -635,6 +692,42 @@ MUTATIONS = [
         "range(int(bounds[1]), int(bounds[2]))",
         "range(int(bounds[1]), int(bounds[2]) + 1)",
         "tests/test_sweep.py::test_ranges_are_half_open_and_only_for_integers",
+    ),
+    # Nothing is left out without a word
+    Mutation(
+        "buckets: a sequence that is too long is let in",
+        "seqjax/data/buckets.py",
+        "int((lengths > borders[-1]).sum())",
+        "int((lengths > 2 * borders[-1]).sum())",
+        "tests/test_data_buckets.py::test_errors",
+    ),
+    Mutation(
+        "an evaluation leaves out the last batch, which is not full",
+        "seqjax/data/windows.py",
+        "rows = jnp.minimum(jnp.arange(-(-count // batch) * batch,",
+        "rows = jnp.minimum(jnp.arange(count // batch * batch,",
+        "tests/test_mnist.py::test_every_digit_is_measured_whatever_the_batch",
+    ),
+    Mutation(
+        "music: pieces are cut at the last of the usual borders",
+        "experiments/music.py",
+        "return buckets.make(pieces, buckets.reaching(BORDERS[config.data], max(map(len, pieces))), least)",
+        "return buckets.make([p[: BORDERS[config.data][-1]] for p in pieces], BORDERS[config.data], least)",
+        "tests/test_music.py::test_music[--model=markov]",
+    ),
+    Mutation(
+        "translation: perplexity without the pairs whose French is long",
+        "experiments/translation.py",
+        "        rows.append(row)\n",
+        "        rows += [row] * (len(french) <= 8)\n",
+        "tests/test_translation.py::test_perplexity_is_over_all_tokens_of_all_pairs",
+    ),
+    Mutation(
+        "a text is scored in whole windows alone",
+        "experiments/corpora.py",
+        "cut(np.ones(targets, bool))",
+        "cut(np.arange(targets) % steps < steps // length * length)",
+        "tests/test_experiments.py::test_scores_of_a_text_are_over_all_of_its_characters",
     ),
     # Flax
     Mutation(
