@@ -242,6 +242,17 @@ def test_lanes_share_a_clock_and_say_so_where_the_number_is(tmp_path):
     assert "1 or 3 lanes together" in report.summary(alone + together)[0][-1]
 
 
+def test_what_a_run_leaves_out_is_said_with_the_results(tmp_path):
+    said = ["7 of 1,496 characters", "7 of 1,496 characters", None]
+    made = [
+        make_run(tmp_path / str(i), {"seed": i}, [], {"loss": 0.1, **({"left_out": line} if line else {})})
+        for i, line in enumerate(said)
+    ]
+    results = report._generic_sections(made)[0]
+    assert results.text.endswith("Left out: 7 of 1,496 characters.")
+    assert "Left out" not in report._generic_sections(made[2:])[0].text
+
+
 def test_curves_differ_in_colour_or_dashes():
     _, axes = report.panels()
     for index in range(28):
