@@ -7,10 +7,13 @@
 The same outputs, carries and gradients. Layers on top of each other become a `cells.stack`; a layer in both directions
 becomes a pair of cells and a pair of params, for `bidirectional` or `seqjax.nnx.Bidirectional`.
 
-What is imported is the recurrence. How it is run (reverse, masks, time axis) is said to `unroll`, and how it is trained
-(dropout, penalties, frozen weights) to wrappers and optimizers: docs/flax.md says where each argument went. Params have
-the dtype of the weights, and so has the computation. A layer without biases gets biases of 0, which training moves.
-Cells with one bias get the sum of two; the bias inside the reset of a GRU is there also where the source has none.
+What is imported is the recurrence, as it is evaluated, from a carry of zeros. How it is run (masks, time axis, which
+outputs) is said to `unroll`, and how it is trained (dropout, penalties, frozen weights) to wrappers and optimizers:
+docs/flax.md says where each argument went. Whatever else would change outputs, carries or gradients is refused: hooks,
+parametrized weights, other initial carries, layers that run backwards or keep their state between calls, a computation
+in a narrower dtype than that of the weights. Params have the dtype of the weights, or the wider one of the computation,
+and so has ours. A layer without biases gets biases of 0, which training moves. Cells with one bias get the sum of two;
+the bias inside the reset of a GRU is there also where the source has none.
 
 No library is imported for this: layers are known by the names of their classes. A subclass may compute something
 else, so it is refused.
@@ -42,33 +45,55 @@ def from_flax(module: Any) -> Imported:
 
     Raises:
       TypeError: for another module.
-      ValueError: for a `gate_fn`, `activation_fn` or `merge_fn` that no cell here has.
+      ValueError: for a `gate_fn`, `activation_fn` or `merge_fn` that no cell here has, a `carry_init`, `reverse`, a
+        narrower `dtype` than that of the weights, or linear maps other than those that Flax makes.
     """
     kind = _kind(module, "flax.nnx", ("SimpleCell", "LSTMCell", "OptimizedLSTMCell", "GRUCell", "RNN", "Bidirectional"))
     if kind == "RNN":
+        _only(module, "take the cell (from_flax(rnn.cell)), and unroll it with reverse=True", reverse=(False,))
         return from_flax(module.cell)
     if kind == "Bidirectional":
         _only(module, merge_fn=("_concatenate",))
         return _pair(from_flax(module.forward_rnn), from_flax(module.backward_rnn))
+    if module.carry_init is not None:
+        given = _name(module.carry_init)
+        raise ValueError(f"carry_init={given} of {kind} is not imported: set it None, and give unroll a carry")
     if kind == "SimpleCell":
-        w_h = _array(module.dense_h.kernel)
+        w_h = _linear(module, "dense_h", bias=False)[0]
         if module.residual:
             w_h = w_h + jnp.eye(w_h.shape[0], dtype=w_h.dtype)
-        return _simple(_array(module.dense_i.kernel), w_h, _array(module.dense_i.bias), module.activation_fn)
+        w_x, b = _linear(module, "dense_i")
+        return _simple(w_x, w_h, b, module.activation_fn)
     for name, expected in (("gate_fn", jax.nn.sigmoid), ("activation_fn", jnp.tanh)):
         if getattr(module, name) is not expected:
             raise _no_counterpart(module, name, getattr(module, name), [expected.__name__])
     if kind == "GRUCell":
-        return _gru(_array(module.dense_i.kernel), _array(module.dense_h.kernel), _array(module.dense_i.bias))
+        w_x, b = _linear(module, "dense_i")
+        return _gru(w_x, _linear(module, "dense_h", bias=False)[0], b)
     if kind == "OptimizedLSTMCell":
-        return _lstm(_array(module.dense_i.kernel), _array(module.dense_h.kernel), _array(module.dense_h.bias))
-    of_inputs = (module.ii, module.if_, module.ig, module.io)
-    of_carry = (module.hi, module.hf, module.hg, module.ho)
-    return _lstm(
-        jnp.concatenate([_array(part.kernel) for part in of_inputs], axis=1),
-        jnp.concatenate([_array(part.kernel) for part in of_carry], axis=1),
-        jnp.concatenate([_array(part.bias) for part in of_carry]),
-    )
+        w_h, b = _linear(module, "dense_h")
+        return _lstm(_linear(module, "dense_i", bias=False)[0], w_h, b)
+    of_inputs = [_linear(module, name, bias=False)[0] for name in ("ii", "if_", "ig", "io")]
+    of_carry, biases = zip(*(_linear(module, name) for name in ("hi", "hf", "hg", "ho")), strict=True)
+    return _lstm(jnp.concatenate(of_inputs, axis=1), jnp.concatenate(of_carry, axis=1), jnp.concatenate(biases))
+
+
+def _linear(cell: Any, name: str, *, bias: bool = True) -> tuple[Array, Any]:
+    """Kernel and bias of one of the linear maps of a cell of Flax, with `bias` or without as Flax makes it."""
+    linear = getattr(cell, name)
+    if (kind := type(linear)).__name__ != "Linear" or not kind.__module__.startswith("flax.nnx."):
+        raise ValueError(f"{name} of {type(cell).__name__} is a {kind.__name__}, only a Linear of Flax can be imported")
+    if linear.dot_general is not jax.lax.dot_general:
+        raise _no_counterpart(linear, f"{name}.dot_general", linear.dot_general, ["jax.lax.dot_general"])
+    if (linear.bias is not None) != bias:
+        raise ValueError(f"{name} of {type(cell).__name__} has {'no' if bias else 'a'} bias, unlike the one of Flax")
+    kernel, b = _array(linear.kernel), _array(linear.bias) if bias else None
+    dtype = jnp.dtype(linear.dtype or kernel.dtype)
+    if dtype == kernel.dtype:
+        return kernel, b
+    if jnp.finfo(dtype).bits <= jnp.finfo(kernel.dtype).bits:
+        raise ValueError(f"dtype={dtype} of {type(cell).__name__} with weights of {kernel.dtype}: make them of one")
+    return kernel.astype(dtype), None if b is None else b.astype(dtype)  # a SimpleCell computes in float32 by default
 
 
 def from_keras(layer: Any) -> Imported:
@@ -84,21 +109,29 @@ def from_keras(layer: Any) -> Imported:
 
     Raises:
       TypeError: for another layer.
-      ValueError: for a layer without weights yet, or an `activation`, `recurrent_activation`, `merge_mode` or
-        `go_backwards` (of a forward layer) that has no counterpart.
+      ValueError: for a layer without weights yet, an `activation`, `recurrent_activation`, `merge_mode` or
+        `go_backwards` (but of a backward layer) that has no counterpart, `stateful`, or a `dtype` that computes in
+        another type than that of the weights.
     """
     names = ("SimpleRNN", "LSTM", "GRU", "RNN", "SimpleRNNCell", "LSTMCell", "GRUCell", "StackedRNNCells")
     kind = _kind(layer, "keras", (*names, "Bidirectional"))
     if kind in ("SimpleRNN", "LSTM", "GRU", "RNN"):
-        return from_keras(layer.cell)
+        _only(layer, "take the cell (from_keras(layer.cell)), and unroll it with reverse=True", go_backwards=(False,))
+        return _keras_layer(layer)
     if kind == "StackedRNNCells":
         return _stack([from_keras(cell) for cell in layer.cells])
     if kind == "Bidirectional":
         _only(layer, merge_mode=("concat",))
         _only(layer.forward_layer, go_backwards=(False,))
-        return _pair(from_keras(layer.forward_layer), from_keras(layer.backward_layer))
+        _only(layer.backward_layer, go_backwards=(True,))
+        return _pair(_keras_layer(layer.forward_layer), _keras_layer(layer.backward_layer))
     if not layer.built:
         raise ValueError(f"from_keras got a {kind} without weights: call or build the layer first")
+    if layer.compute_dtype != layer.variable_dtype:
+        raise ValueError(
+            f"dtype={layer.dtype_policy.name} of {kind} computes in {layer.compute_dtype} with weights of"
+            f" {layer.variable_dtype}: make a layer of one dtype with these weights"
+        )
     activation = _keras_activation(layer, "activation", _KERAS_ACTIVATIONS)
     w_x, w_h = _array(layer.kernel), _array(layer.recurrent_kernel)
     b = None if layer.bias is None else _array(layer.bias)
@@ -121,6 +154,13 @@ def from_keras(layer: Any) -> Imported:
     return _gru(w_x, w_h, *((None, None) if b is None else b))
 
 
+def _keras_layer(layer: Any) -> Imported:
+    """The cell of a layer whose direction is known."""
+    _kind(layer, "keras", ("SimpleRNN", "LSTM", "GRU", "RNN"))
+    _only(layer, "set it False; unroll takes a carry and returns one", stateful=(False,))
+    return from_keras(layer.cell)
+
+
 def from_pytorch(module: Any) -> Imported:
     """The cell of a PyTorch layer.
 
@@ -134,9 +174,32 @@ def from_pytorch(module: Any) -> Imported:
 
     Raises:
       TypeError: for another module.
-      ValueError: for float64 weights where JAX has no 64-bit types.
+      ValueError: for hooks on the module or its weights (weight and spectral norms, pruning), parametrized weights,
+        `dropout` of a module in training mode, weights without values ("meta"), or float64 weights where JAX has no
+        64-bit types.
     """
+    if parametrized := list(getattr(module, "parametrizations", ())):
+        raise ValueError(
+            f"{parametrized[0]} of {type(module).__name__} is parametrized, which is not imported: call"
+            f" torch.nn.utils.parametrize.remove_parametrizations(module, {parametrized[0]!r}) first"
+        )
     kind = _kind(module, "torch.nn", ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"))
+    for hooks in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+        for hook in getattr(module, hooks).values():
+            raise ValueError(
+                f"a hook of {kind} ({_name(hook)}) is not imported: remove it; torch.nn.utils.remove_weight_norm,"
+                " remove_spectral_norm and prune.remove leave its weights as they are"
+            )
+    for name, weight in module.named_parameters():
+        if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
+            raise ValueError(f"{name} of {kind} has a hook for its gradient, which is not imported: remove it")
+        if weight.is_meta:
+            raise ValueError(f'{name} of {kind} is on the device "meta" and has no values: load them first')
+    if getattr(module, "dropout", 0) and module.num_layers > 1 and module.training:
+        raise ValueError(
+            f"dropout={module.dropout:g} of {kind} is not imported: call module.eval(), and drop by"
+            " seqjax.nnx.Stack(..., dropout=...) or regularizers"
+        )
 
     def layer(suffix=""):
         w_x, w_h = (_array(getattr(module, f"weight_{part}{suffix}")).T for part in ("ih", "hh"))
@@ -164,21 +227,28 @@ def _kind(module: Any, library: str, known: tuple[str, ...]) -> str:
     if kind.__name__ not in known or not f"{kind.__module__}.".startswith(f"{library}."):
         given = f"{kind.__module__}.{kind.__qualname__}"
         raise TypeError(f"no importer for {given}, expected one of {', '.join(known)} of {library}, no subclass")
+    if changed := sorted({"forward", "call", "__call__"} & vars(module).keys()):
+        raise ValueError(f"this {kind.__name__} has a method {changed[0]} of its own, which is not imported")
     return kind.__name__
 
 
-def _no_counterpart(module: Any, name: str, value: Any, expected: Sequence[Any]) -> ValueError:
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _no_counterpart(module: Any, name: str, value: Any, expected: Sequence[Any], cure: str = "") -> ValueError:
     given = getattr(value, "__name__", repr(value))
     choices = ", ".join(map(str, expected))
-    return ValueError(f"{name}={given} of {type(module).__name__} has no counterpart, only {choices} can be imported")
+    message = f"{name}={given} of {type(module).__name__} has no counterpart, only {choices} can be imported"
+    return ValueError(f"{message}: {cure}" if cure else message)
 
 
-def _only(module: Any, **expected: tuple[Any, ...]) -> None:
+def _only(module: Any, cure: str = "", **expected: tuple[Any, ...]) -> None:
     """Check settings of a layer by their values, or functions by their names."""
     for name, values in expected.items():
         value = getattr(module, name)
         if getattr(value, "__name__", value) not in values:
-            raise _no_counterpart(module, name, value, values)
+            raise _no_counterpart(module, name, value, values, cure)
 
 
 _KERAS_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -196,7 +266,7 @@ _KERAS_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def _keras_activation(layer: Any, name: str, known: Sequence[str] | dict) -> Callable[[Array], Array]:
     function = getattr(layer, name)
-    if not function.__module__.startswith("keras.") or function.__name__ not in known:
+    if not getattr(function, "__module__", "").startswith("keras.") or _name(function) not in known:
         raise _no_counterpart(layer, name, function, list(known))
     return _KERAS_ACTIVATIONS[function.__name__]
 

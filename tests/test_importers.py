@@ -201,3 +201,126 @@ def test_what_pytorch_has_otherwise_is_refused(torch):
         from_pytorch(torch.nn.LSTM(D, H, dtype=torch.float64))
     with jax.enable_x64(True):
         assert from_pytorch(torch.nn.LSTM(D, H, dtype=torch.float64))[1]["b"].dtype == jnp.float64
+
+
+# What would change outputs, carries or gradients, and is not imported
+
+
+def doubled(*_):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda nn, m: nn.utils.weight_norm(m, "weight_hh_l0"), r"a hook of LSTM \(WeightNorm\) is not imported"),
+        (lambda nn, m: nn.utils.spectral_norm(m, "weight_ih_l0"), r"a hook of LSTM \(SpectralNorm\) is not imported"),
+        (lambda nn, m: m.register_forward_hook(doubled), r"a hook of LSTM \(doubled\) is not imported: remove it"),
+        (lambda nn, m: m.register_forward_pre_hook(doubled), r"a hook of LSTM \(doubled\) is not imported"),
+        (lambda nn, m: m.register_full_backward_hook(doubled), r"a hook of LSTM \(doubled\) is not imported"),
+        (lambda nn, m: m.register_full_backward_pre_hook(doubled), r"a hook of LSTM \(doubled\) is not imported"),
+        (lambda nn, m: m.bias_hh_l0.register_hook(doubled), "bias_hh_l0 of LSTM has a hook for its gradient"),
+        (
+            lambda nn, m: nn.utils.parametrizations.weight_norm(m, "weight_hh_l0"),
+            "weight_hh_l0 of ParametrizedLSTM is parametrized, .* call torch.nn.utils.parametrize.remove_param",
+        ),
+        (lambda nn, m: setattr(m, "forward", doubled), "this LSTM has a method forward of its own"),
+        (lambda nn, m: m.train(), r"dropout=0.5 of LSTM is not imported: call module.eval\(\)"),
+        (lambda nn, m: m.to("meta"), 'weight_ih_l0 of LSTM is on the device "meta" and has no values'),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_what_pytorch_adds_to_a_layer_is_refused(torch, change, message):
+    layer = torch.nn.LSTM(D, H, num_layers=2, dropout=0.5).eval()
+    from_pytorch(layer)
+    change(torch.nn, layer)
+    with pytest.raises(ValueError, match=message):
+        from_pytorch(layer)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weights_are_those_of_the_layer_once_a_norm_is_removed(torch):
+    layer = torch.nn.utils.weight_norm(torch.nn.GRU(D, H, batch_first=True), "weight_hh_l0")
+    with torch.no_grad():
+        layer.weight_hh_l0_g.mul_(3)  # what the weight follows at the next call only
+    torch.nn.utils.remove_weight_norm(layer, "weight_hh_l0")
+    close(run(from_pytorch(layer), xs), layer(torch.tensor(xs))[0].detach().numpy())
+    layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.GRU(D, H, batch_first=True), "weight_hh_l0")
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "weight_hh_l0")
+    close(run(from_pytorch(layer), xs), layer(torch.tensor(xs))[0].detach().numpy())
+
+
+def test_flax_may_compute_in_a_wider_type_than_that_of_its_weights():
+    options = {"dtype": jnp.float32, "param_dtype": jnp.bfloat16, "rngs": nnx.Rngs(0)}
+    rnn = nnx.RNN(nnx.GRUCell(D, H, recurrent_kernel_init=jax.nn.initializers.normal(), **options))
+    cell, params = from_flax(rnn)
+    fits(cell, params)
+    assert params["w_x"].dtype == jnp.float32
+    with relaxed():
+        close(run((cell, params), xs), rnn(jnp.asarray(xs), initial_carry=jnp.zeros((B, H))), 1e-6)
+
+
+def flax_lstm(change):
+    cell = nnx.LSTMCell(D, H, rngs=nnx.Rngs(0))
+    change(cell)
+    return cell
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            lambda: flax_lstm(lambda cell: setattr(cell, "carry_init", jax.nn.initializers.ones)),
+            "carry_init=ones of LSTM",
+        ),
+        (lambda: nnx.RNN(flax_lstm(doubled), reverse=True), "reverse=True of RNN has no counterpart.*: take the cell"),
+        (lambda: nnx.GRUCell(D, H, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)), "dtype=bfloat16 of GRUCell with weights of"),
+        (lambda: nnx.SimpleCell(D, H, dtype=jnp.float16, rngs=nnx.Rngs(0)), "dtype=float16 of SimpleCell with"),
+        (
+            lambda: flax_lstm(lambda cell: setattr(cell, "ii", nnx.LoRALinear(D, H, lora_rank=2, rngs=nnx.Rngs(0)))),
+            "ii of LSTMCell is a LoRALinear, only a Linear of Flax can be imported",
+        ),
+        (
+            lambda: flax_lstm(lambda cell: setattr(cell, "ii", nnx.Linear(D, H, rngs=nnx.Rngs(0)))),
+            "ii of LSTMCell has a bias, unlike the one of Flax",
+        ),
+        (
+            lambda: flax_lstm(lambda cell: setattr(cell, "hi", nnx.Linear(H, H, use_bias=False, rngs=nnx.Rngs(0)))),
+            "hi of LSTMCell has no bias, unlike the one of Flax",
+        ),
+        (
+            lambda: flax_lstm(lambda cell: setattr(cell.hi, "dot_general", jnp.dot)),
+            "hi.dot_general=dot of Linear has no counterpart",
+        ),
+    ],
+)
+def test_what_flax_adds_to_a_cell_is_refused(module, message):
+    with pytest.raises(ValueError, match=message):
+        from_flax(module())
+
+
+def test_what_keras_adds_to_a_layer_is_refused(keras):
+    def built(layer):
+        with relaxed():
+            layer.build((B, T, D))
+        return layer
+
+    for layer, message in (
+        (
+            keras.layers.LSTM(H, stateful=True),
+            "stateful=True of LSTM has no counterpart.*: set it False; unroll takes a",
+        ),
+        (
+            keras.layers.GRU(H, go_backwards=True),
+            r"go_backwards=True of GRU.*: take the cell \(from_keras\(layer.cell\)",
+        ),
+        (keras.layers.LSTM(H, dtype="mixed_bfloat16"), "dtype=mixed_bfloat16 of LSTMCell computes in bfloat16 with"),
+        (keras.layers.SimpleRNN(H, activation=keras.layers.LeakyReLU()), "activation=.* of SimpleRNNCell has no"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_keras(built(layer))
+    backwards = built(keras.layers.GRU(H, go_backwards=True, return_sequences=True))
+    cell, params = from_keras(backwards.cell)
+    ys = seqjax.unroll(cell, params, None, jnp.swapaxes(xs, 0, 1), reverse=True, method="scan")[1]
+    with relaxed():
+        close(jnp.swapaxes(ys, 0, 1)[:, ::-1], backwards(xs))
