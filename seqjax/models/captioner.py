@@ -66,7 +66,7 @@ class Captioner(nnx.Module):
         side = size // self.patch
         self.conv1 = Conv(self.patch**2, channels // 2, rngs)
         self.conv2 = Conv(channels // 2, channels, rngs)
-        self.places = nnx.Param(0.1 * jax.random.normal(rngs.params(), (side, side, channels)))
+        self.places = nnx.Param(0.1 * jax.random.normal(rngs.params(), (side, side, channels), jnp.float32))
         self.decoder = Decoder(
             cell,
             vocabulary,
