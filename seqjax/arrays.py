@@ -70,9 +70,15 @@ def check_features(x: Array, w: Array, space: tuple[int, ...] = ()) -> None:
     """Check that `x [..., *space, D]` can be multiplied by `w [D, G]`.
 
     Raises:
-      TypeError: if x is not floating, or wider than float32 where the weights are narrower than it.
+      TypeError: if x is no array, not floating, or wider than float32 where the weights are narrower than it.
       ValueError: if x does not end in the axes of the space and D features.
     """
+    if not hasattr(x, "dtype"):
+        kind = f"a {type(x).__name__}" if x is not None else "None"
+        raise TypeError(
+            f"inputs are {kind}, expected one array [..., {w.shape[0]}]: x = (x, extra) is for cells that read more than "
+            "features, such as masked(cell), ltc, or a cell with noise"
+        )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"inputs have dtype {x.dtype}, expected a floating dtype (the weights are {w.dtype})")
     if carry_dtype(x.dtype) != carry_dtype(w.dtype):

@@ -348,6 +348,16 @@ def test_what_is_no_array_or_method_is_named(changed, message):
         unroll(cell, cell.init(jax.random.key(0), 2), None, given.pop("xs"), **given)
 
 
+@pytest.mark.parametrize("name", [name for name, model in BARE.items() if model.in_features])
+def test_a_tree_for_a_cell_that_reads_an_array_is_named(name):
+    model = BARE[name]
+    params = jax.eval_shape(lambda: model.cell.init(jax.random.key(0), model.in_features))
+    x = jnp.ones((2, 1, *model.cell.space, model.in_features))
+    for xs in ({"x": x}, (x, x, x)):
+        with pytest.raises(TypeError, match=r"an array|one array"):
+            jax.eval_shape(lambda params, xs: unroll(model.cell, params, None, xs, method="scan"), params, xs)
+
+
 def test_lengths_that_are_a_list_are_named():
     with pytest.raises(TypeError, match=r"lengths must be an array int .*, got a list that holds a int"):
         mask_from_lengths([3, 1], 3)

@@ -20,7 +20,11 @@ def _timed(cell: str, x: Tree, hidden: int, dtype: Any) -> tuple[Array, Array]:
 
     (Gates that see one number a sequence have a gradient for it that sums over the units: no work for `native`.)
     """
-    x, elapsed = x if isinstance(x, tuple) else (x, jnp.ones(x.shape[:-1], x.dtype))
+    given = x if isinstance(x, tuple) else (x, None)
+    if len(given) != 2 or not hasattr(given[0], "dtype"):
+        raise TypeError(f"{cell} takes an array x, or x = (x, elapsed), got the tree {jax.tree.structure(x)}")
+    x, elapsed = given
+    elapsed = jnp.ones(x.shape[:-1], x.dtype) if elapsed is None else elapsed
     if not jnp.issubdtype(elapsed.dtype, jnp.floating) or elapsed.shape != x.shape[:-1]:
         raise ValueError(
             f"{cell} takes x = (x, elapsed), elapsed a floating {list(x.shape[:-1])} for x {list(x.shape)}, "
