@@ -76,8 +76,8 @@ def check_features(x: Array, w: Array, space: tuple[int, ...] = ()) -> None:
     if not hasattr(x, "dtype"):
         kind = f"a {type(x).__name__}" if x is not None else "None"
         raise TypeError(
-            f"inputs are {kind}, expected one array [..., {w.shape[0]}]: x = (x, extra) is for cells that read more than "
-            "features, such as masked(cell), ltc, or a cell with noise"
+            f"inputs are {kind}, expected one array [..., {w.shape[0]}]: x = (x, extra) is for cells that read more, "
+            "such as masked(cell), ltc, or a cell with noise"
         )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"inputs have dtype {x.dtype}, expected a floating dtype (the weights are {w.dtype})")
