@@ -61,6 +61,11 @@ def test_a_captioner():
     assert np.ptp(weights, (2, 3)).min() > 0
 
 
+def test_a_captioner_has_one_type_with_64_bit_types_too(x64):
+    model = Captioner(cells.gru(3), 8, 7, 2, channels=4, rngs=nnx.Rngs(0))
+    assert model.places[...].dtype == jnp.float32
+
+
 def test_a_captioner_without_attention_sees_every_place():
     model = Captioner(cells.gru(3), 8, 7, 2, channels=4, rngs=nnx.Rngs(0))
     pictures = jax.random.uniform(jax.random.key(0), (1, 8, 8))
