@@ -52,7 +52,11 @@ def cast_last(init: _F) -> _F:
 
 
 def check_rate(rate: Any) -> Any:
-    """Check a dropout rate; a traced one (a lane of a sweep) is taken on trust."""
+    """Check a dropout rate; a traced one (a lane of a sweep) is taken on trust.
+
+    Raises:
+      ValueError: for a rate outside of [0, 1).
+    """
     # As a Python number: inside of a compiled function the comparison of an array would be traced.
     if not isinstance(rate, Tracer) and not 0.0 <= float(rate) < 1.0:
         raise ValueError(f"a dropout rate lies in [0, 1), got {rate}")

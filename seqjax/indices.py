@@ -10,7 +10,11 @@ __all__ = ["check", "rows"]
 
 
 def check(name: str, indices: Any, stop: int) -> None:
-    """Raise ValueError for an index outside of range(stop), if the indices are known: under jit they are not."""
+    """Check that indices, if they are known, are in range(stop); under jit they are not known.
+
+    Raises:
+      ValueError: for an index that is not.
+    """
     if isinstance(indices, jax.core.Tracer) or indices.size == 0:
         return
     known = np.asarray(indices)  # NumPy, because inside of a jitted function jnp would trace

@@ -18,8 +18,8 @@ def grid(dtype):
     info = jnp.finfo(dtype)
     edge = [float(np.log(float(info.max))), float(-np.log(float(info.tiny)))]  # where exp leaves the numbers
     near = [value * factor for value in edge for factor in (1 - 1e-3, 1 - 1e-6, 1 + 1e-6, 1 + 1e-3)]
-    positive = [0.0, float(info.tiny), 1e-20, 1e-5, 0.5, 0.625, 1, 1.5, 2, 8, 20, 88, 1e4, 1e18, float(info.max), np.inf]
-    positive += near
+    positive = [0.0, float(info.tiny), 1e-20, 1e-5, 0.5, 0.625, 1, 1.5, 2, 8, 20, 88, 1e4, 1e18, float(info.max)]
+    positive += [*near, np.inf]
     return np.array([*positive, *(-value for value in positive), np.nan], dtype)
 
 
