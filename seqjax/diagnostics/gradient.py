@@ -23,6 +23,7 @@ from seqjax.core import (
     scan_const,
     with_features,
 )
+from seqjax.placement import vary, varying
 from seqjax.solve import length
 from seqjax.unroll import unroll
 
@@ -48,6 +49,7 @@ def alignment(gradient: Params, reference: Params) -> tuple[Array, Array]:
 def _adjoints(cell: Cell, params: Params, carry: Carry, xs: Tree, loss: Callable) -> tuple[Carry, Carry, Tree]:
     """h_t, dL/dh_t with the effect on y_t, and y_t, for all steps."""
     nudges = jax.tree.map(lambda leaf: jnp.zeros((length(xs), *leaf.shape), leaf.dtype), carry)
+    carry, nudges = vary((carry, nudges), varying((params, carry, xs)))
 
     def nudged_loss(nudges):
         def body(carry, inputs):

@@ -10,7 +10,8 @@ from seqjax.arrays import carry_dtype
 from seqjax.core import Array, Carry, Cell, Tree, split_const
 from seqjax.diagnostics import Decay, gradient_decay, relative_bias
 from seqjax.gradients.bptt import Window, truncated_bptt
-from seqjax.gradients.estimator import Estimator, Loss
+from seqjax.gradients.estimator import Estimator, Loss, on_mesh
+from seqjax.placement import placed_as
 from seqjax.solve import Solver, length
 from seqjax.unroll import unroll
 
@@ -98,7 +99,7 @@ def adaptive_truncation(
         del params
         check(xs)
         carries = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (longest // k1, *leaf.shape)), carry)
-        past = [jnp.zeros((kept, *leaf.shape[1:]), leaf.dtype) for leaf in split_const(xs)[0]]
+        past = [placed_as(jnp.zeros((kept, *leaf.shape[1:]), leaf.dtype), leaf) for leaf in split_const(xs)[0]]
         blank = jnp.zeros(longest, carry_dtype(jax.tree.leaves(carry)[0].dtype))
         return Reach(carries, past, jnp.int32(0), jnp.int32(0), Decay(blank, blank), jnp.int32(longest))
 
@@ -152,4 +153,4 @@ def adaptive_truncation(
         past = [leaf[k1:] for leaf in window]
         return value, grads, Reach(carries, past, filled, state.updates + 1, decay, k2)
 
-    return Estimator(init=init, update=update)
+    return on_mesh(init, update)

@@ -13,7 +13,8 @@ from seqjax.core import (
     batch_shape,
     split_const,
 )
-from seqjax.gradients.estimator import Estimator, Loss
+from seqjax.gradients.estimator import Estimator, Loss, on_mesh
+from seqjax.placement import placed_as
 from seqjax.solve import Solver, length
 from seqjax.unroll import unroll
 
@@ -52,7 +53,7 @@ def bptt(cell: Cell, loss: Loss, *, method: str | Solver = "auto") -> Estimator:
         (value, last), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return value, grads, last
 
-    return Estimator(init=lambda params, carry, xs: carry, update=update)
+    return on_mesh(lambda params, carry, xs: carry, update)
 
 
 class Window(NamedTuple):
@@ -115,7 +116,7 @@ def truncated_bptt(cell: Cell, loss: Loss, k1: int, k2: int, *, method: str | So
     def init(params, carry, xs):
         check(xs)
         timed = split_const(xs)[0] if kept else []
-        past = [jnp.zeros((kept, *leaf.shape[1:]), leaf.dtype) for leaf in timed]
+        past = [placed_as(jnp.zeros((kept, *leaf.shape[1:]), leaf.dtype), leaf) for leaf in timed]
         return Window(carry, past, jnp.int32(0))
 
     def update(params, state: Any, xs, targets):
@@ -141,4 +142,4 @@ def truncated_bptt(cell: Cell, loss: Loss, k1: int, k2: int, *, method: str | So
         filled = jnp.minimum(state.filled + k1, kept)
         return value, grads, Window(begin, [leaf[k1:] for leaf in window], filled)
 
-    return Estimator(init=init, update=update)
+    return on_mesh(init, update)

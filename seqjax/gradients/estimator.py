@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 from seqjax.core import Array, Carry, Params, Tree
+from seqjax.placement import explicit_spec, vary, varying
 
 Loss = Callable[[Tree, Tree], Array]
 """`(ys [..., B, O], targets [..., B, ...]) -> losses [..., B]`, one number for each step of each sequence."""
@@ -22,9 +25,47 @@ class Estimator(NamedTuple):
 
     The cell of an estimator is the whole model: encoder in its projection, head in its readout. Its loss is
     `(ys [..., B, O], targets [..., B, ...]) -> losses [..., B]`, one number for each step of each sequence; a step that
-    does not count has the loss 0. The state carries on from chunk to chunk, and so do the params, which the caller
+    does not count has the loss 0. Under `jax.shard_map` over the batch, loss and gradient are those of the shard, and
+    `jax.lax.pmean` of both those of the whole batch; a key that is the same in all shards draws the same noise in all.
+    The state carries on from chunk to chunk, and so do the params, which the caller
     changes in between as an optimizer says.
     """
 
     init: Callable[[Params, Carry, Tree], Any]
     update: Callable[[Params, Any, Tree, Tree], tuple[Array, Params, Any]]
+
+
+def on_mesh(
+    init: Callable[[Params, Carry, Tree], Any],
+    update: Callable[[Params, Any, Tree, Tree], tuple[Array, Params, Any]],
+    *,
+    explicit: bool = True,
+) -> Estimator:
+    """The estimator of `init` and `update`, which may be written for one device.
+
+    All that they take is made to vary over the axes of `jax.shard_map` over which any of it does: the gradient of
+    params that do not vary would be summed over the shards.
+
+    Args:
+      init: see `Estimator`.
+      update: see `Estimator`.
+      explicit: whether inputs may be sharded over explicit axes.
+
+    Raises:
+      ValueError: when called, for inputs that are, where `explicit` is false.
+    """
+
+    def alike(*trees):
+        for leaf in jax.tree.leaves(trees):
+            if not explicit and any(explicit_spec(leaf)):
+                raise ValueError(
+                    f"this estimator does not run on explicit axes of a mesh, got {jax.typeof(leaf)}: make the mesh "
+                    "with axis_types=(jax.sharding.AxisType.Auto,), or call it in jax.shard_map"
+                )
+        return vary(trees, varying(trees))
+
+    def init_alike(params, carry, xs):
+        params, carry, xs = alike(params, carry, xs)
+        return vary(init(params, carry, xs), varying((params, carry, xs)))
+
+    return Estimator(init=init_alike, update=lambda *given: update(*alike(*given)))

@@ -15,6 +15,7 @@ from seqjax.gradients.estimator import Estimator, Loss
 from seqjax.gradients.online import forward_mode, one_step
 from seqjax.gradients.stochastic import balance
 from seqjax.gradients.structure import dependence
+from seqjax.placement import vary, varying
 
 
 class Kronecker(NamedTuple):
@@ -107,7 +108,7 @@ def kf_rtrl(cell: Cell, loss: Loss, key: Key) -> Estimator:
             return h, (h, _inputs(products))
 
         (by_carry, d, by_rest), (h, v) = jax.jacrev(run, (0, 1, 2), has_aux=True)(
-            h, jnp.zeros(a.shape[-1], a.dtype), _named(params, rest)
+            h, vary(jnp.zeros(a.shape[-1], a.dtype), varying(a)), _named(params, rest)
         )
         key, sub = jax.random.split(key)
         sign = jax.random.rademacher(sub, (), a.dtype)
@@ -208,7 +209,8 @@ def _only_added(gated: Gated, params: Params, carry: Carry, z: Tree) -> bool:
         opened = _open(z, lambda leaf: a)
         return jax.tree.leaves((gated.stages[0](carry, opened, ()), gated.gates(carry, opened, (u,))))
 
-    program = jax.make_jaxpr(f)(*(jnp.zeros(w.shape[1], carry_dtype(w.dtype)) for w in weights)).jaxpr
+    zeros = vary([jnp.zeros(w.shape[1], carry_dtype(w.dtype)) for w in weights], varying((params, carry, z)))
+    program = jax.make_jaxpr(f)(*zeros).jaxpr
     users = [eqn for eqn in program.eqns if any(var in program.invars for var in eqn.invars)]
     added = len(users) == 1 and users[0].primitive.name == "add" and set(users[0].invars) == set(program.invars)
     return added and not any(var in program.invars for var in program.outvars)

@@ -10,7 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 from seqjax.arrays import carry_dtype
 from seqjax.core import Array, Carry, Cell, Params, Tree, open_dense, scan_const, split_const
-from seqjax.gradients.estimator import Estimator, Loss
+from seqjax.gradients.estimator import Estimator, Loss, on_mesh
+from seqjax.placement import vary, varying
 from seqjax.solve import length
 
 
@@ -112,11 +113,12 @@ def forward_mode(
             carry, influence, value, grads = jax.vmap(step)(carry, influence, x, target)
             return (carry, influence, total + value.mean(), gradient + grads.mean(0)), None
 
-        sums = (state.carry, state.influence, jnp.zeros((), weights.dtype), jnp.zeros_like(weights))
+        nothing = vary((jnp.zeros((), weights.dtype), jnp.zeros_like(weights)), varying(weights))
+        sums = (state.carry, state.influence, *nothing)
         (carry, influence, total, gradient), _ = scan_const(body, sums, (xs, targets))
         return total / length(xs), as_params(gradient / length(xs)), Influence(carry, influence, state.pattern)
 
-    return Estimator(init=init, update=update)
+    return on_mesh(init, update, explicit=False)
 
 
 def one_step(carry: Carry, xs: Tree) -> tuple[Carry, Tree]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from seqjax.arrays import carry_dtype
 from seqjax.core import Array, Carry, Cell, Key, batch_shape, inner
 from seqjax.gradients.bptt import bptt
-from seqjax.gradients.estimator import Estimator, Loss
+from seqjax.gradients.estimator import Estimator, Loss, on_mesh
 from seqjax.gradients.online import forward_mode, widen
 from seqjax.solve import length
 from seqjax.unroll import unroll
@@ -129,7 +129,7 @@ def artbp(cell: Cell, loss: Loss, rate: float, key: Key) -> Estimator:
         value, grads, carry = plain.update(params, state.carry, (xs, kept / (1 - rate)), targets)
         return value, grads, Stream(carry, key)
 
-    return Estimator(init=lambda params, carry, xs: Stream(carry, key), update=update)
+    return on_mesh(lambda params, carry, xs: Stream(carry, key), update)
 
 
 class Particles(NamedTuple):
@@ -193,4 +193,4 @@ def persistent_evolution(cell: Cell, loss: Loss, key: Key, *, pairs: int = 32, s
         gradient = (values[0] - values[1]) @ seen / (2 * pairs * sigma**2)
         return values.mean(), as_params(gradient), Particles(carries, seen, key)
 
-    return Estimator(init=init, update=update)
+    return on_mesh(init, update)
