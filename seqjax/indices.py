@@ -5,6 +5,9 @@ from typing import Any
 import jax
 import jax.core
 import numpy as np
+from jax.sharding import PartitionSpec
+
+from seqjax.placement import explicit_spec
 
 __all__ = ["check", "rows"]
 
@@ -28,4 +31,10 @@ def rows(table: jax.Array, indices: jax.Array) -> jax.Array:
 
     JAX's own lookups read the last row for -1, and NaN for V.
     """
-    return table.at[indices].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+    spec = (*explicit_spec(indices), *explicit_spec(table)[1:])
+    return table.at[indices].get(
+        mode="fill",
+        fill_value=0,
+        wrap_negative_indices=False,
+        out_sharding=PartitionSpec(*spec) if any(spec) else None,
+    )

@@ -46,6 +46,7 @@ from seqjax.core import (
     out_features,
     over_time,
 )
+from seqjax.solve import place
 from seqjax.unroll import check_inputs, unroll
 from seqjax.wrappers import masked
 from seqjax.wrappers.masking import over_layers
@@ -238,6 +239,7 @@ def _batch_norm(cell: Cell, epsilon: float, state: Callable | None = None) -> tu
             raise ValueError(f"batch_norm trains whole batches by one of {METHODS}, got {method!r}")
         if carry is None:
             carry = gained.initial_carry(params, batch)
+        params, carry, xs = place(params, carry, xs, cell.space)
         run, inputs = (batched, (xs, None)) if mask is None else (masked(batched), ((xs, mask), mask))
         recorded = run._replace(readout=lambda params, carry, z: (carry, z, run.readout(params, carry, z)))
         last, (after, zs, ys) = unroll(recorded, params, carry, inputs, method=method)
@@ -296,6 +298,7 @@ def batch_norm(cell: Cell, *, epsilon: float = 1e-5) -> tuple[Cell, Train]:
     `Statistics` [T, G] (for a stack a tuple, one a layer). Where a step has no real sequence they are those of the step
     before; those of late steps that few sequences reach are noisy (of one sequence alone, the variance is 0). It runs
     forward in time, by "scan", "rematerialized", "checkpointed" or "fused", the methods that run a batch together.
+    Under `jax.shard_map` the statistics are those of the shard.
 
     The cell takes `x = (x, statistics)`, [T, B, G] as made by `spread`, and every method; with the statistics from
     `train` it gives what `train` gave.

@@ -264,7 +264,7 @@ METHODS: dict[str, Solver] = {
 NEED_SIZES = (checkpointed, native, associative, chunkwise, newton)  # which plan for a number of steps and sequences
 
 
-def _place(params: Params, carry: Carry, xs: Tree, space: tuple[int, ...] = ()) -> tuple[Params, Carry, Tree]:
+def place(params: Params, carry: Carry, xs: Tree, space: tuple[int, ...] = ()) -> tuple[Params, Carry, Tree]:
     """Params, carry [B, ...] and inputs [T, B, ...] of one placement, so that a loop can take them.
 
     All of them vary over the same axes, and the batch axes of the carry are sharded as those of the inputs are.
@@ -307,7 +307,7 @@ def solve(method: Any, cell: Cell, params: Params, carry: Carry, xs: Tree) -> tu
             f'method "{solver.__name__}" needs sizes that are numbers, got inputs of shape {features(xs).shape}: with '
             'symbolic shapes, as jax.export has them, use method="scan"'
         )
-    params, carry, xs = _place(params, carry, xs, cell.space)
+    params, carry, xs = place(params, carry, xs, cell.space)
     if cell.layers and solver is not checkpointed:
         carries = []
         for layer, p, c in zip(cell.layers, params, carry, strict=True):

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import seqjax
-from seqjax import Const, cells, regularizers, solve
+from seqjax import Const, cells, normalization, regularizers, solve, wrappers
 
 TIME, BATCH, FEATURES = 5, 16, 4
 CELLS = {
@@ -142,6 +142,44 @@ def test_pmap(expected, name):
         return value.sum(), (jax.tree.map(lambda leaf: leaf.sum(0), d_params), d_xs.reshape(xs.shape))
 
     check({key: joined(jax.device_get(result)) for key, result in got.items()}, expected(name))
+
+
+def tokens(wrap):
+    """A loss of a cell that reads tokens."""
+    cell = wrap(cells.gru(3), 7)
+
+    def loss(params, xs):
+        return jnp.square(seqjax.unroll(cell, params, None, xs)[1]).sum()
+
+    return loss, cell.init(jax.random.key(0), 0), jax.random.randint(jax.random.key(1), (5, 16), 0, 7)
+
+
+def batch_norm():
+    """A loss of what is trained on the statistics of the whole batch."""
+    cell, train = normalization.batch_norm(cells.gru(3))
+
+    def loss(params, xs):
+        (_, ys), statistics = train(params, None, xs)
+        return sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves((ys, statistics)))
+
+    return loss, cell.init(jax.random.key(0), 4), jax.random.normal(jax.random.key(1), (5, 16, 4))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(tokens, lambda cell, size: wrappers.with_embedding(cell, size, 4)),
+        partial(tokens, wrappers.with_one_hot),
+        batch_norm,
+    ],
+    ids=["embedding", "one_hot", "batch_norm"],
+)
+def test_tokens_and_statistics_on_explicit_axes(make):
+    loss, params, xs = make()
+    run = compiled(jax.value_and_grad(loss))
+    with jax.set_mesh(mesh(8, AxisType.Explicit)):
+        got = run(params, jax.device_put(xs, BY_BATCH))
+    close(jax.device_get(got), jax.device_get(run(params, xs)), 1e-5)
 
 
 def test_native_runs_on_every_device_of_a_shard_map_and_leaves_divided_arrays_to_xla():

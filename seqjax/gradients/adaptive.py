@@ -153,4 +153,4 @@ def adaptive_truncation(
         past = [leaf[k1:] for leaf in window]
         return value, grads, Reach(carries, past, filled, state.updates + 1, decay, k2)
 
-    return on_mesh(init, update)
+    return on_mesh(cell, init, update)

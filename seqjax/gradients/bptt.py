@@ -53,7 +53,7 @@ def bptt(cell: Cell, loss: Loss, *, method: str | Solver = "auto") -> Estimator:
         (value, last), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return value, grads, last
 
-    return on_mesh(lambda params, carry, xs: carry, update)
+    return on_mesh(cell, lambda params, carry, xs: carry, update)
 
 
 class Window(NamedTuple):
@@ -142,4 +142,4 @@ def truncated_bptt(cell: Cell, loss: Loss, k1: int, k2: int, *, method: str | So
         filled = jnp.minimum(state.filled + k1, kept)
         return value, grads, Window(begin, [leaf[k1:] for leaf in window], filled)
 
-    return on_mesh(init, update)
+    return on_mesh(cell, init, update)

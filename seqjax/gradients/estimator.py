@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from seqjax.core import Array, Carry, Params, Tree
+from seqjax.core import Array, Carry, Cell, Params, Tree
 from seqjax.placement import explicit_spec, vary, varying
+from seqjax.solve import place
 
 Loss = Callable[[Tree, Tree], Array]
 """`(ys [..., B, O], targets [..., B, ...]) -> losses [..., B]`, one number for each step of each sequence."""
@@ -36,6 +37,7 @@ class Estimator(NamedTuple):
 
 
 def on_mesh(
+    cell: Cell,
     init: Callable[[Params, Carry, Tree], Any],
     update: Callable[[Params, Any, Tree, Tree], tuple[Array, Params, Any]],
     *,
@@ -47,6 +49,7 @@ def on_mesh(
     params that do not vary would be summed over the shards.
 
     Args:
+      cell: the model.
       init: see `Estimator`.
       update: see `Estimator`.
       explicit: whether inputs may be sharded over explicit axes.
@@ -65,7 +68,7 @@ def on_mesh(
         return vary(trees, varying(trees))
 
     def init_alike(params, carry, xs):
-        params, carry, xs = alike(params, carry, xs)
-        return vary(init(params, carry, xs), varying((params, carry, xs)))
+        params, carry, xs = place(*alike(params, carry, xs), cell.space)
+        return vary(init(params, carry, xs), varying(xs))
 
     return Estimator(init=init_alike, update=lambda *given: update(*alike(*given)))

@@ -118,7 +118,7 @@ def forward_mode(
         (carry, influence, total, gradient), _ = scan_const(body, sums, (xs, targets))
         return total / length(xs), as_params(gradient / length(xs)), Influence(carry, influence, state.pattern)
 
-    return on_mesh(init, update, explicit=False)
+    return on_mesh(cell, init, update, explicit=False)
 
 
 def one_step(carry: Carry, xs: Tree) -> tuple[Carry, Tree]:

@@ -129,7 +129,7 @@ def artbp(cell: Cell, loss: Loss, rate: float, key: Key) -> Estimator:
         value, grads, carry = plain.update(params, state.carry, (xs, kept / (1 - rate)), targets)
         return value, grads, Stream(carry, key)
 
-    return on_mesh(lambda params, carry, xs: Stream(carry, key), update)
+    return on_mesh(cell, lambda params, carry, xs: Stream(carry, key), update)
 
 
 class Particles(NamedTuple):
@@ -193,4 +193,4 @@ def persistent_evolution(cell: Cell, loss: Loss, key: Key, *, pairs: int = 32, s
         gradient = (values[0] - values[1]) @ seen / (2 * pairs * sigma**2)
         return values.mean(), as_params(gradient), Particles(carries, seen, key)
 
-    return on_mesh(init, update)
+    return on_mesh(cell, init, update)
