@@ -68,7 +68,8 @@ def on_mesh(
         return vary(trees, varying(trees))
 
     def init_alike(params, carry, xs):
-        params, carry, xs = place(*alike(params, carry, xs), cell.space)
+        params, carry, xs = alike(params, carry, xs)
+        params, carry, xs = place(params, carry, xs, cell.space)
         return vary(init(params, carry, xs), varying(xs))
 
     return Estimator(init=init_alike, update=lambda *given: update(*alike(*given)))
