@@ -735,7 +735,21 @@ MUTATIONS = [
         "seqjax/nnx*",
         "return not self.deterministic and not (",
         "return not (",
-        "tests/test_nnx.py::test_dropout_is_new_each_call_and_absent_in_eval",
+        "tests/test_nnx.py::test_dropout_layer",
+    ),
+    Mutation(
+        "Flax: regularizers in evaluation too",
+        "seqjax/nnx*",
+        "            if self.deterministic:\n                cell = regularizer.evaluated(cell)",
+        "            if not self.regularizers:\n                cell = regularizer.evaluated(cell)",
+        "tests/test_nnx_layers.py::test_a_regularizer_is_that_of_the_cell_and_its_evaluation[input_dropout]",
+    ),
+    Mutation(
+        "estimators: the gradient of a shard is summed over all shards",
+        "seqjax/gradients/estimator.py",
+        "return vary(trees, varying(trees))",
+        "return trees",
+        "tests/test_gradients_mesh.py::test_the_mean_over_shards_is_that_of_what_each_computes_alone[bptt]",
     ),
     Mutation(
         "one-hot tokens: rows without the bias",
