@@ -18,6 +18,14 @@ def reverse_mode_only(method: str, tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: _value.bind(leaf, method=method), tree)
 
 
+def gradient_in_forward_mode_only(method: str, tree: Tree) -> Tree:
+    """`tree`, a gradient, as it is, for a solver whose gradient has a derivative in forward mode alone.
+
+    A second reverse mode transposes the tangents of the tree, and gets a TypeError that names the method.
+    """
+    return jax.tree.map(lambda leaf: _gradient.bind(leaf, method=method), tree)
+
+
 def _refuse(*_: Any, method: str, **__: Any):
     raise TypeError(
         f'method "{method}" has a gradient in reverse mode only (jax.grad, jax.vjp, jax.jacrev): in forward mode '
@@ -29,6 +37,18 @@ def _jvp(primals, tangents, *, method):
     (value,), (tangent,) = primals, tangents
     # The value is free of the primitive, so that an outer derivative sees only what the solver computes.
     return value, tangent if isinstance(tangent, ad.Zero) else _tangent.bind(tangent, method=method)
+
+
+def _refuse_again(*_: Any, method: str):
+    raise TypeError(
+        f'method "{method}" has second derivatives by forward over reverse mode only (jax.hessian, jax.jvp of '
+        'jax.grad): for jax.grad of jax.grad use method="scan"'
+    )
+
+
+def _gradient_jvp(primals, tangents, *, method):
+    (value,), (tangent,) = primals, tangents
+    return value, tangent if isinstance(tangent, ad.Zero) else _gradient_tangent.bind(tangent, method=method)
 
 
 def _identity(name: str) -> Primitive:
@@ -49,3 +69,9 @@ _tangent.def_impl(_refuse)
 mlir.register_lowering(_tangent, _refuse)
 ad.deflinear2(_tangent, lambda cotangent, _, *, method: [cotangent])
 batching.primitive_batchers[_tangent] = _refuse
+
+_gradient = _identity("gradient_in_forward_mode")
+ad.primitive_jvps[_gradient] = _gradient_jvp
+
+_gradient_tangent = _identity("gradient_in_forward_mode_tangent")
+ad.deflinear2(_gradient_tangent, _refuse_again)

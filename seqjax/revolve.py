@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.autodiff import reverse_mode_only
+from seqjax.autodiff import gradient_in_forward_mode_only, reverse_mode_only
 from seqjax.core import Array, Carry, Tree, split_const
 
 
@@ -176,6 +176,7 @@ def _loop_backward(run, slots, residuals, cotangents):
     state = d_carry, [jnp.zeros_like(leaf) for leaf in shared], kept
     inputs = jnp.arange(count, dtype=jnp.int32), rows, floats, d_ys
     (d_carry, d_shared, _), d_xs = jax.lax.scan(reverse, state, inputs, reverse=True)
+    d_shared, d_carry, d_xs = gradient_in_forward_mode_only("checkpointed", (d_shared, d_carry, d_xs))
     return d_shared, _only_floats(_at(kept, 0), d_carry), _only_floats(timed, d_xs)
 
 

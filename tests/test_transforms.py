@@ -10,6 +10,7 @@ QUICK = [
     *(("export, symbolic sizes", method) for method in METHODS),
     *(("lower for a TPU", method) for method in ("native", "associative")),
     *(("hessian", method) for method in ("fused", "newton")),
+    ("grad of grad", "checkpointed, slots"),
     *(("debug.print", method) for method in ("native", "fused")),
 ]
 ALL = [(transform, method) for transform in TRANSFORMS for method in METHODS]
