@@ -133,7 +133,7 @@ def test_second_derivatives_with_slots_are_forward_over_reverse(x64):
 
     slots = partial(loss, partial(checkpointed, chunk=2, slots=2, method="scan"))
     close(compiled(jax.hessian(slots))(1.0), compiled(jax.hessian(partial(loss, "scan")))(1.0))
-    with pytest.raises(TypeError, match='method "checkpointed" has second .* for jax.grad of jax.grad use method="scan"'):
+    with pytest.raises(TypeError, match=r'second derivatives .* for jax.grad of jax.grad use method="scan"'):
         jax.grad(jax.grad(slots))(1.0)
 
 
