@@ -225,6 +225,7 @@ is allowed:
 
 {table("", [*METHODS, "tolerance"], largest)}
 With bfloat16 weights, carries are float32; the gradient of a weight is bfloat16, after a sum over the steps in float32.
+All programs round to bfloat16 where the code does (`--xla_allow_excess_precision=false`).
 
 ## Cells and methods
 
@@ -264,6 +265,9 @@ def main() -> None:
     if solve.compiler() is None:
         sys.exit("the matrix needs a C++ compiler, for the method native")
     os.environ.setdefault("CXX", " ".join([*solve.compiler(), "-O1"]))
+    # Otherwise XLA leaves out a rounding to bfloat16 in one program and not in another: dropout of the inputs then
+    # differs by 0.2 %, and gradients of the mLSTM by 3 %, where all methods agree on equal inputs.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_allow_excess_precision=false"
     survey_one = partial(survey_cell, quick="--quick" in sys.argv[1:])
     start, found = time.monotonic(), {}
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), prepare) as pool:

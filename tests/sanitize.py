@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
             "XDG_CACHE_HOME": cache,
         }
         return subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-n", "0", *(arguments or TESTS)],
+            [sys.executable, "-m", "pytest", "-m", "not slow", "-n", "0", "--capture=sys", *(arguments or TESTS)],
             cwd=ROOT,
             env={**os.environ, **environment},
             check=False,

@@ -20,13 +20,17 @@ constexpr int TILE_ROWS = 6, TILE_VECTORS = 1;
 #endif
 constexpr int PANEL = TILE_VECTORS * VL;
 constexpr long DEPTH = 192;           // of a sum that is taken at once
-constexpr size_t UNUSED = 128 << 20;  // bytes of working memory that outlive a call
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t PAGE = 64, UNUSED = 0;  // the sanitizer sees the end of a block, and a block only while it is in use
+#else
+constexpr size_t PAGE = 4096, UNUSED = 128 << 20;  // bytes of working memory that outlive a call
+#endif
 
 // Memory that outlives a call, since fresh pages cost more than the arithmetic on them.
 class Memory {
  public:
   explicit Memory(long count) {
-    size_t bytes = (std::max(count, 1L) * sizeof(real) + 4095) / 4096 * 4096;
+    size_t bytes = (std::max(count, 1L) * sizeof(real) + PAGE - 1) / PAGE * PAGE;
     std::lock_guard<std::mutex> lock(mutex());
     auto& blocks = unused();
     auto best = blocks.end();
@@ -36,7 +40,7 @@ class Memory {
       block_ = *best;
       blocks.erase(best);
     } else {
-      block_ = {static_cast<real*>(std::aligned_alloc(4096, bytes)), bytes};
+      block_ = {static_cast<real*>(std::aligned_alloc(PAGE, bytes)), bytes};
     }
   }
   Memory(const Memory&) = delete;
