@@ -46,7 +46,7 @@ def train(config: SimpleNamespace, seeds: Sequence[int]) -> Took:
         if len(seeds) == 1:
             result = fit(program, numbers[0], runs[0], **options)
         else:
-            result, *_ = fit_lanes(program, numbers, runs, directory=Path(folder, "lanes"), **options)
+            result, *_ = fit_lanes(program, numbers, runs, **options)
         clock = [record["seconds"] for record in runs[0].records() if record["split"] == "train"]
     updates = [(end - begin) / config.steps_per_call for begin, end in itertools.pairwise(clock)]
     return Took(updates, result.compile_seconds + result.wall_seconds)

@@ -5,7 +5,7 @@ An experiment is a module `experiments/NAME.py` with
     FLAGS = base.flags(steps=2000)   # its own FlagValues: the training flags below and what it adds
     NUMBERS = ("seed", "learning_rate")   # flags that are only numbers inside the compiled program
     STUDY = "cell=lstm,gru;seed=0:3"      # the sweep that answers its question
-    def program(config): ...              # -> seqjax.train.loop.Program
+    def program(config): ...              # -> seqjax.train.Program
     def finish(config, program, state, run): ...   # -> dict for result.json
     def report(runs): ...                 # -> sections of the report (experiments.report.Section)
     generated = base.without_data("digits")   # where data can be generated: what, and with which flags
@@ -17,6 +17,7 @@ An experiment is a module `experiments/NAME.py` with
 of one compiled program: those arrive as the argument `numbers` of its functions.
 """
 
+import contextlib
 import copy
 import difflib
 import functools
@@ -40,8 +41,8 @@ from absl import flags as absl_flags
 from absl.flags import FlagValues
 
 from seqjax.native.build import user_cache
-from seqjax.train import loop
-from seqjax.train.run import Run
+from seqjax.train import InUse, Program, Run, loop
+from seqjax.train.loop import FitResult
 
 # Where a run is kept, how much it prints and how soon it starts, not what it computes: not recorded.
 UNRECORDED = ("workdir", "progress", "compilation_cache")
@@ -231,17 +232,17 @@ def run_one(module: ModuleType, config: SimpleNamespace, directory: str | Path) 
     A finished run is not run again. An error is written to error.txt of the run and raised.
     """
     keep_compiled_programs(config.compilation_cache)
-    run = Run.open(directory, recorded(config))
-    if run.finished:
-        return run.result()
-    try:
-        program = module.program(_without_numbers(module, config))
-        _say_left_out(module, config)
-        fitted = loop.fit(program, numbers(module, config), run, **_fit_options(config))
-        return _finish(module, config, program, fitted, run, lanes=1)
-    except Exception as error:
-        run.fail(_report_of(error))
-        raise
+    with contextlib.closing(Run.open(directory, recorded(config))) as run:
+        if run.finished:
+            return run.result()
+        try:
+            program = module.program(_without_numbers(module, config))
+            _say_left_out(module, config)
+            fitted = loop.fit(program, numbers(module, config), run, **_fit_options(config))
+            return _finish(module, config, program, fitted, run, lanes=1)
+        except Exception as error:
+            _keep_error(run, _report_of(error))
+            raise
 
 
 def run_lanes(
@@ -249,35 +250,47 @@ def run_lanes(
 ) -> list[str | None]:
     """Trains configurations that differ only in NUMBERS as the lanes of one compiled program.
 
-    Returns one entry a lane: None, or the error that ended it. The lanes' common checkpoints lie beside the run
-    directories, under a name made of the lanes.
+    Returns one entry a lane: None, or the error that ended it.
     """
     keep_compiled_programs(configs[0].compilation_cache)
-    lanes = [Path(directory).name for directory in directories]
-    digest = hashlib.sha256("\n".join(lanes).encode()).hexdigest()[:10]
-    common = Path(directories[0]).parent / "lanes" / digest
-    runs = [Run.open(d, recorded(c)) for d, c in zip(directories, configs, strict=True)]
-    errors: list[str | None] = []
-    try:
-        program = module.program(_without_numbers(module, configs[0]))
-        per_lane = [numbers(module, config) for config in configs]
-        _say_left_out(module, configs[0])
-        fitted = loop.fit_lanes(program, per_lane, runs, directory=common, **_fit_options(configs[0]))
-    except Exception as error:
-        for run in runs:
-            run.fail(_report_of(error))
-        raise
-    for config, run, lane in zip(configs, runs, fitted, strict=True):
-        message = lane.error
-        if message is None:
+    errors: list[str | None] = [None] * len(configs)
+    with contextlib.ExitStack() as opened:
+        runs: dict[int, Run] = {}
+        for lane, (directory, config) in enumerate(zip(directories, configs, strict=True)):
             try:
-                _finish(module, config, program, lane, run, lanes=len(runs))
-            except Exception as error:
-                message = _report_of(error)
-        if message is not None:
-            run.fail(message)
-        errors.append(message and message.splitlines()[0])
+                runs[lane] = opened.enter_context(contextlib.closing(Run.open(directory, recorded(config))))
+            except (ValueError, InUse) as error:
+                errors[lane] = summary(error)
+        if not runs:
+            return errors
+        try:
+            program = module.program(_without_numbers(module, configs[0]))
+            _say_left_out(module, configs[0])
+            per_lane = [numbers(module, configs[lane]) for lane in runs]
+            fitted = loop.fit_lanes(program, per_lane, list(runs.values()), **_fit_options(configs[0]))
+        except Exception as error:
+            for run in runs.values():
+                _keep_error(run, _report_of(error))
+            raise
+        for (lane, run), result in zip(runs.items(), fitted, strict=True):
+            message = result.error
+            if message is None:
+                try:
+                    _finish(module, configs[lane], program, result, run, lanes=len(runs))
+                except Exception as error:
+                    message = _report_of(error)
+            if message is not None:
+                _keep_error(run, message)
+                errors[lane] = message.splitlines()[0]
     return errors
+
+
+def _keep_error(run: Run, message: str) -> None:
+    """Writes error.txt of a run; where that fails too, as on a full disk, it must not hide what failed first."""
+    try:
+        run.fail(message)
+    except (OSError, InUse) as error:
+        print(f"{summary(error)}; the error of the run was {message}", file=sys.stderr)
 
 
 def summary(error: BaseException) -> str:
@@ -311,8 +324,8 @@ def _fit_options(config: SimpleNamespace) -> dict[str, Any]:
 def _finish(
     module: ModuleType,
     config: SimpleNamespace,
-    program: loop.Program,
-    fitted: loop.FitResult,
+    program: Program,
+    fitted: FitResult,
     run: Run,
     *,
     lanes: int,
@@ -334,6 +347,8 @@ def _finish(
         result["generated"] = what
     if line := _left_out(module, config):
         result["left_out"] = line
+    if run.changed:
+        result["changed"] = run.changed
     run.finish(result)
     return result
 

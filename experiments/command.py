@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 from experiments import base, sweep
+from seqjax.train import InUse
 
 
 def usage(module: ModuleType) -> str:
@@ -40,6 +41,9 @@ def _run(module: ModuleType, config: SimpleNamespace) -> int:
     directory = Path(config.workdir or base.default_directory(module, base.recorded(config)))
     try:
         result = base.run_one(module, config, directory)
+    except InUse as error:
+        print(f"{base.name_of(module)}: {error}", file=sys.stderr)
+        return 2
     except Exception as error:
         print(f"{base.name_of(module)}: {base.summary(error)}", file=sys.stderr)
         if (traceback := directory / "error.txt").exists():

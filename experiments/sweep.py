@@ -8,11 +8,9 @@ A sweep directory holds one directory a run, named by its swept values, and swee
 
 import contextlib
 import csv
-import fcntl
 import hashlib
 import io
 import itertools
-import os
 import re
 import sys
 import time
@@ -26,6 +24,7 @@ from tqdm import tqdm
 
 from experiments import base, executors, report
 from experiments.executors import Member
+from seqjax.train.lock import InUse, Lock
 from seqjax.train.run import Run, write_atomic
 from seqjax.train.strict_json import decode, encode
 
@@ -155,7 +154,7 @@ def _check_directory(plan: Plan) -> None:
     for member in plan.members:
         if (member.directory / "config.json").exists():
             # Refuses a run with other flags: a default in the code may have changed since.
-            Run.open(member.directory, base.recorded(member.config))
+            Run.read(member.directory).check_flags(base.recorded(member.config))
 
 
 def _header(plan: Plan) -> dict[str, Any]:
@@ -169,15 +168,16 @@ def run(plan: Plan, executor: Callable[..., executors.Outcomes] = executors.debu
     Returns the exit code: 0; 1 where a run or the report failed; 2 where others work in the directory.
     """
     plan.directory.mkdir(parents=True, exist_ok=True)
-    with open(plan.directory / ".lock", "w") as lock:
+    try:
         # Inherited by the processes of the runs: a launcher that was killed may leave them behind.
-        os.set_inheritable(lock.fileno(), True)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another launcher, or runs that it left behind, work in {plan.directory}", file=sys.stderr)
-            return 2
+        lock = Lock.take(plan.directory, inherited=True)
+    except InUse as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
         return _run(plan, executor)
+    finally:
+        lock.release()
 
 
 def _run(plan: Plan, executor: Callable[..., executors.Outcomes]) -> int:

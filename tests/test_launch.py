@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,7 +93,12 @@ def test_runs_left_behind_by_a_killed_launcher_are_not_started_twice(tmp_path, c
         process.kill()
         process.communicate()
         assert launch.main(arguments) == 2
-        assert f"runs that it left behind, work in {tmp_path}" in capsys.readouterr().err
+        pattern = (
+            rf"^{tmp_path} is in use by what process {process.pid} started and left behind: process (\d+), (\d+); wait"
+        )
+        said = capsys.readouterr().err
+        assert (found := re.match(pattern, said)), said
+        assert sorted(map(int, found.groups())) == sorted(processes_naming(tmp_path))
     finally:
         process.kill()
         for left in processes_naming(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from seqjax.train import State, initial_state
-from seqjax.train.checkpoint import Checkpoints
+from seqjax.train.checkpoint import Checkpoints, fingerprints
 
 # Where a read fails, Orbax leaves coroutines and callbacks behind, and Python warns when it collects them.
 pytestmark = pytest.mark.filterwarnings(
@@ -85,7 +85,9 @@ def test_half_written_checkpoints_are_removed(copy):
     (state, _), steps = restore(copy)
     assert_same_bits(state, state_at(20))
     assert steps == [10, 20]
-    assert sorted(path.name for path in copy.iterdir()) == ["10", "20"]
+    with closing(Checkpoints(copy)) as checkpoints:
+        checkpoints.save(30, state_at(30), META)
+    assert sorted(path.name for path in copy.iterdir()) == ["10", "20", "30"]
 
 
 def damage_truncate(path):
@@ -149,6 +151,40 @@ def test_values_changed_behind_a_valid_format_are_noticed(copy, capsys):
     assert "does not match its digest" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_another_origin_is_refused_and_kept(tmp_path):
+    """A sound checkpoint that a training does not continue is neither corrupt nor passed over."""
+    with closing(Checkpoints(tmp_path, {"seed": 0, "lanes": (1, 2)})) as checkpoints:
+        checkpoints.save(10, state_at(10), META)
+        assert checkpoints.restore(state_at(0)) is not None, "a tuple is a list in JSON"
+    with (
+        closing(Checkpoints(tmp_path, {"seed": 1, "lanes": (1, 2), "data": "int32[3] ab"})) as checkpoints,
+        pytest.raises(
+            ValueError, match=r"step 10 .* data: given 'int32.*, found .*; seed: given 1, found 0; give what"
+        ),
+    ):
+        checkpoints.restore(state_at(0))
+    assert [path.name for path in tmp_path.iterdir()] == ["10"]
+
+
+def test_fingerprints_tell_every_byte_apart():
+    tree = {
+        "x": np.arange(4, dtype=np.int32),
+        "key": jax.random.key(0),
+        "y": [jnp.ones((), jnp.bfloat16), np.zeros((0, 3))],
+    }
+    found = fingerprints(tree)
+    assert [value.rpartition(" ")[0] for value in found.values()] == [
+        "key<fry>[]",
+        "int32[4]",
+        "bfloat16[]",
+        "float64[0, 3]",
+    ]
+    assert fingerprints(tree) == found
+    changed = {**tree, "x": np.array([0, 1, 3, 2], np.int32), "key": jax.random.key(1)}
+    assert {path for path, value in fingerprints(changed).items() if value != found[path]} == {"['x']", "['key']"}
+    assert fingerprints({"x": np.zeros(4, np.int32)}) != fingerprints({"x": np.zeros(4, np.float32)})
+
+
 def test_all_corrupt_is_an_error_and_removes_nothing(copy):
     for path in copy.rglob("*"):
         if path.is_file():
@@ -167,7 +203,13 @@ def test_all_corrupt_is_an_error_and_removes_nothing(copy):
 def test_a_state_of_another_shape_is_refused(copy):
     other = state_at(0)
     other = other._replace(params=other.params | {"w": jnp.zeros((41, 3))})
-    with closing(Checkpoints(copy)) as checkpoints, pytest.raises(ValueError, match=r"no checkpoint .* can be read"):
+    with (
+        closing(Checkpoints(copy)) as checkpoints,
+        pytest.raises(
+            ValueError,
+            match=r"is of a state of other shapes: .params\['w'\]: given 'float32\[41, 3\]', found 'float32\[40, 3\]'",
+        ),
+    ):
         checkpoints.restore(other)
 
 

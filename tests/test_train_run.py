@@ -3,6 +3,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import resource
 
 import jax
@@ -34,7 +35,7 @@ def test_open_writes_config(run):
     names = {"python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seqjax"}
     assert config["versions"].keys() == names
     assert config["device"].endswith(f"({jax.default_backend()})")
-    assert config["commit"] is None or len(config["commit"]) == 40
+    assert config["commit"] is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", config["commit"])
     assert run.checkpoints.is_dir()
     assert run.figures.is_dir()
 
@@ -50,7 +51,7 @@ def test_open_with_other_flags_names_those_that_differ(run):
     given = {"seed": 4, "cell": "lstm", "learning_rate": 0.01, "clip_norm": 1.0, "truncation": (16, 16)}
     with pytest.raises(ValueError, match="holds a run with other flags: ") as error:
         Run.open(run.directory, given)
-    assert str(error.value).endswith("clip_norm: given 1.0, found '(no such flag)'; seed: given 4, found 3")
+    assert str(error.value).endswith("clip_norm: given 1.0, found '(no such name)'; seed: given 4, found 3")
 
 
 def test_open_without_resume_refuses_a_run(run):
@@ -94,10 +95,11 @@ def test_log_refuses_what_is_no_number(run):
 
 def test_half_a_line_is_not_a_record(run):
     run.log(record(1))
+    mark = run.mark()
     with (run.directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
     assert run.records() == [record(1)]
-    run.rewind(1)
+    run.rewind(mark)
     run.log(record(2))
     assert run.records() == [record(1), record(2)]
 
@@ -113,6 +115,7 @@ def test_a_damaged_line_is_named(run):
 
 def test_a_full_disk_names_the_file_and_what_was_written_can_be_rewound(run):
     run.log(record(1))
+    mark = run.mark()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((run.directory / "metrics.jsonl").stat().st_size + 20, hard))
     try:
@@ -121,19 +124,68 @@ def test_a_full_disk_names_the_file_and_what_was_written_can_be_rewound(run):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (run.directory / "metrics.jsonl").read_text().count("step") == 2, "half a line is there"
-    run.rewind(1)
+    run.rewind(mark)
     run.log(record(2))
     assert run.records() == [record(1), record(2)]
 
 
 def test_rewind_drops_what_came_after(run):
+    marks = []
     for step in (10, 20, 30):
         run.log(record(step))
         run.log(record(step) | {"split": "validation"})
-    run.rewind(20)
+        marks.append(run.mark())
+    run.rewind(marks[1])
     assert [entry["step"] for entry in run.records()] == [10, 10, 20, 20]
-    run.rewind(0)
+    run.rewind()
     assert run.records() == []
+
+
+def _empty(lines):
+    return []
+
+
+def _cut(lines):
+    return lines[:-1]
+
+
+def _missing(lines):
+    return lines[1:]
+
+
+def _swapped(lines):
+    return lines[::-1]
+
+
+def _changed(lines):
+    return [lines[0].replace("1.5", "2.5"), *lines[1:]]
+
+
+def _broken(lines):
+    return [lines[0][:-3] + "\n", *lines[1:]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_empty, "has 0 records, expected the 3 that the checkpoint was written after: restore the file"),
+        (_cut, "has 2 records, expected the 3"),
+        (_missing, "has 2 records, expected the 3"),
+        (_swapped, "was changed, expected the 3"),
+        (_changed, "was changed, expected the 3"),
+        (_broken, "line 1: expected a JSON object, found"),
+    ],
+)
+def test_records_that_are_missing_or_were_changed_are_refused(run, damage, message):
+    for step in (10, 20, 30):
+        run.log(record(step, loss=1.5))
+    mark = run.mark()
+    path = run.directory / "metrics.jsonl"
+    path.write_text("".join(damage(path.read_text().splitlines(keepends=True))))
+    damaged = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        run.rewind(mark)
+    assert path.read_bytes() == damaged, "nothing is thrown away"
 
 
 def test_result(run):
@@ -247,7 +299,7 @@ def test_what_is_written_is_json_by_its_standard_and_read_back(run):
 
     given = record(1, loss=math.inf, least=-math.inf, gradient=np.float32("nan"), several=[1.0, math.nan])
     run.log(given)
-    run.rewind(1)
+    run.rewind(run.mark())
     other = Run.open(run.directory.parent / "other", {"clip_norm": math.inf})
     for path in (run.directory / "metrics.jsonl", other.directory / "config.json"):
         assert "Infinity" in str(json.loads(path.read_text(), parse_constant=refuse))

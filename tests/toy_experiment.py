@@ -15,13 +15,15 @@ from absl import flags
 
 from experiments import base, command
 from experiments.report import Section, curve, groups, panels
-from seqjax.train import loop
+from seqjax.train import Program, initial_state
 
 FLAGS = base.flags(steps=20, steps_per_call=10, evaluate_every=10, optimizer="sgd", learning_rate=0.1)
 flags.DEFINE_enum("model", "line", ["line", "curve"], "Shape of the bowl.", flag_values=FLAGS)
 flags.DEFINE_string("truncation", "full", "A value that may hold ':'.", flag_values=FLAGS)
 flags.DEFINE_float("delay", 0.0, "Seconds that building the program takes.", flag_values=FLAGS)
-flags.DEFINE_enum("fault", "none", ["none", "program", "finish", "kill"], "What goes wrong.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "fault", "none", ["none", "program", "finish", "pause", "kill"], "What goes wrong.", flag_values=FLAGS
+)
 
 NUMBERS = ("seed", "learning_rate")
 STUDY = "model=line,curve;seed=0:2"
@@ -42,7 +44,7 @@ def program(config):
     def init(numbers):
         key, start = jax.random.split(jax.random.key(numbers["seed"]))
         params = {"w": jax.random.normal(start, (3,))}
-        return loop.initial_state(key, params, base.optimizer(config, numbers["learning_rate"]).init(params))
+        return initial_state(key, params, base.optimizer(config, numbers["learning_rate"]).init(params))
 
     def update(numbers, data, state):
         loss, grads = jax.value_and_grad(loss_of)(state.params, data)
@@ -55,13 +57,15 @@ def program(config):
         del numbers
         return {"loss": loss_of(state.params, data), "distance": jnp.max(jnp.abs(state.params["w"] - data))}
 
-    return loop.Program(init, update, evaluate, jnp.array([1.0, 2.0, 3.0]))
+    return Program(init, update, evaluate, jnp.array([1.0, 2.0, 3.0]))
 
 
 def finish(config, program, state, run):
     """The loss at the end."""
     if config.fault == "finish":
         raise FileNotFoundError("nothing to finish with")
+    if config.fault == "pause" and (run.directory.parent / "seed=0" / "result.json").exists():
+        time.sleep(5)
     return {"final_loss": program.evaluate({}, program.data, state)["loss"].item(), "sample": "not a number"}
 
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from seqjax.train.differences import differences
+
 KEEP = 3  # one more than needed to survive a corrupt newest checkpoint
 
 
@@ -19,11 +21,18 @@ class Checkpoints:
 
     A checkpoint is a state (any pytree of arrays; typed PRNG keys as well) and `meta`, a small JSON dict. Orbax
     writes it under a temporary name first, so that a process killed in the middle leaves the older ones valid.
+    It also holds its origin, and is refused by a training of another one.
     """
 
-    def __init__(self, directory: Path):
-        """Creates the directory where it is missing and removes what a killed process left half written."""
+    def __init__(self, directory: Path, origin: dict[str, Any] | None = None):
+        """Creates the directory where it is missing and removes what a killed process left half written.
+
+        Args:
+          directory: of the checkpoints.
+          origin: what the training depends on, by name: a JSON dict.
+        """
         self.directory = Path(directory).absolute()
+        self._origin = origin or {}
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEEP,
             # Small states are written as fast either way, and so an error belongs to the step that it names.
@@ -42,9 +51,10 @@ class Checkpoints:
         Raises:
           OSError: it could not be written (a full disk, for example); the older checkpoints are as they were.
         """
+        described = {"values": meta, "origin": self._origin, "layout": _layout(state)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            meta=ocp.args.JsonSave({"values": meta, "digest": _digest(state, meta)}),
+            meta=ocp.args.JsonSave({**described, "digests": [_digest((), described), _digest(state, described)]}),
         )
         try:
             self._manager.save(step, args=items, force=True)
@@ -61,27 +71,28 @@ class Checkpoints:
           like: a state of the same structure, shapes, dtypes and devices.
 
         Raises:
-          ValueError: there are checkpoints, and none of them can be read.
+          ValueError: there are checkpoints, and none of them can be read; or the newest that can be read is of another
+            origin, or of a state of other shapes.
         """
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)),
-            meta=ocp.args.JsonRestore(),
-        )
         broken: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                saved = self._manager.restore(step, args=items)
-                state, meta, digest = saved["state"], saved["meta"]["values"], saved["meta"]["digest"]
-                if _digest(state, meta) != digest:
-                    raise ValueError("the content does not match its digest")
+                described = self._described(step)
             except Exception as error:  # whatever the reason, the checkpoint before this one may be sound
-                broken[step] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-                path = self.directory / str(step)
-                print(f"WARNING: skipping corrupt checkpoint of step {step}, {path}: {broken[step]}", file=sys.stderr)
+                broken[step] = self._report(step, error)
+                continue
+            self._check(step, described, like)
+            try:
+                items = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+                state = self._manager.restore(step, args=ocp.args.Composite(state=items))["state"]
+                if _digest(state, _without_digests(described)) != described["digests"][1]:
+                    raise ValueError("the content does not match its digest")
+            except Exception as error:
+                broken[step] = self._report(step, error)
                 continue
             for corrupt in broken:
                 self._manager.delete(corrupt)
-            return state, meta
+            return state, described["values"]
         if broken:
             reasons = "; ".join(f"step {step}: {reason}" for step, reason in broken.items())
             raise ValueError(
@@ -90,17 +101,67 @@ class Checkpoints:
             )
         return None
 
+    def _described(self, step: int) -> dict[str, Any]:
+        """What a checkpoint holds beside its state, read by itself: it tells whether the state can be read at all."""
+        described = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        if _digest((), _without_digests(described)) != described["digests"][0]:
+            raise ValueError("the content does not match its digest")
+        return described
+
+    def _check(self, step: int, described: dict[str, Any], like: Any) -> None:
+        """Raises ValueError for a sound checkpoint that is not of this training."""
+        for what, given, found in (
+            ("another training", self._origin, described["origin"]),
+            ("a state of other shapes", _layout(like), described["layout"]),
+        ):
+            if different := differences(given, found):
+                raise ValueError(
+                    f"the checkpoint of step {step} in {self.directory} is of {what}: {'; '.join(different)}; give what"
+                    " it was made with, or remove this directory to train from the start"
+                )
+
+    def _report(self, step: int, error: Exception) -> str:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        path = self.directory / str(step)
+        print(f"WARNING: skipping corrupt checkpoint of step {step}, {path}: {reason}", file=sys.stderr)
+        return reason
+
     def close(self) -> None:
         """Releases what Orbax holds."""
         self._manager.close()
 
 
-def _digest(state: Any, meta: dict) -> str:
-    """Hash of every byte of the state and of meta: the file formats below do not notice each flipped bit."""
-    digest = hashlib.blake2b(json.dumps(meta, sort_keys=True).encode())
-    for leaf in jax.tree.leaves(state):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
-        digest.update(np.asarray(leaf).tobytes())
+def fingerprints(tree: Any) -> dict[str, str]:
+    """dtype, shape and a hash of the bytes of each leaf, by its path: "int32[500] 0f3c...", to tell data apart."""
+    return {path: f"{_type(leaf)} {_hash(leaf).hexdigest()[:16]}" for path, leaf in _leaves(tree)}
+
+
+def _layout(state: Any) -> dict[str, str]:
+    return {path: _type(leaf) for path, leaf in _leaves(state)}
+
+
+def _leaves(tree: Any) -> list[tuple[str, Any]]:
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _type(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__
+
+
+def _hash(leaf: Any) -> Any:
+    if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return hashlib.blake2b(np.ascontiguousarray(leaf).view(np.uint8).data)
+
+
+def _without_digests(described: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in described.items() if name != "digests"}
+
+
+def _digest(state: Any, described: dict[str, Any]) -> str:
+    """Hash of every byte of the state and of its description: the file formats do not notice each flipped bit."""
+    digest = hashlib.blake2b(json.dumps(described, sort_keys=True).encode())
+    for _, leaf in _leaves(state):
+        digest.update(_type(leaf).encode())
+        digest.update(_hash(leaf).digest())
     return digest.hexdigest()

@@ -9,74 +9,22 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
-from seqjax.train.checkpoint import Checkpoints
-from seqjax.train.finite import finite_leaves
+from seqjax.train.checkpoint import fingerprints
+from seqjax.train.lane import Lane
 from seqjax.train.metrics import progress_bar
+from seqjax.train.program import Calls, Numbers, Program, State
 from seqjax.train.run import Run
 
-PyTree = Any
-Numbers = Mapping[str, jax.Array]
-Metrics = dict[str, jax.Array]
-
-
-class Best(NamedTuple):
-    """The lowest monitored value so far (float32 []; inf before the first), the step (int32 []) and params there."""
-
-    value: jax.Array
-    step: jax.Array
-    params: PyTree
-
-
-class State(NamedTuple):
-    """Everything that a resume needs.
-
-    Attributes:
-      step: updates done, int32 [].
-      key: typed PRNG key; the randomness of a step is `jax.random.fold_in(state.key, state.step)`.
-      params: what is trained.
-      opt_state: state of the optimizer.
-      carry: what truncated training carries from one update to the next; () if nothing.
-      best: see `Best`.
-    """
-
-    step: jax.Array
-    key: jax.Array
-    params: PyTree
-    opt_state: PyTree
-    carry: PyTree
-    best: Best
-
-
-class Program(NamedTuple):
-    """What is trained; the functions are pure and jittable.
-
-    Attributes:
-      init: numbers -> State.
-      update: numbers, data, state -> (state, metrics): ONE optimizer update. The step of the state is one more than
-        before, and the metrics are scalars that include "loss".
-      evaluate: numbers, data, state -> metrics on held-out data; None if there is none.
-      data: device arrays, passed to update and evaluate as an argument, since arrays that are closed over become
-        constants of the compiled program.
-      monitor: the metric of evaluate that `Best` and early stopping watch; lower is better.
-      steps_per_epoch: for the records; None if epochs mean nothing here.
-
-    `numbers` is a dict of float32 or int32 scalars: what may differ between the lanes of one compiled program.
-    """
-
-    init: Callable[[Numbers], State]
-    update: Callable[[Numbers, PyTree, State], tuple[State, Metrics]]
-    evaluate: Callable[[Numbers, PyTree, State], Metrics] | None
-    data: PyTree
-    monitor: str = "loss"
-    steps_per_epoch: int | None = None
+SAVES = 4  # checkpoints that are written at the same time; more do not help
 
 
 class FitResult(NamedTuple):
@@ -109,11 +57,6 @@ class NonFiniteLoss(FloatingPointError):  # noqa: N818 (the name says it)
 
 class Preempted(SystemExit):
     """SIGTERM (code 143) or SIGINT (code 130) came between the first call and the last, and the state is saved."""
-
-
-def initial_state(key: jax.Array, params: PyTree, opt_state: PyTree, carry: PyTree = ()) -> State:
-    """The state before the first update."""
-    return State(jnp.int32(0), key, params, opt_state, carry, Best(jnp.float32(jnp.inf), jnp.int32(0), params))
 
 
 def fit(
@@ -152,7 +95,10 @@ def fit(
       OSError: a record or a checkpoint could not be written.
     """
     schedule = _Schedule(steps, steps_per_call, evaluate_every, checkpoint_every, patience)
-    [result] = _train(program, numbers, [run], run.checkpoints, schedule, progress, lanes=False)
+    schedule.check(program)
+    loop = _Loop(program, schedule, lanes=False)
+    with contextlib.ExitStack() as opened:
+        [result] = loop.train(loop.restore([numbers], [run], opened), progress)
     if result.error:
         raise NonFiniteLoss(result.error)
     return result
@@ -163,7 +109,6 @@ def fit_lanes(
     numbers: Sequence[Numbers],
     runs: Sequence[Run],
     *,
-    directory: Path,
     steps: int,
     steps_per_call: int = 100,
     evaluate_every: int = 0,
@@ -173,24 +118,24 @@ def fit_lanes(
 ) -> list[FitResult]:
     """Trains several runs that differ only in `numbers` as the lanes of one compiled program.
 
-    An accelerator takes every step of all lanes at once (`jax.vmap`). A CPU takes a whole call of one lane after the
-    other (`lax.map`): its cores are busy with one lane already, and the memory of one lane stays in their caches.
-
-    As `fit`, lane by lane, except that the checkpoints hold all lanes together, in `directory`, that a lane whose loss,
-    state or validation score is not finite ends with `FitResult.error` while the others go on, and that times and
-    memory are those of all lanes.
+    As `fit`, lane by lane, except that a lane that cannot be restored, or whose loss, state or validation score is not
+    finite, ends with `FitResult.error` while the others are trained, and that times and memory are those of the lanes
+    that were trained together. Each run has its own checkpoints, so any set of runs can be resumed together; those
+    that are behind are trained first, until they have caught up.
 
     Raises:
-      ValueError: as `fit`; also for patience > 0, since the lanes take every step together.
+      ValueError: the arguments do not fit together; also for patience > 0, since the lanes take every step together.
       Preempted, OSError: as `fit`.
     """
     if not numbers or len(numbers) != len(runs):
         raise ValueError(f"fit_lanes needs one run per lane, got {len(numbers)} numbers and {len(runs)} runs")
     if patience:
         raise ValueError(f"lanes are trained together and cannot stop early: patience must be 0, got {patience}")
-    stacked = jax.tree.map(lambda *lanes: jnp.stack(lanes), *numbers)
     schedule = _Schedule(steps, steps_per_call, evaluate_every, checkpoint_every, patience)
-    return _train(program, stacked, runs, directory, schedule, progress, lanes=True)
+    schedule.check(program)
+    loop = _Loop(program, schedule, lanes=True)
+    with contextlib.ExitStack() as opened:
+        return loop.train(loop.restore(numbers, runs, opened), progress)
 
 
 class _Schedule(NamedTuple):
@@ -228,186 +173,139 @@ class _Schedule(NamedTuple):
         return self.patience > 0 and step - best_step >= self.patience * self.evaluate_every
 
 
-def _train(
-    program: Program,
-    numbers: Numbers,
-    runs: Sequence[Run],
-    directory: Path,
-    schedule: _Schedule,
-    progress: bool,
-    *,
-    lanes: bool,
-) -> list[FitResult]:
-    """The loop. With `lanes`, numbers, states and metrics have a leading axis [len(runs)]."""
-    schedule.check(program)
-    each = _each_lane if lanes else lambda function: function
-    state = jax.jit(jax.vmap(program.init) if lanes else program.init)(numbers)
-    # A leaf that is infinite from the start means something by it, the lowest loss so far for example.
-    usable = {name: np.atleast_1d(good) for name, good in jax.device_get(each(_sound)(numbers, (), state)).items()}
-    host = {  # what a resume needs beside the state
-        "numbers": {name: np.asarray(number).tolist() for name, number in numbers.items()},
-        "errors": [None] * len(runs),
-        "update_seconds": 0.0,
-        "wall_seconds": 0.0,
-    }
+class _Loop:
+    """The calls of some runs, one after the other, and what is recorded of them."""
 
-    with contextlib.closing(Checkpoints(directory)) as checkpoints:
-        if saved := checkpoints.restore(state):
-            given, (state, host) = host["numbers"], saved
-            if given != host["numbers"]:
-                raise ValueError(f"{directory} is of other runs: numbers given {given}, found {host['numbers']}")
-        errors: list[str | None] = host["errors"]
-        step = int(np.max(np.asarray(state.step)))
-        for run in runs:
-            run.rewind(step)
+    def __init__(self, program: Program, schedule: _Schedule, *, lanes: bool):
+        self.program, self.schedule, self.lanes = program, schedule, lanes
+        self.calls = Calls(program, lanes=lanes)
 
-        began = time.perf_counter()
-        lengths = {min(schedule.steps_per_call, schedule.steps), schedule.steps % schedule.steps_per_call} - {0}
-        advance = {n: _compile(each(_updates(program, n)), numbers, program.data, state) for n in lengths}
-        evaluate = program.evaluate and _compile(
-            each(_evaluation(program.evaluate, program.monitor)), numbers, program.data, state
-        )
-        compile_seconds = time.perf_counter() - began
+    def restore(self, numbers: Sequence[Numbers], runs: Sequence[Run], opened: contextlib.ExitStack) -> list[Lane]:
+        """The lanes as their checkpoints left them; `opened` closes them."""
+        init, data = jax.jit(self.program.init), fingerprints(self.program.data)
+        data |= {f"held out {path}": one for path, one in fingerprints(self.program.held_out).items()}
+        lanes = [Lane(run, own, init(own), data) for own, run in zip(numbers, runs, strict=True)]
+        for lane in lanes:
+            opened.callback(lane.close)
+            try:
+                lane.restore()
+            except ValueError as error:
+                if not self.lanes:
+                    raise
+                lane.error = str(error)
+        return lanes
 
-        shown = {}
-        stopped = schedule.out_of_patience(step, np.max(np.asarray(state.best.step)))
-        began = time.perf_counter() - host["wall_seconds"]
-        with _stop_requests() as signals, progress_bar(schedule.steps, step, enabled=progress) as bar:
-            while step < schedule.steps and not stopped:
-                length = min(schedule.steps_per_call, schedule.steps - step)
-                called = time.perf_counter()
-                state, metrics, sound = advance[length](numbers, program.data, state)
-                metrics = {name: values.reshape(len(runs), length) for name, values in jax.device_get(metrics).items()}
-                host["update_seconds"] += time.perf_counter() - called
-                step += length
+    def train(self, lanes: Sequence[Lane], progress: bool) -> list[FitResult]:
+        """Takes all lanes to the end. Those that are behind go first, alone, until they have caught up."""
+        active = [lane for lane in lanes if not lane.error and not self.ended(lane)]
+        first = min((lane.step for lane in active), default=self.schedule.steps)
+        with _stop_requests() as signals, progress_bar(self.schedule.steps, first, enabled=progress) as bar:
+            while active:
+                step = min(lane.step for lane in active)
+                until = min((lane.step for lane in active if lane.step > step), default=self.schedule.steps)
+                self.advance([lane for lane in active if lane.step == step], until, bar, signals)
+                active = [lane for lane in active if not lane.error and not self.ended(lane)]
+        return [self.result(lane) for lane in lanes]
 
-                for lane, losses in enumerate(metrics["loss"]):
-                    bad = np.flatnonzero(~np.isfinite(losses))
-                    if bad.size and not errors[lane]:
-                        errors[lane] = f"loss is {losses[bad[0]]} at step {step - length + bad[0] + 1}"
-                for name, values in jax.device_get(sound).items():
-                    for lane, good in enumerate(np.atleast_1d(values)):
-                        if usable[name][lane] and not good and not errors[lane]:
-                            errors[lane] = (
-                                f"{name} is not finite after step {step}, whose loss was {metrics['loss'][lane, -1]}"
-                            )
-                if all(errors):
+    def ended(self, lane: Lane) -> bool:
+        """Whether a lane has taken all its steps, or run out of patience."""
+        return lane.step >= self.schedule.steps or self.schedule.out_of_patience(lane.step, int(lane.state.best.step))
+
+    def advance(self, lanes: Sequence[Lane], until: int, bar: tqdm, signals: list[int]) -> None:
+        """Takes lanes that are at the same step to the step `until`, or until their patience runs out."""
+        schedule, monitor = self.schedule, self.program.monitor
+        numbers, state = self._joined([lane.numbers for lane in lanes]), self._joined([lane.state for lane in lanes])
+        step = lanes[0].step
+        for length in {min(schedule.steps_per_call, until - at) for at in range(step, until, schedule.steps_per_call)}:
+            self.calls.updates(length, numbers, state)
+        evaluate = self.calls.evaluation(numbers, state)
+        clock, shown = time.perf_counter(), {}
+        while step < until and not all(lane.error for lane in lanes):
+            length = min(schedule.steps_per_call, until - step)
+            called = time.perf_counter()
+            state, metrics, finite = self.calls.updates(length, numbers, state)(numbers, self.program.data, state)
+            metrics = {name: values.reshape(len(lanes), length) for name, values in jax.device_get(metrics).items()}
+            took = time.perf_counter() - called
+            step += length
+            for lane in lanes:
+                lane.update_seconds += took
+            _find_errors(lanes, step, metrics["loss"], jax.device_get(finite))
+            healthy = [i for i, lane in enumerate(lanes) if not lane.error]
+            if not healthy:
+                break
+            if np.any(np.asarray(state.step) != step):
+                raise ValueError(f"update must add 1 to state.step: it is {state.step} after {step} updates")
+            means = {name: values.mean(axis=1, dtype=np.float64) for name, values in metrics.items()}
+            self._log(lanes, healthy, step, "train", means)
+            shown["loss"] = np.mean(means["loss"][healthy])
+            if evaluate and schedule.due(step, schedule.evaluate_every):
+                state, metrics = evaluate(numbers, self.program.data, state)
+                metrics = {name: np.atleast_1d(values) for name, values in jax.device_get(metrics).items()}
+                for i in healthy:
+                    if not np.isfinite(score := metrics[monitor][i]):
+                        lanes[i].error = f"validation {monitor} is {score} at step {step}"
+                healthy = [i for i in healthy if not lanes[i].error]
+                if not healthy:
                     break
-                if np.any(np.asarray(state.step) != step):
-                    raise ValueError(f"update must add 1 to state.step: it is {state.step} after {step} updates")
+                self._log(lanes, healthy, step, "validation", metrics)
+                shown[f"validation {monitor}"] = np.mean(metrics[monitor][healthy])
+            bar.update(length)
+            bar.set_postfix(shown)
 
-                healthy = [lane for lane, error in enumerate(errors) if not error]
-                clock = {
-                    "step": step,
-                    "epoch": program.steps_per_epoch and step / program.steps_per_epoch,
-                    "seconds": host["update_seconds"],
-                }
-                means = {name: values.mean(axis=1, dtype=np.float64) for name, values in metrics.items()}
-                for lane in healthy:
-                    runs[lane].log({**clock, "split": "train", **_lane(means, lane)})
-                shown["loss"] = np.mean(means["loss"][healthy])
-                if evaluate and schedule.due(step, schedule.evaluate_every):
-                    state, metrics = evaluate(numbers, program.data, state)
-                    metrics = jax.device_get(metrics)
-                    for lane in healthy:
-                        score = np.atleast_1d(metrics[program.monitor])[lane]
-                        if not np.isfinite(score):
-                            errors[lane] = f"validation {program.monitor} is {score} at step {step}"
-                    if all(errors):
-                        break
-                    healthy = [lane for lane in healthy if not errors[lane]]
-                    for lane in healthy:
-                        runs[lane].log({**clock, "split": "validation", **_lane(metrics, lane)})
-                    shown[f"validation {program.monitor}"] = np.mean(np.atleast_1d(metrics[program.monitor])[healthy])
-                bar.update(length)
-                bar.set_postfix(shown)
+            stopped = schedule.out_of_patience(step, np.max(np.asarray(state.best.step)))
+            if schedule.due(step, schedule.checkpoint_every) or stopped or signals:
+                clock = self._share(lanes, state, clock)
+                with ThreadPoolExecutor(SAVES) as pool:
+                    list(pool.map(Lane.save, [lanes[i] for i in healthy]))
+            if signals:
+                raise Preempted(128 + signals[0])
+            if stopped:
+                break
+        self._share(lanes, state, clock)
 
-                stopped = schedule.out_of_patience(step, np.max(np.asarray(state.best.step)))
-                if schedule.due(step, schedule.checkpoint_every) or stopped or signals:
-                    host["wall_seconds"] = time.perf_counter() - began
-                    checkpoints.save(step, state, host)
-                if signals:
-                    raise Preempted(128 + signals[0])
-        wall_seconds = time.perf_counter() - began
-
-    memory = advance[max(lengths)].memory_analysis()
-    return [
-        FitResult(
-            state=jax.tree.map(lambda leaf, lane=lane: leaf[lane], state) if lanes else state,
-            wall_seconds=wall_seconds,
-            steps_per_second=step / host["update_seconds"],
-            compile_seconds=compile_seconds,
-            program_memory_bytes=memory and memory.temp_size_in_bytes,
+    def result(self, lane: Lane) -> FitResult:
+        """How it went."""
+        return FitResult(
+            state=lane.state,
+            wall_seconds=lane.wall_seconds,
+            steps_per_second=lane.step / lane.update_seconds if lane.update_seconds else 0.0,
+            compile_seconds=self.calls.compile_seconds,
+            program_memory_bytes=lane.memory_bytes,
             peak_memory_bytes=_peak_memory_bytes(),
-            stopped_early=stopped and step < schedule.steps,
-            error=error,
+            stopped_early=not lane.error and lane.step < self.schedule.steps,
+            error=lane.error,
         )
-        for lane, error in enumerate(errors)
-    ]
+
+    def _joined(self, trees: Sequence[Any]) -> Any:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) if self.lanes else trees[0]
+
+    def _share(self, lanes: Sequence[Lane], state: State, clock: float) -> float:
+        """Gives each lane its state, and its time since `clock`; returns the time of now."""
+        now = time.perf_counter()
+        for i, lane in enumerate(lanes):
+            lane.state = jax.tree.map(lambda leaf, i=i: leaf[i], state) if self.lanes else state
+            lane.wall_seconds += now - clock
+            lane.memory_bytes = self.calls.memory_bytes
+        return now
+
+    def _log(self, lanes: Sequence[Lane], healthy: Sequence[int], step: int, split: str, values: Mapping) -> None:
+        epoch = self.program.steps_per_epoch and step / self.program.steps_per_epoch
+        for i in healthy:
+            clock = {"step": step, "epoch": epoch, "seconds": lanes[i].update_seconds, "split": split}
+            lanes[i].run.log({**clock, **{name: float(value[i]) for name, value in values.items()}})
 
 
-def _each_lane(function: Callable) -> Callable:
-    """numbers, data, state -> result, for numbers, state and result with a leading axis of lanes; see `fit_lanes`."""
-    if jax.default_backend() != "cpu":
-        return jax.vmap(function, in_axes=(0, None, 0))
-    return lambda numbers, data, state: jax.lax.map(lambda lane: function(lane[0], data, lane[1]), (numbers, state))
-
-
-def _updates(program: Program, length: int) -> Callable:
-    """numbers, data, state -> (state, metrics [length], `_sound`): `length` updates."""
-
-    def updates(numbers: Numbers, data: PyTree, state: State) -> tuple[State, Metrics, Metrics]:
-        def update(state: State, _: None) -> tuple[State, Metrics]:
-            state, metrics = program.update(numbers, data, state)
-            _check_metrics("update", metrics, "loss")
-            return state, metrics
-
-        state, metrics = jax.lax.scan(update, state, length=length)
-        # Once a call and not once a step: what is not finite stays so, and is in the loss of the next step.
-        return state, metrics, _sound(numbers, data, state)
-
-    return updates
-
-
-def _sound(numbers: Numbers, data: PyTree, state: State) -> Metrics:
-    """bool [] for each leaf of the params, the optimizer and the carry: whether it is finite."""
-    del numbers, data
-    watched = {"params": state.params, "opt_state": state.opt_state, "carry": state.carry}
-    return {f"{part}{path}": good for part, tree in watched.items() for path, good in finite_leaves(tree).items()}
-
-
-def _evaluation(evaluate: Callable[[Numbers, PyTree, State], Metrics], monitor: str) -> Callable:
-    """numbers, data, state -> (state, metrics): evaluates, and keeps the params if they are the best so far."""
-
-    def evaluation(numbers: Numbers, data: PyTree, state: State) -> tuple[State, Metrics]:
-        metrics = evaluate(numbers, data, state)
-        _check_metrics("evaluate", metrics, monitor)
-        value = metrics[monitor].astype(jnp.float32)
-        better = jnp.isfinite(value) & (value < state.best.value)
-        now = Best(value, state.step, state.params)
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), now, state.best)
-        return state._replace(best=best), metrics
-
-    return evaluation
-
-
-def _check_metrics(function: str, metrics: Metrics, required: str) -> None:
-    if required not in metrics:
-        raise ValueError(f"{function} must return the metric {required!r}, got {sorted(metrics)}")
-    for name, value in metrics.items():
-        if name in ("step", "epoch", "split", "seconds"):
-            raise ValueError(f"{function} must not return a metric named {name!r}: every record has that field")
-        if jnp.shape(value):
-            raise ValueError(f"{function} must return scalar metrics, got {name!r} of shape {jnp.shape(value)}")
-
-
-def _compile(function: Callable, numbers: Numbers, data: PyTree, state: State) -> jax.stages.Compiled:
-    """Ahead of time, so that compilation is timed apart; the memory of the state is reused for the new one."""
-    return jax.jit(function, donate_argnums=2).lower(numbers, data, state).compile()
-
-
-def _lane(metrics: Mapping[str, Any], lane: int) -> dict[str, float]:
-    return {name: float(np.atleast_1d(values)[lane]) for name, values in metrics.items()}
+def _find_errors(lanes: Sequence[Lane], step: int, losses: np.ndarray, finite: Mapping[str, np.ndarray]) -> None:
+    """Notes in each lane what is not finite in the losses [lanes, length] of a call, or in the state after it."""
+    for i, lane in enumerate(lanes):
+        if lane.error:
+            continue
+        bad = np.flatnonzero(~np.isfinite(losses[i]))
+        broken = [path for path in lane.watched if not np.atleast_1d(finite[path])[i]]
+        if bad.size:
+            lane.error = f"loss is {losses[i, bad[0]]} at step {step - len(losses[i]) + bad[0] + 1}"
+        elif broken:
+            lane.error = f"{broken[0]} is not finite after step {step}, whose loss was {losses[i, -1]}"
 
 
 def _peak_memory_bytes() -> int:

@@ -1,19 +1,25 @@
 """The files of a run: what was asked for, what was measured, and how it ended."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import io
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from seqjax.train.differences import differences
 from seqjax.train.finite import not_finite
+from seqjax.train.lock import Lock
 from seqjax.train.strict_json import decode, encode
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seqjax")
@@ -22,15 +28,19 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seqj
 class Run:
     """A run directory.
 
-        config.json    {"flags", "versions", "commit", "device", "seed"}, written once when the run is opened
+        config.json    {"flags", "versions", "commit", "device", "seed"}, written when the run is first opened; where it
+                       was resumed by other code or versions, also "changed", a list of what differed each time
         metrics.jsonl  one object a line: {"step", "epoch", "split", "seconds", ...values}; a value that is not finite
                        is written as "NaN", "Infinity" or "-Infinity" (`strict_json`)
         result.json    the final numbers, all finite; its presence says that the run is finished
         error.txt      why the last attempt failed, if it did
+        .lock          who writes to the run
         checkpoints/   figures/
 
-    Every file but metrics.jsonl is replaced atomically. That one is appended to, and `rewind` drops what a killed
-    process wrote after its last checkpoint, half a line included.
+    Every file but metrics.jsonl is replaced atomically. That one is appended to. A checkpoint holds its `mark`, and
+    `rewind` drops what a killed process wrote after that, half a line included.
+
+    A run that was opened is written to by this process alone, until it is closed or the process ends.
 
     Attributes:
       directory: the path.
@@ -47,10 +57,15 @@ class Run:
         self._metrics = self.directory / "metrics.jsonl"
         self._result = self.directory / "result.json"
         self._error = self.directory / "error.txt"
+        self._lock: Lock | None = None
+        self._release: Callable[[], Any] = lambda: None
 
     @classmethod
     def open(cls, directory: str | os.PathLike, config: dict, *, resume: bool = True) -> "Run":
-        """Starts the run in `directory`, or goes on with the one that is there.
+        """Starts the run in `directory`, or resumes the one that is there; a finished one is opened as by `read`.
+
+        Where code, versions or device are not those that the checkpoints were made with, that is a warning on stderr,
+        and is recorded in config.json.
 
         Args:
           directory: created where missing.
@@ -60,21 +75,45 @@ class Run:
         Raises:
           ValueError: the run that is there has other flags.
           FileExistsError: a run is there, and `resume` is False.
+          InUse: another process writes to it.
         """
         directory = Path(directory)
-        path = directory / "config.json"
         flags = decode(encode(config))
-        if path.exists():
+        if (directory / "config.json").exists():
             if not resume:
                 raise FileExistsError(f"{directory} already holds a run; choose another directory or resume it")
             run = cls.read(directory)
-            _check_same_flags(directory, given=flags, found=run.flags)
-        else:
-            run = cls(directory, _describe(flags))
-            directory.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, _json(run.config))
+            run.check_flags(flags)
+            if run.finished:
+                return run
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = Lock.take(directory)
+        try:
+            run = cls._begin(directory, flags)
+        except BaseException:
+            lock.release()
+            raise
+        run._lock = lock
+        run._release = weakref.finalize(run, lock.release)
+        return run
+
+    @classmethod
+    def _begin(cls, directory: Path, flags: dict) -> "Run":
+        """The run in a directory that is locked."""
+        path = directory / "config.json"
+        now = _describe(flags)
+        run = cls.read(directory) if path.exists() else cls(directory, now)
+        run.check_flags(flags)
         run.checkpoints.mkdir(exist_ok=True)
         run.figures.mkdir(exist_ok=True)
+        if not any(run.checkpoints.iterdir()):
+            run.config = now  # nothing is left of what other code computed
+        elif changes := differences(_environment(now), _environment(run.config)):
+            print(f"WARNING: {directory} is resumed by other code: {'; '.join(changes)}", file=sys.stderr)
+            since = datetime.now().astimezone().isoformat(timespec="seconds")
+            run.config = {**run.config, "changed": [*run.changed, {"since": since, **_environment(now)}]}
+        if not path.exists() or cls.read(directory).config != decode(encode(run.config)):
+            write_atomic(path, _json(run.config))
         run._error.unlink(missing_ok=True)
         return run
 
@@ -99,13 +138,31 @@ class Run:
         """The flags that the run was started with."""
         return self.config["flags"]
 
+    def check_flags(self, flags: dict) -> None:
+        """Raises ValueError where `flags` are not those of the run; names the differences."""
+        if different := differences(decode(encode(flags)), self.flags):
+            raise ValueError(f"{self.directory} holds a run with other flags: {'; '.join(different)}")
+
+    @property
+    def changed(self) -> list[dict[str, Any]]:
+        """Commit, device and versions of each resume by others than before, oldest first."""
+        return self.config.get("changed", [])
+
+    def close(self) -> None:
+        """Lets other processes write to the run."""
+        if self._lock:
+            self._release()
+            self._lock = None
+
     def log(self, record: dict) -> None:
         """Appends one record to metrics.jsonl.
 
         Raises:
+          ValueError: the run is not open to be written.
           OSError: it could not be written; `rewind` removes what was.
           TypeError: a value is neither JSON nor an array.
         """
+        self._check_open()
         line = encode(record) + "\n"
         with _named_errors(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
             file.write(line)
@@ -122,11 +179,39 @@ class Run:
         lines = self._metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
         return [_parse(line, f"{self._metrics}, line {number}") for number, line in enumerate(lines, start=1)]
 
-    def rewind(self, step: int) -> None:
-        """Drops the records after `step`, and half a line at the end, so that training can go on from there."""
-        if self._metrics.exists():
-            kept = [record for record in self.records() if record["step"] <= step]
-            write_atomic(self._metrics, "".join(encode(record) + "\n" for record in kept))
+    def mark(self) -> dict[str, Any]:
+        """How many records there are, and a hash of them, once they are on the disk.
+
+        Raises:
+          InUse: another process has taken the run from this one, or its directory was removed.
+        """
+        self._check_open().check()
+        if not self._metrics.exists():
+            return _mark([])
+        with _named_errors(self._metrics), self._metrics.open("rb") as file:
+            os.fsync(file.fileno())
+            return _mark(_lines(file.read()))
+
+    def rewind(self, mark: dict[str, Any] | None = None) -> None:
+        """Drops the records after a mark, and half a line at the end; without a mark, all.
+
+        Raises:
+          ValueError: records before the mark are missing or were changed.
+        """
+        self._check_open()
+        mark = mark or _mark([])
+        content = self._metrics.read_bytes() if self._metrics.exists() else b""
+        lines = _lines(content)
+        kept = lines[: mark["records"]]
+        if _mark(kept) != mark:
+            self.records()  # a line that is no record is named
+            what = f"has {len(lines)} records" if len(lines) < mark["records"] else "was changed"
+            raise ValueError(
+                f"{self._metrics} {what}, expected the {mark['records']} that the checkpoint was written after:"
+                f" restore the file, or remove {self.checkpoints} to train from the start"
+            )
+        if content != b"".join(kept):
+            write_atomic(self._metrics, b"".join(kept))
 
     def finish(self, result: dict) -> None:
         """Writes the final numbers, which marks the run as finished.
@@ -134,6 +219,7 @@ class Run:
         Raises:
           FloatingPointError: for a number that is not finite: a run with such a result did not succeed.
         """
+        self._check_open().check()
         if bad := [f"{name} is {value}" for name, value in not_finite(result)]:
             raise FloatingPointError(f"the result of {self.directory} is not finite: {', '.join(bad)}")
         write_atomic(self._result, _json(result))
@@ -156,12 +242,18 @@ class Run:
 
     def fail(self, message: str) -> None:
         """Writes why the run failed; opening the run again removes it."""
+        self._check_open()
         write_atomic(self._error, message.rstrip() + "\n")
 
     @property
     def error(self) -> str | None:
         """Why the last attempt failed; None if it did not."""
         return self._error.read_text(encoding="utf-8").rstrip() if self._error.exists() else None
+
+    def _check_open(self) -> Lock:
+        if self._lock is None:
+            raise ValueError(f"the run in {self.directory} is not open to be written: it is finished, closed or read")
+        return self._lock
 
 
 def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:
@@ -198,15 +290,13 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _check_same_flags(directory: Path, *, given: dict, found: dict) -> None:
-    missing = "(no such flag)"
-    differences = [
-        f"{name}: given {given.get(name, missing)!r}, found {found.get(name, missing)!r}"
-        for name in sorted(given.keys() | found.keys())
-        if encode(given.get(name, missing)) != encode(found.get(name, missing))
-    ]
-    if differences:
-        raise ValueError(f"{directory} holds a run with other flags: {'; '.join(differences)}")
+def _lines(content: bytes) -> list[bytes]:
+    """The complete lines, each with its end."""
+    return [line + b"\n" for line in content.split(b"\n")[:-1]]
+
+
+def _mark(lines: list[bytes]) -> dict[str, Any]:
+    return {"records": len(lines), "hash": hashlib.blake2b(b"".join(lines), digest_size=16).hexdigest()}
 
 
 def _describe(flags: dict) -> dict:
@@ -224,6 +314,13 @@ def _describe(flags: dict) -> dict:
     }
 
 
+def _environment(config: dict) -> dict[str, Any]:
+    """Commit, device and versions of a config.json, as it was written or last changed."""
+    if latest := config.get("changed"):
+        return {name: value for name, value in latest[-1].items() if name != "since"}
+    return {"commit": config.get("commit"), "device": config.get("device"), **config.get("versions", {})}
+
+
 def _version(package: str) -> str | None:
     """The version of an installed distribution; None for a source tree that is merely on the path."""
     try:
@@ -239,7 +336,9 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        # Ends in "-dirty" where files differ from those of the commit.
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        head = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip()

@@ -1,0 +1,210 @@
+"""One writer for a directory: whoever writes holds its lock, a file that says who that is.
+
+The kernel releases the lock of a process that ends, however it ends. On a file system that several hosts share, its
+locks may not reach from host to host. So the holder also touches the file every few seconds, and a lock that was left
+by another host counts as held for as long as somebody touches it.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+NAME = ".lock"
+BEAT = 5.0  # seconds between two touches
+PATIENCE = 20.0  # seconds without a touch after which the lock of another host is free
+
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+_guard = threading.RLock()
+_held: dict[tuple[int, int], "Lock"] = {}  # of this process, by device and inode
+_beating: list[threading.Thread] = []
+
+
+class InUse(RuntimeError):  # noqa: N818 (the name says it)
+    """Another process writes to the directory; the message names it."""
+
+
+class Lock:
+    """The lock of `directory`, held by this process from `take` until `release`, as often as it is taken."""
+
+    def __init__(self, directory: Path, file: int):
+        """Use `Lock.take`."""
+        self.directory = directory
+        self.process = os.getpid()
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        self._own = {"process": self.process, "host": socket.gethostname(), "since": since}
+        self._file = file
+        self._times = 0
+
+    @classmethod
+    def take(cls, directory: str | os.PathLike, *, inherited: bool = False) -> "Lock":
+        """Takes the lock of a directory, or takes it once more where this process holds it.
+
+        Args:
+          directory: one that exists.
+          inherited: whether programs that this process starts hold the lock too, until they end.
+
+        Raises:
+          InUse: another process holds it.
+          OSError: its file cannot be written.
+        """
+        directory = Path(directory)
+        path = directory / NAME
+        with _guard:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                held = _held.get(_identity(file))
+                if held is None or held.process != os.getpid():  # a fork has what its parent held
+                    held = cls(directory, file)
+                    held._acquire(path)
+                    _held[_identity(file)] = held
+                    file = None
+                held._times += 1
+                if inherited:
+                    os.set_inheritable(held._file, True)
+                return held
+            finally:
+                if file is not None:
+                    os.close(file)
+
+    def release(self) -> None:
+        """Gives the lock back, once for every time that it was taken."""
+        with _guard:
+            self._times -= 1
+            if self._times or self.process != os.getpid():
+                return
+            _held.pop(_identity(self._file), None)
+            with contextlib.suppress(OSError):  # a disk that went away: the kernel releases the lock all the same
+                os.ftruncate(self._file, 0)
+            os.close(self._file)
+
+    def check(self) -> None:
+        """Raises InUse where another process has taken the lock, or the directory was removed or replaced."""
+        path = self.directory / NAME
+        try:
+            holder = _parse(path.read_bytes())
+        except FileNotFoundError:
+            raise InUse(f"{self.directory} was removed or replaced while process {self.process} wrote to it") from None
+        if holder != self._own:
+            raise InUse(_message(path, holder))
+
+    def _acquire(self, path: Path) -> None:
+        local = _lock(self._file, path)
+        holder = _holder(self._file)
+        # On this host a lock that can be had is free, whatever its file still says.
+        if holder and not (local and holder.get("host") == socket.gethostname()) and _touched(path, holder):
+            raise InUse(_message(path, holder))
+        try:
+            content = json.dumps(self._own).encode()
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, content, 0)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        if not local:
+            time.sleep(1)  # for another that found it free at the same moment: the later one of both has it
+            self.check()
+        if not _beating or not _beating[0].is_alive():
+            _beating[:] = [threading.Thread(target=_beat, name="seqjax-locks", daemon=True)]
+            _beating[0].start()
+
+
+def _identity(file: int) -> tuple[int, int]:
+    status = os.fstat(file)
+    return status.st_dev, status.st_ino
+
+
+def _lock(file: int, path: Path) -> bool:
+    """Locks an open file; whether the file system can do that.
+
+    Raises:
+      InUse: somebody else has locked it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return False
+        if not isinstance(error, BlockingIOError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise InUse(_message(path, _holder(file))) from None
+    return True
+
+
+def _holder(file: int) -> dict[str, Any]:
+    return _parse(os.pread(file, 4096, 0))
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    """Who holds the lock; {} where its file does not tell, or was cut off."""
+    try:
+        holder = json.loads(content)
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _touched(path: Path, holder: dict[str, Any]) -> bool:
+    """Whether somebody touches the file while this process waits for it."""
+    print(
+        f"{path} was left by process {holder.get('process')} on {holder.get('host')}: waiting {PATIENCE:.0f} s to see"
+        " whether it is alive",
+        file=sys.stderr,
+    )
+    first, end = path.stat().st_mtime_ns, time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        time.sleep(min(1, BEAT / 5))
+        # Opened again each time: a network file system keeps the times of a file that is open.
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_mtime_ns != first:
+                return True
+    return False
+
+
+def _beat() -> None:
+    while True:
+        time.sleep(BEAT)
+        with _guard:
+            for lock in _held.values():
+                with contextlib.suppress(OSError):
+                    os.utime(lock._file)
+
+
+def _message(path: Path, holder: dict[str, Any]) -> str:
+    """Who holds the lock, and what can be done."""
+    process, host, since = (holder.get(name, "?") for name in ("process", "host", "since"))
+    by = f"process {process} on {host} since {since}" if holder else "another process"
+    if holder.get("host", socket.gethostname()) == socket.gethostname() and not _alive(process):
+        left = _open_in(path)
+        by = f"what process {process} started and left behind" if holder else by
+        by += f": process {', '.join(map(str, left))}" if left else ""
+    return f"{path.parent} is in use by {by}; wait until it ends, or stop it"
+
+
+def _alive(process: Any) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, TypeError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _open_in(path: Path) -> list[int]:
+    """The processes of this host that have a file open, where /proc tells."""
+    found, own = [], path.stat()
+    for folder in Path("/proc").glob("[0-9]*"):
+        if int(folder.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):  # a process that has just ended, or belongs to somebody else
+            if any(os.path.samestat(file.stat(), own) for file in (folder / "fd").iterdir() if file.exists()):
+                found.append(int(folder.name))
+    return sorted(found)

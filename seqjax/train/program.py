@@ -1,0 +1,173 @@
+"""What is trained, and what one compiled call of the loop does with it."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.train.finite import finite_leaves
+
+PyTree = Any
+Numbers = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class Best(NamedTuple):
+    """The lowest monitored value so far (float32 []; inf before the first), the step (int32 []) and params there."""
+
+    value: jax.Array
+    step: jax.Array
+    params: PyTree
+
+
+class State(NamedTuple):
+    """Everything that a resume needs.
+
+    Attributes:
+      step: updates done, int32 [].
+      key: typed PRNG key; the randomness of a step is `jax.random.fold_in(state.key, state.step)`.
+      params: what is trained.
+      opt_state: state of the optimizer.
+      carry: what truncated training carries from one update to the next; () if nothing.
+      best: see `Best`.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    params: PyTree
+    opt_state: PyTree
+    carry: PyTree
+    best: Best
+
+
+class Program(NamedTuple):
+    """What is trained; the functions are pure and jittable.
+
+    Attributes:
+      init: numbers -> State.
+      update: numbers, data, state -> (state, metrics): ONE optimizer update. The step of the state is one more than
+        before, and the metrics are scalars that include "loss".
+      evaluate: numbers, data, state -> metrics on held-out data; None if there is none.
+      data: device arrays, passed to update and evaluate as an argument, since arrays that are closed over become
+        constants of the compiled program.
+      held_out: what is read after the training alone, such as a test set; any tree of arrays.
+      monitor: the metric of evaluate that `Best` and early stopping watch; lower is better.
+      steps_per_epoch: for the records; None if epochs mean nothing here.
+
+    `numbers` is a dict of float32 or int32 scalars: what may differ between the lanes of one compiled program.
+    """
+
+    init: Callable[[Numbers], State]
+    update: Callable[[Numbers, PyTree, State], tuple[State, Metrics]]
+    evaluate: Callable[[Numbers, PyTree, State], Metrics] | None
+    data: PyTree
+    monitor: str = "loss"
+    steps_per_epoch: int | None = None
+    held_out: PyTree = ()
+
+
+def initial_state(key: jax.Array, params: PyTree, opt_state: PyTree, carry: PyTree = ()) -> State:
+    """The state before the first update."""
+    return State(jnp.int32(0), key, params, opt_state, carry, Best(jnp.float32(jnp.inf), jnp.int32(0), params))
+
+
+def finite(state: State) -> Metrics:
+    """bool [] for each floating leaf of the params, the optimizer and the carry, by its path: whether it is finite."""
+    watched = {"params": state.params, "opt_state": state.opt_state, "carry": state.carry}
+    return {f"{part}{path}": good for part, tree in watched.items() for path, good in finite_leaves(tree).items()}
+
+
+class Calls:
+    """The compiled calls of a program, each compiled when it is first needed, for a state or for lanes of states.
+
+    An accelerator takes every step of all lanes at once (`jax.vmap`). A CPU takes a whole call of one lane after the
+    other (`lax.map`): its cores are busy with one lane already, and the memory of one lane stays in their caches.
+
+    Attributes:
+      compile_seconds: spent on compilation so far.
+      memory_bytes: temporary memory of the updates that were compiled last; None where XLA does not tell.
+    """
+
+    def __init__(self, program: Program, *, lanes: bool):
+        """`lanes`: whether numbers, states and metrics have a leading axis of lanes."""
+        self.compile_seconds = 0.0
+        self.memory_bytes: int | None = None
+        self._program = program
+        self._lanes = lanes
+        self._compiled: dict[tuple, jax.stages.Compiled] = {}
+
+    def updates(self, length: int, numbers: Numbers, state: State) -> jax.stages.Compiled:
+        """numbers, data, state -> (state, metrics [(lanes,) length], `finite`): `length` updates."""
+        new = (length, *_shape(numbers)) not in self._compiled
+        compiled = self._compile((length, *_shape(numbers)), _updates(self._program, length), numbers, state)
+        if new:
+            memory = compiled.memory_analysis()
+            self.memory_bytes = memory and memory.temp_size_in_bytes
+        return compiled
+
+    def evaluation(self, numbers: Numbers, state: State) -> jax.stages.Compiled | None:
+        """numbers, data, state -> (state, metrics): evaluates, and keeps the params if they are the best so far."""
+        if self._program.evaluate is None:
+            return None
+        function = _evaluation(self._program.evaluate, self._program.monitor)
+        return self._compile(("evaluate", *_shape(numbers)), function, numbers, state)
+
+    def _compile(self, key: tuple, function: Callable, numbers: Numbers, state: State) -> jax.stages.Compiled:
+        if key not in self._compiled:
+            began = time.perf_counter()
+            each = _each_lane(function) if self._lanes else function
+            # Ahead of time, so that compilation is timed apart; the memory of the state is reused for the new one.
+            lowered = jax.jit(each, donate_argnums=2).lower(numbers, self._program.data, state)
+            self._compiled[key] = lowered.compile()
+            self.compile_seconds += time.perf_counter() - began
+        return self._compiled[key]
+
+
+def _shape(numbers: Numbers) -> tuple[int, ...]:
+    return next((jnp.shape(number) for number in numbers.values()), ())
+
+
+def _each_lane(function: Callable) -> Callable:
+    """numbers, data, state -> result, for numbers, state and result with a leading axis of lanes."""
+    if jax.default_backend() != "cpu":
+        return jax.vmap(function, in_axes=(0, None, 0))
+    return lambda numbers, data, state: jax.lax.map(lambda lane: function(lane[0], data, lane[1]), (numbers, state))
+
+
+def _updates(program: Program, length: int) -> Callable:
+    def updates(numbers: Numbers, data: PyTree, state: State) -> tuple[State, Metrics, Metrics]:
+        def update(state: State, _: None) -> tuple[State, Metrics]:
+            state, metrics = program.update(numbers, data, state)
+            _check_metrics("update", metrics, "loss")
+            return state, metrics
+
+        state, metrics = jax.lax.scan(update, state, length=length)
+        # Once a call and not once a step: what is not finite stays so, and is in the loss of the next step.
+        return state, metrics, finite(state)
+
+    return updates
+
+
+def _evaluation(evaluate: Callable[[Numbers, PyTree, State], Metrics], monitor: str) -> Callable:
+    def evaluation(numbers: Numbers, data: PyTree, state: State) -> tuple[State, Metrics]:
+        metrics = evaluate(numbers, data, state)
+        _check_metrics("evaluate", metrics, monitor)
+        value = metrics[monitor].astype(jnp.float32)
+        better = jnp.isfinite(value) & (value < state.best.value)
+        now = Best(value, state.step, state.params)
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), now, state.best)
+        return state._replace(best=best), metrics
+
+    return evaluation
+
+
+def _check_metrics(function: str, metrics: Metrics, required: str) -> None:
+    if required not in metrics:
+        raise ValueError(f"{function} must return the metric {required!r}, got {sorted(metrics)}")
+    for name, value in metrics.items():
+        if name in ("step", "epoch", "split", "seconds"):
+            raise ValueError(f"{function} must not return a metric named {name!r}: every record has that field")
+        if jnp.shape(value):
+            raise ValueError(f"{function} must return scalar metrics, got {name!r} of shape {jnp.shape(value)}")
