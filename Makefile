@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint bench bench-methods bench-experiments bench-long bench-gradients api matrix transforms mutations sanitize constraints clean
+.PHONY: demo test test-slow lint bench bench-methods bench-experiments bench-long bench-gradients api matrix transforms mutations sanitize test-faults constraints clean
 
 demo: .venv/installed
 	$(BIN)/python launch.py
@@ -58,6 +58,10 @@ mutations: .venv/installed-dev
 # The compiled loop under the sanitizers of g++, about an hour: docs/sanitizers.md.
 sanitize: .venv/installed-dev
 	$(BIN)/python tests/sanitize.py
+
+# Real faults in great number, about half an hour: docs/reliability.md.
+test-faults: .venv/installed-dev
+	$(BIN)/python tests/faults.py
 
 # What the tests last ran with. Made from an environment that holds every extra; no address in it.
 constraints: .venv/installed-dev

@@ -192,7 +192,8 @@ def detector(config: SimpleNamespace, count: int) -> Detector:
 
 def program(config: SimpleNamespace) -> Program:
     """Mean absolute error of the forecasts on 80 % of the probationary rows; the others tell which params are best."""
-    data = streams(corpus(config.data_dir).values())
+    series = corpus(config.data_dir)
+    data = streams(series.values())
     count, longest = len(data.lengths), int(data.probation.max())
     batch, horizon = min(config.batch_size, count), config.horizon
     if batch < config.batch_size:
@@ -223,12 +224,12 @@ def program(config: SimpleNamespace) -> Program:
     def evaluate(numbers, data, params):
         return {"loss": error(data, params, jnp.arange(count, dtype=jnp.int32), "validation")}
 
-    return supervised.descent(config, model.init, gradient, evaluate, data, batches=count // batch)
+    return supervised.descent(config, model.init, gradient, evaluate, data, batches=count // batch, held_out=series)
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
     """Scores by profile and category; the scores of all rows, the weights, the alarms of each series, and a figure."""
-    series, data, params = corpus(config.data_dir), program.data, state.best.params
+    series, data, params = program.held_out, program.data, state.best.params
     detect = jax.jit(detector(config, len(series)).readings).lower(params, data.xs).compile()
     began = time.perf_counter()
     readings: Reading = jax.block_until_ready(detect(params, data.xs))

@@ -342,6 +342,7 @@ def _finish(
         "compile_seconds": fitted.compile_seconds,
         "program_memory_bytes": fitted.program_memory_bytes,
         "peak_memory_bytes": fitted.peak_memory_bytes,
+        "data_hash": fitted.data_hash,
     }
     if what := getattr(module, "generated", lambda flags: None)(vars(config)):
         result["generated"] = what

@@ -184,7 +184,7 @@ def program(config: SimpleNamespace) -> Program:
         nats = read(model, numbers, state.params, data[1])
         return _scores(config, supervised.weighted_mean(nats, data[1].real.astype(nats.dtype)))
 
-    return Program(init, update, evaluate, (streams, held_out), "loss", epoch)
+    return Program(init, update, evaluate, (streams, held_out), "loss", epoch, corpus.parts["test"])
 
 
 def _penalties(numbers: Any, ys: Array) -> Array:
@@ -214,7 +214,9 @@ def _counted(config: SimpleNamespace, corpus: corpora.Corpus) -> Program:
     def init(numbers):
         return initial_state(jax.random.key(numbers["seed"]), {}, {})
 
-    return Program(init, update, lambda numbers, data, state: _scores(config, data), nats)
+    # The part that is counted is no argument of an update, so it stands with what is read after the training.
+    read = {name: corpus.parts[name] for name in ("train", "test")}
+    return Program(init, update, lambda numbers, data, state: _scores(config, data), nats, held_out=read)
 
 
 def _count(config: SimpleNamespace, corpus: corpora.Corpus) -> KneserNey:

@@ -134,6 +134,7 @@ def network(config: SimpleNamespace) -> tuple[Callable, Callable]:
 def program(config: SimpleNamespace) -> Program:
     """Cross-entropy of the digits; the best params are those of the lowest validation loss."""
     data = {name: _on_device(config.data_dir, name) for name in ("train", "validation")}
+    test = _on_device(config.data_dir, "test")
     init, module = network(config)
     count = len(data["train"][1])
 
@@ -155,12 +156,12 @@ def program(config: SimpleNamespace) -> Program:
 
         return jax.tree.map(jnp.mean, windows.every(len(data["validation"][1]), _BATCH, scores))
 
-    return supervised.descent(config, init, gradient, evaluate, data, batches=count // config.batch_size)
+    return supervised.descent(config, init, gradient, evaluate, data, batches=count // config.batch_size, held_out=test)
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
     """Test accuracy; answers.npz with the answer of every test digit and the accuracy after each step, and a figure."""
-    test = _on_device(config.data_dir, "test")
+    test = program.held_out
     _, module = network(config)
 
     @jax.jit

@@ -197,8 +197,8 @@ def program(config: SimpleNamespace) -> Program:
     def evaluate(numbers, data: Tree, params):
         return _scores(network(numbers, params, None), data["validation"])
 
-    batches = buckets.batches(data["train"], config.batch_size)
-    return supervised.descent(config, init, gradient, evaluate, data, monitor="nll", batches=batches)
+    batches, test = buckets.batches(data["train"], config.batch_size), np.concatenate(parts["test"])
+    return supervised.descent(config, init, gradient, evaluate, data, monitor="nll", batches=batches, held_out=test)
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:

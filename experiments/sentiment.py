@@ -299,14 +299,14 @@ def program(config: SimpleNamespace) -> Program:
         losses = optax.losses.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
         return {"loss": losses.mean(), "accuracy": ((logits > 0) == (labels == 1)).astype(jnp.float32).mean()}
 
-    batches = buckets.batches(data["train"].tokens, config.batch_size)
-    return supervised.descent(config, model.init, gradient, evaluate, data, batches=batches)
+    batches, test = buckets.batches(data["train"].tokens, config.batch_size), _part(config, corpus, "test")
+    return supervised.descent(config, model.init, gradient, evaluate, data, batches=batches, held_out=test)
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
     """Test accuracy; the vocabulary, all test logits, the reviews that were most wrong, and a figure."""
     corpus = _corpus(config)
-    part, model = _part(config, corpus, "test"), network(config, corpus)
+    part, model = program.held_out, network(config, corpus)
     index, found = jax.jit(lambda params, part: _every_logit(model, vars(config), params, part))(
         state.best.params, part
     )

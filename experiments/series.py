@@ -233,12 +233,14 @@ def program(config: SimpleNamespace) -> Program:
         return {"loss": tasks.cross_entropy(logits, held.labels).mean(), "accuracy": right.mean()}
 
     given = {name: data[name] for name in ("train", "validation")}
-    return supervised.descent(config, model.init, gradient, evaluate, given, batches=count // config.batch_size)
+    return supervised.descent(
+        config, model.init, gradient, evaluate, given, batches=count // config.batch_size, held_out=data
+    )
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
     """Test accuracy of the last params; all test logits in answers.npz, and a figure of the answers."""
-    data, model, params = examples(config), network(config), state.params
+    data, model, params = program.held_out, network(config), state.params
     known, test = data["official"], data["test"]
     classes = _parts(config.data_dir, config.data, config.normalize)["test"].classes
 

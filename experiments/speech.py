@@ -172,13 +172,13 @@ def program(config: SimpleNamespace) -> Program:
         losses = tasks.cross_entropy(logits, part.digits)
         return {"loss": losses.mean(), "accuracy": (logits.argmax(-1) == part.digits).astype(jnp.float32).mean()}
 
-    data = {name: parts[name] for name in ("train", "validation")}
-    return supervised.descent(config, init, gradient, evaluate, data, batches=count // config.batch_size)
+    data, test = {name: parts[name] for name in ("train", "validation")}, parts["test"]
+    return supervised.descent(config, init, gradient, evaluate, data, batches=count // config.batch_size, held_out=test)
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
     """Test accuracy, of all words and of each digit that is said; logits in answers.npz, and a figure of confusions."""
-    part = words(config.data_dir, config.held_out)["test"]
+    part: Words = program.held_out
     _, module = network(config)
     run_network = jax.jit(lambda params, part: module(vars(config), params, None)(part.frames, part.lengths))
     logits, digits = np.asarray(run_network(state.best.params, part)), np.asarray(part.digits)

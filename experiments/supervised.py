@@ -109,6 +109,7 @@ def descent(
     data: Tree,
     monitor: str = "loss",
     batches: int | None = None,
+    held_out: Tree = (),
 ) -> Program:
     """What the training loop runs: the optimizer of the flags on some gradient.
 
@@ -121,6 +122,7 @@ def descent(
       data: device arrays that the functions get back.
       monitor: the one of these scalars that says which params are best; lower is better.
       batches: updates of an epoch; None where there is none.
+      held_out: arrays and texts that `finish` reads beside them.
     """
 
     def start(numbers):
@@ -139,7 +141,7 @@ def descent(
     def scored(numbers, data, state: State):
         return evaluate(numbers, data, state.params)
 
-    return Program(start, update, scored, data, monitor, batches)
+    return Program(start, update, scored, data, monitor, batches, held_out)
 
 
 def program(config: SimpleNamespace, task: tasks.Task, model: Model, monitor: str = "loss") -> Program:

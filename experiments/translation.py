@@ -234,8 +234,8 @@ def program(config: SimpleNamespace) -> Program:
     def evaluate(numbers, data: Tree, params):
         return {"loss": _mean_loss(module, numbers, params, data["validation"])}
 
-    batches = buckets.batches(data["train"], config.batch_size)
-    return supervised.descent(config, init, gradient, evaluate, data, batches=batches)
+    batches, test = buckets.batches(data["train"], config.batch_size), ["\n".join(one) for one in found.parts["test"]]
+    return supervised.descent(config, init, gradient, evaluate, data, batches=batches, held_out=test)
 
 
 def said(module: Any, numbers: Any, config: SimpleNamespace, width: int) -> Any:

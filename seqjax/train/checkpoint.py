@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from seqjax.train.differences import differences
+from seqjax.train.differences import differences, listed
 
 KEEP = 3  # one more than needed to survive a corrupt newest checkpoint
 
@@ -116,7 +116,7 @@ class Checkpoints:
         ):
             if different := differences(given, found):
                 raise ValueError(
-                    f"the checkpoint of step {step} in {self.directory} is of {what}: {'; '.join(different)}; give what"
+                    f"the checkpoint of step {step} in {self.directory} is of {what}: {listed(different)}; give what"
                     " it was made with, or remove this directory to train from the start"
                 )
 
@@ -132,7 +132,7 @@ class Checkpoints:
 
 
 def fingerprints(tree: Any) -> dict[str, str]:
-    """dtype, shape and a hash of the bytes of each leaf, by its path: "int32[500] 0f3c...", to tell data apart."""
+    """dtype, shape and a hash of the bytes of each leaf, array or string, by its path: "int32[500] 0f3c..."."""
     return {path: f"{_type(leaf)} {_hash(leaf).hexdigest()[:16]}" for path, leaf in _leaves(tree)}
 
 
@@ -149,6 +149,8 @@ def _type(leaf: Any) -> str:
 
 
 def _hash(leaf: Any) -> Any:
+    if isinstance(leaf, str):
+        return hashlib.blake2b(leaf.encode())
     if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return hashlib.blake2b(np.ascontiguousarray(leaf).view(np.uint8).data)

@@ -8,6 +8,15 @@ from seqjax.train.strict_json import encode
 MISSING = "(no such name)"
 
 
+MOST = 5  # differences that are named in one message
+
+
+def listed(entries: list[str]) -> str:
+    """The first entries in one line, and how many more there are."""
+    more = len(entries) - MOST
+    return "; ".join(entries[:MOST]) + (f"; and {more} more" if more > 0 else "")
+
+
 def differences(given: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """One entry for each name whose values differ as JSON: "name: given 1, found 2"."""
     return [

@@ -5,6 +5,7 @@ between calls. So a process that was killed repeats the calls it lost exactly, a
 """
 
 import contextlib
+import hashlib
 import resource
 import signal
 import sys
@@ -23,6 +24,7 @@ from seqjax.train.lane import Lane
 from seqjax.train.metrics import progress_bar
 from seqjax.train.program import Calls, Numbers, Program, State
 from seqjax.train.run import Run
+from seqjax.train.strict_json import encode
 
 SAVES = 4  # checkpoints that are written at the same time; more do not help
 
@@ -38,6 +40,7 @@ class FitResult(NamedTuple):
       program_memory_bytes: temporary memory of the compiled updates; None where XLA does not tell.
       peak_memory_bytes: of the device; where it does not tell (CPU), peak resident memory of this process.
       stopped_early: whether patience ran out.
+      data_hash: of all that the program reads.
       error: what a lane failed with (`fit_lanes`); None if it did not fail.
     """
 
@@ -48,6 +51,7 @@ class FitResult(NamedTuple):
     program_memory_bytes: int | None
     peak_memory_bytes: int
     stopped_early: bool
+    data_hash: str
     error: str | None
 
 
@@ -179,12 +183,14 @@ class _Loop:
     def __init__(self, program: Program, schedule: _Schedule, *, lanes: bool):
         self.program, self.schedule, self.lanes = program, schedule, lanes
         self.calls = Calls(program, lanes=lanes)
+        parts = {"": program.data, "held out ": program.held_out}
+        self.data = {part + path: one for part, tree in parts.items() for path, one in fingerprints(tree).items()}
+        self.data_hash = hashlib.blake2b(encode(self.data).encode(), digest_size=8).hexdigest()
 
     def restore(self, numbers: Sequence[Numbers], runs: Sequence[Run], opened: contextlib.ExitStack) -> list[Lane]:
         """The lanes as their checkpoints left them; `opened` closes them."""
-        init, data = jax.jit(self.program.init), fingerprints(self.program.data)
-        data |= {f"held out {path}": one for path, one in fingerprints(self.program.held_out).items()}
-        lanes = [Lane(run, own, init(own), data) for own, run in zip(numbers, runs, strict=True)]
+        init = jax.jit(self.program.init)
+        lanes = [Lane(run, own, init(own), self.data) for own, run in zip(numbers, runs, strict=True)]
         for lane in lanes:
             opened.callback(lane.close)
             try:
@@ -273,6 +279,7 @@ class _Loop:
             program_memory_bytes=lane.memory_bytes,
             peak_memory_bytes=_peak_memory_bytes(),
             stopped_early=not lane.error and lane.step < self.schedule.steps,
+            data_hash=self.data_hash,
             error=lane.error,
         )
 

@@ -52,7 +52,7 @@ class Program(NamedTuple):
       evaluate: numbers, data, state -> metrics on held-out data; None if there is none.
       data: device arrays, passed to update and evaluate as an argument, since arrays that are closed over become
         constants of the compiled program.
-      held_out: what is read after the training alone, such as a test set; any tree of arrays.
+      held_out: what is read after the training alone, such as a test set; any tree of arrays and strings.
       monitor: the metric of evaluate that `Best` and early stopping watch; lower is better.
       steps_per_epoch: for the records; None if epochs mean nothing here.
 
