@@ -175,6 +175,7 @@ def _broken(lines):
         (_changed, "was changed, expected the 3"),
         (_broken, "line 1: expected a JSON object, found"),
     ],
+    ids=["empty", "cut", "missing", "swapped", "changed", "broken"],
 )
 def test_records_that_are_missing_or_were_changed_are_refused(run, damage, message):
     for step in (10, 20, 30):
