@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch):
     """An empty cache, and a process in which nothing has failed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(build, "_failed", {})
-    monkeypatch.setattr(build, "_warned", [])
+    monkeypatch.setattr(build, "_warned", set())
     return tmp_path / "seqjax" / "native"
 
 
@@ -309,6 +309,28 @@ def test_a_library_of_another_user_is_not_loaded(folder, load):
     os.chown(path, USER, USER)
     load()
     assert path.stat().st_uid == 0
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root, to act as another user")
+def test_a_cache_that_belongs_to_another_user_is_not_used(folder, load):
+    load()
+    path = only(folder)
+    os.chown(path.parent, USER, USER)
+    before = path.stat()
+    with pytest.warns(RuntimeWarning, match=f"compiled cells are not kept: other users can write to {path.parent}"):
+        load()
+    assert path.stat() == before
+
+
+def test_what_others_could_write_to_is_made_private_and_compiled_again(folder, load):
+    load()
+    path = only(folder)
+    path.chmod(0o777)
+    path.parent.chmod(0o777)
+    before = path.stat().st_ino
+    load()
+    assert [only(folder).stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777] == [0o700, 0o700]
+    assert path.stat().st_ino != before
 
 
 def mounted(options, place, code=LOAD, **environment):

@@ -29,7 +29,7 @@ TIMEOUT = 300.0  # seconds until a compiler is taken to hang; it needs about ten
 _lock = threading.RLock()
 _registered: set[str] = set()  # XLA knows an entry point by name, once a process
 _failed: dict[tuple[str, ...], str] = {}  # errors, by source and compiler, or by a compiler that cannot be run at all
-_warned: list[str] = []
+_warned: set[str] = set()  # kinds of warnings that were given
 
 
 def compiler() -> list[str] | None:
@@ -124,10 +124,15 @@ def library(code: str) -> str:
 
 def warn_once(error: RuntimeError) -> None:
     """Warn, once a process, that a gated cell is run by another method than "native", and why."""
+    _warn_once(f'method "native" is left out: {error}')
+
+
+def _warn_once(message: str) -> None:
+    kind = message.partition(":")[0]
     with _lock:
-        if not _warned:
-            _warned.append(str(error))
-            warnings.warn(f'method "native" is left out: {error}', RuntimeWarning, stacklevel=3)
+        if kind not in _warned:
+            _warned.add(kind)
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def _load(name: str, code: str, command: list[str]) -> ctypes.CDLL:
@@ -147,17 +152,41 @@ def _open(path: Path) -> ctypes.CDLL:
     return shared
 
 
+def _own(path: Path) -> bool:
+    """Whether this user, or root, alone can change a file or a folder: who loads another's library runs their code."""
+    if sys.platform == "win32":
+        return True
+    status = path.stat()
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
+
+
+def _private_cache() -> Path:
+    """The cache, as a folder that nobody else can write to.
+
+    Raises:
+      OSError: if it cannot be made or belongs to somebody else.
+      RuntimeError: if there is no home.
+    """
+    folder = cache()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if sys.platform != "win32" and folder.stat().st_uid == os.geteuid():
+        folder.chmod(0o700)
+    if not _own(folder):
+        _warn_once(f"compiled cells are not kept: other users can write to {folder}")
+        raise PermissionError(str(folder))
+    return folder
+
+
 def _from_cache(name: str) -> ctypes.CDLL | None:
     """A library from the cache; None where there is none, or none that can be used."""
     try:
-        paths = sorted(cache().glob(f"{name}-*.so"))
+        folder = cache()
+        paths = sorted(folder.glob(f"{name}-*.so")) if _own(folder) else []
     except (OSError, RuntimeError):
         return None
     for path in paths:
         try:
-            # Who loads the library of another user runs their code.
-            own = sys.platform == "win32" or path.stat().st_uid in (0, os.geteuid())
-            if own and path.stem == f"{name}-{_digest(path.read_bytes())}":
+            if _own(path) and path.stem == f"{name}-{_digest(path.read_bytes())}":
                 return _open(path)
         except OSError:
             continue
@@ -172,11 +201,11 @@ def _to_cache(name: str, library: bytes) -> ctypes.CDLL:
     """
     file = f"{name}-{_digest(library)}.so"
     try:
-        folder = cache()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = _private_cache()
         with tempfile.TemporaryDirectory(dir=folder) as own:
             path = Path(own, file)
             path.write_bytes(library)
+            path.chmod(0o700)
             shared = _open(path)
             os.replace(path, folder / file)  # another process may do the same at this moment: either file is good
         return shared
