@@ -8,11 +8,9 @@ A sweep directory holds one directory a run, named by its swept values, and swee
 
 import contextlib
 import csv
-import fcntl
 import hashlib
 import io
 import itertools
-import os
 import re
 import sys
 import time
@@ -24,7 +22,7 @@ from typing import Any, NamedTuple
 from absl.flags import FlagValues
 from tqdm import tqdm
 
-from experiments import base, executors, report
+from experiments import base, executors, report, workers
 from experiments.executors import Member
 from seqjax.train.run import Run, write_atomic
 from seqjax.train.strict_json import decode, encode
@@ -169,15 +167,12 @@ def run(plan: Plan, executor: Callable[..., executors.Outcomes] = executors.debu
     Returns the exit code: 0; 1 where a run or the report failed; 2 where others work in the directory.
     """
     plan.directory.mkdir(parents=True, exist_ok=True)
-    with open(plan.directory / ".lock", "w") as lock:
-        # Inherited by the processes of the runs: a launcher that was killed may leave them behind.
-        os.set_inheritable(lock.fileno(), True)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another launcher, or runs that it left behind, work in {plan.directory}", file=sys.stderr)
-            return 2
-        return _run(plan, executor)
+    try:
+        with workers.claim(plan.directory):
+            return _run(plan, executor)
+    except workers.InUse as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
 def _run(plan: Plan, executor: Callable[..., executors.Outcomes]) -> int:
