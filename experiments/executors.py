@@ -132,7 +132,7 @@ def slurm(
                 submitted = True
             except (RuntimeError, OSError, jobs.NoAnswer) as error:  # RuntimeError: submitit's, with what sbatch said
                 reason = error.__cause__ if isinstance(error.__cause__, TimeoutError) else error
-                yield from ((member, f"could not be submitted: {_last_line(str(reason))}") for member in members)
+                yield from ((member, f"could not be submitted: {' '.join(str(reason).split())}") for member in members)
                 return
             while running:
                 stops.check()

@@ -95,6 +95,8 @@ class Worker:
 
     def ended(self) -> int | None:
         """Returns the exit code, minus the signal that killed it, or None; says once where the process is stopped."""
+        if self._process.returncode is not None:
+            return self._process.returncode
         # Left a zombie, since its number must be its own until the rest of its group was killed.
         status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
         stopped = status is not None and status.si_code == os.CLD_STOPPED

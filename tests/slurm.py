@@ -27,7 +27,7 @@ SlurmdSpoolDir={directory}/spool
 SlurmctldPidFile={directory}/slurmctld.pid
 SlurmdPidFile={directory}/slurmd.pid
 AuthType=auth/munge
-AuthInfo=socket={directory}/munge/socket,cred_expire=2
+AuthInfo=socket={directory}/munge/socket,cred_expire=5
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -114,24 +114,28 @@ class Slurm:
         except AssertionError:
             return False
 
-    def steps(self) -> list[int]:
-        """The processes that stand between slurmd and the jobs; they lead the sessions of the jobs."""
-        found = []
-        for file in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):
-                if f"SLURM_CONF={self.environment['SLURM_CONF']}".encode() in file.read_bytes():
-                    found.append(int(file.parent.name))
-        daemons = {daemon.pid for daemon in self._daemons.values()}
-        return [pid for pid in found if pid not in daemons]
+    def kill_jobs(self) -> None:
+        """Kills all processes of the jobs, with what stands between them and slurmd."""
+        ours = f"SLURM_CONF={self.environment['SLURM_CONF']}\0".encode()
+        doomed = set()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError, IndexError):
+                environment = (process / "environ").read_bytes()
+                if ours in environment and b"\0SLURM_JOB_ID=" in environment:
+                    parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+                    doomed.add(int(process.name))
+                    if Path("/proc", parent, "comm").read_text().startswith("slurmstepd"):
+                        doomed.add(int(parent))
+        for pid in doomed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """Ends everything, jobs too."""
         for name in ("slurmd", "slurmctld", "munged"):
             if name in self._daemons:
                 self.kill(name)
-        for pid in self.steps():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self.kill_jobs()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:

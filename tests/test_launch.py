@@ -92,7 +92,11 @@ def test_runs_left_behind_by_a_killed_launcher_are_not_started_twice(tmp_path, c
         process.kill()
         process.communicate()
         assert launch.main(arguments) == 2
-        assert f"runs that it left behind, work in {tmp_path}" in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert err.startswith(f"runs that a launcher left behind, work in {tmp_path}: ")
+        pids = sorted(processes_naming(tmp_path))
+        assert len(pids) == 2
+        assert err.endswith(f"or end them: kill {' '.join(map(str, pids))}\n")
     finally:
         process.kill()
         for left in processes_naming(tmp_path):
