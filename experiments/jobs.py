@@ -54,7 +54,8 @@ class Job:
     def __call__(self, experiment: str, config: SimpleNamespace, directory: Path) -> None:
         """Trains, and has the job queued again where Slurm announces its end (SIGUSR2).
 
-        Submitit would break off whatever runs when the signal comes. So the loop is asked to save its state first.
+        Submitit would break off whatever runs when the signal comes. So the loop is asked to save its state first: by
+        SIGINT, since Slurm sends SIGTERM itself, and of any signal the loop takes a second one for an order.
         """
         requeue: Any = signal.getsignal(signal.SIGUSR2)
         announced: list[int] = []
@@ -62,15 +63,17 @@ class Job:
         def announce(number: int, _: Any) -> None:
             if not announced:
                 announced.append(number)
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
 
         signal.signal(signal.SIGUSR2, announce)
-        # Heard where no loop runs yet; submitit ignores it, up to SIGKILL.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        # Heard where no loop runs; submitit ignores SIGTERM, up to SIGKILL.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
         try:
             base.run_one(importlib.import_module(experiment), config, directory)
         except SystemExit:
             if announced:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes with being queued again
                 requeue(announced[0], None)
             raise
 
@@ -156,13 +159,16 @@ class Watch:
             print("Slurm answers again", file=sys.stderr)
         self._answered, self._problem = now, ""
         self._say_what_waits([found[job] for job in jobs if job in found], now)
-        over = {}
+        over = []
         for job in jobs:
             if job in found and found[job].name not in ENDED:
                 self._ended.pop(job, None)
             elif now >= self._ended.setdefault(job, now) + SETTLED:
-                over[job] = f"job {job} of Slurm: {ENDED[found[job].name] if job in found else _forgotten(job)}"
-        return over
+                over.append(job)
+        states = {job: found[job].name for job in over if job in found}
+        states |= _forgotten([job for job in over if job not in found])
+        how = {job: ENDED.get(states.get(job, ""), "it has left the queue, without a result") for job in over}
+        return {job: f"job {job} of Slurm: {how[job]}" for job in over}
 
     def _say_what_waits(self, states: Sequence[State], now: float) -> None:
         waiting = [state for state in states if state.name not in ENDED]
@@ -174,14 +180,18 @@ class Watch:
             print(f"no job runs, {len(waiting)} wait: {kinds}; squeue --me says for what", file=sys.stderr)
 
 
-def _forgotten(job: str) -> str:
-    """How a job ended that is in the queue no longer."""
+def _forgotten(jobs: Sequence[str]) -> dict[str, str]:
+    """The states of jobs that are in the queue no longer, where there is accounting."""
+    if not jobs:
+        return {}
     try:
-        answer = ask("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={job}")
-    except NoAnswer:  # most often: there is no accounting
-        answer = ""
-    state = (answer.split() or [""])[0]  # "CANCELLED by 1000"
-    return ENDED.get(state, "it has left the queue, without a result")
+        answer = ask(
+            "sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", "-j", ",".join(jobs)
+        )
+    except NoAnswer:  # most often: there is none
+        return {}
+    rows = (line.split("|", 1) for line in answer.split("\n") if "|" in line)
+    return {job: state.split()[0] for job, state in rows if state}  # "CANCELLED by 1000"
 
 
 def cancel(folder: Path, known: Iterable[str], stops: Stops) -> None:
