@@ -116,6 +116,8 @@ def slurm(
     executor.update_parameters(
         name=base.name_of(module),
         timeout_min=minutes,
+        # Of a short time most must be left to train; 90 s are submitit's own.
+        slurm_signal_delay_s=min(90, 15 * minutes),
         slurm_partition=partition,
         slurm_array_parallelism=processes,
         # Also on a cluster that does not by default.
@@ -217,6 +219,8 @@ def _failure(job: Any, ending: str) -> str:
     """What submitit wrote about a job that failed, or how it ended and its last words where it wrote nothing."""
     if not job.paths.result_pickle.exists():
         words = _last_words(job.paths.stderr)
+        if "User defined signal 2" in words:
+            return f"{ending}: its time limit was announced before it could listen; raise --slurm_minutes"
         return f"{ending}; its last words: {words}" if words else ending
     try:
         # A sentence, a line of dashes, the trace, a line of dashes, where the logs are.

@@ -74,7 +74,10 @@ class Job:
         except SystemExit:
             if announced:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes with being queued again
-                requeue(announced[0], None)
+                try:
+                    requeue(announced[0], None)
+                except RuntimeError as error:  # submitit's: after three times
+                    raise RuntimeError(f"{str(error).rstrip('.')}: raise --slurm_minutes; the state is saved") from None
             raise
 
     def checkpoint(self, *arguments: Any) -> Any:
