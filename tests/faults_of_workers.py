@@ -41,6 +41,8 @@ class Launcher:
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         seeds = ",".join(map(str, SEEDS))
         flags = [f"--sweep=seed={seeds}", f"--executor={executor}", f"--workdir={self.sweep}", *flags]
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell: it would be inherited
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         with open(self._output, "wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "launch.py", "--experiment=toy_experiment", *flags],
