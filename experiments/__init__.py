@@ -10,6 +10,6 @@ Commands that use what a task trained:
 What one or two tasks lean on:
     corpora, reading (language), translation_baselines, detection (spotting), videos (direction, next_frame)
 What carries all of them:
-    base (flags, runs), supervised and tasks (training on whole sequences), command, sweep, executors, report (with its
-    plots and page)
+    base (flags, runs), supervised and tasks (training on whole sequences), command, sweep, executors (with its workers
+    and jobs), report (with its plots and page)
 """

@@ -226,13 +226,14 @@ def keep_compiled_programs(keep: bool) -> None:
         jax_config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def run_one(module: ModuleType, config: SimpleNamespace, directory: str | Path) -> dict[str, Any]:
+def run_one(module: ModuleType, config: SimpleNamespace, directory: str | Path, *, wait: float = 2.0) -> dict[str, Any]:
     """Trains one configuration in `directory`, from where an earlier start left it, and returns its result.
 
-    A finished run is not run again. An error is written to error.txt of the run and raised.
+    A finished run is not run again. An error is written to error.txt of the run and raised. A process that is ending
+    there is waited for, up to `wait` seconds.
     """
     keep_compiled_programs(config.compilation_cache)
-    with contextlib.closing(Run.open(directory, recorded(config))) as run:
+    with contextlib.closing(Run.open(directory, recorded(config), wait=wait)) as run:
         if run.finished:
             return run.result()
         try:

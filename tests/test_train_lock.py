@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def test_the_second_process_is_told_who_holds_the_lock(tmp_path, holder):
     with pytest.raises(InUse) as error:
         Lock.take(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path} is in use by process {holder.pid} on {host} since {since}; wait until it ends, or stop it"
+        f"{tmp_path} is in use by process {holder.pid} on {host} since {since};"
+        f" wait until it ends, or end it: kill {holder.pid}"
     )
 
 
@@ -63,8 +65,13 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
 
 def test_the_lock_of_a_stopped_process_is_not(tmp_path, holder):
     holder.send_signal(signal.SIGSTOP)
-    with pytest.raises(InUse, match=f"process {holder.pid}"):
+    with pytest.raises(InUse, match=f"process {holder.pid} .* or end it: kill -KILL {holder.pid}$"):
         Lock.take(tmp_path)
+
+
+def test_a_process_that_is_ending_is_waited_for(tmp_path, holder):
+    threading.Timer(1, holder.kill).start()
+    Lock.take(tmp_path, wait=20).release()
 
 
 def test_one_process_takes_it_again_and_gives_it_back_as_often(tmp_path):
@@ -110,14 +117,23 @@ def test_a_program_that_inherited_the_lock_is_named(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     gone = owner(tmp_path)["process"]
-    with pytest.raises(InUse, match=f"is in use by what process {gone} started and left behind: process") as error:
+    with pytest.raises(InUse, match=f"is in use by what process {gone} started and left behind; wait") as error:
         Lock.take(tmp_path)
-    left = int(str(error.value).split("behind: process ")[1].split(";")[0])
+    left = int(str(error.value).split("or end it: kill ")[1])
     assert Path(f"/proc/{left}/cmdline").read_bytes() == b"sleep\x0060\x00"
     os.kill(left, signal.SIGKILL)
     while Path(f"/proc/{left}/fd").exists() and list(Path(f"/proc/{left}/fd").iterdir()):
         time.sleep(0.01)
     Lock.take(tmp_path).release()
+
+
+def test_a_zombie_holds_nothing(tmp_path):
+    with open(tmp_path / ".lock", "w") as lock:
+        os.set_inheritable(lock.fileno(), True)
+        child = subprocess.Popen(["true"], close_fds=False)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert lock_module._open_in(tmp_path / ".lock") == []
+        child.wait()
 
 
 @pytest.fixture

@@ -66,7 +66,9 @@ def test_of_two_at_once_one_works_and_the_other_says_who(arguments, tmp_path, st
     assert [code for code, *_ in results] == [0, 2], results
     [winner] = [process for process in processes if process.returncode == 0]
     refused = results[1][2]
-    assert re.search(rf"{tmp_path / 'run'} is in use by process {winner.pid} on \S+ since 20\S+; wait until", refused)
+    where, who = tmp_path / "run", winner.pid
+    expected = rf"{where} is in use by process {who} on \S+ since 20\S+; wait until it ends, or end it: kill {who}$"
+    assert re.search(expected, refused, re.M)
     runs = [tmp_path / "run"] if arguments is SINGLE else sorted((tmp_path / "run").glob("seed=*"))
     assert [steps(run) for run in runs] == [TWICE] * len(runs)
     before = {path: path.read_bytes() for run in runs for path in run.rglob("*") if path.is_file()}

@@ -45,12 +45,13 @@ class Lock:
         self._times = 0
 
     @classmethod
-    def take(cls, directory: str | os.PathLike, *, inherited: bool = False) -> "Lock":
+    def take(cls, directory: str | os.PathLike, *, inherited: bool = False, wait: float = 2.0) -> "Lock":
         """Takes the lock of a directory, or takes it once more where this process holds it.
 
         Args:
           directory: one that exists.
           inherited: whether programs that this process starts hold the lock too, until they end.
+          wait: seconds that a process which was just killed may need to end.
 
         Raises:
           InUse: another process holds it.
@@ -64,7 +65,7 @@ class Lock:
                 held = _held.get(_identity(file))
                 if held is None or held.process != os.getpid():  # a fork has what its parent held
                     held = cls(directory, file)
-                    held._acquire(path)
+                    held._acquire(path, wait)
                     _held[_identity(file)] = held
                     file = None
                 held._times += 1
@@ -96,8 +97,8 @@ class Lock:
         if holder != self._own:
             raise InUse(_message(path, holder))
 
-    def _acquire(self, path: Path) -> None:
-        local = _lock(self._file, path)
+    def _acquire(self, path: Path, wait: float) -> None:
+        local = _lock(self._file, path, wait)
         holder = _holder(self._file)
         # On this host a lock that can be had is free, whatever its file still says.
         if holder and not (local and holder.get("host") == socket.gethostname()) and _touched(path, holder):
@@ -121,21 +122,25 @@ def _identity(file: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _lock(file: int, path: Path) -> bool:
+def _lock(file: int, path: Path, wait: float) -> bool:
     """Locks an open file; whether the file system can do that.
 
     Raises:
       InUse: somebody else has locked it.
     """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _UNSUPPORTED:
-            return False
-        if not isinstance(error, BlockingIOError):
+    end = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise InUse(_message(path, _holder(file))) from None
+            time.sleep(0.1)
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                return False
             raise OSError(error.errno, error.strerror, str(path)) from error
-        raise InUse(_message(path, _holder(file))) from None
-    return True
 
 
 def _holder(file: int) -> dict[str, Any]:
@@ -181,25 +186,19 @@ def _message(path: Path, holder: dict[str, Any]) -> str:
     """Who holds the lock, and what can be done."""
     process, host, since = (holder.get(name, "?") for name in ("process", "host", "since"))
     by = f"process {process} on {host} since {since}" if holder else "another process"
-    if holder.get("host", socket.gethostname()) == socket.gethostname() and not _alive(process):
-        left = _open_in(path)
-        by = f"what process {process} started and left behind" if holder else by
-        by += f": process {', '.join(map(str, left))}" if left else ""
-    return f"{path.parent} is in use by {by}; wait until it ends, or stop it"
-
-
-def _alive(process: Any) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, TypeError):
-        return False
-    except PermissionError:
-        pass
-    return True
+    if holder.get("host", socket.gethostname()) != socket.gethostname():
+        return f"{path.parent} is in use by {by}; wait until it ends, or end it there"
+    found = _open_in(path)
+    if holder and found and process not in found:
+        by = f"what process {process} started and left behind"
+    # A stopped process would not notice SIGTERM before it is continued.
+    force = "-KILL " if any(map(_is_stopped, found)) else ""
+    end = f": kill {force}{' '.join(map(str, found))}" if found else ""
+    return f"{path.parent} is in use by {by}; wait until it ends, or end it{end}"
 
 
 def _open_in(path: Path) -> list[int]:
-    """The processes of this host that have a file open, where /proc tells."""
+    """The other processes of this host that have a file open, where /proc tells."""
     found, own = [], path.stat()
     for folder in Path("/proc").glob("[0-9]*"):
         if int(folder.name) == os.getpid():
@@ -208,3 +207,11 @@ def _open_in(path: Path) -> list[int]:
             if any(os.path.samestat(file.stat(), own) for file in (folder / "fd").iterdir() if file.exists()):
                 found.append(int(folder.name))
     return sorted(found)
+
+
+def _is_stopped(process: int) -> bool:
+    try:
+        # The name of the program, in parentheses, may hold anything.
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False

@@ -61,7 +61,7 @@ class Run:
         self._release: Callable[[], Any] = lambda: None
 
     @classmethod
-    def open(cls, directory: str | os.PathLike, config: dict, *, resume: bool = True) -> "Run":
+    def open(cls, directory: str | os.PathLike, config: dict, *, resume: bool = True, wait: float = 2.0) -> "Run":
         """Starts the run in `directory`, or resumes the one that is there; a finished one is opened as by `read`.
 
         Where code, versions or device are not those that the checkpoints were made with, that is a warning on stderr,
@@ -71,6 +71,7 @@ class Run:
           directory: created where missing.
           config: all flags of the run, by name.
           resume: whether a run that is already there may be continued.
+          wait: seconds that a process which was just killed may need to end.
 
         Raises:
           ValueError: the run that is there has other flags.
@@ -87,7 +88,7 @@ class Run:
             if run.finished:
                 return run
         directory.mkdir(parents=True, exist_ok=True)
-        lock = Lock.take(directory)
+        lock = Lock.take(directory, wait=wait)
         try:
             run = cls._begin(directory, flags)
         except BaseException:
