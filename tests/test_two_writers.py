@@ -77,10 +77,10 @@ def test_of_two_at_once_one_works_and_the_other_says_who(arguments, tmp_path, st
 
 
 def test_a_single_run_on_the_directory_of_a_running_sweep_is_refused(tmp_path, start):
-    sweep = start(SWEEP, tmp_path)
+    sweep = start([*SWEEP, "--delay=15"], tmp_path)
     wait_for(lambda: len(list(tmp_path.glob("seed=*/config.json"))) == 2)
     for directory in (tmp_path, tmp_path / "seed=1"):
-        code, _, err = end(start([*SINGLE, "--seed=1"], directory))
+        code, _, err = end(start([*SINGLE, "--seed=1", "--delay=15"], directory))
         assert (code, f"is in use by process {sweep.pid}" in err) == (2, True), err
     assert end(sweep)[0] == 0
     assert [steps(run) for run in sorted(tmp_path.glob("seed=*"))] == [TWICE] * 2
