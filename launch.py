@@ -65,7 +65,7 @@ def experiment(name: str) -> ModuleType:
         files = sorted(Path(base.__file__).parent.glob("*.py"))
         known = [file.stem for file in files if "\nSTUDY = " in file.read_text()]
         stem = re.sub(r".*/|\.py$", "", name)
-        hint = f" (give the name alone: {stem})" if stem != name and stem.isidentifier() else ""
+        hint = f" (give the name alone: {stem})" if stem != name and stem in known else ""
         raise ValueError(f"no {about}{hint}; expected one of {', '.join(known)}, or any importable module")
     if lacking := [part for part in CONTRACT if not hasattr(module, part)]:
         raise ValueError(f"{about} lacks {', '.join(lacking)}: experiments/base.py says what an experiment is made of")
