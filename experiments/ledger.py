@@ -164,6 +164,9 @@ def _check_whole(run: Run, steps: float | None) -> None:
     absent = [name for name in ("versions", "commit", "device") if name not in run.config]
     if absent:
         raise ValueError(f"{run.directory / 'config.json'}: expected {', '.join(absent)}, found {sorted(run.config)}")
+    metrics = run.directory / "metrics.jsonl"
     last = max((record["step"] for record in run.records() if "step" in record), default=0)
     if steps is not None and last < steps:
-        raise ValueError(f"{run.directory / 'metrics.jsonl'} ends at step {last}, the run at step {steps}: it was cut")
+        raise ValueError(f"{metrics} ends at step {last}, the run at step {steps}: it was cut")
+    if metrics.exists() and metrics.read_bytes()[-1:] not in (b"", b"\n"):
+        raise ValueError(f"{metrics} ends in the middle of a line: it was cut")
