@@ -137,7 +137,8 @@ def summary(
             row.append(", ".join(kinds))
         row.append(f"{len(members)} of {len(members) + len(reasons)}" if reasons else len(members))
         if missing:
-            row.append("; ".join(shortened(reason) for reason in dict.fromkeys(reasons)) or None)
+            others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+            row.append(f"{shortened(reasons[0])}{others}" if reasons else None)
         for name in columns:
             values = [results[run.directory][name] for run in members if name in results[run.directory]]
             value = mean(values) if values else None

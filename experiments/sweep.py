@@ -269,8 +269,7 @@ def _close(plan: Plan, found: Ledger, problem: str | None) -> int:
             kind = "DAMAGED" if status == "damaged" else "FAILED"
             print(f"{kind:9}{name}: {visible(error or status)}", file=sys.stderr)
     if problem:
-        again = "the same command writes it again"
-        print(f"WARNING  the report is not whole: {visible(problem)}; {again}", file=sys.stderr)
+        print(f"WARNING  the report is not whole, the next launch writes it again: {visible(problem)}", file=sys.stderr)
     return 1 if any(error or status != "done" for status, error, *_ in found.entries.values()) else 0
 
 

@@ -99,7 +99,7 @@ def outcome(directory: Path) -> dict:
 
     with open(directory / "results.csv") as file:
         rows = [timeless(row) for row in csv.DictReader(file)]
-    sweep = json.loads((directory / "sweep.json").read_text())
+    sweep = json.loads((directory / "sweep.json").read_text()) | {"commit": None}  # of a tree that is worked on
     runs = {
         name: (
             timeless(json.loads((directory / name / "result.json").read_text())),

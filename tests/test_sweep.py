@@ -451,8 +451,8 @@ def test_a_report_that_fails_does_not_fail_the_sweep_and_is_written_by_the_next_
     assert again(copied) == 0
     out, err = capsys.readouterr()
     assert "final_loss" in out
-    cure = "move it away; the same command goes on from here; the same command writes it again"
-    assert err == f"WARNING  the report is not whole: {page}: Is a directory; {cure}\n"
+    warning = "WARNING  the report is not whole, the next launch writes it again"
+    assert err == f"{warning}: {page}: Is a directory; move it away; the same command goes on from here\n"
     page.rmdir()
 
     def broken(*_, **__):
@@ -491,9 +491,8 @@ def test_a_finished_sweep_is_looked_at_on_a_disk_that_only_reads(whole, small_di
     assert again(copied) == 0
     out, err = capsys.readouterr()
     assert "final_loss" in out
-    assert err == (
-        f"WARNING  the report is not whole: nothing can be written to {copied}; the same command writes it again\n"
-    )
+    warning = "WARNING  the report is not whole, the next launch writes it again"
+    assert err == f"{warning}: nothing can be written to {copied}\n"
     assert again(copied, "0:3") == 1
     line = f"launch.py: {copied}/.lock: Read-only file system; choose another directory with --workdir\n"
     assert capsys.readouterr().err == line
@@ -507,7 +506,7 @@ def test_a_finished_sweep_is_looked_at_on_a_full_disk(whole, small_disk, capsys)
     assert again(copied) == 0
     out, err = capsys.readouterr()
     assert "final_loss" in out
-    assert err.startswith("WARNING  the report is not whole: ")
+    assert err.startswith("WARNING  the report is not whole, the next launch writes it again: ")
     assert "No space left on device; make room" in err
     assert err.count("\n") == 1
     assert (copied / "report.html").read_bytes() == (whole / "report.html").read_bytes()
