@@ -3,9 +3,10 @@
 Without any flag: the main job, truncated against full back-propagation through time on the embedded corpus.
 
 A sweep is a product of axes: ";" between axes, "," between values, and a:b for the integers a, ..., b - 1
-(seed=0:3 is 0, 1, 2). Without --sweep the experiment's own STUDY is run. Any flag of the experiment may be given
-beside the flags below and then holds for all runs (--steps=100 --data_dir=DIR). Everything is checked before the
-first run starts. The same command again goes on where it was ended: finished runs are not run again, broken ones are.
+(seed=0:3 is 0, 1, 2), at most 10,000 runs in all. Without --sweep the experiment's own STUDY is run. Any flag of the
+experiment may be given beside the flags below and then holds for all runs (--steps=100 --data_dir=DIR). Everything is
+checked before the first run starts. The same command again goes on where it was ended: finished runs are not run
+again, broken ones are.
 """
 
 import copy

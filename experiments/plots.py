@@ -40,6 +40,8 @@ STYLE: dict = {
 }
 # With two runs the quantile of Student's t is 12.7, and the interval says nothing but that.
 FEWEST_RUNS = 3
+# A legend of more is longer than the figure that it explains, and takes minutes to lay out.
+MOST_LABELS = 60
 # Cosines, shares and per cents end at these; a margin does not go past one that no curve passes.
 BOUNDS = (-100.0, -1.0, 0.0, 1.0, 100.0)
 # Black follows the color of the text, which an SVG in a page takes from the reader's preference.
@@ -190,7 +192,12 @@ def finish(figure: "Figure") -> None:
         return
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.lines import Line2D
 
+    if len(found) > MOST_LABELS:
+        found = {
+            f"{len(found):,} curves, too many for a legend: the tables name them": Line2D([], [], linestyle="none")
+        }
     plain(figure)
     FigureCanvasAgg(figure)
     labels = [drawable(textwrap.fill(label, 48)) for label in found]

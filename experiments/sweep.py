@@ -274,7 +274,7 @@ def _close(plan: Plan, found: Ledger, problem: str | None) -> int:
 
 
 def _train(plan: Plan, waiting: Sequence[Member], executor: Callable, found: Ledger) -> None:
-    start, total = time.monotonic(), len(waiting)
+    start, total, due = time.monotonic(), len(waiting), 0.0
     outcomes = executor(plan.module, waiting)
     with contextlib.closing(outcomes), tqdm(total=total, unit="run", disable=None) as bar:
         for done, (member, error) in enumerate(outcomes, start=1):
@@ -285,5 +285,8 @@ def _train(plan: Plan, waiting: Sequence[Member], executor: Callable, found: Led
             remaining = f" (about {left:.0f} s left)" if done < total else ""
             bar.update()
             bar.write(f"[{done}/{total}] {member.name} {outcome}{remaining}", file=sys.stdout)
-            with contextlib.suppress(OSError):  # tried again at the end, and said there
-                found.write()
+            # What is written is of all runs: of thousands, not after each. A failure is tried again at the end.
+            if (began := time.monotonic()) >= due:
+                with contextlib.suppress(OSError):
+                    found.write()
+                due = time.monotonic() + 20 * (time.monotonic() - began)

@@ -12,6 +12,7 @@ import csv
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -79,8 +80,8 @@ def end(process: subprocess.Popen) -> tuple[int, str, str]:
         process.kill()
         process.communicate()
         raise LossError("hung: it did not end within three minutes") from None
-    if "Traceback" in err:
-        raise LossError(f"a traceback: {err.strip().splitlines()[-1][:300]}")
+    if found := re.search(r"Traceback \(most recent call last\):\n(?:.*\n)*?(\S*(?:Error|Exception).*)", err):
+        raise LossError(f"a traceback: {found[1][:300]}")
     if process.returncode not in (0, 1, 2):
         raise LossError(f"exit code {process.returncode}: {err[-300:]}")
     if process.returncode and not err.strip():

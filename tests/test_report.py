@@ -481,6 +481,16 @@ def test_any_text_names_a_row(tmp_path):
     assert [label.get_text() for label in axes.get_yticklabels()][:2] == ["a$b", "$x^2$"]
 
 
+def test_a_legend_of_too_many_curves_is_a_line():
+    [figure], [axes] = report.separate("loss")
+    for index in range(plots.MOST_LABELS + 1):
+        report.curve(axes, f"seed={index}", [1], [[1.0]], index)
+    plots.finish(figure)
+    [text] = figure.legends[0].get_texts()
+    assert text.get_text().replace("\n", " ") == "61 curves, too many for a legend: the tables name them"
+    assert figure.get_figheight() < 4
+
+
 def test_escapes_are_of_what_acts_and_of_nothing_else():
     assert texts.visible("é 日本 😀 שלום\u00a0\u200d|") == "é 日本 😀 שלום\u00a0\u200d|"
     assert texts.visible("a\n\r\x1b\x00\u202e\u2067\u2028\udcff") == r"a\n\r\x1b\x00\u202e\u2067\u2028\udcff"
