@@ -3,15 +3,17 @@
 Without any flag: the main job, truncated against full back-propagation through time on the embedded corpus.
 
 A sweep is a product of axes: ";" between axes, "," between values, and a:b for the integers a, ..., b - 1
-(seed=0:3 is 0, 1, 2). Without --sweep the experiment's own STUDY is run. Any flag of the experiment may be given
-beside the flags below and then holds for all runs (--steps=100 --data_dir=DIR). Everything is checked before the
-first run starts. The same command again goes on where it was ended: finished runs are not run again, broken ones are.
+(seed=0:3 is 0, 1, 2), at most 10,000 runs in all. Without --sweep the experiment's own STUDY is run. Any flag of the
+experiment may be given beside the flags below and then holds for all runs (--steps=100 --data_dir=DIR). Everything is
+checked before the first run starts. The same command again goes on where it was ended: finished runs are not run
+again, broken ones are.
 """
 
 import copy
 import functools
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +21,8 @@ from types import ModuleType
 
 from absl import flags
 
-from experiments import base, command, executors, sweep
+from experiments import base, command, ending, executors, sweep
+from experiments.texts import shortened
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("experiment", "bptt_vs_tbptt", "A module of experiments/, or any other module.", flag_values=FLAGS)
@@ -38,51 +41,69 @@ flags.DEFINE_string("slurm_partition", None, "Partition of the cluster.", flag_v
 flags.DEFINE_integer("slurm_minutes", 60, "Time limit of a job.", lower_bound=1, flag_values=FLAGS)
 
 
+# What an experiment is made of (experiments/base.py).
+CONTRACT = ("FLAGS", "NUMBERS", "STUDY", "program", "finish", "report")
+
+
 def experiment(name: str) -> ModuleType:
     """Returns the experiment module of that name.
 
     Raises:
-        ValueError: there is none; names those there are.
+        ValueError: there is none, or it cannot be imported, or it lacks what makes an experiment.
     """
-    full = next(filter(_exists, (f"experiments.{name}", name)), None)
-    module = importlib.import_module(full) if full else None
+    about = f"experiment {shortened(name)!r}"
+    module = None
+    try:
+        # Other names would mean files, or modules relative to this one.
+        if all(part.isidentifier() for part in name.split(".")):
+            full = next(filter(_exists, (f"experiments.{name}", name)), None)
+            module = importlib.import_module(full) if full else None
+    except ending.Stopped:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{about} cannot be imported: {base.summary(error)}") from None
     if module is None or not hasattr(module, "STUDY"):
         files = sorted(Path(base.__file__).parent.glob("*.py"))
         known = [file.stem for file in files if "\nSTUDY = " in file.read_text()]
-        raise ValueError(f"no experiment {name!r}; expected one of {', '.join(known)}, or any importable module")
+        stem = re.sub(r".*/|\.py$", "", name)
+        hint = f" (give the name alone: {stem})" if stem != name and stem in known else ""
+        raise ValueError(f"no {about}{hint}; expected one of {', '.join(known)}, or any importable module")
+    if lacking := [part for part in CONTRACT if not hasattr(module, part)]:
+        raise ValueError(f"{about} lacks {', '.join(lacking)}: experiments/base.py says what an experiment is made of")
     return module
 
 
 def _exists(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except (ModuleNotFoundError, ValueError):  # no parent of a dotted name; an empty name
+    except (ModuleNotFoundError, ValueError):  # no parent of a dotted name; a module without a specification
         return False
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command line and returns the exit code: 0, 1 where a run failed, 2 for bad flags."""
+    """Runs the command line and returns the exit code: 0, 1 where a run failed, 2 for bad flags, `ending.exit_code`."""
+    return ending.exit_code("launch.py", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
     options = copy.deepcopy(FLAGS)
     options.set_gnu_getopt(True)
     wants_help = bool({"--help", "-h", "-help"} & set(argv))
+    argv = command.arguments([argument for argument in argv if argument not in ("--help", "-h", "-help")])
     try:
-        try:
-            _, *rest = options(["", *(a for a in argv if a not in ("--help", "-h", "-help"))], known_only=True)
-        except flags.Error as error:
-            raise ValueError(str(error)) from None
-        if wants_help:
-            print(f"{__doc__}\n{FLAGS.get_help(include_special_flags=False)}")
-            if options["experiment"].present:
-                print(command.usage(experiment(options.experiment)))
-            return 0
-        module = experiment(options.experiment)
-        executor = _executor(options)
-        plan = sweep.plan(module, options.sweep, base.given_flags(module, rest, beside=list(FLAGS)), options.workdir)
-        if options.executor == "vmap" and any(member.config.patience for member in plan.members):
-            raise ValueError("--patience: the lanes of --executor=vmap cannot stop early; take debug or local")
-    except ValueError as error:
-        print(f"launch.py: {error}", file=sys.stderr)
-        return 2
+        _, *rest = options(["", *argv], known_only=True)
+    except flags.Error as error:
+        raise ValueError(str(error)) from None
+    if wants_help:
+        print(f"{__doc__}\n{FLAGS.get_help(include_special_flags=False)}")
+        if options["experiment"].present:
+            print(command.usage(experiment(options.experiment)))
+        return 0
+    module = experiment(options.experiment)
+    executor = _executor(options)
+    plan = sweep.plan(module, options.sweep, base.given_flags(module, rest, beside=list(FLAGS)), options.workdir)
+    if options.executor == "vmap" and any(member.config.patience for member in plan.members):
+        raise ValueError("--patience: the lanes of --executor=vmap cannot stop early; take debug or local")
     return sweep.run(plan, executor)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments import plots
+from experiments.texts import file_name, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,26 +67,32 @@ def cell_text(cell: Any) -> str:
         return f"{cell:,.0f}" if 1e4 <= abs(cell) < 1e15 else f"{cell:.4g}"
     if isinstance(cell, int) and not isinstance(cell, bool):
         return f"{cell:,}"
-    return str(cell)
+    return visible(str(cell))
+
+
+def _html(text: str) -> str:
+    """A text, letter for letter, in an element or an attribute."""
+    return html.escape(visible(text, keep="\n\t"))
 
 
 def section(content: Section, figures: Path) -> str:
     """Returns a section as HTML, after its figures were written to the directory `figures`."""
-    parts = [f"<section><h2>{html.escape(content.title)}</h2>"]
-    parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in content.text.split("\n\n") if paragraph]
-    slug = re.sub(r"[^a-z0-9]+", "-", content.title.lower()).strip("-")
+    parts = [f"<section><h2>{_html(content.title)}</h2>"]
+    parts += [f"<p>{_html(paragraph)}</p>" for paragraph in content.text.split("\n\n") if paragraph]
+    slug = re.sub(r"[^a-z0-9]+", "-", content.title.lower()).strip("-") or "figure"
     drawn = []
     for number, figure in enumerate(content.figures, start=1):
         label = figure.get_label() or number
-        drawn.append(_figure(content, figure, figures / (slug if len(content.figures) == 1 else f"{slug}-{label}")))
+        name = slug if len(content.figures) == 1 else f"{slug}-{label}"
+        drawn.append(_figure(content, figure, figures / file_name(name)))
     if drawn:
         parts.append(f'<div class="figures">{"".join(drawn)}</div>')
     if content.table:
         parts.append(table(content.table, content.title, content.caption))
     if content.listings and content.caption:
-        parts.append(f'<p class="caption">{html.escape(content.caption)}</p>')
+        parts.append(f'<p class="caption">{_html(content.caption)}</p>')
     for heading, text in content.listings.items():
-        parts.append(f"<h3>{html.escape(heading)}</h3><pre>{html.escape(text)}</pre>")
+        parts.append(f"<h3>{_html(heading)}</h3><pre>{_html(text)}</pre>")
     return "\n".join([*parts, "</section>"])
 
 
@@ -93,8 +100,8 @@ def _figure(content: Section, figure: "Figure", path: Path) -> str:
     plots.finish(figure)
     # As an image of its own: the ids inside two SVGs of one page would clash.
     data = base64.b64encode(plots.save(figure, path)).decode()
-    alt = html.escape(f"{content.title}: {plots.described(figure) or path.name}", quote=True)
-    caption = f"<figcaption>{html.escape(content.caption)}</figcaption>" if content.caption else ""
+    alt = _html(f"{content.title}: {plots.described(figure) or path.name}")
+    caption = f"<figcaption>{_html(content.caption)}</figcaption>" if content.caption else ""
     return f'<figure><img alt="{alt}" src="data:image/svg+xml;base64,{data}">{caption}</figure>'
 
 
@@ -103,8 +110,8 @@ def table(rows: Table, title: str, caption: str = "") -> str:
     head, *body = rows
     header = "".join(f'<th scope="col">{_head(cell_text(cell))}</th>' for cell in head)
     lines = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in body)
-    said = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    name = html.escape(f"Table: {title}", quote=True)
+    said = f"<caption>{_html(caption)}</caption>" if caption else ""
+    name = _html(f"Table: {title}")
     # Focusable, so that the arrow keys scroll it.
     return (
         f'<div class="table" role="region" tabindex="0" aria-label="{name}">'
@@ -114,30 +121,30 @@ def table(rows: Table, title: str, caption: str = "") -> str:
 
 def _head(name: str) -> str:
     """A long name may be broken after an underscore, so that it is not much wider than its numbers."""
-    first, bracket, rest = html.escape(name).partition(" (")
+    first, bracket, rest = _html(name).partition(" (")
     first = first.replace("_", "_<wbr>")
     return f"{first}<br>({rest.replace(' ', '&nbsp;')}" if bracket else first
 
 
 def _cell(cell: Any) -> str:
     number = cell is None or (isinstance(cell, int | float | Mean) and not isinstance(cell, bool))
-    return f"<td{number * ' class=number'}>{html.escape(cell_text(cell))}</td>"
+    return f"<td{number * ' class=number'}>{_html(cell_text(cell))}</td>"
 
 
 def page(title: str, head: str, notice: str, body: str) -> str:
     """Returns the whole page; a notice stands above everything."""
-    said = f'<p class="notice">{html.escape(notice)}</p>' if notice else ""
+    said = f'<p class="notice">{_html(notice)}</p>' if notice else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
+<title>{_html(title)}</title>
 <style>{_CSS}</style>
 </head>
 <body>
-<h1>{html.escape(title)}</h1>
-<p class="head">{html.escape(head)}</p>
+<h1>{_html(title)}</h1>
+<p class="head">{_html(head)}</p>
 {said}
 {body}
 </body>

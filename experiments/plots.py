@@ -4,6 +4,7 @@ A panel is a figure of its own, so that a page can place panels beside or below 
 curves: a band is cut off where it leaves them, and no margin reaches past a bound that the curves respect.
 """
 
+import functools
 import io
 import math
 import re
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cycler import cycler
 
+from experiments.texts import escaped, visible
 from seqjax.diagnostics.figures import COLORS
 from seqjax.train.metrics import mean_and_interval
 from seqjax.train.run import Run, write_atomic
@@ -38,6 +40,8 @@ STYLE: dict = {
 }
 # With two runs the quantile of Student's t is 12.7, and the interval says nothing but that.
 FEWEST_RUNS = 3
+# A legend of more is longer than the figure that it explains, and takes minutes to lay out.
+MOST_LABELS = 60
 # Cosines, shares and per cents end at these; a margin does not go past one that no curve passes.
 BOUNDS = (-100.0, -1.0, 0.0, 1.0, 100.0)
 # Black follows the color of the text, which an SVG in a page takes from the reader's preference.
@@ -51,6 +55,35 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """Returns the mean and the half width of its 95 % interval, which is nan for fewer than `FEWEST_RUNS` values."""
     mean, half = mean_and_interval(values)
     return mean, half if len(values) >= FEWEST_RUNS else math.nan
+
+
+def drawable(text: str) -> str:
+    """Returns a text of which matplotlib's font has every character: emoji, for example, become escapes."""
+    return "".join(char if char == "\n" or ord(char) in _glyphs() else escaped(char) for char in visible(text, "\n"))
+
+
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
+
+
+def plain(figure: "Figure") -> None:
+    """Makes every text of a figure be drawn as it is written, whoever wrote it: no "$" in it begins a formula.
+
+    The numbers at logarithmic axes are formulas of matplotlib's own, and stay so.
+    """
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter
+
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)]
+    logarithmic = [axis for axis in axes if isinstance(axis.get_major_formatter(), LogFormatter)]
+    formulas = {label for axis in logarithmic for label in (*axis.get_ticklabels(which="both"), axis.get_offset_text())}
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text not in formulas:
+            text.set_parse_math(False)
+            text.set_text(drawable(text.get_text()))
 
 
 def panels(rows: int = 1, columns: int = 1, *, width: float = 4.4, height: float = 3.1) -> "tuple[Figure, np.ndarray]":
@@ -93,7 +126,7 @@ def intervals(
         if not math.isnan(half):
             low, high = np.clip([mean - half, mean + half], *within)
             axes.errorbar(mean, i, xerr=[[mean - low], [high - mean]], color=color, fmt="o", markersize=4, capsize=3)
-    axes.set(yticks=range(len(by_label)), yticklabels=[textwrap.fill(label, 28) for label in by_label])
+    axes.set(yticks=range(len(by_label)), yticklabels=[drawable(textwrap.fill(label, 28)) for label in by_label])
     axes.set_ylim(len(by_label) - 0.5, -0.5)
     figure = axes.get_figure(root=True)
     if figure is not None and len(figure.axes) == 1:
@@ -111,6 +144,7 @@ def curve(axes: "Axes", label: str, x: Sequence[float], ys: Sequence[Sequence[fl
         ys: for each of the N places, the values of the runs, in the same order; nan where a run did not get there.
         index: chooses colour and dashes.
     """
+    label = f" {label}" if label.startswith("_") else label  # matplotlib takes it for hidden
     rows = np.asarray(ys, np.float64)
     reached = [row[~np.isnan(row)] for row in rows]
     center, half = np.array([interval(row) if len(row) else (math.nan, math.nan) for row in reached]).T
@@ -156,13 +190,21 @@ def finish(figure: "Figure") -> None:
             found.setdefault(label, handle)
     if len(found) < 2:
         return
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.lines import Line2D
 
+    if len(found) > MOST_LABELS:
+        found = {
+            f"{len(found):,} curves, too many for a legend: the tables name them": Line2D([], [], linestyle="none")
+        }
+    plain(figure)
     FigureCanvasAgg(figure)
-    labels = [textwrap.fill(label, 48) for label in found]
+    labels = [drawable(textwrap.fill(label, 48)) for label in found]
 
     def below(columns: int) -> Any:
-        return figure.legend(found.values(), labels, loc="outside lower center", ncols=columns, frameon=False)
+        with matplotlib.rc_context({"text.parse_math": False}):
+            return figure.legend(found.values(), labels, loc="outside lower center", ncols=columns, frameon=False)
 
     columns = min(4, len(found))
     box = below(columns)
@@ -204,6 +246,7 @@ def save(figure: "Figure", path: Path) -> bytes:
     import matplotlib
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    plain(figure)
     images = {}
     with matplotlib.rc_context(STYLE):
         for kind in ("png", "svg"):

@@ -4,7 +4,6 @@ An experiment adds its own sections: its `report(runs)` returns a list of `Secti
 Everything is read from the sweep directory, so a report can be written again at any time.
 """
 
-import json
 import math
 import shlex
 import traceback
@@ -13,9 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from experiments import page, plots
+from experiments import ending, ledger, page, plots
+from experiments.ledger import Missing, measured
 from experiments.page import Mean, Section, Table, cell_text
 from experiments.plots import COLORS, DASHES, curve, intervals, panels, save, separate
+from experiments.texts import shortened
 from seqjax.train.run import Run, write_atomic
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "DASHES",
     "SHARED",
     "Mean",
+    "Missing",
     "Section",
     "Table",
     "cell_text",
@@ -69,8 +71,12 @@ def mean(values: Sequence[float]) -> Mean:
 
 def varying(runs: Sequence[Run], ignore: Sequence[str] = ("seed",)) -> list[str]:
     """Returns the flags that differ between the runs, `ignore` left out."""
-    names = dict.fromkeys(name for run in runs for name in run.flags)
-    return [n for n in names if n not in ignore and len({repr(run.flags.get(n)) for run in runs}) > 1]
+    return _varying([run.flags for run in runs], ignore)
+
+
+def _varying(flags: Sequence[Mapping[str, Any]], ignore: Sequence[str] = ("seed",)) -> list[str]:
+    names = dict.fromkeys(name for given in flags for name in given)
+    return [n for n in names if n not in ignore and len({repr(given.get(n)) for given in flags}) > 1]
 
 
 def groups(runs: Sequence[Run], by: Sequence[str] | None = None) -> dict[str, list[Run]]:
@@ -80,11 +86,6 @@ def groups(runs: Sequence[Run], by: Sequence[str] | None = None) -> dict[str, li
     for run in runs:
         result.setdefault(", ".join(f"{name}={run.flags.get(name)}" for name in by) or "all runs", []).append(run)
     return result
-
-
-def measured(run: Run) -> dict[str, float]:
-    """Returns the numbers in the result of a finished run."""
-    return {k: v for k, v in run.result().items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 def generated(runs: Sequence[Run]) -> str:
@@ -100,29 +101,44 @@ def shared_lanes(runs: Sequence[Run]) -> str:
     return f"{' or '.join(map(str, numbers))} lanes together" if numbers[-1:] > [1] else ""
 
 
-def summary(runs: Sequence[Run], columns: Sequence[str] | None = None) -> list[list[Any]]:
+def summary(
+    runs: Sequence[Run], columns: Sequence[str] | None = None, missing: Sequence[Missing] = ()
+) -> list[list[Any]]:
     """Returns a table: one row for each group of `groups`, the varying flags, the number of runs, and means.
 
     The head of what lanes share says so, and such a number has no interval: it was measured once. Where data were
-    generated, a column says in which rows.
+    generated, a column says in which rows. Where runs are missing, they are counted in their rows, "2 of 3", and a
+    column says why: a mean over seeds that leaves out the one that diverged is not that of the method.
 
     Args:
         runs: finished runs.
         columns: names in their results; default: what they measured, wall_seconds and steps_per_second.
+        missing: the other runs of the sweep.
     """
     results = {run.directory: measured(run) for run in runs}
     if columns is None:
         names = dict.fromkeys(name for result in results.values() for name in result)
         columns = [name for name in names if name not in COSTS[2:]]
-    by, together, stand_in = varying(runs), shared_lanes(runs), bool(generated(runs))
+    # Runs of one sweep differ in nothing but what is swept.
+    others = [({**(runs[0].flags if runs else {}), **one.flags}, one.reason) for one in missing]
+    by = _varying([run.flags for run in runs] + [flags for flags, _ in others])
+    together, stand_in = shared_lanes(runs), bool(generated(runs))
     heads = [f"{name} ({together})" if together and name in SHARED else name for name in columns]
-    rows: list[list[Any]] = [[*by, *(["data"] if stand_in else []), "runs", *heads]]
-    for members in groups(runs, by).values():
-        row: list[Any] = [members[0].flags.get(name) for name in by]
+    more = [*(["data"] if stand_in else []), "runs", *(["missing"] if missing else [])]
+    rows: list[list[Any]] = [[*by, *more, *heads]]
+    grouped: dict[tuple[str, ...], tuple[list[Any], list[Run], list[str]]] = {}
+    for flags, entry in [*((run.flags, run) for run in runs), *others]:
+        values = [flags.get(name) for name in by]
+        _, members, reasons = grouped.setdefault(tuple(map(repr, values)), (values, [], []))
+        members.append(entry) if isinstance(entry, Run) else reasons.append(entry)
+    for row, members, reasons in grouped.values():
         if stand_in:
             kinds = dict.fromkeys("generated" if run.result().get("generated") else "given" for run in members)
             row.append(", ".join(kinds))
-        row.append(len(members))
+        row.append(f"{len(members)} of {len(members) + len(reasons)}" if reasons else len(members))
+        if missing:
+            others = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+            row.append(f"{shortened(reasons[0])}{others}" if reasons else None)
         for name in columns:
             values = [results[run.directory][name] for run in members if name in results[run.directory]]
             value = mean(values) if values else None
@@ -133,7 +149,7 @@ def summary(runs: Sequence[Run], columns: Sequence[str] | None = None) -> list[l
 
 def markdown_table(table: Table) -> str:
     """A table in Markdown, the header first."""
-    lines = [f"| {' | '.join(map(cell_text, row))} |" for row in table]
+    lines = [f"| {' | '.join(cell_text(cell).replace('|', chr(92) + '|') for cell in row)} |" for row in table]
     return "\n".join([lines[0], f"|---{'|--:' * (len(table[0]) - 1)}|", *lines[1:]])
 
 
@@ -173,33 +189,58 @@ def learning_curves(runs: Sequence[Run], metric: str) -> "list[Figure]":
 def write(module: ModuleType, directory: str | Path) -> str | None:
     """Writes report.html and figures/ of a sweep directory, with what is there.
 
-    Returns the error, in one line, of the experiment's own `report`, which is then left out; else None.
+    Returns what could not be made, in one line: it is then left out, and the page says so. Else None.
+
+    Raises:
+        FileNotFoundError: there is no sweep.json.
+        ValueError: sweep.json or the files of a run are damaged.
+        OSError: the files cannot be written.
     """
     directory = Path(directory)
-    sweep = json.loads((directory / "sweep.json").read_text())
+    sweep = ledger.read(directory)
+    if sweep is None:
+        raise FileNotFoundError(f"{directory} holds no sweep: {directory / 'sweep.json'} is missing")
     runs = [Run.read(directory / run["name"]) for run in sweep["runs"] if run["status"] == "done"]
-    sections, problem = _generic_sections(runs), None
+    missing = [Missing(run["flags"], run["error"] or run["status"]) for run in sweep["runs"] if run["status"] != "done"]
+    sections, problems = _generic_sections(runs, missing), []
     if runs:
         try:
             sections[1:1] = module.report(runs)
         except Exception as error:
             # The runs cost hours, and their tables do not depend on the experiment's own section.
-            traceback.print_exc()
-            problem = f"{type(error).__name__}: {error}"
-            sections.append(Section("Error in the experiment's report", problem))
-    notice = generated(runs)
+            problems.append(_reported(error))
+            sections.append(Section("Error in the experiment's report", problems[-1]))
+    notices = [generated(runs)]
+    if missing:
+        share = f"{len(missing)} of {len(sweep['runs'])} runs"
+        notices.append(f"{share} have no result and are not in it: the tables of runs at the end say why.")
+    notice = " ".join(filter(None, notices))
     # Everything up to here rests on the data of the runs.
     sections = [section._replace(caption=section.caption or notice) for section in sections]
     sections += _failures(sweep) + _configuration(sweep, runs, directory)
-    head = (module.__doc__ or "").strip().split("\n", 1)[0]
-    body = "\n".join(page.section(section, directory / "figures") for section in sections)
-    write_atomic(directory / "report.html", page.page(sweep["experiment"], head, notice, body))
-    return problem
+    head, body = (module.__doc__ or "").strip().split("\n", 1)[0], []
+    for section in sections:
+        try:
+            body.append(page.section(section, directory / "figures"))
+        except OSError:
+            raise
+        except Exception as error:
+            problems.append(f"section {section.title!r}: {_reported(error)}")
+            text = f"{section.text}\n\nIts figures could not be drawn: {problems[-1]}"
+            body.append(page.section(section._replace(text=text, figures=()), directory / "figures"))
+    write_atomic(directory / "report.html", page.page(sweep["experiment"], head, notice, "\n".join(body)))
+    return "; ".join(problems) or None
 
 
-def _generic_sections(runs: Sequence[Run]) -> list[Section]:
+def _reported(error: Exception) -> str:
+    """An error of an experiment's own code, with its traceback on stderr; in one line."""
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {ending.sentence(error)}"
+
+
+def _generic_sections(runs: Sequence[Run], missing: Sequence[Missing] = ()) -> list[Section]:
     if not runs:
-        return [Section("Results", "No run is finished.")]
+        return [Section("Results", "No run is finished.", table=summary(runs, missing=missing) if missing else None)]
     together = shared_lanes(runs)
     own = f"Times and memory are of {together}, measured once: they have no interval." if together else ""
     numbers = (
@@ -216,7 +257,7 @@ def _generic_sections(runs: Sequence[Run]) -> list[Section]:
     left_out = dict.fromkeys(line for run in runs if (line := run.result().get("left_out")))
     if left_out:
         numbers += f"\n\nLeft out: {'; '.join(left_out)}."
-    sections = [Section("Results", numbers, table=summary(runs))]
+    sections = [Section("Results", numbers, table=summary(runs, missing=missing))]
     if curves:
         sections.append(Section("Learning curves", bands, curves))
     columns = [name for name in COSTS[2:] if all(name in measured(run) for run in runs)]
@@ -225,10 +266,11 @@ def _generic_sections(runs: Sequence[Run]) -> list[Section]:
 
 def _failures(sweep: Mapping[str, Any]) -> list[Section]:
     tables = []
-    for status in ("failed", "pending"):
+    again = "The same command runs them again."
+    texts = {"failed": again, "pending": again, "damaged": "Their files cannot be read, and are left as they are."}
+    for status, text in texts.items():
         rows = [[run["name"], run["error"]] for run in sweep["runs"] if run["status"] == status]
         if rows:
-            text = "The same command runs them again."
             tables.append(Section(f"Runs {status}", text, table=[["run", "error"], *rows]))
     return tables
 

@@ -7,14 +7,14 @@ A sweep directory holds one directory a run, named by its swept values, and swee
 """
 
 import contextlib
-import csv
-import hashlib
-import io
 import itertools
+import math
+import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -22,11 +22,16 @@ from typing import Any, NamedTuple
 from absl.flags import FlagValues
 from tqdm import tqdm
 
-from experiments import base, executors, report
+from experiments import base, ending, executors, ledger, report
 from experiments.executors import Member
+from experiments.ledger import Ledger
+from experiments.texts import file_name, shortened, visible
 from seqjax.train.lock import InUse, Lock
-from seqjax.train.run import Run, write_atomic
+from seqjax.train.run import Run
 from seqjax.train.strict_json import decode, encode
+
+# A launch plans and checks that many within a quarter of a minute, and a page still holds their table.
+MOST_RUNS = 10_000
 
 
 class Plan(NamedTuple):
@@ -44,42 +49,62 @@ def parse(text: str, flags: FlagValues) -> dict[str, list[Any]]:
 
     Raises:
         ValueError: no "name=values", an unknown flag, a repeated one, one that names a place and not a
-            computation, no values, a repeated value, an empty range, or a value that the flag refuses.
+            computation, no values, a repeated value, an empty range, a value that the flag refuses, or more than
+            `MOST_RUNS` runs, which is seen before any range is expanded.
     """
-    axes: dict[str, list[Any]] = {}
+    items: dict[str, list[str | range]] = {}
     for axis in filter(str.strip, text.split(";")):
         name, equals, values = (part.strip() for part in axis.partition("="))
+        about = f"sweep axis {shortened(axis.strip())!r}"
         if not equals:
-            raise ValueError(f"sweep axis {axis.strip()!r}: expected flag=value,value,... or flag=first:end")
+            raise ValueError(f"{about}: expected flag=value,value,... or flag=first:end")
         if name not in flags:
-            raise ValueError(f"sweep axis {axis.strip()!r}: {base.unknown_flag(name, list(flags))}")
+            raise ValueError(f"{about}: {base.unknown_flag(shortened(name), list(flags))}")
         if name in base.UNRECORDED:
-            raise ValueError(f"sweep axis {axis.strip()!r}: --{name} does not change a result, it cannot be swept")
-        if name in axes:
-            raise ValueError(f"sweep axis {axis.strip()!r}: --{name} has an axis already; give all its values in one")
-        axes[name] = [value for item in values.split(",") for value in _values(name, item.strip(), flags)]
-        repeated = [value for value in axes[name] if axes[name].count(value) > 1]
-        if repeated:
-            raise ValueError(f"sweep axis {axis.strip()!r}: value {repeated[0]} is repeated")
+            raise ValueError(f"{about}: --{name} does not change a result, it cannot be swept")
+        if name in items:
+            raise ValueError(f"{about}: --{name} has an axis already; give all its values in one")
+        items[name] = [_range_or_value(name, item.strip(), flags) for item in values.split(",")]
+    runs = math.prod(sum(map(_count, axis)) for axis in items.values())
+    if runs > MOST_RUNS:
+        number = f"{runs:,}" if runs < 10**15 else "more than 10^15"
+        raise ValueError(f"the sweep has {number} runs, expected at most {MOST_RUNS:,}; launch parts of it")
+    axes = {}
+    for name, axis in items.items():
+        axes[name] = [value for item in axis for value in _values(name, item, flags)]
+        seen = set()
+        for value in axes[name]:
+            key = value if isinstance(value, Hashable) else repr(value)
+            if key in seen:
+                raise ValueError(f"sweep axis {name}: value {shortened(str(value))} is repeated")
+            seen.add(key)
     return axes
 
 
-def _values(name: str, item: str, flags: FlagValues) -> Sequence[Any]:
-    flag = flags[name]
+def _range_or_value(name: str, item: str, flags: FlagValues) -> str | range:
     if not item:
         raise ValueError(f"sweep axis {name}: an empty value; expected {name}=value,value,...")
-    items = [item]
-    bounds = re.fullmatch(r"(-?\d+):(-?\d+)", item)
-    if flag.flag_type() == "int" and bounds:
-        items = list(map(str, range(int(bounds[1]), int(bounds[2]))))
-        if not items:
-            raise ValueError(f"sweep axis {name}: the range {item} is empty; first:end leaves end out")
+    bounds = re.fullmatch(r"(-?\d{1,1000}):(-?\d{1,1000})", item)
+    if flags[name].flag_type() != "int" or not bounds:
+        return item
+    if not (values := range(int(bounds[1]), int(bounds[2]))):
+        raise ValueError(f"sweep axis {name}: the range {shortened(item)} is empty; first:end leaves end out")
+    return values
+
+
+def _count(item: str | range) -> int:
+    return item.stop - item.start if isinstance(item, range) else 1  # len() of a range ends at 2^63
+
+
+def _values(name: str, item: str | range, flags: FlagValues) -> list[Any]:
+    parser = flags[name].parser
+    given = shortened(f"{item.start}:{item.stop}" if isinstance(item, range) else item)
     try:
-        return [flag.parser.parse(item) for item in items]
+        return [parser.parse(text) for text in (map(str, item) if isinstance(item, range) else [item])]
     except (TypeError, ValueError) as error:
-        expected = flag.parser.syntactic_help
-        reason = f"expected {expected}" if expected else error
-        raise ValueError(f"sweep axis {name}: {item!r}: {reason}") from None
+        expected = parser.syntactic_help
+        reason = f"expected {expected}" if expected else shortened(str(error), 200)
+        raise ValueError(f"sweep axis {name}: {given!r}: {reason}") from None
 
 
 def expand(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -89,12 +114,29 @@ def expand(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 def run_name(point: Mapping[str, Any]) -> str:
     """Returns a readable directory name of a point: "model=lstm,seed=0". Different points have different names."""
-    exact = ",".join(f"{name}={value}" for name, value in point.items()) or "run"
-    # ":" is kept (truncation=4:16); what a shell or a file system may trip over is not.
-    name = re.sub(r"[^A-Za-z0-9_.,:=+-]", "_", exact)[:120]
-    if name == exact:
-        return name
-    return f"{name},{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+    return file_name(",".join(f"{name}={value}" for name, value in point.items()) or "run")
+
+
+def place(directory: str | Path) -> Path:
+    """Returns the absolute path that --workdir names, "~" expanded; it need not exist.
+
+    Raises:
+        ValueError: it is empty, no directory, a link that leads nowhere, or nothing that could be one.
+    """
+    if not str(directory):
+        raise ValueError("--workdir is empty; expected a directory")
+    about, path = f"--workdir={shortened(str(directory))}", Path(os.path.expanduser(directory)).absolute()
+    try:
+        if path.is_symlink() and not path.exists():
+            raise ValueError(f"{about} is a symbolic link that leads nowhere; expected a directory")
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{about} is not a directory; choose another")
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ValueError(f"{about}: {error.strerror}; expected a directory, or a name for one") from None
+    return path
 
 
 def plan(module: ModuleType, text: str | None, fixed: Mapping[str, Any], directory: str | Path | None) -> Plan:
@@ -119,7 +161,7 @@ def plan(module: ModuleType, text: str | None, fixed: Mapping[str, Any], directo
             given = ",".join(map(str, axes[name]))
             raise ValueError(f"--{name} is both fixed ({fixed[name]}) and swept ({given}); give one of them")
     recorded = {name: value for name, value in fixed.items() if name not in base.UNRECORDED}
-    directory = Path(directory or base.default_directory(module, "sweep", axes, recorded)).absolute()
+    directory = place(base.default_directory(module, "sweep", axes, recorded) if directory is None else directory)
     members = []
     for point in expand(axes):
         flags, name = {**fixed, **point}, run_name(point)
@@ -134,27 +176,37 @@ def plan(module: ModuleType, text: str | None, fixed: Mapping[str, Any], directo
 
 
 def _check_directory(plan: Plan) -> None:
-    path = plan.directory / "sweep.json"
-    if not path.exists():
-        return
-    found, given = decode(path.read_text()), decode(encode(_header(plan)))
+    found, given = ledger.read(plan.directory), decode(encode(_header(plan)))
+    if found is not None:
+        _check_same_sweep(plan.directory, found, given)
+    for member in plan.members:
+        _check_flags(member)
+
+
+def _check_same_sweep(directory: Path, found: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     for what in ("experiment", "fixed"):
         if found[what] != given[what]:
-            raise ValueError(f"{plan.directory} holds another sweep: its {what} is {found[what]}, not {given[what]}")
+            there, here = (shortened(str(header[what]), 300) for header in (found, given))
+            raise ValueError(f"{directory} holds another sweep: its {what} is {there}, not {here}")
     if found["axes"].keys() != given["axes"].keys():
         names = ", ".join(found["axes"]), ", ".join(given["axes"])
-        raise ValueError(f"{plan.directory} holds another sweep: it sweeps over {names[0]}, not {names[1]}")
+        raise ValueError(f"{directory} holds another sweep: it sweeps over {names[0]}, not {names[1]}")
     for name, values in found["axes"].items():
-        missing = [str(value) for value in values if value not in given["axes"][name]]
-        if missing:
+        kept = set(map(encode, given["axes"][name]))
+        if missing := [str(value) for value in values if encode(value) not in kept]:
             raise ValueError(
-                f"{plan.directory} holds a sweep with {name}={','.join(missing)}, which this one leaves out;"
-                " values may be added to a sweep, not dropped"
+                f"{directory} holds a sweep with {name}={shortened(','.join(missing))}, which this one leaves "
+                "out; values may be added to a sweep, not dropped"
             )
-    for member in plan.members:
-        if (member.directory / "config.json").exists():
-            # Refuses a run with other flags: a default in the code may have changed since.
-            Run.read(member.directory).check_flags(base.recorded(member.config))
+
+
+def _check_flags(member: Member) -> None:
+    """Refuses a run with other flags: a default in the code may have changed since. Nothing is touched."""
+    try:
+        run = Run.read(member.directory)
+    except (OSError, ValueError, RecursionError):  # there is none, or one that the ledger will call damaged
+        return
+    run.check_flags(base.recorded(member.config))
 
 
 def _header(plan: Plan) -> dict[str, Any]:
@@ -165,8 +217,13 @@ def _header(plan: Plan) -> dict[str, Any]:
 def run(plan: Plan, executor: Callable[..., executors.Outcomes] = executors.debug) -> int:
     """Trains the runs that are not finished, writes results.csv and report.html, and prints what came out.
 
-    Returns the exit code: 0; 1 where a run or the report failed; 2 where others work in the directory.
+    Returns the exit code: 0; 1 where a run has no result, or sweep.json or results.csv could not be written; 2 where
+    others work in the directory. A report that fails is said on stderr: the next launch writes it again.
     """
+    if plan.directory.is_dir() and not os.access(plan.directory, os.W_OK):
+        found = Ledger(_header(plan), plan.members, plan.directory)
+        if not found.waiting():
+            return _close(plan, found, f"nothing can be written to {plan.directory}")
     plan.directory.mkdir(parents=True, exist_ok=True)
     try:
         # Inherited by the processes of the runs: a launcher that was killed may leave them behind.
@@ -181,66 +238,55 @@ def run(plan: Plan, executor: Callable[..., executors.Outcomes] = executors.debu
 
 
 def _run(plan: Plan, executor: Callable[..., executors.Outcomes]) -> int:
-    waiting = [member for member in plan.members if not _finished(member)]
-    if len(waiting) < len(plan.members):
-        print(f"{len(plan.members) - len(waiting)} of {len(plan.members)} runs are finished already")
-    errors: dict[str, str] = {}
-    _record(plan, errors)
-    if waiting:
-        _train(plan, waiting, executor, errors)
-    problem = report.write(plan.module, plan.directory)
-    runs = [Run.read(member.directory) for member in plan.members if _finished(member)]
-    if runs:
-        print("\n" + report.text_table(report.summary(runs)))
-    print(f"\nreport   {plan.directory / 'report.html'}\nfigures  {plan.directory / 'figures'}")
-    for name, error in errors.items():
-        print(f"FAILED   {name}: {error}", file=sys.stderr)
-    if problem:
-        print(f"FAILED   report: {problem}", file=sys.stderr)
-    return 1 if errors or problem else 0
+    found = Ledger(_header(plan), plan.members, plan.directory)
+    if runs := found.runs():
+        print(f"{len(runs)} of {len(plan.members)} runs are finished already")
+    found.write()
+    if waiting := found.waiting():
+        _train(plan, waiting, executor, found)
+    unsaved = _problem_of(found.write)
+    code = _close(plan, found, unsaved or _problem_of(lambda: report.write(plan.module, plan.directory)))
+    return 1 if unsaved else code
 
 
-def _train(plan: Plan, waiting: Sequence[Member], executor: Callable, errors: dict[str, str]) -> None:
-    start, total = time.monotonic(), len(waiting)
-    outcomes = executor(plan.module, waiting)
+def _problem_of(write: Callable[[], str | None]) -> str | None:
+    """Writes; returns what went wrong, in one line. The runs cost hours, and do not depend on what is made of them."""
     try:
-        with contextlib.closing(outcomes), tqdm(total=total, unit="run", disable=None) as bar:
-            for done, (member, error) in enumerate(outcomes, start=1):
-                if error:
-                    errors[member.name] = error
-                _record(plan, errors)
-                left = (time.monotonic() - start) / done * (total - done)
-                outcome = f"failed: {error}" if error else "done"
-                remaining = f" (about {left:.0f} s left)" if done < total else ""
-                bar.update()
-                bar.write(f"[{done}/{total}] {member.name} {outcome}{remaining}", file=sys.stdout)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(stop.code if isinstance(stop, SystemExit) else 130)
+        return write()
+    except (OSError, ValueError) as error:
+        return ending.sentence(error)
+    except Exception as error:
+        traceback.print_exc()
+        return base.summary(error)
 
 
-def _finished(member: Member) -> bool:
-    return (member.directory / "config.json").exists() and Run.read(member.directory).finished
+def _close(plan: Plan, found: Ledger, problem: str | None) -> int:
+    """Prints what came out, and what went wrong with the report; returns the exit code."""
+    print("\n" + report.text_table(report.summary(found.runs(), missing=found.missing())))
+    print(f"\nreport   {plan.directory / 'report.html'}\nfigures  {plan.directory / 'figures'}")
+    for name, (status, error, *_) in found.entries.items():
+        if error or status != "done":
+            kind = "DAMAGED" if status == "damaged" else "FAILED"
+            print(f"{kind:9}{name}: {visible(error or status)}", file=sys.stderr)
+    if problem:
+        print(f"WARNING  the report is not whole, the next launch writes it again: {visible(problem)}", file=sys.stderr)
+    return 1 if any(error or status != "done" for status, error, *_ in found.entries.values()) else 0
 
 
-def _record(plan: Plan, errors: Mapping[str, str]) -> None:
-    """Writes sweep.json and results.csv."""
-    runs, rows = [], []
-    config: dict[str, Any] = {}
-    for member in plan.members:
-        status = "done" if _finished(member) else "failed" if member.name in errors else "pending"
-        runs.append({"name": member.name, "flags": member.point, "status": status, "error": errors.get(member.name)})
-        result: dict[str, Any] = {}
-        if status == "done":
-            finished = Run.read(member.directory)
-            result, config = report.measured(finished), finished.config
-            origin = finished.result().get("generated")
-            result |= {"generated": origin} if origin else {}
-        rows.append({"run": member.name, "status": status, **member.point, **result})
-    content = {**_header(plan), "versions": config.get("versions"), "commit": config.get("commit"), "runs": runs}
-    write_atomic(plan.directory / "sweep.json", encode(content, indent=2) + "\n")
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(dict.fromkeys(itertools.chain(*rows))), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(plan.directory / "results.csv", table.getvalue())
+def _train(plan: Plan, waiting: Sequence[Member], executor: Callable, found: Ledger) -> None:
+    start, total, due = time.monotonic(), len(waiting), 0.0
+    outcomes = executor(plan.module, waiting)
+    with contextlib.closing(outcomes), tqdm(total=total, unit="run", disable=None) as bar:
+        for done, (member, error) in enumerate(outcomes, start=1):
+            found.settle(member, error)
+            left = (time.monotonic() - start) / done * (total - done)
+            error = found.entries[member.name].error
+            outcome = f"failed: {visible(error)}" if error else "done"
+            remaining = f" (about {left:.0f} s left)" if done < total else ""
+            bar.update()
+            bar.write(f"[{done}/{total}] {member.name} {outcome}{remaining}", file=sys.stdout)
+            # What is written is of all runs: of thousands, not after each. A failure is tried again at the end.
+            if (began := time.monotonic()) >= due:
+                with contextlib.suppress(OSError):
+                    found.write()
+                due = time.monotonic() + 20 * (time.monotonic() - began)

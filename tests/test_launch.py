@@ -206,7 +206,9 @@ def test_help(monkeypatch, capsys):
     assert "--processes" in out
     assert "Shape of the bowl." in out
     monkeypatch.setattr(sys, "argv", ["toy", "--help"])
-    experiment_command.main(toy)
+    with pytest.raises(SystemExit) as stop:
+        experiment_command.main(toy)
+    assert stop.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith("How fast does gradient descent")
     assert "The study is 'model=line,curve;seed=0:2'" in out

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import toy_experiment as toy
 
-from experiments import base, plots, report
+from experiments import base, page, plots, report, texts
 from seqjax.train.run import Run
 
 # Student's t with 2 degrees of freedom at 97.5 %, from a table.
@@ -374,11 +374,12 @@ def test_generated_data_are_said_at_every_table_figure_and_listing(sweep_directo
         for path, content in zip(paths, before, strict=True):
             path.write_text(content)
     page = Page(text)
-    assert page.captions == ["Generated digits, not real data (some of the runs)."] * (5 + 3 + 1)
+    absent = "1 of 6 runs have no result and are not in it: the tables of runs at the end say why."
+    assert page.captions == [f"Generated digits, not real data (some of the runs). {absent}"] * (5 + 3 + 1)
     assert '<p class="notice">Generated digits' in text
     assert page.cells[:3] == ["line", "generated", "3"]
     report.write(toy, sweep_directory)
-    assert not Page((sweep_directory / "report.html").read_text()).captions
+    assert page.captions != [absent] * (5 + 3) == Page((sweep_directory / "report.html").read_text()).captions[:8]
 
 
 def test_every_experiment_says_when_its_data_are_generated():
@@ -429,3 +430,133 @@ def test_a_sweep_without_finished_runs_has_a_report(tmp_path):
     assert report.write(toy, tmp_path) is None
     page = Page((tmp_path / "report.html").read_text())
     assert "Runs pending" in page.headings
+
+
+# ---- texts that anybody may have written
+
+STRANGE = [
+    "a$b",
+    "$x^2$",
+    "$\\frac{1}{$",
+    "\\$",
+    "_hidden",
+    "a_b^c{d}%s",
+    "<b>&amp;\"'",
+    "a\nb\r\tc",
+    "\x1b[31mred\x00",
+    "😀 日本",
+    "\u202eturned",
+    "שלום",
+    "\udcff",
+    "long " * 60,
+    "x" * 300,
+]
+
+
+def test_any_text_is_drawn_as_it_is_written(tmp_path):
+    # Warnings are errors here: one is what matplotlib says of a character that its font has not.
+    [figure], [axes] = report.separate("loss")
+    for index, text in enumerate(STRANGE):
+        report.curve(axes, text, [1, 10], [[1.0], [2.0]], index)
+        axes.annotate(text[:20], (1, 1))
+    axes.set(xlabel="$\\frac{", ylabel="x" * 300, title="$x_", yscale="log")
+    plots.finish(figure)
+    plots.save(figure, tmp_path / "figure")
+    legend = figure.legends[0].get_texts()
+    expected = [plots.drawable(" ".join(text.split())) for text in STRANGE]
+    assert ["".join(label.get_text().split()) for label in legend] == ["".join(text.split()) for text in expected]
+    assert (expected[0], expected[1], expected[9]) == ("a$b", "$x^2$", r"😀 \u65e5\u672c")
+    assert not any(label.get_parse_math() for label in [*legend, *axes.texts, axes.title, axes.xaxis.label])
+    # The numbers of a logarithmic axis are formulas, which matplotlib writes itself.
+    assert any("mathdefault" in label.get_text() and label.get_parse_math() for label in axes.get_yticklabels())
+
+
+def test_any_text_names_a_row(tmp_path):
+    [figure], [axes] = report.separate("accuracy")
+    run = make_run(tmp_path / "run", {"seed": 0}, [], {"accuracy": 0.5})
+    report.intervals(axes, {text: [run] for text in STRANGE}, "accuracy")
+    plots.finish(figure)
+    plots.save(figure, tmp_path / "rows")
+    assert not any(label.get_parse_math() for label in axes.get_yticklabels())
+    assert [label.get_text() for label in axes.get_yticklabels()][:2] == ["a$b", "$x^2$"]
+
+
+def test_a_legend_of_too_many_curves_is_a_line():
+    [figure], [axes] = report.separate("loss")
+    for index in range(plots.MOST_LABELS + 1):
+        report.curve(axes, f"seed={index}", [1], [[1.0]], index)
+    plots.finish(figure)
+    [text] = figure.legends[0].get_texts()
+    assert text.get_text().replace("\n", " ") == "61 curves, too many for a legend: the tables name them"
+    assert figure.get_figheight() < 4
+
+
+def test_escapes_are_of_what_acts_and_of_nothing_else():
+    assert texts.visible("é 日本 😀 שלום\u00a0\u200d|") == "é 日本 😀 שלום\u00a0\u200d|"
+    assert texts.visible("a\n\r\x1b\x00\u202e\u2067\u2028\udcff") == r"a\n\r\x1b\x00\u202e\u2067\u2028\udcff"
+    assert texts.visible("a\n\tb", keep="\n\t") == "a\n\tb"
+
+
+@pytest.mark.parametrize("text", STRANGE, ids=ascii)
+def test_any_text_stands_in_the_page(text):
+    content = report.Section(text, text, table=[[text], [text]], listings={text: text}, caption=text)
+    found = Page(f"<html>{page.section(content, Path('nowhere'))}</html>")
+    kept, line = texts.visible(text, keep="\n\t"), texts.visible(text)
+    assert (found.headings, found.listings) == ([kept], [kept])
+    assert found.cells == [line]
+    assert page.page(text, text, text, "").encode()
+
+
+def test_files_of_figures_stay_in_their_directory_and_differ(tmp_path, monkeypatch):
+    names = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: names.append(path) or b"")
+    for title in ("../../up", "x" * 400, "x" * 401):
+        for label in ("../../../up", "a/b", "a b", "y" * 400):
+            figures = [report.panels()[0] for _ in range(2)]
+            figures[0].set_label(label)
+            page.section(report.Section(title, figures=figures), tmp_path)
+    page.section(report.Section("日本", figures=figures[1:]), tmp_path)
+    assert {name.parent for name in names} == {tmp_path}
+    assert max(len(name.name) for name in names) < 140
+    assert len(set(names)) == 3 * (4 + 1) + 1
+    assert names[-1].name == "figure"
+
+
+def test_a_table_in_markdown_keeps_its_columns():
+    assert report.markdown_table([["a|b"], ["c\nd"]]).splitlines() == [r"| a\|b |", "|---|", r"| c\nd |"]
+
+
+def test_runs_without_a_result_are_counted_where_their_seeds_are(runs):
+    missing = [
+        report.Missing({"model": "curve", "seed": 2}, "loss is inf at step 5"),
+        report.Missing({"model": "square", "seed": 0}, "pending"),
+        report.Missing({"model": "square", "seed": 1}, "failed"),
+    ]
+    header, line, curve, square = report.summary(runs, ["final_loss"], missing)
+    assert header == ["model", "runs", "missing", "final_loss"]
+    assert line[:3] == ["line", 3, None]
+    assert curve[:3] == ["curve", "2 of 3", "loss is inf at step 5"]
+    assert str(curve[3]) == "100"
+    assert square == ["square", "0 of 2", "pending (and 1 more)", None]
+    assert report.summary([], missing=missing) == [
+        ["model", "runs", "missing"],
+        ["curve", "0 of 1", "loss is inf at step 5"],
+        ["square", "0 of 2", "pending (and 1 more)"],
+    ]
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_the_rest_of_the_page(sweep_directory, monkeypatch, capsys):
+    def save(figure, path):
+        if "final" in path.name:
+            raise ValueError("the image is too large")
+        return b"<svg/>"
+
+    monkeypatch.setattr(plots, "save", save)
+    problem = report.write(toy, sweep_directory)
+    assert problem == "section 'Final <losses>': ValueError: the image is too large"
+    text = (sweep_directory / "report.html").read_text()
+    found = Page(text)
+    assert {"Results", "Final <losses>", "Learning curves", "Versions"} <= set(found.headings)
+    assert "Its figures could not be drawn: section" in text
+    assert re.findall(r'<th scope="col">([ab])</th>', text) == ["a", "b"]
+    assert "Traceback" in capsys.readouterr().err

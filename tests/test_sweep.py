@@ -1,10 +1,13 @@
 """The algebra of sweeps, their plans and directories, and the executors, on a toy experiment."""
 
+import contextlib
 import copy
 import csv
 import functools
 import json
 import os
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,10 +18,12 @@ import optax
 import pytest
 import toy_experiment as toy
 from absl import flags as absl_flags
+from faults_of_sweeps import can_mount, disk, mount
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import base, executors, sweep
+import launch
+from experiments import base, executors, ledger, plots, report, sweep
 from seqjax.train.run import Run
 
 # ---- the algebra
@@ -297,6 +302,216 @@ def test_a_default_that_changed_since_is_refused(finished, monkeypatch):
         sweep.plan(toy, "seed=0:3", {"steps": 10}, finished)
 
 
+# ---- damaged files, disks that are full or only read
+
+
+def again(directory: Path, seeds: str = "0:2") -> int:
+    """Launches the finished sweep, or what became of it, once more."""
+    flags = ["--steps=10", f"--sweep=seed={seeds}", f"--workdir={directory}", "--executor=debug"]
+    return launch.main(["--experiment=toy_experiment", *flags])
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures that are neither drawn nor written: most of the time of a report."""
+    monkeypatch.setattr(plots, "save", lambda *_: b"<svg/>")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished sweep that nobody adds to."""
+    directory = tmp_path_factory.mktemp("whole") / "sweep"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save", lambda *_: b"<svg/>")
+        assert sweep.run(sweep.plan(toy, "seed=0:2", {"steps": 10}, directory)) == 0
+    return directory
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "sweep")
+
+
+def test_every_cut_of_a_sweeps_file_is_named(copied):
+    path = copied / "sweep.json"
+    content = path.read_bytes()
+    for length in range(len(content) - 1):  # the last byte is a newline
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"sweep\.json is damaged: expected an object with .*; remove it, and"):
+            ledger.read(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"axes": []},
+        {"axes": {"seed": 0}},
+        {"fixed": None},
+        {"experiment": 3},
+        {"runs": None},
+        {"runs": [1]},
+        {"runs": [{"name": "seed=0"}]},
+        {"runs": [{"name": "seed=0", "flags": {}, "status": "excellent", "error": None}]},
+        {"runs": [{"name": "seed=0", "flags": {}, "status": "done", "error": 4}]},
+        b"",
+        b"[]",
+        b"{}",
+        b"null",
+        b"[" * 100_000,
+        bytes(range(256)),
+        "directory",
+        "fifo",
+    ],
+    ids=lambda change: str(change)[:40],
+)
+def test_what_is_no_sweeps_file_is_named_and_removing_it_helps(change, copied, capsys):
+    path = copied / "sweep.json"
+    content = path.read_bytes()
+    path.unlink()
+    if change == "directory":
+        path.mkdir()
+    elif change == "fifo":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(change if isinstance(change, bytes) else json.dumps(json.loads(content) | change).encode())
+    assert again(copied) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"launch.py: {path} is damaged: ")
+    with pytest.raises(ValueError, match="is damaged"):
+        report.write(toy, copied)
+    if change == "directory":
+        path.rmdir()
+    else:
+        path.unlink()
+    plan = sweep.plan(toy, "seed=0:2", {"steps": 10}, copied)
+    found = ledger.Ledger(sweep._header(plan), plan.members, copied)
+    found.write()
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.json", "metrics.jsonl"])
+@pytest.mark.parametrize("kept", ["nothing", "half", "first line", "other"])
+def test_one_damaged_member_is_named_and_the_others_are_shown(name, kept, copied, capsys, monkeypatch):
+    monkeypatch.setattr(report, "write", lambda *_: None)  # the next test
+    path = copied / "seed=0" / name
+    content = path.read_bytes()
+    damaged = {
+        "nothing": b"",
+        "half": content[: len(content) // 2],
+        "first line": content[: content.index(b"\n") + 1],
+        "other": b"[]\n",
+    }[kept]
+    path.write_bytes(damaged)
+    if name == "metrics.jsonl":  # of one call: a call that is missing altogether
+        assert content.count(b"\n") == 2
+        path.write_bytes(damaged if kept != "first line" else content.replace(b'"step": 10', b'"step": 9'))
+    before = {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file()}
+    assert again(copied) == 1
+    out, err = capsys.readouterr()
+    assert "1 of 2 runs are finished already" in out
+    [line] = err.splitlines()
+    assert line.startswith("DAMAGED  seed=0: ")
+    assert str(path) in line
+    assert line.endswith(f"; remove {path.parent}, and the same command trains it anew")
+    assert {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file()} == before
+    expected = str(Run.read(copied / "seed=1").result()["final_loss"])
+    assert [row["final_loss"] for row in results(copied).values()] == ["", expected]
+    assert statuses(copied) == {"seed=0": "damaged", "seed=1": "done"}
+
+
+def test_a_damaged_member_is_in_the_report_and_the_cure_helps(copied, undrawn):
+    (copied / "seed=0" / "result.json").write_text('{"final_loss": 0.')
+    assert again(copied) == 1
+    page = (copied / "report.html").read_text()
+    assert "Runs damaged" in page
+    assert "1 of 2 runs have no result and are not in it" in page
+    shutil.rmtree(copied / "seed=0")
+    assert again(copied) == 0
+    assert "Runs damaged" not in (copied / "report.html").read_text()
+
+
+def test_planning_changes_nothing(copied):
+    (copied / "sweep.json").unlink()
+    error = copied / "seed=0" / "error.txt"
+    error.write_text("why it failed\n")
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    sweep.plan(toy, "seed=0:2", {"steps": 10}, copied)
+    with pytest.raises(ValueError, match="seed=0 holds a run with other flags: steps: given 20, found 10"):
+        sweep.plan(toy, "seed=0:2", {"steps": 20}, copied)
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
+
+
+def test_a_report_that_fails_does_not_fail_the_sweep_and_is_written_by_the_next_launch(
+    copied, undrawn, capsys, monkeypatch
+):
+    page = copied / "report.html"
+    page.unlink()
+    page.mkdir()
+    assert again(copied) == 0
+    out, err = capsys.readouterr()
+    assert "final_loss" in out
+    warning = "WARNING  the report is not whole, the next launch writes it again"
+    assert err == f"{warning}: {page}: Is a directory; move it away; the same command goes on from here\n"
+    page.rmdir()
+
+    def broken(*_, **__):
+        raise ZeroDivisionError("by zero")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "summary", broken)
+        patch.setattr(sweep, "_close", lambda plan, found, problem: print(problem) or 0)
+        assert again(copied) == 0
+    assert "ZeroDivisionError: by zero" in capsys.readouterr().out
+    assert not page.exists()
+    assert again(copied) == 0
+    assert page.is_file()
+
+
+def test_a_directory_in_place_of_the_results_is_seen_before_any_run_starts(copied, capsys):
+    shutil.rmtree(copied / "seed=0")
+    (copied / "results.csv").unlink()
+    (copied / "results.csv").mkdir()
+    assert again(copied) == 1
+    assert capsys.readouterr().err.startswith(f"launch.py: {copied / 'results.csv'}: Is a directory; move it away")
+    assert not (copied / "seed=0").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    if not can_mount():
+        pytest.skip("mounts a disk, which only root may")
+    with disk(tmp_path / "disk", "4m") as place:
+        yield place
+
+
+def test_a_finished_sweep_is_looked_at_on_a_disk_that_only_reads(whole, small_disk, capsys):
+    copied = shutil.copytree(whole, small_disk / "sweep")
+    mount("-o", "remount,ro", small_disk)
+    assert again(copied) == 0
+    out, err = capsys.readouterr()
+    assert "final_loss" in out
+    warning = "WARNING  the report is not whole, the next launch writes it again"
+    assert err == f"{warning}: nothing can be written to {copied}\n"
+    assert again(copied, "0:3") == 1
+    line = f"launch.py: {copied}/.lock: Read-only file system; choose another directory with --workdir\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_finished_sweep_is_looked_at_on_a_full_disk(whole, small_disk, capsys):
+    copied = shutil.copytree(whole, small_disk / "sweep")
+    with contextlib.suppress(OSError), (small_disk / "ballast").open("wb", buffering=0) as ballast:
+        while ballast.write(b"\0" * 4096):
+            pass
+    assert again(copied) == 0
+    out, err = capsys.readouterr()
+    assert "final_loss" in out
+    assert err.startswith("WARNING  the report is not whole, the next launch writes it again: ")
+    assert "No space left on device; make room" in err
+    assert err.count("\n") == 1
+    assert (copied / "report.html").read_bytes() == (whole / "report.html").read_bytes()
+
+
 # ---- executors
 
 
@@ -343,6 +558,35 @@ def test_vmap_lane_that_diverges_fails_alone(tmp_path, fixed):
     [_, failed] = json.loads((tmp_path / "sweep.json").read_text())["runs"]
     assert "loss is" in failed["error"]
     assert "at step" in (plan.members[1].directory / "error.txt").read_text()
+
+
+@pytest.mark.parametrize("executor", [executors.debug, executors.vmap])
+def test_a_run_that_diverges_is_nowhere_silently_absent(executor, tmp_path, fixed, undrawn, capsys):
+    # Seed 2 starts farther away than gradient descent on a fourth power can bear.
+    plan = sweep.plan(toy, "model=line,curve;seed=1:3", {**fixed, "learning_rate": 0.03}, tmp_path)
+    assert sweep.run(plan, executor) == 1
+    out, err = capsys.readouterr()
+    failed = {name for name, status in statuses(tmp_path).items() if status == "failed"}
+    assert failed == {"model=curve,seed=2"}
+    for name, row in results(tmp_path).items():
+        assert (row["status"] == "failed") == (row["final_loss"] == "") == (name in failed)
+        assert (re.fullmatch(r".*loss is (inf|nan) at step \d+", row["reason"]) is not None) == (name in failed)
+    page = (tmp_path / "report.html").read_text()
+    for text in (out, re.sub(r"<[^>]+>", " ", page)):
+        assert re.search(r"curve\s+1 of 2\s.*loss is (inf|nan) at step \d+", text)
+    assert "1 of 4 runs have no result and are not in it" in page
+    assert "FAILED   model=curve,seed=2: " in err
+
+
+def test_a_run_without_a_result_is_a_failed_run(tmp_path, fixed, capsys):
+    def careless(module, members):
+        yield members[0], None
+
+    assert sweep.run(sweep.plan(toy, "seed=0:2", fixed, tmp_path), careless) == 1
+    assert statuses(tmp_path) == {"seed=0": "failed", "seed=1": "pending"}
+    err = capsys.readouterr().err
+    assert "FAILED   seed=0: it ended without a result" in err
+    assert "FAILED   seed=1: pending" in err
 
 
 def test_vmap_reports_an_error_of_the_whole_program(tmp_path, fixed):
