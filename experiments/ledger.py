@@ -150,7 +150,7 @@ def look(directory: Path) -> Entry:
             return Entry("pending")
         numbers = measured(run)
         origin = run.result().get("generated")
-        _check_whole(run, numbers.get("steps"))
+        _check_whole(run)
     except FileNotFoundError:
         return Entry("pending")
     except OSError as error:
@@ -160,13 +160,8 @@ def look(directory: Path) -> Entry:
     return Entry("done", None, run, {**numbers, "generated": origin} if origin else numbers)
 
 
-def _check_whole(run: Run, steps: float | None) -> None:
+def _check_whole(run: Run) -> None:
     absent = [name for name in ("versions", "commit", "device") if name not in run.config]
     if absent:
         raise ValueError(f"{run.directory / 'config.json'}: expected {', '.join(absent)}, found {sorted(run.config)}")
-    metrics = run.directory / "metrics.jsonl"
-    last = max((record["step"] for record in run.records() if "step" in record), default=0)
-    if steps is not None and last < steps:
-        raise ValueError(f"{metrics} ends at step {last}, the run at step {steps}: it was cut")
-    if metrics.exists() and metrics.read_bytes()[-1:] not in (b"", b"\n"):
-        raise ValueError(f"{metrics} ends in the middle of a line: it was cut")
+    run.records()

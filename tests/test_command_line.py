@@ -273,7 +273,7 @@ def test_tables_in_an_encoding_without_their_characters(monkeypatch):
     output = io.TextIOWrapper(io.BytesIO(), "ascii", newline="")
     monkeypatch.setattr(sys, "stdout", output)
     assert ending.exit_code("x", lambda: print(table) or 0) == 0
-    assert output.buffer.getvalue().decode("ascii").split("\n")[1:3] == ["-" * 18, "  \\xe9  1.00 +- 0.50"]
+    assert output.buffer.getvalue().decode("ascii").split("\n")[1:3] == ["-" * 18, "    \\xe9  1.00 +- 0.50"]
 
 
 @pytest.mark.parametrize(

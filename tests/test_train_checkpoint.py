@@ -2,6 +2,8 @@ import gc
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from contextlib import closing, contextmanager
 
 import jax
@@ -211,6 +213,30 @@ def test_a_state_of_another_shape_is_refused(copy):
         ),
     ):
         checkpoints.restore(other)
+
+
+FULL = """
+import sys
+import jax
+from seqjax.train.checkpoint import Checkpoints
+try:
+    Checkpoints(sys.argv[1]).save(1, {"w": jax.random.normal(jax.random.key(0), (1000, 100))}, {})
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path):
+    """Among the tracebacks of Orbax's own threads nobody would find it."""
+    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    (tmp_path / "full.py").write_text(FULL)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = f"mount -t tmpfs -o size=128k none {disk} && {sys.executable} {tmp_path / 'full.py'} {disk}"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", mounted], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(f"checkpoint of step 1 could not be written to {disk}: ")
+    assert done.stderr == ""
 
 
 @contextmanager

@@ -195,7 +195,28 @@ def test_result(run):
         run.result()
     run.finish({"test_loss": jnp.float32(0.5), "history": np.arange(2)})
     assert run.finished
-    assert run.result() == {"test_loss": 0.5, "history": [0, 1]}
+    run.close()
+    result = Run.read(run.directory).result()
+    assert result.pop("records")["records"] == 0
+    assert result == {"test_loss": 0.5, "history": [0, 1]}
+
+
+@pytest.mark.parametrize("damage", [_empty, _cut, _missing, _swapped, _changed, lambda lines: [*lines, lines[0]]])
+def test_records_of_a_finished_run_that_were_changed_are_not_read(run, damage):
+    for step in (10, 20, 30):
+        run.log(record(step, loss=1.5))
+    run.finish({})
+    assert len(run.records()) == 3
+    path = run.directory / "metrics.jsonl"
+    path.write_text("".join(damage(path.read_text().splitlines(keepends=True))))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl was changed: it has \d records, 3 were written"):
+        Run.read(run.directory).records()
+
+
+def test_text_that_is_nested_too_deeply_is_named(run):
+    (run.directory / "metrics.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1: expected a JSON object"):
+        run.records()
 
 
 def test_error_is_removed_when_the_run_is_started_again(run):
@@ -319,7 +340,7 @@ def test_a_result_that_is_not_finite_is_no_success(run, bad):
         run.finish({"accuracy": 1.0, "score": bad})
     assert not run.finished
     run.finish({"accuracy": 1.0, "score": None, "counts": np.arange(2)})
-    assert run.result() == {"accuracy": 1.0, "score": None, "counts": [0, 1]}
+    assert {**run.result(), "records": None} == {"accuracy": 1.0, "score": None, "counts": [0, 1], "records": None}
 
 
 def test_a_source_tree_that_is_not_installed_has_no_version(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import orbax.checkpoint as ocp
 from seqjax.train.differences import differences, listed
 
 KEEP = 3  # one more than needed to survive a corrupt newest checkpoint
+
+# What an error in one of Orbax's threads says is raised as well, and named: its tracebacks would only bury that line.
+logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
 
 
 class Checkpoints:

@@ -32,7 +32,8 @@ class Run:
                        was resumed by other code or versions, also "changed", a list of what differed each time
         metrics.jsonl  one object a line: {"step", "epoch", "split", "seconds", ...values}; a value that is not finite
                        is written as "NaN", "Infinity" or "-Infinity" (`strict_json`)
-        result.json    the final numbers, all finite; its presence says that the run is finished
+        result.json    the final numbers, all finite, and the mark of the records as "records"; its presence says that
+                       the run is finished
         error.txt      why the last attempt failed, if it did
         .lock          who writes to the run
         checkpoints/   figures/
@@ -172,13 +173,21 @@ class Run:
         """All records, oldest first; a last line that is still being written is left out.
 
         Raises:
-          ValueError: a complete line is damaged; names file and line.
+          ValueError: a complete line is damaged; names file and line. Or the run is finished, and these are not the
+            records that it had then.
         """
-        if not self._metrics.exists():
-            return []
-        # A newline ends a record, so the piece behind the last one is empty or unfinished.
-        lines = self._metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-        return [_parse(line, f"{self._metrics}, line {number}") for number, line in enumerate(lines, start=1)]
+        content = self._metrics.read_bytes() if self._metrics.exists() else b""
+        lines = _lines(content)
+        found = [
+            _parse(line.decode(errors="replace").rstrip("\n"), f"{self._metrics}, line {number}")
+            for number, line in enumerate(lines, start=1)
+        ]
+        mark = self.result().get("records") if self.finished else None
+        if mark is not None and (mark != _mark(lines) or content != b"".join(lines)):
+            raise ValueError(
+                f"{self._metrics} was changed: it has {len(lines)} records, {mark['records']} were written"
+            )
+        return found
 
     def mark(self) -> dict[str, Any]:
         """How many records there are, and a hash of them, once they are on the disk.
@@ -218,12 +227,13 @@ class Run:
         """Writes the final numbers, which marks the run as finished.
 
         Raises:
+          InUse: another process has taken the run from this one, or its directory was removed.
           FloatingPointError: for a number that is not finite: a run with such a result did not succeed.
         """
-        self._check_open().check()
+        mark = self.mark()
         if bad := [f"{name} is {value}" for name, value in not_finite(result)]:
             raise FloatingPointError(f"the result of {self.directory} is not finite: {', '.join(bad)}")
-        write_atomic(self._result, _json(result))
+        write_atomic(self._result, _json({**result, "records": mark}))
 
     @property
     def finished(self) -> bool:

@@ -21,9 +21,12 @@ def decode(text: str) -> Any:
     """The inverse of `encode`.
 
     Raises:
-      ValueError: for text that is no JSON.
+      ValueError: for text that is no JSON, or is nested beyond what Python reads.
     """
-    return _read(json.loads(text))
+    try:
+        return _read(json.loads(text))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _written(value: Any) -> Any:
