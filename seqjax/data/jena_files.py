@@ -3,8 +3,6 @@
 import datetime
 import hashlib
 import io
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -142,23 +140,21 @@ def _check_values(rows: Rows, file: Path, unit: str, first: int) -> None:
 
 
 def _parse_npz(content: bytes, file: Path) -> Rows:
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: a damaged or truncated npz ({error})") from None
+    arrays = files.arrays(content, str(file))
     if missing := {"X", "dates", "cols"} - set(arrays):
         raise ValueError(f"{file}: expected arrays X, dates, cols; without {sorted(missing)}, found {sorted(arrays)}")
-    values, times, columns = arrays["X"], arrays["dates"], tuple(map(str, arrays["cols"]))
+    values, times, columns = arrays["X"], arrays["dates"], tuple(map(str, arrays["cols"].ravel()))
     if times.dtype.kind != "M" or values.dtype.kind != "f" or values.shape != (*times.shape, len(columns)):
         raise ValueError(
             f"{file}: expected X float [N, D], dates datetime64 [N], cols [D]; got X {values.dtype} {values.shape},"
             f" dates {times.dtype} {times.shape}, {len(columns)} cols"
         )
     _check_names(columns, file)
-    seconds = times.astype("datetime64[s]")
-    if (seconds != times).any():  # NaT, too, which is not equal to itself
-        row = np.argmax(seconds != times)
+    with files.named(file):
+        seconds = times.astype("datetime64[s]")
+        wrong = seconds != times
+    if wrong.any():  # NaT, too, which is not equal to itself
+        row = np.argmax(wrong)
         raise ValueError(f"{file}: row {row} of dates: {times[row]}, expected a time in whole seconds")
     return Rows(seconds, values.astype(np.float64), columns)
 

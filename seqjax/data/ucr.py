@@ -62,7 +62,8 @@ def load(path: str | os.PathLike[str], name: str) -> dict[str, Series]:
     """
     path = Path(path).expanduser()
     parts = {part: parse(*_read(path, f"{name}_{part.upper()}")) for part in ("train", "test")}
-    return dict(zip(parts, pack(list(parts.values())), strict=True))
+    with files.named(path):
+        return dict(zip(parts, pack(list(parts.values())), strict=True))
 
 
 def pack(parts: Sequence[Sequence[tuple[np.ndarray, str]]]) -> list[Series]:
@@ -70,12 +71,17 @@ def pack(parts: Sequence[Sequence[tuple[np.ndarray, str]]]) -> list[Series]:
 
     Args:
       parts: for each part its series: values [steps, D] and the name of the class.
+
+    Raises:
+      ValueError: another D in one part than in another.
     """
+    if len(variables := {values.shape[1] for part in parts for values, _ in part}) > 1:
+        raise ValueError(f"series of {' and '.join(map(str, sorted(variables)))} variables, expected as many of each")
     names = {label for part in parts for _, label in part}
     try:
         fields.numbers(list(names), "classes")
         classes = tuple(sorted(names, key=lambda name: (Decimal(name), name)))
-    except ValueError:
+    except (ValueError, ArithmeticError):  # no numbers, or an exponent that no number has
         classes = tuple(sorted(names))
     longest = max(len(values) for part in parts for values, _ in part)
     packed = []
@@ -175,11 +181,15 @@ def _columns(source: str, lines: Sequence[str]) -> Iterator[tuple[np.ndarray, st
 
 def _class(place: str, cell: str) -> str:
     """The name of a class that is a number: one for 1, 1.0 and 1.0000000e+00, and never one for two numbers."""
-    value, exact = fields.number(cell, place), Decimal(cell.strip(" \t"))
+    value = fields.number(cell, place)
+    try:
+        exact = Decimal(cell.strip(" \t"))
+    except ArithmeticError:
+        raise ValueError(f"{place}: {cell[:40]} has an exponent that no number has") from None
     if exact == 0:
         return "0"
     if not value:
-        raise ValueError(f"{place}: {cell} is too small for a number of 64 bits")
+        raise ValueError(f"{place}: {cell[:40]} is too small for a number of 64 bits")
     digits = f"{exact:f}"
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
@@ -200,7 +210,7 @@ def _ts(source: str, lines: Sequence[str]) -> Iterator[tuple[np.ndarray, str]]:
 
     def count(key: str) -> int:
         value, place = said(key, "0")
-        if not (value.isascii() and value.isdigit()):
+        if not re.fullmatch("[0-9]{1,9}", value):
             raise ValueError(f"{place} is {value!r}, expected a number of steps or variables")
         return int(value)
 
