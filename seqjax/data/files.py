@@ -109,6 +109,8 @@ def stream(file: Path, wanted: Callable[[str], object] = _any, what: str = "file
     with file.open("rb") as raw:
         bounds = Bounds(file)
         with named(file):
+            _check_ending(raw.read(512), str(file))
+            raw.seek(0)
             kind = archives.packing(archives.unpacked(raw, file, Bounds(file)).read(512))
             raw.seek(0)
             if kind not in ("zip", "tar"):
@@ -181,11 +183,16 @@ def unpack(content: bytes, place: str, bounds: Bounds | None = None) -> bytes:
     Raises:
       ValueError: damaged, packed in a way that is not read, or beyond the bounds (names the place).
     """
-    if archives.packing(content[:16]) in (None, "zip"):
-        return content
     with named(place):
+        _check_ending(content[:512], place)
         bounds = bounds or Bounds(place, len(content))
         return archives.unpacked(io.BytesIO(content), place, bounds, part=True).read()
+
+
+def _check_ending(head: bytes, name: str) -> None:
+    """Refuses what should be packed by its name and is not: damaged, it may still look like some text."""
+    if archives.packing(head) is None and (suffix := unpacked_name(name)[1]):
+        raise ValueError(f"{name}: damaged, or not packed as its ending {suffix} says: then rename it")
 
 
 def _in_folder(folder: Path) -> archives.Entries:

@@ -166,7 +166,7 @@ def _parse_csv(content: bytes, file: Path) -> Rows:
     date, *names = [field.strip(b' "') for field in head.split(b",")]
     if date.decode("latin-1") not in _DATES:
         raise ValueError(
-            f"{file}: line 1: the first column is {date.decode('latin-1')!r}, expected one of {list(_DATES)}"
+            f"{file}: line 1: the first column is {date.decode('latin-1')[:40]!r}, expected one of {list(_DATES)}"
         )
     ascii_names = [bytes(c for c in name if c < 128) for name in names]
     columns = tuple(_NAMES.get(a, name.decode("latin-1")) for a, name in zip(ascii_names, names, strict=True))
@@ -216,7 +216,7 @@ def _first_wrong(lines: list[bytes], date: str, columns: tuple[str, ...], file: 
         try:
             datetime.datetime.strptime(first.ljust(19), _DATES[date])
         except ValueError:
-            return f"{place}, column {date!r}: {first!r} is no date of the form {_DATES[date]}"
+            return f"{place}, column {date!r}: {first[:40]!r} is no date of the form {_DATES[date]}"
         for name, field in zip(columns, cells, strict=True):
             try:
                 number(field, f"{place}, column {name!r}")
@@ -228,6 +228,6 @@ def _first_wrong(lines: list[bytes], date: str, columns: tuple[str, ...], file: 
 def _check_names(columns: tuple[str, ...], file: Path) -> None:
     for i, name in enumerate(columns):
         if name not in RANGES:
-            raise ValueError(f"{file}: line 1: unknown column {name!r}, expected some of {', '.join(RANGES)}")
+            raise ValueError(f"{file}: line 1: unknown column {name[:40]!r}, expected some of {', '.join(RANGES)}")
         if name in columns[:i]:
             raise ValueError(f"{file}: line 1: column {name!r} stands there twice")
