@@ -17,8 +17,8 @@ What may come of it:
 What counts as consistent:
 
     behind the checksum of gzip, bzip2, xz, zip, npz   nothing: what is not right is refused
-    in a tar archive, which has none for contents      what `tarfile` takes out of it, as plain files; of all headers that
-                                                       are there, and not of one that is cut off
+    in a tar archive, which has none for contents      what `tarfile` takes out of it, as plain files; all headers in
+                                                       it are read, and it is not one that is cut off
     damaged and then packed                            the data of the same bytes unpacked, or both are refused
     in a plain file                                    what a second, simple decoding says (texts, vectors, csv of NAB,
                                                        digits, samples, npz, vocabularies, chorales); for the others,

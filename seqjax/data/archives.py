@@ -178,6 +178,7 @@ def _zipped(raw: Any, path: Path | str, bounds: Bounds) -> Entries:
                     f"{path}: {info.filename} is packed by {method}, which is not read: unpack it, or pack it anew"
                 ) from None
             bounds.packed += info.compress_size
+            bounds.expect(info.file_size)
             # Of bzip2 and lzma all is unpacked that is read at a time, however much that is.
             step = 1 << 16 if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else 1 << 12
             return io.BufferedReader(_Counted(opened, path, bounds, step=step), step)

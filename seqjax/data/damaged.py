@@ -68,10 +68,15 @@ class Bounds:
     def unpack(self, count: int) -> None:
         """So many bytes more. Raises ValueError beyond the bounds."""
         self._unpacked += count
-        if self._unpacked > BYTES:
+        self.expect(0)
+
+    def expect(self, count: int) -> None:
+        """So many bytes are to come. Raises ValueError if they would be beyond the bounds."""
+        total = self._unpacked + count
+        if total > BYTES:
             raise self._beyond(f"more than {BYTES:,} bytes")
-        if self._unpacked > max(SMALL, RATIO * self.packed):
-            raise self._beyond(f"{self._unpacked:,} bytes from {self.packed:,}, more than {RATIO} times as many")
+        if total > max(SMALL, RATIO * self.packed):
+            raise self._beyond(f"{total:,} bytes from {self.packed:,}, more than {RATIO} times as many")
 
     def member(self, name: str, size: int) -> None:
         """One member more, which says that it has so many bytes. Raises ValueError beyond the bounds."""

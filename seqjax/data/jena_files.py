@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seqjax.data import files
+from seqjax.data.damaged import named
 from seqjax.data.fields import number
 
 # The variables of the station, with the values that they can take there: wide enough for any weather, narrow enough
@@ -150,7 +151,7 @@ def _parse_npz(content: bytes, file: Path) -> Rows:
             f" dates {times.dtype} {times.shape}, {len(columns)} cols"
         )
     _check_names(columns, file)
-    with files.named(file):
+    with named(file):
         seconds = times.astype("datetime64[s]")
         wrong = seconds != times
     if wrong.any():  # NaT, too, which is not equal to itself

@@ -22,6 +22,7 @@ import numpy as np
 import scipy.io
 
 from seqjax.data import files
+from seqjax.data.damaged import named
 
 __all__ = ["FILES", "KEYS", "LOWEST", "Parts", "chords", "generated", "load", "read", "roll"]
 
@@ -82,7 +83,7 @@ def read(file: str | os.PathLike[str]) -> Parts:
         found = files.parse_json(content, f"{file}: neither MATLAB nor JSON")
     else:
         suffix, to_roll = "data", np.asarray
-        with files.named(file):
+        with named(file):
             found = {key: cell.ravel() for key, cell in scipy.io.loadmat(io.BytesIO(content)).items() if key[0] != "_"}
     parts = {}
     for part, name in _PARTS.items():

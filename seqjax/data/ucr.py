@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seqjax.data import fields, files, windows
+from seqjax.data.damaged import named
 
 __all__ = ["Series", "generated", "load", "normalize", "pack", "parse", "split"]
 
@@ -62,7 +63,7 @@ def load(path: str | os.PathLike[str], name: str) -> dict[str, Series]:
     """
     path = Path(path).expanduser()
     parts = {part: parse(*_read(path, f"{name}_{part.upper()}")) for part in ("train", "test")}
-    with files.named(path):
+    with named(path):
         return dict(zip(parts, pack(list(parts.values())), strict=True))
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from scipy import sparse
 
 from seqjax.data import files
+from seqjax.data.damaged import named
 from seqjax.data.text import check_tokens
 
 MASK, UNKNOWN = 0, 1
@@ -233,7 +234,7 @@ def load(path: str | os.PathLike[str]) -> Vectorizer:
       FileNotFoundError: no such file.
       ValueError: not JSON, or not of a vectorizer (names the file and what is wrong).
     """
-    with files.named(path, "holds no vectorizer"):
+    with named(path, "holds no vectorizer"):
         text = files.unmarked(files.read(Path(path)), f"{path}").decode("utf-8", "surrogatepass")
         content = files.parse_json(text, f"{path}")
         vocabulary, frequencies = tuple(content["vocabulary"]), tuple(content["frequencies"])
