@@ -190,8 +190,12 @@ def unpack(content: bytes, place: str, bounds: Bounds | None = None) -> bytes:
 
 
 def _check_ending(head: bytes, name: str) -> None:
-    """Refuses what should be packed by its name and is not: damaged, it may still look like some text."""
-    if archives.packing(head) is None and (suffix := unpacked_name(name)[1]):
+    """Refuses what is no archive though its name says so, for damaged it may look like some text, and what is empty.
+
+    (What a browser unpacks keeps the ending .gz.)
+    """
+    suffix = unpacked_name(name)[1]
+    if suffix and archives.packing(head) is None and (suffix not in _COMPRESSED or not head):
         raise ValueError(f"{name}: damaged, or not packed as its ending {suffix} says: then rename it")
 
 
