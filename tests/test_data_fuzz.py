@@ -314,7 +314,9 @@ def test_a_file_that_was_packed_is_not_read_as_text(tmp_path):
         ("a.txt.tar", tar({"a.txt": b"to be"})[:200]),
         ("a.txt.zip", b"\0" + zipped({"a": b"to be"}, zipfile.ZIP_STORED)[1:12]),
         ("a.txt.gz", b""),
-        ("a.txt.xz", b""),
+        ("a.txt.gz", gzip.compress(b"to be")[:1]),
+        ("a.txt.bz2", bz2.compress(b"to be")[:6]),
+        ("a.txt.xz", b"to be"),
     ):
         with pytest.raises(
             ValueError, match=rf"{name}: damaged, or not packed as its ending \.\w+ says: then rename it"
@@ -337,6 +339,11 @@ def test_the_directory_of_a_zip_archive_says_what_the_files_say(tmp_path):
         ):
             reviews.load(write(path, content))
     directory = whole.index(b"PK\1\2")
+    nothing = whole[: directory + 16] + bytes(12) + whole[directory + 28 :]
+    with pytest.raises(
+        ValueError, match=r"aclImdb\.zip: .*says another method, checksum or size of aclImdb/train/neg/1_2"
+    ):
+        reviews.load(write(path, nothing))
     second = whole.index(b"PK\1\2", directory + 1)
     end = whole.rindex(b"PK\5\6")
     fewer = bytearray(whole[:directory] + whole[second:])
@@ -395,7 +402,8 @@ def test_bombs_of_every_kind_are_stopped(bomb, tmp_path, monkeypatch):
 
 def test_a_zip_archive_that_says_little_and_holds_much_is_stopped(tmp_path):
     whole = bytearray(zipped({"a.txt": bytes(64 << 20)}))
-    struct.pack_into("<I", whole, whole.rindex(b"PK\1\2") + 24, 10)  # its size, unpacked
+    for place in (whole.rindex(b"PK\1\2") + 24, 22):
+        struct.pack_into("<I", whole, place, 10)  # its size, unpacked
     path = write(tmp_path / "a.zip", bytes(whole))
     with within(2), pytest.raises(ValueError, match=r"a\.zip: damaged: BadZipFile: Bad CRC-32"):
         files.read(path)

@@ -200,10 +200,14 @@ def _check_directory(raw: Any, infos: list[zipfile.ZipInfo]) -> None:
         raise zipfile.BadZipFile(f"its directory has {len(infos)} entries, and says {count}")
     for info in infos:
         raw.seek(info.header_offset)
-        mark, flags, length = struct.unpack("<4s2xH18xH2x", raw.read(30))
+        mark, flags, method, *sizes, length = struct.unpack("<4s2xHH4xIIIH2x", raw.read(30))
         name = raw.read(length).decode("utf-8" if flags & 0x800 else "cp437")
         if mark != b"PK\3\4" or name != info.orig_filename:
             raise zipfile.BadZipFile(f"its directory says {info.orig_filename!r}, where the file says {name!r}")
+        listed = info.CRC, info.compress_size, info.file_size
+        same = all(size in (known, 0xFFFFFFFF) for size, known in zip(sizes, listed, strict=True))
+        if method != info.compress_type or not (same or flags & 8):  # 8: they were not known yet
+            raise zipfile.BadZipFile(f"its directory says another method, checksum or size of {name} than the file")
         if info.compress_size > size - info.header_offset:
             raise zipfile.BadZipFile(f"{info.filename} goes on behind its end")
 

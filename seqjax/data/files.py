@@ -190,12 +190,12 @@ def unpack(content: bytes, place: str, bounds: Bounds | None = None) -> bytes:
 
 
 def _check_ending(head: bytes, name: str) -> None:
-    """Refuses what is no archive though its name says so, for damaged it may look like some text, and what is empty.
+    """Refuses what should be packed by its name and is not: damaged, it may still look like some text.
 
-    (What a browser unpacks keeps the ending .gz.)
+    What a browser unpacked keeps the ending .gz; the first byte of gzip alone is text as well.
     """
     suffix = unpacked_name(name)[1]
-    if suffix and archives.packing(head) is None and (suffix not in _COMPRESSED or not head):
+    if suffix and archives.packing(head) is None and (suffix != ".gz" or head in (b"", b"\x1f")):
         raise ValueError(f"{name}: damaged, or not packed as its ending {suffix} says: then rename it")
 
 

@@ -206,19 +206,19 @@ def _ts(source: str, lines: Sequence[str]) -> Iterator[tuple[np.ndarray, str]]:
     def truth(key: str) -> bool:
         value, place = said(key, "false")
         if value.lower() not in ("true", "false"):
-            raise ValueError(f"{place} is {value!r}, expected true or false")
+            raise ValueError(f"{place} is {value[:40]!r}, expected true or false")
         return value.lower() == "true"
 
     def count(key: str) -> int:
         value, place = said(key, "0")
         if not re.fullmatch("[0-9]{1,9}", value):
-            raise ValueError(f"{place} is {value!r}, expected a number of steps or variables")
+            raise ValueError(f"{place} is {value[:40]!r}, expected a number of steps or variables")
         return int(value)
 
     value, place = said("@classLabel", "false")
     kind, *classes = value.split() or [""]
     if kind.lower() != "true" or not classes:
-        raise ValueError(f"{place} is {value!r}, expected true and the classes")
+        raise ValueError(f"{place} is {value[:40]!r}, expected true and the classes")
     if truth("@timeStamps"):
         raise ValueError(f"{said('@timeStamps', '')[1]} is true; series with a time for each value are not read")
     dimensions, length = count("@dimensions"), count("@seriesLength")
@@ -231,7 +231,7 @@ def _ts(source: str, lines: Sequence[str]) -> Iterator[tuple[np.ndarray, str]]:
             continue
         place, (*variables, label) = f"{source} line {number}", line.strip().split(":")
         if label not in classes:
-            raise ValueError(f"{place}: class {label!r}, expected one of {', '.join(classes)}")
+            raise ValueError(f"{place}: class {label[:40]!r}, expected one of {', '.join(classes)[:400]}")
         dimensions = dimensions or len(variables)
         if len(variables) != dimensions or not variables:
             raise ValueError(f"{place}: {len(variables)} variables, expected {dimensions or 'at least 1'}")
