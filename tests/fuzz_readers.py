@@ -193,6 +193,7 @@ def trial(case: Case, right: Any, rng: random.Random, folder: Path) -> str:
 def work(seed: int, first: int, last: int) -> Iterator[dict[str, Any]]:
     """The trials of these numbers, in this process, within bounds of memory and time."""
     every = cases()
+    faulthandler.enable()
     warnings.simplefilter("ignore")
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + ADDRESSES

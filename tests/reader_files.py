@@ -220,7 +220,7 @@ def record(files: Files, data: Any) -> None:
     assert (np.diff(times) > np.timedelta64(0, "s")).all()
     if "X.npy" in files:
         arrays = {name: np.load(io.BytesIO(content)) for name, content in files.items()}
-        assert set(values.ravel()) <= set(arrays["X"].astype(np.float32).ravel())
+        assert set(values.ravel()) <= set(arrays["X.npy"].astype(np.float32).ravel())
 
 
 def digits(files: Files, data: Any) -> None:

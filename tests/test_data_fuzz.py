@@ -21,6 +21,7 @@ import fuzz_readers
 import numpy as np
 import pytest
 import reader_files
+import scipy.io
 from reader_files import WAV, Case, Reader, tar, zipped
 
 from experiments import spotting
@@ -29,6 +30,7 @@ from seqjax.data import (
     embeddings,
     files,
     jena,
+    matlab,
     mnist,
     music,
     nab,
@@ -204,6 +206,43 @@ def test_a_matlab_file_that_says_more_than_is_there_is_named(tmp_path):
     path = write(tmp_path / "JSB_Chorales.mat", whole[:at] + struct.pack("<2i", 1 << 20, 1 << 30) + whole[at + 8 :])
     with pytest.raises(ValueError, match=r"JSB_Chorales.mat: damaged: \w+: "):
         music.read(path)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_damaged_matlab_file_is_refused_or_read_right(compressed):
+    whole = reader_files.matlab(compressed)
+    right = matlab.lists(whole, "a.mat")
+    expected = scipy.io.loadmat(io.BytesIO(whole))
+    for name, cells in right.items():
+        for got, wanted in zip(cells, expected[name].ravel(), strict=True):
+            np.testing.assert_array_equal(got, wanted)
+    for at in range(124, len(whole) if compressed else 300):  # scipy crashes at some
+        for value in {0, 1, 7, 14, 255, whole[at] ^ 1} - {whole[at]}:
+            damage = whole[:at] + bytes([value]) + whole[at + 1 :]
+            try:
+                found = matlab.lists(damage, "a.mat")
+            except ValueError as error:
+                assert str(error).startswith("a.mat: damaged: ")  # noqa: PT017
+                continue
+            assert all(array.dtype.kind in "iuf" for cells in found.values() for array in cells)
+            if compressed:  # there is a checksum around it
+                assert fuzz_readers.plain(found) == fuzz_readers.plain(right)
+
+
+def test_a_matlab_file_of_another_kind_is_named():
+    for values, message in (
+        ([1j * np.eye(2)], "complex numbers"),
+        (["text"], "class 4 in a list, expected an array of numbers"),
+        ([np.array([[np.eye(2)]], object)], "class 1 in a list"),
+    ):
+        cells = np.empty((1, 1), object)
+        cells[0, 0] = values[0]
+        with io.BytesIO() as file:
+            scipy.io.savemat(file, {"traindata": cells})
+            with pytest.raises(ValueError, match=rf"a\.mat: damaged: ValueError: .*{message}"):
+                matlab.lists(file.getvalue(), "a.mat")
+    with pytest.raises(ValueError, match="no MATLAB file of level 5; save it with -v7"):
+        matlab.lists(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM", "a.mat")
 
 
 def test_an_idx_file_that_says_more_than_is_there_is_named(tmp_path):

@@ -12,17 +12,14 @@ parts = music.load("DIR", "jsb")    # {"train": 229 rolls, "validation": 76, "te
 A roll says which keys of a piano sound at each step. It does not say whether a note is struck again or held.
 """
 
-import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 
-from seqjax.data import files
-from seqjax.data.damaged import named
+from seqjax.data import files, matlab
 
 __all__ = ["FILES", "KEYS", "LOWEST", "Parts", "chords", "generated", "load", "read", "roll"]
 
@@ -83,8 +80,7 @@ def read(file: str | os.PathLike[str]) -> Parts:
         found = files.parse_json(content, f"{file}: neither MATLAB nor JSON")
     else:
         suffix, to_roll = "data", np.asarray
-        with named(file):
-            found = {key: cell.ravel() for key, cell in scipy.io.loadmat(io.BytesIO(content)).items() if key[0] != "_"}
+        found = matlab.lists(content, str(file))
     parts = {}
     for part, name in _PARTS.items():
         key = name + suffix
