@@ -16,7 +16,8 @@ from experiments import corpora, supervised, tasks
 from experiments.corpora import Windows
 from seqjax import cells, decoding
 from seqjax.core import Array, Carry, Key, Params
-from seqjax.data import text
+from seqjax.data import files, text
+from seqjax.data.damaged import named
 from seqjax.models import LanguageModel
 from seqjax.train import Run, write_atomic
 from seqjax.train.checkpoint import Checkpoints
@@ -186,7 +187,8 @@ def load(run: Run) -> tuple[SimpleNamespace, corpora.Vocabulary, Network, Params
     if run.config["flags"].get("model") not in CELLS or not file.exists():
         raise FileNotFoundError(f"{run.directory} holds no network: it is not a finished run of experiments.language")
     config = SimpleNamespace(**run.flags)
-    vocabulary = corpora.UNITS[config.unit].from_json(file.read_text())
+    with named(file, "holds no vocabulary"):
+        vocabulary = corpora.UNITS[config.unit].from_json(files.read_text(file))
     model = network(config, vocabulary.size)
     like = jax.eval_shape(lambda key: model.init(vars(config), key), jax.random.key(0))
     with contextlib.closing(Checkpoints(run.directory / "model")) as checkpoints:

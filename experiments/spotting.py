@@ -50,7 +50,8 @@ from experiments import base, command, detection, speech, supervised, tasks
 from experiments.report import COLORS, Section, groups, intervals, panels, save, separate
 from seqjax import cells
 from seqjax.core import Array, Cell, Key, Params
-from seqjax.data import spectrogram, spoken_digits, streams, windows
+from seqjax.data import files, spectrogram, spoken_digits, streams, windows
+from seqjax.data.damaged import named
 from seqjax.models import spotter
 from seqjax.regularizers import recurrent_dropout
 from seqjax.train import Program, Run, State
@@ -193,8 +194,13 @@ def write(path: Path, config: SimpleNamespace, made: spotter.Spotter, threshold:
 
 
 def read(path: Path) -> tuple[spotter.Spotter, int, float]:
-    """The network, its digit and its threshold."""
-    with np.load(path) as file:
+    """The network, its digit and its threshold.
+
+    Raises:
+      ValueError: a damaged file, or one that `write` did not write.
+    """
+    file = files.arrays(path.read_bytes(), f"{path}")
+    with named(path, "holds no network of experiments.spotting"):
         model, units = str(file["model"]), int(file["units"])
         shapes = jax.eval_shape(lambda key: _cell(model, units).init(key, SETTINGS.bands), jax.random.key(0))
         leaves = [jnp.asarray(file[f"leaf_{i}"]) for i in range(len(jax.tree.leaves(shapes)))]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import translation
-from seqjax.data import pairs
+from seqjax.data import files, pairs
 from seqjax.train import Run
 
 __all__ = ["load", "main"]
@@ -41,10 +41,13 @@ def load(directory: str | Path, beam: int | None = None) -> Callable[[str], str]
     empty = pairs.Pairs((), ())
     init, module = translation.network(config, translation.Corpus({"train": empty}, english, french))
     expected, treedef = jax.tree.flatten(jax.eval_shape(lambda key: init(vars(config), key), jax.random.key(0)))
-    with np.load(run.directory / "weights.npz") as saved:
-        leaves = [jnp.asarray(saved[f"arr_{i}"]) for i in range(len(saved.files))]
-    if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in expected]:
-        raise ValueError(f"{run.directory / 'weights.npz'} holds weights of other shapes than the flags of the run say")
+    file = run.directory / "weights.npz"
+    saved = files.arrays(file.read_bytes(), f"{file}")
+    leaves = [jnp.asarray(leaf) for leaf in saved.values()]
+    if list(saved) != [f"arr_{i}" for i in range(len(expected))] or any(
+        leaf.shape != like.shape for leaf, like in zip(leaves, expected, strict=True)
+    ):
+        raise ValueError(f"{file} holds weights of other shapes than the flags of the run say")
     params = treedef.unflatten(leaves)
     search = translation.said(module, vars(config), config, config.beam if beam is None else beam)
 

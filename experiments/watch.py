@@ -18,7 +18,8 @@ import numpy as np
 from absl import flags
 
 from experiments import anomalies, base
-from seqjax.data import nab
+from seqjax.data import files, nab
+from seqjax.data.damaged import named
 from seqjax.models.anomaly import AnomalyDetector
 from seqjax.train import Run
 
@@ -49,7 +50,9 @@ def trained(directory: str | Path) -> tuple[AnomalyDetector, float]:
         )
     model = anomalies.detector(config, 1)
     like = jax.eval_shape(lambda: model.init(base.numbers(anomalies, config), jax.random.key(0)))
-    with np.load(run.directory / "weights.npz") as saved:
+    file = run.directory / "weights.npz"
+    saved = files.arrays(file.read_bytes(), f"{file}")
+    with named(file, "holds other weights than the flags of the run say"):
         leaves = [jnp.asarray(saved[str(i)]) for i in range(len(jax.tree.leaves(like)))]
     return model.one(jax.tree.unflatten(jax.tree.structure(like), leaves)), result["threshold_standard"]
 

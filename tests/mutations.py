@@ -900,7 +900,7 @@ MUTATIONS = [
     ),
     Mutation(
         "archives: a damaged header of a tar archive ends it without a word",
-        "seqjax/data/files.py",
+        "seqjax/data/archives.py",
         'if type(error).__name__ == "EOFHeaderError":',
         "if tarfile.offset:",
         "tests/test_data_files.py::test_a_tar_archive_is_whole_or_refused",
@@ -908,8 +908,8 @@ MUTATIONS = [
     Mutation(
         "archives: a file that stands there twice is read twice",
         "seqjax/data/files.py",
-        "                if plain in names:",
-        "                if not plain:",
+        "            if plain in names:",
+        "            if not plain:",
         "tests/test_data_files.py::test_a_file_that_stands_there_twice_is_refused",
     ),
     Mutation(

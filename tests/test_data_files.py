@@ -55,7 +55,7 @@ def test_a_damaged_archive_is_named(make, tmp_path):
     cuts = [whole[:-cut] for cut in (1, 8, 20, 40, 60)]
     for damaged in (*cuts, whole[:60] + bytes([whole[60] ^ 255]) + whole[61:], b"", b"no archive"):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"archive: damaged or no archive: \w+: "):
+        with pytest.raises(ValueError, match=r"archive: damaged( or no archive)?: \w+: "):
             list(files.members(path, lambda name: True))
 
 
@@ -162,7 +162,7 @@ def test_a_tar_archive_is_whole_or_refused(tmp_path):
     end = len(whole.rstrip(b"\0")) // 512 * 512 + 512
     for cut in range(0, end, 128):
         path.write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match=r"a.tar: damaged or no archive: ReadError: "):
+        with pytest.raises(ValueError, match=r"a.tar: damaged( or no archive)?: ReadError: "):
             every(path)
     header = whole.index(b"top/b/d.csv")
     path.write_bytes(whole[:header] + b"u" + whole[header + 1 :])

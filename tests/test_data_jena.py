@@ -146,11 +146,11 @@ def test_hourly_npz_reads_without_pickles(record, tmp_path):
         with pytest.raises(ValueError, match=r"npz: row 7 of dates: .*, expected a time in whole seconds"):
             jena.load(path)
     np.savez(path, X=np.array([{}]), dates=record.times, cols=record.columns)
-    with pytest.raises(ValueError, match=r"damaged or truncated npz"):
+    with pytest.raises(ValueError, match=r"an array of Python objects"):
         jena.load(path)
     np.savez(path, X=record.values, dates=record.times, cols=record.columns)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"damaged or truncated npz"):
+    with pytest.raises(ValueError, match=r"npz: damaged or no archive: BadZipFile"):
         jena.load(path)
 
 
@@ -270,7 +270,7 @@ def test_damaged_zips_are_named(record, tmp_path):
     path = tmp_path / "a.zip"
     for damaged in (content[:5000], content[:2000] + b"\0\0\0\0" + content[2004:]):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"a.zip: damaged: "):
+        with pytest.raises(ValueError, match=r"a.zip: damaged( or no archive)?: "):
             jena.load(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "nothing")

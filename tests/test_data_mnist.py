@@ -68,7 +68,7 @@ DAMAGED = {
         r"train-images-idx3-ubyte.gz: damaged: BadGzipFile: CRC check failed",
     ),
     "web page": (IMAGES, b"<html>", r"images-idx3-ubyte.gz: starts with 3c68746d, expected 00000803"),
-    "nothing": (LABELS, b"", r"labels-idx1-ubyte.gz: starts with , expected 00000801: no idx file of 1 axes"),
+    "nothing": (LABELS, b"", r"labels-idx1-ubyte.gz: damaged, or not packed as its ending .gz says"),
     "labels for images": (IMAGES, idx(np.arange(5)), r"starts with 00000801, expected 00000803"),
     "other type": (LABELS, idx(np.arange(5), bytes([0, 0, 13, 1])), r"starts with 00000d01, expected 00000801"),
     "a pixel too few": (IMAGES, idx(pixels(5))[:-1], r"3935 bytes, expected 3936 for \[5, 28, 28\]"),

@@ -131,11 +131,11 @@ def test_what_is_missing_or_damaged_is_named(archive, tmp_path):
         pairs.load(tmp_path / "empty")
     whole = archive.read_bytes()
     archive.write_bytes(whole[:-30])
-    with pytest.raises(ValueError, match=r"fra-eng.zip: damaged: "):
+    with pytest.raises(ValueError, match=r"fra-eng.zip: damaged( or no archive)?: "):
         pairs.load(archive)
     place = whole.index(b"fra.txt") + 20
     archive.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
-    with pytest.raises(ValueError, match=r"fra-eng.zip: damaged: "):
+    with pytest.raises(ValueError, match=r"fra-eng.zip: damaged( or no archive)?: "):
         pairs.load(archive)
     with zipfile.ZipFile(archive, "w") as packed:
         packed.writestr("_about.txt", "about")

@@ -121,7 +121,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
         spoken_digits.load(tmp_path / "notes.txt")
     whole = archive(tmp_path / "whole.tgz").read_bytes()
     (tmp_path / "cut.tgz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"cut.tgz: damaged or no archive"):
+    with pytest.raises(ValueError, match=r"cut.tgz: damaged"):
         spoken_digits.load(tmp_path / "cut.tgz")
     with pytest.raises(ValueError, match=r"empty.tgz: no recordings DIGIT_SPEAKER_INDEX.wav in it"):
         spoken_digits.load(archive(tmp_path / "empty.tgz", {}))
@@ -227,7 +227,7 @@ def test_wav_files_of_every_writer(content):
         (b"RIFX" + riff(form(), chunk(b"data", DATA))[4:], "RIFX is not read, expected RIFF"),
         (b"RF64" + riff(form(), chunk(b"data", DATA))[4:], "RF64 is not read, expected RIFF"),
         (riff(form(), chunk(b"data", DATA)).replace(b"WAVE", b"AVI "), "RIFF of b'AVI ', expected WAVE"),
-        (gzip.compress(riff(form(), chunk(b"data", DATA))), "packed by gzip, unpack it"),
+        (gzip.compress(riff(form(), chunk(b"data", DATA)), mtime=0), "packed by gzip, unpack it"),
         (b"RIFF\4\0", "it ends too early"),
     ],
 )

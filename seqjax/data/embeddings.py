@@ -71,7 +71,7 @@ def load(path: str | os.PathLike[str], vectorizer: Vectorizer) -> Embedding:
                         vectors = np.zeros((vectorizer.size, width), np.float32)
                     vectors[place] = vector
                     known[place] = True
-        except (ValueError, EOFError, OSError) as error:  # damaged gzip, another encoding, no numbers
+        except ValueError as error:  # damaged, another encoding, no numbers
             raise ValueError(f"{path}, line {number}: {error}; expected a word and its numbers") from error
     if words not in (None, number - 1):
         raise ValueError(f"{path}, line {number}: the end, after {number - 1} words; its first line says {words}")

@@ -5,23 +5,20 @@ bytes say, for a download need not keep its ending. Files that macOS adds (`__MA
 and are passed over everywhere.
 """
 
-import bz2
 import codecs
 import contextlib
-import gzip
 import io
 import json
-import lzma
-import re
-import struct
-import tarfile
-import zipfile
-import zlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from tarfile import HeaderError, ReadError
 from typing import Any, BinaryIO
+
+import numpy as np
+
+from seqjax.data import archives
+from seqjax.data.damaged import Bounds, named
 
 _OTHER_MARKS = (  # that of UTF-32 begins with that of UTF-16
     ("UTF-32", codecs.BOM_UTF32_LE),
@@ -29,26 +26,9 @@ _OTHER_MARKS = (  # that of UTF-32 begins with that of UTF-16
     ("UTF-16", codecs.BOM_UTF16_LE),
     ("UTF-16", codecs.BOM_UTF16_BE),
 )
-_MAGIC = {
-    "gzip": rb"\x1f\x8b",
-    "bzip2": rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)",
-    "xz": rb"\xfd7zXZ\x00",
-    "zip": rb"PK(?:\x03\x04|\x05\x06|\x07\x08)",
-    "tar": rb"(?s:.{257})ustar",
-    "Zstandard": rb"\x28\xb5\x2f\xfd",
-    "LZ4": rb"\x04\x22\x4d\x18",
-    "lzma": rb"\x5d\x00\x00",
-    "compress": rb"\x1f\x9d",
-    "7z": rb"7z\xbc\xaf\x27\x1c",
-    "RAR": rb"Rar!\x1a\x07",
-}
-_READ = ("gzip", "bzip2", "xz", "zip", "tar")
-_KINDS = re.compile(b"|".join(b"(%b)" % magic for magic in _MAGIC.values()))
-_MACOS = re.compile(r"(?:^|/)(?:__MACOSX/|\._|\.DS_Store$)")
+_DEEPEST = 20
 _COMPRESSED = (".gz", ".bz2", ".xz")
 _SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar", ".zip", *_COMPRESSED)
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error)
-_CUT = "Compressed file ended before the end-of-stream marker was reached"
 
 
 def find(path: Path, patterns: Sequence[str], folders: Sequence[str] = ()) -> Path:
@@ -92,7 +72,7 @@ def glob(folder: Path, pattern: str) -> list[Path]:
     """
     stem, suffix = unpacked_name(pattern)
     for ending in dict.fromkeys((suffix, *_SUFFIXES)) if suffix else ("",):
-        if found := sorted(file for file in folder.glob(stem + ending) if not of_macos(file.name)):
+        if found := sorted(file for file in folder.glob(stem + ending) if not archives.of_macos(file.name)):
             return found
     return []
 
@@ -125,25 +105,36 @@ def read(file: Path, wanted: Callable[[str], object] = _any, what: str = "file")
 
 @contextlib.contextmanager
 def stream(file: Path, wanted: Callable[[str], object] = _any, what: str = "file") -> Iterator[BinaryIO]:
-    """The content of `read`, to be read bit by bit: that of a zip archive need not fit into memory."""
-    with _named(file), file.open("rb") as raw:
-        kind = packing(_unpacked(raw, str(file)).read(512))
-        raw.seek(0)
-        content: Any = _unpacked(raw, str(file))
-        if kind not in ("zip", "tar"):
+    """The content of `read`, to be read bit by bit: it need not fit into memory."""
+    with file.open("rb") as raw:
+        bounds = Bounds(file)
+        with named(file):
+            _check_ending(raw.read(512), str(file))
+            raw.seek(0)
+            kind = archives.packing(archives.unpacked(raw, file, Bounds(file)).read(512))
+            raw.seek(0)
+            if kind not in ("zip", "tar"):
+                content = archives.unpacked(raw, file, bounds)
+            else:
+                content = _single(archives.entries(raw, file, bounds), kind, file, wanted, what, bounds)
+        with content:
             yield content
-            return
-        names, found = [], {}
-        for name, opened in (_zipped if kind == "zip" else _tarred)(content, file):
-            names.append(name)
-            if wanted(name) or wanted(unpacked_name(name)[0]):
-                # A tar archive is read once, from its beginning to its end.
-                found[name] = opened if kind == "zip" else partial(io.BytesIO, opened().read())
-        if len(found) != 1 or names.count(next(iter(found))) > 1:
-            raise ValueError(f"{file}: expected one {what} in it, found {list(found) or names}")
-        for name, opened in found.items():
-            with opened() as inner:
-                yield io.BytesIO(unpack(inner.read(), f"{file}: {name}")) if name.endswith(_COMPRESSED) else inner
+
+
+def _single(
+    entries: archives.Entries, kind: str, file: Path, wanted: Callable[[str], object], what: str, bounds: Bounds
+) -> Any:
+    """The one file that is wanted in an archive, opened."""
+    names, found = [], []
+    for name, opened in entries:
+        names.append(name)
+        if wanted(name) or wanted(unpacked_name(name)[0]):
+            # A tar archive is read once, from its beginning to its end.
+            found.append((name, opened if kind == "zip" else partial(io.BytesIO, opened().read())))
+    if len(found) != 1:
+        raise ValueError(f"{file}: expected one {what} in it, found {[name for name, _ in found][:10] or names[:10]}")
+    name, opened = found[0]
+    return io.BytesIO(unpack(opened().read(), f"{file}: {name}", bounds)) if name.endswith(_COMPRESSED) else opened()
 
 
 def members(path: Path, wanted: Callable[[str], object]) -> Iterator[tuple[str, bytes]]:
@@ -156,95 +147,59 @@ def members(path: Path, wanted: Callable[[str], object]) -> Iterator[tuple[str, 
       wanted: which names, without such an ending; only those are read.
 
     Raises:
-      ValueError: a damaged archive, or none at all; of what is wanted, a file that is encrypted, or packed in a way
-        that is not read, that stands there twice, or that is no file (a link to nothing, a link in an archive).
+      ValueError: a damaged archive, or none at all, or one beyond the bounds of `damaged`; of what is wanted, a file
+        that is encrypted, or packed in a way that is not read, that stands there twice, or that is no file (a link to
+        nothing, a link in an archive).
     """
+    if path.is_dir():
+        yield from _wanted(path, wanted, _in_folder(path), None)
+        return
+    with path.open("rb") as raw:
+        bounds = Bounds(path)
+        yield from _wanted(path, wanted, archives.entries(raw, path, bounds), bounds)
+
+
+def _wanted(path: Path, wanted: Callable[[str], object], entries: archives.Entries, bounds: Bounds | None) -> Any:
     names: dict[str, str] = {}
-    with _named(path, "damaged or no archive"):
-        for name, content in _in_folder(path) if path.is_dir() else _in_archive(path):
-            plain = unpacked_name(name)[0] if name.endswith(_COMPRESSED) else name
-            if wanted(plain):
-                if plain in names:
-                    raise ValueError(f"{path}: {plain} stands there twice, as {names[plain]} and as {name}")
-                names[plain] = name
-                with content() as inner:
-                    yield plain, unpack(inner.read(), f"{path}: {name}")
+    for name, opened in entries:
+        plain = unpacked_name(name)[0] if name.endswith(_COMPRESSED) else name
+        if wanted(plain):
+            if plain in names:
+                raise ValueError(f"{path}: {plain} stands there twice, as {names[plain]} and as {name}")
+            names[plain] = name
+            with named(path), opened() as inner:
+                content = inner.read()
+            yield plain, unpack(content, f"{path}: {name}", bounds)
 
 
-def unpack(content: bytes, place: str) -> bytes:
+def unpack(content: bytes, place: str, bounds: Bounds | None = None) -> bytes:
     """Bytes as they were before gzip, bzip2 or xz packed them, if one did.
 
+    Args:
+      content: of a file.
+      place: what errors name.
+      bounds: of the archive that it came from; default: it came from none.
+
     Raises:
-      ValueError: damaged, or packed in a way that is not read (names the place).
+      ValueError: damaged, packed in a way that is not read, or beyond the bounds (names the place).
     """
-    if packing(content[:16]) in (None, "zip"):
-        return content
-    with _named(place):
-        return _unpacked(io.BytesIO(content), place).read()
+    with named(place):
+        _check_ending(content[:512], place)
+        bounds = bounds or Bounds(place, len(content))
+        return archives.unpacked(io.BytesIO(content), place, bounds, part=True).read()
 
 
-def packing(head: bytes) -> str | None:
-    """What packed a file, by its first 512 bytes: "gzip", "zip", "tar" ...; None: nothing that is known here."""
-    found = _KINDS.match(head)
-    return list(_MAGIC)[found.lastindex - 1] if found and found.lastindex else None
+def _check_ending(head: bytes, name: str) -> None:
+    """Refuses what should be packed by its name and is not: damaged, it may still look like some text.
+
+    What a browser unpacked keeps the ending .gz; the first byte of gzip alone is text as well.
+    """
+    suffix = unpacked_name(name)[1]
+    if suffix and archives.packing(head) is None and (suffix != ".gz" or head in (b"", b"\x1f")):
+        raise ValueError(f"{name}: damaged, or not packed as its ending {suffix} says: then rename it")
 
 
-@contextlib.contextmanager
-def _named(path: Path | str, what: str = "damaged") -> Iterator[None]:
-    """Whatever a damaged file raises as a ValueError that names it."""
-    try:
-        yield
-    except _DAMAGED as error:
-        raise ValueError(f"{path}: {what}: {type(error).__name__}: {error}") from error
-    except OSError as error:
-        if error.errno is not None:  # of the file system, which names the file
-            raise
-        raise ValueError(f"{path}: {what}: {type(error).__name__}: {error}") from error
-
-
-def _unpacked(raw: Any, place: str) -> Any:
-    """A stream of what `raw` holds, behind gzip, bzip2 or xz."""
-    kind = packing(raw.read(16))
-    raw.seek(0)
-    if kind == "gzip":
-        return gzip.GzipFile(fileobj=raw)
-    if kind in ("bzip2", "xz"):
-        return io.BufferedReader(_Streams(raw, bz2.BZ2Decompressor if kind == "bzip2" else lzma.LZMADecompressor))
-    if kind is not None and kind not in _READ:
-        raise ValueError(f"{place}: a file packed by {kind}, which is not read: unpack it, or pack it as zip or tar.gz")
-    return raw
-
-
-class _Streams(io.RawIOBase):
-    """Streams of bzip2 or xz, one after another. (`BZ2File` and `LZMAFile` end without a word at a damaged one.)"""
-
-    def __init__(self, raw: BinaryIO, decompressor: Callable[[], Any]):
-        self._raw, self._new = raw, decompressor
-        self._stream, self._left, self._begun = decompressor(), b"", False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        while True:
-            packed = b"" if self._begun and not self._stream.needs_input else self._left or self._raw.read(1 << 16)
-            if self._stream.eof:
-                packed = (self._stream.unused_data or self._raw.read(1 << 16)).lstrip(b"\0")  # xz pads
-                if not packed:
-                    return 0
-                self._stream = self._new()
-            elif self._stream.needs_input and not packed:
-                raise EOFError(_CUT)
-            self._left, self._begun = b"", True
-            if content := self._stream.decompress(packed, len(buffer)):
-                buffer[: len(content)] = content
-                return len(content)
-
-
-Entries = Iterator[tuple[str, Callable[[], Any]]]
-
-
-def _in_folder(folder: Path) -> Entries:
+def _in_folder(folder: Path) -> archives.Entries:
     for file in _inside(folder, ()):
         name = file.relative_to(folder).as_posix()
 
@@ -253,7 +208,7 @@ def _in_folder(folder: Path) -> Entries:
                 raise ValueError(f"{file}: a link to nothing, or no file")
             return file.open("rb")
 
-        if not of_macos(name):
+        if not archives.of_macos(name):
             yield name, content
 
 
@@ -267,75 +222,6 @@ def _inside(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
             yield from _inside(entry, (*above, real))
         else:
             yield entry
-
-
-def _in_archive(path: Path) -> Entries:
-    with path.open("rb") as raw:
-        zipped = packing(_unpacked(raw, str(path)).read(4)) == "zip"
-        raw.seek(0)
-        yield from (_zipped if zipped else _tarred)(_unpacked(raw, str(path)), path)
-
-
-def _zipped(raw: Any, path: Path) -> Entries:
-    try:
-        archive = zipfile.ZipFile(
-            raw if isinstance(raw, io.BufferedReader) and raw.seekable() else io.BytesIO(raw.read())
-        )
-    except (ValueError, OverflowError, NotImplementedError) as error:
-        raise zipfile.BadZipFile(str(error)) from error
-    for info in archive.infolist():
-        name = info.filename.replace("\\", "/")
-
-        def content(info: zipfile.ZipInfo = info) -> Any:
-            if info.flag_bits & 0x41:
-                raise ValueError(f"{path}: {info.filename} is encrypted: unpack it with its password")
-            try:
-                return archive.open(info)
-            except NotImplementedError:
-                method = "Deflate64" if info.compress_type == 9 else f"method {info.compress_type} of zip"
-                raise ValueError(
-                    f"{path}: {info.filename} is packed by {method}, which is not read: unpack it, or pack it anew"
-                ) from None
-
-        if not info.is_dir() and not name.endswith("/") and not of_macos(name):
-            yield name, content
-
-
-class _Member(tarfile.TarInfo):
-    """A member whose header is damaged or missing raises. (Else the archive ends there without a word.)"""
-
-    @classmethod
-    def fromtarfile(cls, tarfile: Any) -> Any:
-        try:
-            return super().fromtarfile(tarfile)
-        except HeaderError as error:
-            if type(error).__name__ == "EOFHeaderError":  # the block of zeros that ends an archive
-                raise
-            raise ReadError(f"{error} at byte {tarfile.offset}") from None
-
-
-def _tarred(raw: Any, path: Path) -> Entries:
-    with tarfile.open(fileobj=raw, mode="r|", tarinfo=_Member) as archive:
-        for member in archive:
-            name = member.name.removeprefix("./")
-
-            def content(member: tarfile.TarInfo = member) -> Any:
-                if not member.isfile():
-                    raise ValueError(f"{path}: {member.name} is no file but a link or a device: pack the file itself")
-                return archive.extractfile(member)
-
-            if not member.isdir() and not of_macos(name):
-                yield name, content
-        # Also what compressed an archive says at its end whether it is whole.
-        rest: Any = archive.fileobj
-        while block := rest.read(1 << 20):
-            if block.strip(b"\0"):
-                raise ReadError("more behind its end: one archive after another?")
-
-
-def of_macos(name: str) -> bool:
-    """Whether macOS added a file of this name to an archive or a folder."""
-    return bool(_MACOS.search(name))
 
 
 def read_text(file: Path) -> str:
@@ -367,7 +253,7 @@ def unmarked(content: bytes, place: str) -> bytes:
     Raises:
       ValueError: the mark of UTF-16 or UTF-32, or a packed file (names the place).
     """
-    if kind := packing(content[:512]):
+    if kind := archives.packing(content[:512]):
         raise ValueError(f"{place} is not UTF-8 but packed by {kind}, where text was expected: unpack it")
     for encoding, mark in _OTHER_MARKS:
         if content.startswith(mark):
@@ -375,8 +261,8 @@ def unmarked(content: bytes, place: str) -> bytes:
     return content.removeprefix(codecs.BOM_UTF8)
 
 
-def parse_json(content: bytes, place: str) -> Any:
-    """What a JSON file says, strictly: no name twice in an object, and no NaN or Infinity.
+def parse_json(content: bytes | str, place: str) -> Any:
+    """What a JSON file says, strictly: no name twice in an object, no NaN or Infinity, 20 lists in one another at most.
 
     Raises:
       ValueError: no JSON, or not UTF-8 (names the place).
@@ -392,6 +278,50 @@ def parse_json(content: bytes, place: str) -> Any:
         raise ValueError(f"{constant} is no JSON")
 
     try:
-        return json.loads(decode(content, place), object_pairs_hook=once, parse_constant=refuse)
+        text = content if isinstance(content, str) else decode(content, place)
+        found = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place}: no JSON: {error}") from None
+    level = [found]
+    for _ in range(_DEEPEST):
+        inner = (
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)
+        )
+        level = [value for values in inner for value in values]
+    if level:
+        raise ValueError(f"{place}: more than {_DEEPEST} lists or objects in one another")
+    return found
+
+
+def arrays(content: bytes, place: str) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, by their names; what else is in it is passed over.
+
+    A header that says more than is there is refused before anything is allocated, as `numpy.load` does not.
+
+    Raises:
+      ValueError: no npz, a damaged one, or one of Python objects (names the place and the array).
+    """
+    found = {}
+    bounds = Bounds(place)
+    with named(place, "damaged or no npz"), io.BytesIO(content) as raw:
+        for name, opened in archives.entries(raw, place, bounds):
+            if name.endswith(".npy"):
+                found[name.removesuffix(".npy")] = _array(opened().read(), f"{place}: {name}")
+    return found
+
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def _array(content: bytes, place: str) -> np.ndarray:
+    with named(place), io.BytesIO(content) as raw:
+        version = np.lib.format.read_magic(raw)
+        if version not in _HEADERS:
+            raise ValueError(f"npy of version {version}, expected one of {list(_HEADERS)}")
+        shape, fortran, dtype = _HEADERS[version](raw)
+        begin = raw.tell()
+        if dtype.hasobject:
+            raise ValueError(f"an array of Python objects, {dtype}, which are not read")
+        if len(content) - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{len(content) - begin} bytes, its header says {shape} of {dtype}")
+        return np.frombuffer(content, dtype, offset=begin).reshape(shape, order="F" if fortran else "C").copy()

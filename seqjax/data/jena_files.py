@@ -3,8 +3,6 @@
 import datetime
 import hashlib
 import io
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seqjax.data import files
+from seqjax.data.damaged import named
 from seqjax.data.fields import number
 
 # The variables of the station, with the values that they can take there: wide enough for any weather, narrow enough
@@ -142,23 +141,21 @@ def _check_values(rows: Rows, file: Path, unit: str, first: int) -> None:
 
 
 def _parse_npz(content: bytes, file: Path) -> Rows:
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: a damaged or truncated npz ({error})") from None
+    arrays = files.arrays(content, str(file))
     if missing := {"X", "dates", "cols"} - set(arrays):
         raise ValueError(f"{file}: expected arrays X, dates, cols; without {sorted(missing)}, found {sorted(arrays)}")
-    values, times, columns = arrays["X"], arrays["dates"], tuple(map(str, arrays["cols"]))
+    values, times, columns = arrays["X"], arrays["dates"], tuple(map(str, arrays["cols"].ravel()))
     if times.dtype.kind != "M" or values.dtype.kind != "f" or values.shape != (*times.shape, len(columns)):
         raise ValueError(
             f"{file}: expected X float [N, D], dates datetime64 [N], cols [D]; got X {values.dtype} {values.shape},"
             f" dates {times.dtype} {times.shape}, {len(columns)} cols"
         )
     _check_names(columns, file)
-    seconds = times.astype("datetime64[s]")
-    if (seconds != times).any():  # NaT, too, which is not equal to itself
-        row = np.argmax(seconds != times)
+    with named(file):
+        seconds = times.astype("datetime64[s]")
+        wrong = seconds != times
+    if wrong.any():  # NaT, too, which is not equal to itself
+        row = np.argmax(wrong)
         raise ValueError(f"{file}: row {row} of dates: {times[row]}, expected a time in whole seconds")
     return Rows(seconds, values.astype(np.float64), columns)
 
@@ -170,7 +167,7 @@ def _parse_csv(content: bytes, file: Path) -> Rows:
     date, *names = [field.strip(b' "') for field in head.split(b",")]
     if date.decode("latin-1") not in _DATES:
         raise ValueError(
-            f"{file}: line 1: the first column is {date.decode('latin-1')!r}, expected one of {list(_DATES)}"
+            f"{file}: line 1: the first column is {date.decode('latin-1')[:40]!r}, expected one of {list(_DATES)}"
         )
     ascii_names = [bytes(c for c in name if c < 128) for name in names]
     columns = tuple(_NAMES.get(a, name.decode("latin-1")) for a, name in zip(ascii_names, names, strict=True))
@@ -220,7 +217,7 @@ def _first_wrong(lines: list[bytes], date: str, columns: tuple[str, ...], file: 
         try:
             datetime.datetime.strptime(first.ljust(19), _DATES[date])
         except ValueError:
-            return f"{place}, column {date!r}: {first!r} is no date of the form {_DATES[date]}"
+            return f"{place}, column {date!r}: {first[:40]!r} is no date of the form {_DATES[date]}"
         for name, field in zip(columns, cells, strict=True):
             try:
                 number(field, f"{place}, column {name!r}")
@@ -232,6 +229,6 @@ def _first_wrong(lines: list[bytes], date: str, columns: tuple[str, ...], file: 
 def _check_names(columns: tuple[str, ...], file: Path) -> None:
     for i, name in enumerate(columns):
         if name not in RANGES:
-            raise ValueError(f"{file}: line 1: unknown column {name!r}, expected some of {', '.join(RANGES)}")
+            raise ValueError(f"{file}: line 1: unknown column {name[:40]!r}, expected some of {', '.join(RANGES)}")
         if name in columns[:i]:
             raise ValueError(f"{file}: line 1: column {name!r} stands there twice")

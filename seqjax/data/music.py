@@ -12,16 +12,14 @@ parts = music.load("DIR", "jsb")    # {"train": 229 rolls, "validation": 76, "te
 A roll says which keys of a piano sound at each step. It does not say whether a note is struck again or held.
 """
 
-import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 
-from seqjax.data import files
+from seqjax.data import files, matlab
 
 __all__ = ["FILES", "KEYS", "LOWEST", "Parts", "chords", "generated", "load", "read", "roll"]
 
@@ -82,16 +80,13 @@ def read(file: str | os.PathLike[str]) -> Parts:
         found = files.parse_json(content, f"{file}: neither MATLAB nor JSON")
     else:
         suffix, to_roll = "data", np.asarray
-        try:
-            found = {key: cell.ravel() for key, cell in scipy.io.loadmat(io.BytesIO(content)).items() if key[0] != "_"}
-        except Exception as error:  # what a damaged file makes scipy raise is not documented
-            raise ValueError(f"{file}: damaged: {type(error).__name__}: {error}") from error
+        found = matlab.lists(content, str(file))
     parts = {}
     for part, name in _PARTS.items():
         key = name + suffix
         if not isinstance(found, dict) or key not in found:
             there = list(found)[:5] if isinstance(found, dict | list) else found
-            raise ValueError(f"{file}: no {key!r} in it, found {there}")
+            raise ValueError(f"{file}: no {key!r} in it, found {str(there)[:80]}")
         if not isinstance(found[key], list | np.ndarray):
             raise ValueError(f"{file}: {key!r} is {str(found[key])[:40]!r}, expected a list of sequences")
         if not len(found[key]):

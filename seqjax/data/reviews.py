@@ -13,7 +13,7 @@ import numpy as np
 
 from seqjax.data import fields, files
 
-_REVIEW = re.compile(r"(?:^|/)(train|test)/(neg|pos)/([0-9]+)_([0-9]+)\.txt$")
+_REVIEW = re.compile(r"(?:^|/)(train|test)/(neg|pos)/([0-9]{1,9})_([0-9]{1,2})\.txt$")
 _OTHER = re.compile(r"(?:^|/)(?:train|test)/(?:neg|pos)/.+$", re.IGNORECASE)
 _FILMS = re.compile(r"(?:^|/)(train|test)/urls_(neg|pos)\.txt$")
 

@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seqjax.data import files
+from seqjax.data import archives, files
 
 __all__ = ["RATE", "Recordings", "by_index", "by_speaker", "digest", "generated", "load", "read_wav"]
 
 RATE = 8000
 """Samples in a second."""
 
-_NAME = re.compile(r"([0-9])_([a-z]+)_([0-9]+)\.wav")
+_NAME = re.compile(r"([0-9])_([a-z]+)_([0-9]{1,9})\.wav")
 _PCM, _EXTENSIBLE, _UNKNOWN_SIZE = 1, 0xFFFE, 0xFFFFFFFF
 _GUID = bytes.fromhex("000000001000800000aa00389b71")  # of an extensible format, behind its first two bytes
 
@@ -123,7 +123,7 @@ def _chunks(content: bytes, place: str) -> dict[bytes, tuple[bytes, int]]:
     """What each chunk holds, and its size as its header says it; only the last one may be shorter."""
     if content[:4] in (b"RIFX", b"RF64", b"BW64"):
         raise ValueError(f"{place}: {content[:4].decode()} is not read, expected RIFF")
-    if kind := files.packing(content[:512]):
+    if kind := archives.packing(content[:512]):
         raise ValueError(f"{place}: packed by {kind}, unpack it")
     if len(content) >= 4 and content[:4] != b"RIFF":
         raise ValueError(f"{place}: file does not start with RIFF id")

@@ -13,7 +13,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.data import files
+from seqjax.data import archives, files
 
 __all__ = [
     "UNKNOWN",
@@ -58,7 +58,7 @@ def _texts(folder: Path) -> list[Path]:
     found: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
         name, _ = files.unpacked_name(file.name)
-        if file.is_dir() or files.of_macos(file.name) or not name.lower().endswith(".txt"):
+        if file.is_dir() or archives.of_macos(file.name) or not name.lower().endswith(".txt"):
             continue
         if not name.endswith(".txt"):
             raise ValueError(f"{file}: expected names *.txt, rename it")
@@ -124,7 +124,7 @@ class Vocabulary(NamedTuple):
     @classmethod
     def from_json(cls, text: str) -> "Vocabulary":
         """What `to_json` wrote. Raises ValueError for anything else."""
-        found = json.loads(text)
+        found = files.parse_json(text, "vocabulary")
         characters = found.get("characters") if isinstance(found, dict) else None
         if not isinstance(characters, str) or list(characters) != sorted(set(characters)) or not characters:
             raise ValueError(f'expected {{"characters": distinct characters in code point order}}, got {text[:80]}')

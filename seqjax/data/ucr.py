@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seqjax.data import fields, files, windows
+from seqjax.data.damaged import named
 
 __all__ = ["Series", "generated", "load", "normalize", "pack", "parse", "split"]
 
@@ -62,7 +63,8 @@ def load(path: str | os.PathLike[str], name: str) -> dict[str, Series]:
     """
     path = Path(path).expanduser()
     parts = {part: parse(*_read(path, f"{name}_{part.upper()}")) for part in ("train", "test")}
-    return dict(zip(parts, pack(list(parts.values())), strict=True))
+    with named(path):
+        return dict(zip(parts, pack(list(parts.values())), strict=True))
 
 
 def pack(parts: Sequence[Sequence[tuple[np.ndarray, str]]]) -> list[Series]:
@@ -70,12 +72,17 @@ def pack(parts: Sequence[Sequence[tuple[np.ndarray, str]]]) -> list[Series]:
 
     Args:
       parts: for each part its series: values [steps, D] and the name of the class.
+
+    Raises:
+      ValueError: another D in one part than in another.
     """
+    if len(variables := {values.shape[1] for part in parts for values, _ in part}) > 1:
+        raise ValueError(f"series of {' and '.join(map(str, sorted(variables)))} variables, expected as many of each")
     names = {label for part in parts for _, label in part}
     try:
         fields.numbers(list(names), "classes")
         classes = tuple(sorted(names, key=lambda name: (Decimal(name), name)))
-    except ValueError:
+    except (ValueError, ArithmeticError):  # no numbers, or an exponent that no number has
         classes = tuple(sorted(names))
     longest = max(len(values) for part in parts for values, _ in part)
     packed = []
@@ -175,11 +182,15 @@ def _columns(source: str, lines: Sequence[str]) -> Iterator[tuple[np.ndarray, st
 
 def _class(place: str, cell: str) -> str:
     """The name of a class that is a number: one for 1, 1.0 and 1.0000000e+00, and never one for two numbers."""
-    value, exact = fields.number(cell, place), Decimal(cell.strip(" \t"))
+    value = fields.number(cell, place)
+    try:
+        exact = Decimal(cell.strip(" \t"))
+    except ArithmeticError:
+        raise ValueError(f"{place}: {cell[:40]} has an exponent that no number has") from None
     if exact == 0:
         return "0"
     if not value:
-        raise ValueError(f"{place}: {cell} is too small for a number of 64 bits")
+        raise ValueError(f"{place}: {cell[:40]} is too small for a number of 64 bits")
     digits = f"{exact:f}"
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
@@ -195,19 +206,19 @@ def _ts(source: str, lines: Sequence[str]) -> Iterator[tuple[np.ndarray, str]]:
     def truth(key: str) -> bool:
         value, place = said(key, "false")
         if value.lower() not in ("true", "false"):
-            raise ValueError(f"{place} is {value!r}, expected true or false")
+            raise ValueError(f"{place} is {value[:40]!r}, expected true or false")
         return value.lower() == "true"
 
     def count(key: str) -> int:
         value, place = said(key, "0")
-        if not (value.isascii() and value.isdigit()):
-            raise ValueError(f"{place} is {value!r}, expected a number of steps or variables")
+        if not re.fullmatch("[0-9]{1,9}", value):
+            raise ValueError(f"{place} is {value[:40]!r}, expected a number of steps or variables")
         return int(value)
 
     value, place = said("@classLabel", "false")
     kind, *classes = value.split() or [""]
     if kind.lower() != "true" or not classes:
-        raise ValueError(f"{place} is {value!r}, expected true and the classes")
+        raise ValueError(f"{place} is {value[:40]!r}, expected true and the classes")
     if truth("@timeStamps"):
         raise ValueError(f"{said('@timeStamps', '')[1]} is true; series with a time for each value are not read")
     dimensions, length = count("@dimensions"), count("@seriesLength")
@@ -220,7 +231,7 @@ def _ts(source: str, lines: Sequence[str]) -> Iterator[tuple[np.ndarray, str]]:
             continue
         place, (*variables, label) = f"{source} line {number}", line.strip().split(":")
         if label not in classes:
-            raise ValueError(f"{place}: class {label!r}, expected one of {', '.join(classes)}")
+            raise ValueError(f"{place}: class {label[:40]!r}, expected one of {', '.join(classes)[:400]}")
         dimensions = dimensions or len(variables)
         if len(variables) != dimensions or not variables:
             raise ValueError(f"{place}: {len(variables)} variables, expected {dimensions or 'at least 1'}")

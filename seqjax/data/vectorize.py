@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
 
 from seqjax.data import files
+from seqjax.data.damaged import named
 from seqjax.data.text import check_tokens
 
 MASK, UNKNOWN = 0, 1
@@ -233,20 +234,22 @@ def load(path: str | os.PathLike[str]) -> Vectorizer:
       FileNotFoundError: no such file.
       ValueError: not JSON, or not of a vectorizer (names the file and what is wrong).
     """
-    try:
-        content: Any = json.loads(files.read(Path(path)))
-        rules, vocabulary = content["rules"], tuple(content["vocabulary"])
-        frequencies, documents = tuple(content["frequencies"]), content["documents"]
-        if not all(type(count) is int and count >= 0 for count in (*frequencies, documents)):
+    with named(path, "holds no vectorizer"):
+        text = files.unmarked(files.read(Path(path)), f"{path}").decode("utf-8", "surrogatepass")
+        content = files.parse_json(text, f"{path}")
+        vocabulary, frequencies = tuple(content["vocabulary"]), tuple(content["frequencies"])
+        documents, rules = content["documents"], content["rules"]
+        if not all(type(count) is int and 0 <= count < 2**63 for count in (*frequencies, documents)):
             raise ValueError("frequencies and documents must be whole numbers from 0 on")
         if len(frequencies) != len(vocabulary) or not all(isinstance(token, str) for token in vocabulary):
             raise ValueError(f"{len(vocabulary)} tokens with {len(frequencies)} frequencies")
         if len(set(vocabulary)) < len(vocabulary):
             raise ValueError("a token stands there twice")
         rules = Rules(**{**rules, "ngrams": tuple(rules["ngrams"])}).check()
+        switches = rules.fold, rules.lower, rules.strip, rules.characters
+        if not all(type(value) is bool for value in switches) or not all(type(n) is int for n in rules.ngrams):
+            raise ValueError(f"{str(rules)[:200]}, expected truths, and whole numbers in ngrams")
         return Vectorizer(rules, vocabulary, frequencies, documents)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} holds no vectorizer: {type(error).__name__}: {error}") from error
 
 
 def _checked(texts: Iterable[str]) -> Iterator[str]:

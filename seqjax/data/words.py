@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from seqjax.data import files
 from seqjax.data.fields import lines
 from seqjax.data.text import check_tokens
 
@@ -67,7 +68,7 @@ class Vocabulary(NamedTuple):
     @classmethod
     def from_json(cls, text: str) -> "Vocabulary":
         """What `to_json` wrote. Raises ValueError for anything else."""
-        found = json.loads(text)
+        found = files.parse_json(text, "vocabulary")
         words = found.get("words") if isinstance(found, dict) else None
         if (
             not isinstance(words, list)

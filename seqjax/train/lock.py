@@ -94,7 +94,7 @@ class Lock:
             holder = _parse(path.read_bytes())
         except FileNotFoundError:
             raise InUse(f"{self.directory} was removed or replaced while process {self.process} wrote to it") from None
-        if holder != self._own:
+        if holder and holder != self._own:
             raise InUse(_message(path, holder))
 
     def _acquire(self, path: Path, wait: float) -> None:
@@ -108,7 +108,9 @@ class Lock:
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, content, 0)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            # On a full disk it is not known who holds the lock, but it is held.
+            if not local or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(error.errno, error.strerror, str(path)) from error
         if not local:
             time.sleep(1)  # for another that found it free at the same moment: the later one of both has it
             self.check()
