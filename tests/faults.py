@@ -3,7 +3,8 @@
 python tests/faults.py          all of them, and docs/reliability.md; fails if anything was lost, wrong, silent or hung
 python tests/faults.py WORDS    those whose name contains all the words; writes nothing
 
-The faults are in the files `faults_of_*.py`. A new one is a function that does one trial in an empty directory.
+The faults are in the files `faults_of_*.py`: functions that do one trial in an empty directory and return "survived",
+or a sentence that begins with what went wrong. Damaged data files are those of `fuzz_readers.py`.
 """
 
 import os
@@ -20,11 +21,15 @@ from datetime import date
 from pathlib import Path
 
 import faults_of_runs
+import faults_of_sweeps
+import faults_of_workers
 import jax
+from fuzz_readers import fuzz
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
-ENDS = ("lost", "wrong", "silent", "hung")
+ENDS = ("lost", "wrong", "silent", "hung", "not run")
+FUZZ, FILES = "damaged data files, all readers", 10_000
 Trial = Callable[[Path], str]
 
 
@@ -38,30 +43,53 @@ def attempt(trial: Trial) -> str:
             return f"lost: the trial itself failed: {error!r}"
 
 
+def faults() -> dict[str, list[Trial]]:
+    """All trials, by fault; what is behind a comma in the name of a trial tells it from others of the same fault."""
+    found: dict[str, list[Trial]] = {}
+    workers = [one for one in faults_of_workers.trials() for _ in range(3 if "Slurm" in one[0] else 4)]
+    for name, trial in [*faults_of_runs.trials(), *faults_of_sweeps.trials(), *workers]:
+        found.setdefault(name.partition(",")[0], []).append(trial)
+    return found
+
+
 def main(words: list[str]) -> int:
     """Runs the trials, as many at a time as there are processors."""
     random.seed(0)
-    chosen = [one for one in faults_of_runs.trials() if all(word in one[0] for word in words)]
     ends: dict[str, list[str]] = {}
     began = time.monotonic()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, number, trial in chosen:
-            ends[name] = list(pool.map(attempt, [trial] * number))
-            counts = Counter(end.split(":")[0] for end in ends[name])
-            print(f"{time.monotonic() - began:5.0f} s  {name}: {dict(counts)}", flush=True)
-            for end in ends[name]:
-                if end != "survived":
-                    print(f"         {end}", flush=True)
+        for name, trials in faults().items():
+            if all(word in name for word in words):
+                # A cluster has the ports of the machine for itself.
+                ends[name] = list((map if "Slurm" in name else pool.map)(attempt, trials))
+                report(name, ends[name], time.monotonic() - began)
+    if all(word in FUZZ for word in words):
+        failures = fuzz(FILES)["failures"]
+        ends[FUZZ] = ["survived"] * (FILES - len(failures)) + [f"wrong: {failure}" for failure in failures]
+        report(FUZZ, ends[FUZZ], time.monotonic() - began)
     if not words:
         PAGE.write_text(page(ends, (time.monotonic() - began) / 60))
-    return int(any(end != "survived" for found in ends.values() for end in found))
+    return int(any(kind(end) not in ("survived", "not run") for found in ends.values() for end in found))
+
+
+def kind(end: str) -> str:
+    """In one word, how a trial ended."""
+    word = end.partition(":")[0]
+    return word if word in ("survived", *ENDS) else "wrong"
+
+
+def report(name: str, ends: list[str], seconds: float) -> None:
+    """How the trials of a fault ended."""
+    print(f"{seconds:5.0f} s  {name}: {dict(Counter(map(kind, ends)))}", flush=True)
+    for end in set(ends) - {"survived"}:
+        print(f"         {end}", flush=True)
 
 
 def page(ends: dict[str, list[str]], minutes: float) -> str:
     """docs/reliability.md."""
     rows = []
     for name, found in ends.items():
-        counts = Counter(end.split(":")[0] for end in found)
+        counts = Counter(map(kind, found))
         rows.append(f"| {name} | {len(found)} | {counts['survived']} | {' | '.join(str(counts[e]) for e in ENDS)} |")
     trials = sum(map(len, ends.values()))
     return f"""# Reliability
@@ -76,8 +104,8 @@ that nobody was told of; *hung*, a process that does not end.
 Last run: {date.today()}, {trials} trials in {minutes:.0f} minutes on {os.cpu_count()} processors, Python
 {platform.python_version()}, JAX {jax.__version__}.
 
-| fault | trials | survived | lost | wrong | silent | hung |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+| fault | trials | survived | lost | wrong | silent | hung | not run |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 {chr(10).join(rows)}
 """
 

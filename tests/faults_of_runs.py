@@ -21,9 +21,9 @@ FLAGS = ["--model=line", "--steps=200", "--checkpoint_every=10"]
 SWEEP = ["launch.py", "--experiment=toy_experiment", "--sweep=seed=0:3", *FLAGS]
 COMMANDS = {
     "single run": ["-m", "toy_experiment", *FLAGS, "--seed=1"],
-    "sweep, debug": [*SWEEP, "--executor=debug"],
-    "sweep, vmap": [*SWEEP, "--executor=vmap"],
-    "sweep, local": [*SWEEP, "--executor=local"],
+    "sweep by debug": [*SWEEP, "--executor=debug"],
+    "sweep by vmap": [*SWEEP, "--executor=vmap"],
+    "sweep by local": [*SWEEP, "--executor=local"],
 }
 LIMIT = 120.0  # seconds until a process is taken to hang
 
@@ -251,13 +251,13 @@ def damaged_cache(directory: Path) -> str:
     return "survived" if (code, said) == (0, expected) else f"lost: {code}: {said[-300:]}"
 
 
-def trials() -> list[tuple[str, int, Callable[[Path], str]]]:
-    """Name, number of trials, and function of each fault."""
-    kills = [(f"{KILLS} SIGKILLs, {name}", 6, functools.partial(killed, name)) for name in COMMANDS]
-    doubles = [(f"started twice at once, {name}", 6, functools.partial(doubled, name)) for name in COMMANDS]
+def trials() -> list[tuple[str, Callable[[Path], str]]]:
+    """Each fault by name, with what does it once in an empty directory, as often as it is to be done."""
+    kills = [(f"{KILLS} SIGKILLs: {name}", functools.partial(killed, name)) for name in COMMANDS]
+    doubles = [(f"started twice at once: {name}", functools.partial(doubled, name)) for name in COMMANDS]
     damages = [
-        ("damaged checkpoints", 79, damaged_checkpoint),
-        ("damaged records", 40, damaged_records),
-        ("damaged libraries in the cache", 20, damaged_cache),
+        *[("damaged checkpoints", damaged_checkpoint)] * 79,
+        *[("damaged records", damaged_records)] * 40,
+        *[("damaged libraries in the cache", damaged_cache)] * 20,
     ]
-    return [*kills, *doubles, *damages]
+    return [*kills * 6, *doubles * 6, *damages]

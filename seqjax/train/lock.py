@@ -90,10 +90,9 @@ class Lock:
     def check(self) -> None:
         """Raises InUse where another process has taken the lock, or the directory was removed or replaced."""
         path = self.directory / NAME
-        try:
-            holder = _parse(path.read_bytes())
-        except FileNotFoundError:
-            raise InUse(f"{self.directory} was removed or replaced while process {self.process} wrote to it") from None
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(self._file)):
+            raise InUse(f"{self.directory} was removed or replaced while process {self.process} wrote to it")
+        holder = _parse(path.read_bytes())
         if holder and holder != self._own:
             raise InUse(_message(path, holder))
 
