@@ -240,7 +240,7 @@ def run_one(module: ModuleType, config: SimpleNamespace, directory: str | Path, 
             program = module.program(_without_numbers(module, config))
             _say_left_out(module, config)
             fitted = loop.fit(program, numbers(module, config), run, **_fit_options(config))
-            return _finish(module, config, program, fitted, run, lanes=1)
+            return _finish(module, config, program, fitted, run)
         except Exception as error:
             _keep_error(run, _report_of(error))
             raise
@@ -277,7 +277,7 @@ def run_lanes(
             message = result.error
             if message is None:
                 try:
-                    _finish(module, configs[lane], program, result, run, lanes=len(runs))
+                    _finish(module, configs[lane], program, result, run)
                 except Exception as error:
                     message = _report_of(error)
             if message is not None:
@@ -323,18 +323,12 @@ def _fit_options(config: SimpleNamespace) -> dict[str, Any]:
 
 
 def _finish(
-    module: ModuleType,
-    config: SimpleNamespace,
-    program: Program,
-    fitted: FitResult,
-    run: Run,
-    *,
-    lanes: int,
+    module: ModuleType, config: SimpleNamespace, program: Program, fitted: FitResult, run: Run
 ) -> dict[str, Any]:
     # Times and memory of lanes are those of all of them together: `lanes` says how to read them.
     result = {
         **module.finish(config, program, fitted.state, run),
-        "lanes": lanes,
+        "lanes": fitted.lanes,
         "steps": int(fitted.state.step),
         "stopped_early": fitted.stopped_early,
         "parameters": sum(np.size(leaf) for leaf in jax.tree.leaves(fitted.state.params)),

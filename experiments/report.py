@@ -6,6 +6,7 @@ Everything is read from the sweep directory, so a report can be written again at
 
 import math
 import shlex
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from experiments.page import Mean, Section, Table, cell_text
 from experiments.plots import COLORS, DASHES, curve, intervals, panels, save, separate
 from experiments.texts import shortened
 from seqjax.train.run import Run, write_atomic
+from seqjax.train.strict_json import encode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,6 +95,17 @@ def generated(runs: Sequence[Run]) -> str:
     found = [run.result().get("generated") for run in runs]
     names = ", ".join(dict.fromkeys(filter(None, found)))
     return names and f"Generated {names}, not real data{'' if all(found) else ' (some of the runs)'}."
+
+
+def mixed_data(runs: Sequence[Run], numbers: Sequence[str]) -> str:
+    """Returns that runs which differ in nothing but `numbers` read different data; "" where none did."""
+    read: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if (data := run.result().get("data_hash")) is not None:
+            rest = encode({name: value for name, value in run.flags.items() if name not in ("seed", *numbers)})
+            read.setdefault(rest, {}).setdefault(data, run.directory.name)
+    mixed = [" and ".join(names.values()) for names in read.values() if len(names) > 1]
+    return f"Different data, though the flags are the same, were read by {'; by '.join(mixed)}." if mixed else ""
 
 
 def shared_lanes(runs: Sequence[Run]) -> str:
@@ -210,7 +223,9 @@ def write(module: ModuleType, directory: str | Path) -> str | None:
             # The runs cost hours, and their tables do not depend on the experiment's own section.
             problems.append(_reported(error))
             sections.append(Section("Error in the experiment's report", problems[-1]))
-    notices = [generated(runs)]
+    notices = [generated(runs), mixed_data(runs, module.NUMBERS)]
+    if notices[1]:
+        print(f"WARNING  {notices[1]}", file=sys.stderr)
     if missing:
         share = f"{len(missing)} of {len(sweep['runs'])} runs"
         notices.append(f"{share} have no result and are not in it: the tables of runs at the end say why.")

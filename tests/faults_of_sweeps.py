@@ -22,8 +22,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from faults_of_runs import CLOCKS
+
 ROOT = Path(__file__).parents[1]
-CLOCKS = ("seconds", "wall_seconds", "steps_per_second", "compile_seconds", "peak_memory_bytes")
 SWEEP = "model=line;seed=0:3"
 NAMES = [f"model=line,seed={seed}" for seed in range(3)]
 FLAGS = ("--steps=40", "--learning_rate=0.05", "--checkpoint_every=10")

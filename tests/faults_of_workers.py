@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import slurm
-from test_train_faults import CLOCKS
+from faults_of_runs import CLOCKS
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1)

@@ -63,6 +63,27 @@ def runs(sweep_directory):
     return [Run.read(sweep_directory / run["name"]) for run in listed if run["status"] == "done"]
 
 
+def test_runs_of_one_kind_that_read_other_data_are_named(tmp_path):
+    def run_with(data, **flags):
+        name = ",".join(f"{name}={value}" for name, value in flags.items())
+        return make_run(tmp_path / name, flags, [], {"loss": 1.0, "data_hash": data} if data else {"loss": 1.0})
+
+    same = [
+        run_with("aa", model="line", seed=0),
+        run_with("aa", model="line", seed=1),
+        run_with(None, model="line", seed=2),
+    ]
+    assert report.mixed_data([*same, run_with("bb", model="curve", seed=0)], ("learning_rate",)) == ""
+    other = run_with("bb", model="line", seed=3)
+    assert report.mixed_data([*same, other], ()) == (
+        "Different data, though the flags are the same, were read by model=line,seed=0 and model=line,seed=3."
+    )
+    faster = run_with("bb", model="curve", learning_rate=1.0)
+    slower = run_with("aa", model="curve", learning_rate=0.1)
+    assert report.mixed_data([faster, slower], ()) == ""
+    assert report.mixed_data([faster, slower], ("learning_rate",)) != ""
+
+
 def test_runs_are_grouped_by_what_varies_but_the_seed(runs):
     assert report.varying(runs) == ["model"]
     assert {label: len(members) for label, members in report.groups(runs).items()} == {

@@ -18,6 +18,7 @@ class Lane:
       update_seconds: spent in updates so far, by all processes.
       wall_seconds: spent in all so far, by all processes, without compilation.
       memory_bytes: temporary memory of the compiled updates; None where XLA does not tell.
+      lanes: how many runs share these times and this memory with it at most, itself included.
       watched: the paths of the leaves that must stay finite.
     """
 
@@ -34,6 +35,7 @@ class Lane:
         self.error: str | None = None
         self.update_seconds, self.wall_seconds = 0.0, 0.0
         self.memory_bytes: int | None = None
+        self.lanes = 1
         # A leaf that is infinite from the start means something by it, the lowest loss so far for example.
         self.watched = {path for path, good in jax.device_get(jax.jit(finite)(state)).items() if good}
         own = {name: np.asarray(number).tolist() for name, number in numbers.items()}
@@ -52,7 +54,7 @@ class Lane:
         if saved:
             self.state, meta = saved
             self.update_seconds, self.wall_seconds = meta["update_seconds"], meta["wall_seconds"]
-            self.memory_bytes = meta["memory_bytes"]
+            self.memory_bytes, self.lanes = meta["memory_bytes"], meta["lanes"]
         self.run.rewind(saved[1]["records"] if saved else None)
 
     @property
@@ -67,7 +69,7 @@ class Lane:
           OSError: it could not be written.
           InUse: another process has taken the run from this one.
         """
-        meta = {name: getattr(self, name) for name in ("update_seconds", "wall_seconds", "memory_bytes")}
+        meta = {name: getattr(self, name) for name in ("update_seconds", "wall_seconds", "memory_bytes", "lanes")}
         self._checkpoints.save(self.step, self.state, {**meta, "records": self.run.mark()})
 
     def close(self) -> None:

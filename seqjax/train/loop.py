@@ -39,6 +39,7 @@ class FitResult(NamedTuple):
       compile_seconds: in this process.
       program_memory_bytes: temporary memory of the compiled updates; None where XLA does not tell.
       peak_memory_bytes: of the device; where it does not tell (CPU), peak resident memory of this process.
+      lanes: how many runs share these times and this memory at most (`fit_lanes`).
       stopped_early: whether patience ran out.
       data_hash: of all that the program reads.
       error: what a lane failed with (`fit_lanes`); None if it did not fail.
@@ -50,6 +51,7 @@ class FitResult(NamedTuple):
     compile_seconds: float
     program_memory_bytes: int | None
     peak_memory_bytes: int
+    lanes: int
     stopped_early: bool
     data_hash: str
     error: str | None
@@ -278,6 +280,7 @@ class _Loop:
             compile_seconds=self.calls.compile_seconds,
             program_memory_bytes=lane.memory_bytes,
             peak_memory_bytes=_peak_memory_bytes(),
+            lanes=lane.lanes,
             stopped_early=not lane.error and lane.step < self.schedule.steps,
             data_hash=self.data_hash,
             error=lane.error,
@@ -293,6 +296,7 @@ class _Loop:
             lane.state = jax.tree.map(lambda leaf, i=i: leaf[i], state) if self.lanes else state
             lane.wall_seconds += now - clock
             lane.memory_bytes = self.calls.memory_bytes
+            lane.lanes = max(lane.lanes, len(lanes))
         return now
 
     def _log(self, lanes: Sequence[Lane], healthy: Sequence[int], step: int, split: str, values: Mapping) -> None:
