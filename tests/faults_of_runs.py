@@ -88,7 +88,12 @@ def compared(command: str, directory: Path, code: int | None, said: str) -> str:
     # A run of its own may differ from a lane in the last bits, and is a run of another name.
     if found.keys() != expected.keys():
         return f"lost: runs {sorted(found)} of {sorted(expected)}"
-    return "survived" if found == expected else "wrong: other results or records"
+    for name, entries in found.items():
+        for given, wanted in zip(entries, expected[name], strict=False):
+            if given != wanted:
+                differing = {key: (given.get(key), wanted.get(key)) for key in given.keys() | wanted.keys()}
+                return f"wrong: {name} has other {', '.join(k for k, (a, b) in differing.items() if a != b)}"
+    return "survived" if found == expected else "wrong: there are more or fewer records"
 
 
 KILLS = 5

@@ -184,6 +184,8 @@ def test_lanes_may_be_left_out_and_resumed_alone(tmp_path, monkeypatch, together
     found, calls = taken(monkeypatch, lambda: lanes(tmp_path, (2, 0)))
     assert len(calls) == 4
     assert_as_together({1: alone, 2: found[0], 0: found[1]}, together, tmp_path)
+    assert {result.lanes for result in (alone, *found)} == {3}
+    assert {result.program_memory_bytes for result in (alone, *found)} == {together[1][0].program_memory_bytes}
 
 
 def test_lanes_that_have_taken_all_steps_take_none(tmp_path, monkeypatch, together):
@@ -191,7 +193,8 @@ def test_lanes_that_have_taken_all_steps_take_none(tmp_path, monkeypatch, togeth
     found, calls = taken(monkeypatch, lambda: lanes(tmp_path, (0, 1)))
     assert calls == []
     assert_as_together(dict(enumerate(found)), together, tmp_path)
-    assert found[0].program_memory_bytes == together[1][0].program_memory_bytes
+    assert 0 < found[0].program_memory_bytes <= together[1][0].program_memory_bytes
+    assert (found[0].lanes, together[1][0].lanes) == (2, 3)
     assert found[0].steps_per_second > 0
 
 

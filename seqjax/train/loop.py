@@ -295,7 +295,8 @@ class _Loop:
         for i, lane in enumerate(lanes):
             lane.state = jax.tree.map(lambda leaf, i=i: leaf[i], state) if self.lanes else state
             lane.wall_seconds += now - clock
-            lane.memory_bytes = self.calls.memory_bytes
+            # The most of any calls: a lane that has to catch up is a program of its own.
+            lane.memory_bytes = max(filter(None, (lane.memory_bytes, self.calls.memory_bytes)), default=None)
             lane.lanes = max(lane.lanes, len(lanes))
         return now
 
