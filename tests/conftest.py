@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 # Nothing is read from the user's cache or written there, by the processes that tests start either.
@@ -9,6 +10,11 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 # The tests compile a hundred cells in C++ and run each for a moment.
 if "CXX" not in os.environ and shutil.which("c++"):
     os.environ["CXX"] = "c++ -O1"
+# A shell starts a background process with SIGINT ignored, nohup with SIGHUP; what tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import jax
 import pytest

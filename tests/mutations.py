@@ -66,8 +66,8 @@ MUTATIONS = [
     Mutation(
         "compiled loop: a library of the cache is loaded whatever it holds",
         "seqjax/native/build.py",
-        'if own and path.stem == f"{name}-{_digest(path.read_bytes())}":',
-        "if own:",
+        'if _own(path) and path.stem == f"{name}-{_digest(path.read_bytes())}":',
+        "if _own(path):",
         "tests/test_native_build.py::test_a_damaged_library_is_compiled_again[one bit]",
     ),
     Mutation(
