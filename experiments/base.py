@@ -291,7 +291,7 @@ def _keep_error(run: Run, message: str) -> None:
     try:
         run.fail(message)
     except (OSError, InUse) as error:
-        print(f"{summary(error)}; the error of the run was {message}", file=sys.stderr)
+        print(f"{summary(error)}; the error of the run was {message.splitlines()[0]}", file=sys.stderr)
 
 
 def summary(error: BaseException) -> str:
