@@ -197,8 +197,10 @@ def test_a_workdir_is_not_empty_and_home_is_known(monkeypatch, tmp_path, capsys)
 @pytest.mark.parametrize("arguments", [["launch.py"], ["-m", "experiments.temperature"]])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_jax_is_imported(arguments, number, code, tmp_path):
-    # A package that takes its time stands in for the seconds of the real one, so that the signal comes in between.
-    (tmp_path / "jax.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    # A package that takes its time stands in for the seconds of the real one, so that the signal comes in between. Not
+    # in one sleep: a signal just before it would be heard after it.
+    slow = "import time\nprint('importing', flush=True)\nfor _ in range(600):\n    time.sleep(0.1)\n"
+    (tmp_path / "jax.py").write_text(slow)
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, **pipes)

@@ -140,7 +140,7 @@ def test_a_stopped_worker_is_named_once_each_time(start, capsys):
     line = f"seed=0 is stopped; it goes on after: kill -CONT {worker.pid}\n"
     for said in (line, line * 2):
         worker.signal(signal.SIGSTOP)
-        wait_for(lambda: state(worker) == "T")
+        wait_for(lambda: worker.ended() is None and worker._stopped)
         for _ in range(3):
             assert worker.ended() is None
         sys.stderr.write(capsys.readouterr().err)
