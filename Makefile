@@ -59,7 +59,7 @@ mutations: .venv/installed-dev
 sanitize: .venv/installed-dev
 	$(BIN)/python tests/sanitize.py
 
-# Real faults in great number, about half an hour: docs/reliability.md.
+# Real faults in great number, more than an hour: docs/reliability.md.
 test-faults: .venv/installed-dev
 	$(BIN)/python tests/faults.py
 

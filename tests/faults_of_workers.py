@@ -5,7 +5,6 @@ python tests/faults_of_workers.py [N [WORD]]    N trials of each fault whose nam
 
 import contextlib
 import functools
-import json
 import os
 import random
 import signal
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import slurm
-from faults_of_runs import CLOCKS
+from faults_of_runs import outcome
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1)
@@ -69,21 +68,8 @@ class Launcher:
             assert word in said, f"silent: {word!r} is not in what it said: {said[-500:]}"
 
 
-def outcome(sweep: Path) -> dict[str, tuple]:
-    """Results and records of all runs, without what a clock or the machine decides."""
-
-    def timeless(values: dict) -> dict:
-        return {name: value for name, value in values.items() if name not in CLOCKS}
-
-    def of_run(run: Path) -> tuple:
-        result = json.loads((run / "result.json").read_text())
-        return timeless(result), [timeless(json.loads(line)) for line in open(run / "metrics.jsonl")]
-
-    return {run.name: of_run(run) for run in sorted(sweep.glob("seed=*")) if (run / "result.json").exists()}
-
-
 @functools.cache
-def undisturbed() -> dict[str, tuple]:
+def undisturbed() -> dict[str, list]:
     with tempfile.TemporaryDirectory() as directory:
         launcher = Launcher(Path(directory))
         launcher.end(0)
@@ -166,7 +152,7 @@ def launcher_killed_and_relaunched(directory: Path) -> None:
     for pid in left.values():
         os.kill(pid, signal.SIGSTOP)  # so that they are still there when they are asked for
     if left:
-        Launcher(directory).end(2, *(f"{name} (pid {pid}, stopped)" for name, pid in left.items()))
+        Launcher(directory).end(2, f"or end it: kill -KILL {' '.join(map(str, sorted(left.values())))}")
     for pid in left.values():
         os.kill(pid, random.choice([signal.SIGKILL, signal.SIGCONT]))
     slurm.wait_for(lambda: not workers(launcher.sweep), LIMIT, "the workers that were left")

@@ -171,6 +171,23 @@ def test_a_holder_touches_its_lock(tmp_path, impatient, monkeypatch):
     held.release()
 
 
+def test_a_lock_is_touched_while_another_one_is_waited_for(tmp_path, impatient, monkeypatch):
+    monkeypatch.setattr(lock_module, "_beating", [])
+    (tmp_path / "own").mkdir()
+    held = Lock.take(tmp_path / "own")
+    leave(tmp_path)
+    os.utime(tmp_path / "own" / ".lock", (0, 0))
+    taken = []
+    waiting = threading.Thread(target=lambda: taken.append(Lock.take(tmp_path)))
+    waiting.start()
+    time.sleep(1)
+    assert waiting.is_alive()
+    assert (tmp_path / "own" / ".lock").stat().st_mtime > 0
+    waiting.join()
+    taken[0].release()
+    held.release()
+
+
 def refuse(number):
     def flock(*_):
         raise OSError(number, os.strerror(number))

@@ -23,7 +23,8 @@ BEAT = 5.0  # seconds between two touches
 PATIENCE = 20.0  # seconds without a touch after which the lock of another host is free
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-_guard = threading.RLock()
+_taking = threading.Lock()  # while one is waited for, which may take long, the others are still touched
+_guard = threading.Lock()  # of what follows, and of how often a lock is held
 _held: dict[tuple[int, int], "Lock"] = {}  # of this process, by device and inode
 _beating: list[threading.Thread] = []
 
@@ -59,16 +60,17 @@ class Lock:
         """
         directory = Path(directory)
         path = directory / NAME
-        with _guard:
+        with _taking:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 held = _held.get(_identity(file))
                 if held is None or held.process != os.getpid():  # a fork has what its parent held
                     held = cls(directory, file)
                     held._acquire(path, wait)
-                    _held[_identity(file)] = held
                     file = None
-                held._times += 1
+                with _guard:
+                    _held[_identity(held._file)] = held
+                    held._times += 1
                 if inherited:
                     os.set_inheritable(held._file, True)
                 return held

@@ -1,6 +1,7 @@
 """The files of a run: what was asked for, what was measured, and how it ended."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -104,8 +105,10 @@ class Run:
         """The run in a directory that is locked."""
         path = directory / "config.json"
         now = _describe(flags)
-        run = cls.read(directory) if path.exists() else cls(directory, now)
+        found = cls.read(directory) if path.exists() else None
+        run = found or cls(directory, now)
         run.check_flags(flags)
+        before = found and found.config
         run.checkpoints.mkdir(exist_ok=True)
         run.figures.mkdir(exist_ok=True)
         if not any(run.checkpoints.iterdir()):
@@ -114,7 +117,7 @@ class Run:
             print(f"WARNING: {directory} is resumed by other code: {'; '.join(changes)}", file=sys.stderr)
             since = datetime.now().astimezone().isoformat(timespec="seconds")
             run.config = {**run.config, "changed": [*run.changed, {"since": since, **_environment(now)}]}
-        if not path.exists() or cls.read(directory).config != decode(encode(run.config)):
+        if before != decode(encode(run.config)):
             write_atomic(path, _json(run.config))
         run._error.unlink(missing_ok=True)
         return run
@@ -340,6 +343,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache  # of the code that this process has imported, and it is asked for with every run
 def _commit() -> str | None:
     """The commit of the source tree that seqjax is imported from; None for an installed copy."""
     root = Path(__file__).parents[2]
