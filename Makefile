@@ -35,33 +35,33 @@ bench-long: .venv/installed
 bench-gradients: .venv/installed
 	$(BIN)/python -m benchmarks.gradients
 
-# The table that method="auto" chooses by, seqjax/methods.csv, about three minutes.
+# The table that method="auto" chooses by, seqjax/solvers/methods.csv, about three minutes.
 bench-methods: .venv/installed
 	$(BIN)/python -m benchmarks.methods
 
 # docs/api.md, all public names.
 api: .venv/installed-dev
-	$(BIN)/python -m docs.api
+	$(BIN)/python -m tools.api
 
 # Every cell, wrapper, method and dtype against scan: docs/matrix.md. Best on a quiet machine.
 matrix: .venv/installed-dev
-	$(BIN)/python tests/matrix.py
+	$(BIN)/python -m tools.matrix
 
 # Every method under every transformation of JAX: docs/transforms.md.
 transforms: .venv/installed-dev
-	$(BIN)/python tests/transforms.py
+	$(BIN)/python -m tools.transforms
 
 # Bugs put in on purpose, each of which a test must catch: docs/mutations.md.
 mutations: .venv/installed-dev
-	$(BIN)/python tests/mutations.py
+	$(BIN)/python -m tools.mutations
 
 # The compiled loop under the sanitizers of g++, about an hour: docs/sanitizers.md.
 sanitize: .venv/installed-dev
-	$(BIN)/python tests/sanitize.py
+	$(BIN)/python -m tools.sanitize
 
 # Real faults in great number, more than an hour: docs/reliability.md.
 test-faults: .venv/installed-dev
-	$(BIN)/python tests/faults.py
+	$(BIN)/python -m tools.faults
 
 # What the tests last ran with. Made from an environment that holds every extra; no address in it.
 constraints: .venv/installed-dev

@@ -21,8 +21,9 @@ from types import ModuleType
 
 from absl import flags
 
-from experiments import base, command, ending, executors, sweep
-from experiments.texts import shortened
+import experiments
+from experiments.harness import base, command, ending, executors, sweep
+from experiments.harness.texts import shortened
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("experiment", "bptt_vs_tbptt", "A module of experiments/, or any other module.", flag_values=FLAGS)
@@ -41,7 +42,7 @@ flags.DEFINE_string("slurm_partition", None, "Partition of the cluster.", flag_v
 flags.DEFINE_integer("slurm_minutes", 60, "Time limit of a job.", lower_bound=1, flag_values=FLAGS)
 
 
-# What an experiment is made of (experiments/base.py).
+# What an experiment is made of (experiments/harness/base.py).
 CONTRACT = ("FLAGS", "NUMBERS", "STUDY", "program", "finish", "report")
 
 
@@ -63,13 +64,15 @@ def experiment(name: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         raise ValueError(f"{about} cannot be imported: {base.summary(error)}") from None
     if module is None or not hasattr(module, "STUDY"):
-        files = sorted(Path(base.__file__).parent.glob("*.py"))
+        files = sorted(Path(experiments.__file__).parent.glob("*.py"))
         known = [file.stem for file in files if "\nSTUDY = " in file.read_text()]
         stem = re.sub(r".*/|\.py$", "", name)
         hint = f" (give the name alone: {stem})" if stem != name and stem in known else ""
         raise ValueError(f"no {about}{hint}; expected one of {', '.join(known)}, or any importable module")
     if lacking := [part for part in CONTRACT if not hasattr(module, part)]:
-        raise ValueError(f"{about} lacks {', '.join(lacking)}: experiments/base.py says what an experiment is made of")
+        raise ValueError(
+            f"{about} lacks {', '.join(lacking)}: experiments/harness/base.py says what an experiment is made of"
+        )
     return module
 
 

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timed import ROUNDS, Page, Program, Section, last_carry, measure, note, program, race
-from experiments.report import COLORS
+from experiments.harness.report import COLORS
 from seqjax import cells, gradients, wrappers
-from seqjax.checkpointed import checkpointed, default_chunk
 from seqjax.core import Cell, out_features
 from seqjax.gradients import Comparison, Estimator
-from seqjax.revolve import forward_runs
+from seqjax.solvers.chunks import default_chunk
+from seqjax.solvers.dispatch import checkpointed
+from seqjax.solvers.revolve import forward_runs
 
 FLOOR = 1e-7  # a bias below it is rounding
 SCHEDULES: dict[str, dict[str, int]] = {

@@ -29,11 +29,12 @@ from benchmarks.timed import (
     race,
     with_report,
 )
-from experiments.report import COLORS
+from experiments.harness.report import COLORS
 from seqjax import cells, unroll
-from seqjax.checkpointed import checkpointed, with_loss
 from seqjax.core import Cell
-from seqjax.parallel import associative
+from seqjax.solvers.associative import associative
+from seqjax.solvers.dispatch import checkpointed
+from seqjax.wrappers.structure import with_loss
 
 BYTES = 8e9  # programs that allocate more are left out
 SECONDS = 30.0  # and calls that are expected to take longer
@@ -228,10 +229,10 @@ computes the coefficients of so many steps at once as fit into the cache, and ru
 chunks of steps as matrix products and keeps one matrix a chunk.
 
 **Time, any cell.** `method="newton"` solves for all steps at once by Newton's method (DEER), with full
-Jacobians or their diagonals (`partial(seqjax.newton.newton, jacobian="diagonal")`), to float accuracy. It does many
-times the work of scan in a few long operations, so it is for narrow cells, long sequences and devices with many cores.
-`damping=0.1` is for cells whose Jacobians are large on the way to the solution. Sequences that do not converge come out
-as NaN; `seqjax.newton.newton_with_report` returns iterations and errors."""
+Jacobians or their diagonals (`partial(seqjax.solvers.newton.newton, jacobian="diagonal")`), to float accuracy. It does
+many times the work of scan in a few long operations, so it is for narrow cells, long sequences and devices with many
+cores. `damping=0.1` is for cells whose Jacobians are large on the way to the solution. Sequences that do not converge
+come out as NaN; `seqjax.solvers.newton.newton_with_report` returns iterations and errors."""
 
 
 LONG = Page(

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timed import FEATURES, Section, draw, every_step, note, program, race, with_report
-from experiments.report import COLORS
+from experiments.harness.report import COLORS
 from seqjax import cells, unroll
-from seqjax.chunkwise import chunkwise
 from seqjax.initializers import orthogonal
-from seqjax.newton import newton_with_report
+from seqjax.solvers.chunkwise import chunkwise
+from seqjax.solvers.newton import newton_with_report
 
 KINDS: dict[str, dict[str, Any]] = {
     "full": {},

@@ -1,6 +1,6 @@
 """The table that `method="auto"` chooses by: every method at a grid of sizes, on the device at hand.
 
-    python -m benchmarks.methods           measure, and write seqjax/methods.csv; about 3 minutes on two quiet cores
+    python -m benchmarks.methods           measure, and write seqjax/solvers/methods.csv; about 3 minutes
     python -m benchmarks.methods --quick   two sizes; writes nothing
 
 Measured is the gradient of a loss of the last output, T = 200, for an LSTM ("gated") and a minGRU ("affine"), in
@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import seqjax
-from seqjax.native import compiler
+from seqjax.solvers.native import compiler
 
 GATED = ("native", "rematerialized", "fused", "scan")
 AFFINE = ("associative", "scan", "rematerialized")
 BATCHES, UNITS, STEPS = (1, 16, 128), (8, 32, 128, 512), 200
 TIE = 1.03
-TABLE = Path(seqjax.__file__).parent / "methods.csv"
+TABLE = Path(seqjax.__file__).parent / "solvers" / "methods.csv"
 FIELDS = ("device", "recurrence", "batch", "units", "methods")
 
 

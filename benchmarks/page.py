@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.problem import CONDITIONS, NAMES, RATE, Row, Shape
 from benchmarks.programs import AUTO, FLAX, JAX_PEERS, LEARNING_RATE, TORCH, UPDATES
-from experiments.report import COLORS, Table, markdown_table, panels, save
+from experiments.harness.report import COLORS, Table, markdown_table, panels, save
 from seqjax.train import write_atomic
 from seqjax.train.strict_json import encode
 

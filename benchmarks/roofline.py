@@ -23,7 +23,7 @@ from benchmarks import page
 from benchmarks.page import Result
 from benchmarks.problem import CONDITIONS, DTYPES, GATES, NAMES, Row, Shape, head_loss
 from benchmarks.programs import AUTO, build
-from experiments.report import Table, markdown_table
+from experiments.harness.report import Table, markdown_table
 from seqjax.train import write_atomic
 
 LARGE = 2048  # rows and columns of the large matrix product

@@ -16,8 +16,10 @@ from typing import NamedTuple
 import jax
 
 from benchmarks.end_to_end import Command, configuration, verdict
-from experiments import base, tasks, temperature
-from experiments.report import markdown_table
+from experiments import temperature
+from experiments.harness import base
+from experiments.harness.report import markdown_table
+from experiments.shared import tasks
 from seqjax.train import Run, fit, fit_lanes
 
 BUDGET = 100.0  # s, after which no round is started

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.end_to_end import ROOT, Command, verdict
-from experiments.report import markdown_table
+from experiments.harness.report import markdown_table
 
 BUDGET = 100.0  # s, after which no pair is started
 PAIRS = 5

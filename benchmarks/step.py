@@ -37,7 +37,7 @@ from benchmarks.page import BURST, Measured, Result
 from benchmarks.problem import CONDITIONS, DTYPES, GATES, SHAPES, Row, Shape
 from benchmarks.processor import processor
 from benchmarks.programs import AUTO, ENTRIES, TORCH, Entry, build, tolerance
-from experiments.report import text_table
+from experiments.harness.report import text_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 MOST = 8  # rounds

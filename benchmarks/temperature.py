@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.end_to_end import Command, configuration, verdict
-from experiments import base, tasks, temperature
-from experiments.report import COLORS, markdown_table, panels, save
+from experiments import temperature
+from experiments.harness import base
+from experiments.harness.report import COLORS, markdown_table, panels, save
+from experiments.shared import tasks
 from seqjax.data import jena
 from seqjax.train import Run, fit
 

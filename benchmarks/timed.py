@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.report import Table, markdown_table, panels, save, text_table
+from experiments.harness.report import Table, markdown_table, panels, save, text_table
 from seqjax import unroll
 from seqjax.core import Cell
-from seqjax.newton import NewtonReport, newton_with_report
+from seqjax.solvers.newton import NewtonReport, newton_with_report
 from seqjax.train import write_atomic
 
 DOCS = Path(__file__).parents[1] / "docs"

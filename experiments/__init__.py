@@ -1,4 +1,4 @@
-"""Experiments: one readable file each, whose docstring has the question, the commands and what was measured.
+"""Experiments: one readable file each, whose docstring has the question, the commands and the headline number.
 
 Studies of gradients, noise and initial weights:
     bptt_vs_tbptt, recurrent_dropout, initialization
@@ -6,18 +6,17 @@ Tasks:
     temperature, sentiment, language, translation, music, speech, spotting, anomalies, series, mnist, ball, direction,
     next_frame, captions
 Commands that use what a task trained:
-    generate (writes text), translate, listen (to a wav file), watch (a stream of numbers)
-What one or two tasks lean on:
-    corpora, reading (language), translation_baselines, detection (spotting), videos (direction, next_frame)
+    demos/: generate (writes text), translate, listen (to a wav file), watch (a stream of numbers)
+What several of them lean on:
+    shared/: tasks, corpora, language models, detection, moving digits, baselines of translation
 What carries all of them:
-    base (flags, runs), supervised and tasks (training on whole sequences), command (and its ending), sweep (and its
-    ledger), executors (with its workers and jobs), report (with its plots and page), texts
+    harness/: flags and runs, training on whole sequences, the command, sweeps, executors, reports
 """
 
 import sys
 from pathlib import Path
 
-from experiments import ending
+from experiments.harness import ending
 
 # `python -m experiments.NAME` and launch.py, at their first import: the next ones take seconds, in which nothing is
 # started yet. Where somebody else imports an experiment, signals are none of our business.

@@ -49,10 +49,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import base, command, supervised
-from experiments.report import COLORS, Section, groups, intervals, mean, panels, save, separate
+from experiments.harness import base, command, supervised
+from experiments.harness.report import COLORS, Section, groups, intervals, mean, panels, save, separate
 from seqjax import cells
-from seqjax.core import Array, Cell, Key, Params
+from seqjax.arrays import Array, Key, Params
+from seqjax.core import Cell
 from seqjax.data import nab, nab_score, windows
 from seqjax.models.anomaly import AnomalyDetector, Reading, moving_average, seasonal
 from seqjax.train import Program, Run, State, write_arrays, write_atomic
@@ -343,7 +344,7 @@ def report(runs: list[Run]) -> list[Section]:
 
 if __name__ == "__main__":
     if any(argument.startswith("--watch") for argument in sys.argv):
-        from experiments import watch
+        from experiments.demos import watch
 
         watch.main()
     else:

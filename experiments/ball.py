@@ -43,10 +43,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import base, command, supervised
-from experiments.report import COLORS, Section, curve, groups, intervals, panels, save, separate
+from experiments.harness import base, command, supervised
+from experiments.harness.report import COLORS, Section, curve, groups, intervals, panels, save, separate
 from seqjax import cells
-from seqjax.core import Array, Key, Params
+from seqjax.arrays import Array, Key, Params
 from seqjax.data import motion
 from seqjax.models.tracker import Tracker
 from seqjax.train import Program, Run, State, write_arrays

@@ -32,15 +32,18 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 
-from experiments import base, command, tasks
-from experiments.report import Section, curve, groups, separate, summary
+from experiments.harness import base, command
+from experiments.harness.report import Section, curve, groups, separate, summary
+from experiments.harness.task import Batch, Task, evaluate
+from experiments.shared import tasks
 from seqjax import cells, gradients, initializers
-from seqjax.core import Array, Cell, Params, Tree
+from seqjax.arrays import Array, Params, Tree
+from seqjax.core import Cell
 from seqjax.diagnostics import alignment
 from seqjax.gradients import Estimator
 from seqjax.train import Program, State, initial_state
 from seqjax.train.run import Run, write_atomic
-from seqjax.unroll import generate, unroll
+from seqjax.unrolling import generate, unroll
 from seqjax.wrappers import with_embedding, with_head
 
 FLAGS = base.flags(
@@ -86,7 +89,7 @@ def _truncation(value: str) -> tuple[int, int] | str:
     return int(k1), int(k2)
 
 
-def _task(config: SimpleNamespace) -> tasks.Task:
+def _task(config: SimpleNamespace) -> Task:
     if config.task == "text":
         return tasks.characters(config.corpus, length=config.length, batch_size=config.batch_size)
     make = {"recall": tasks.recall, "copy": tasks.copy, "adding": tasks.adding}[config.task]
@@ -100,7 +103,7 @@ def left_out(config: SimpleNamespace) -> str | None:
     return tasks.characters_left_out(config.corpus, length=config.length, batch_size=config.batch_size)
 
 
-def model(config: SimpleNamespace, task: tasks.Task) -> Cell:
+def model(config: SimpleNamespace, task: Task) -> Cell:
     """Embedding (of tokens), layers, head, as one cell."""
     bias = {"b": initializers.chrono(config.chrono)} if config.chrono else {}
     cell = cells.stack(*(getattr(cells, config.cell)(config.hidden, **bias) for _ in range(config.layers)))
@@ -109,14 +112,14 @@ def model(config: SimpleNamespace, task: tasks.Task) -> Cell:
     return with_head(cell, task.outputs)
 
 
-def _padded(batch: tasks.Batch, blank: int | float, multiple: int) -> tasks.Batch:
+def _padded(batch: Batch, blank: int | float, multiple: int) -> Batch:
     """The batch with blanks before it, so that its steps are a multiple: what is wanted last ends a chunk."""
     pad = -batch.xs.shape[0] % multiple
 
     def before(leaf, value):
         return jnp.concatenate([jnp.full((pad, *leaf.shape[1:]), value, leaf.dtype), leaf])
 
-    return tasks.Batch(before(batch.xs, blank), before(batch.targets, 0), before(batch.weights, 0))
+    return Batch(before(batch.xs, blank), before(batch.targets, 0), before(batch.weights, 0))
 
 
 def _window(config: SimpleNamespace, steps: int) -> tuple[int, int]:
@@ -125,7 +128,7 @@ def _window(config: SimpleNamespace, steps: int) -> tuple[int, int]:
     return (steps, steps) if isinstance(truncation, str) else truncation
 
 
-def _updates_a_step(config: SimpleNamespace, task: tasks.Task) -> int:
+def _updates_a_step(config: SimpleNamespace, task: Task) -> int:
     """Optimizer updates in one training step: one for each chunk in which something is wanted."""
     batch = task.train(task.data, jax.random.key(0), jnp.int32(0))
     k1, _ = _window(config, batch.xs.shape[0])
@@ -137,7 +140,7 @@ def _in_chunks(tree: Tree, k: int) -> Tree:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, k, *leaf.shape[1:]), tree)
 
 
-def _gradient(estimator: Estimator, k: int, params: Params, carry: Any, batch: tasks.Batch) -> Params:
+def _gradient(estimator: Estimator, k: int, params: Params, carry: Any, batch: Batch) -> Params:
     """The gradient of the weighted mean loss of a batch, as the estimator has it from chunks of k steps."""
     chunks = _in_chunks(batch, k)
 
@@ -217,10 +220,10 @@ def program(config: SimpleNamespace) -> Program:
     return Program(init, update, evaluate, task.data, "loss", task.batches if task.continues else None)
 
 
-def _scores(task: tasks.Task, cell: Cell, part: str, data: Tree, params: Params) -> dict[str, Array]:
+def _scores(task: Task, cell: Cell, part: str, data: Tree, params: Params) -> dict[str, Array]:
     _, batch = task.held_out[part]
     size = jax.eval_shape(batch, data, jnp.int32(0)).xs.shape[1]
-    return tasks.evaluate(
+    return evaluate(
         task, part, data, cell.initial_carry(params, (size,)), lambda carry, xs: unroll(cell, params, carry, xs)
     )
 

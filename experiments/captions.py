@@ -41,10 +41,11 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from experiments import base, command, supervised, tasks
-from experiments.report import Section, groups, intervals, panels, save, separate
+from experiments.harness import base, command, supervised
+from experiments.harness.report import Section, groups, intervals, panels, save, separate
+from experiments.shared import tasks
 from seqjax import attention, cells
-from seqjax.core import Array, Key, Params
+from seqjax.arrays import Array, Key, Params
 from seqjax.data import mnist, pairs, scenes
 from seqjax.models import Captioner
 from seqjax.train import Program, Run, State, write_atomic

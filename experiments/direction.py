@@ -1,6 +1,6 @@
 """Which way is it moving, in each frame? A picture alone does not say; one with a memory of the others does.
 
-A handwritten digit flies through a box and bounces off its walls (`experiments.videos`). At every frame the network
+A handwritten digit flies through a box and bounces off its walls (`shared/videos.py`). At every frame the network
 says which of the eight directions of the compass is nearest to that of the motion. Directions are drawn independently
 of places, so that a frame alone is worth nothing: chance is 12.5 %. --noise is the standard deviation of Gaussian noise
 on each pixel, black being 0 and white 1.
@@ -41,10 +41,11 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import base, command, supervised, videos
-from experiments.report import COLORS, Section, curve, groups, intervals, save, separate
+from experiments.harness import base, command, supervised
+from experiments.harness.report import COLORS, Section, curve, groups, intervals, save, separate
+from experiments.shared import videos
 from seqjax import cells
-from seqjax.core import Array, Key
+from seqjax.arrays import Array, Key
 from seqjax.data import motion
 from seqjax.models.video import FrameClassifier
 from seqjax.train import Program, Run, State, write_arrays

@@ -36,13 +36,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import base, command, supervised, tasks
-from experiments.report import COLORS, Section, groups, separate, summary
+from experiments.harness import base, command, supervised
+from experiments.harness.report import COLORS, Section, groups, separate, summary
+from experiments.harness.task import Task
+from experiments.shared import tasks
 from seqjax import cells, initializers
-from seqjax.core import (
-    Cell,
-    batch_shape,
-)
+from seqjax.core import Cell, batch_shape
 from seqjax.diagnostics import gradient_against_lag
 from seqjax.train import Program, Run, State, write_atomic
 from seqjax.wrappers import with_head
@@ -79,7 +78,7 @@ NUMBERS = ("seed", "learning_rate")
 STUDY = "recurrent=orthogonal,identity,glorot,uniform;forget_bias=0,1,chrono;seed=0:2"
 
 
-def model(config: SimpleNamespace, task: tasks.Task) -> Cell:
+def model(config: SimpleNamespace, task: Task) -> Cell:
     """The cell, initialized as the flags say, with a head."""
     weights: dict[str, Any] = {"w_h": RECURRENT[config.recurrent]}
     if config.forget_bias == "chrono":
@@ -91,13 +90,13 @@ def model(config: SimpleNamespace, task: tasks.Task) -> Cell:
 
 def program(config: SimpleNamespace) -> Program:
     """Full BPTT of the cell as it was initialized."""
-    task = supervised.task_of(config)
+    task = tasks.task_of(config)
     return supervised.program(config, task, supervised.of_cell(model(config, task), task.features))
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
     """Test scores of the best params; the gradient against the lag before the first update in gradients.npy."""
-    task = supervised.task_of(config)
+    task = tasks.task_of(config)
     cell = model(config, task)
     trained = supervised.of_cell(cell, task.features)
     params, _ = supervised.first_params(trained.init, vars(config))

@@ -19,7 +19,7 @@ mean, so that their learning rate 1 and clipping norm 5 are 20 and 0.25:
         --batch_size=20 --length=20 --optimizer=sgd --learning_rate=20 --clip_norm=0.25 --init_range=0.1
         --decay=0.5 --decay_after=4 --steps=30199 --steps_per_call=101 --evaluate_every=2323 --checkpoint_every=2323
 
-`python -m experiments.generate --run=DIR` then writes text.
+`python -m experiments.demos.generate --run=DIR` then writes text.
 
 Measured on the test part, on a busy machine:
 
@@ -53,11 +53,12 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import base, command, corpora, supervised, tasks
-from experiments.reading import CELLS, RATES, keep, network, or_default, read, read_and_learn
-from experiments.report import COLORS, Section, groups, intervals, panels, save, separate
+from experiments.harness import base, command, supervised
+from experiments.harness.report import COLORS, Section, groups, intervals, panels, save, separate
+from experiments.shared import corpora, tasks
+from experiments.shared.reading import CELLS, RATES, keep, network, or_default, read, read_and_learn
 from seqjax import regularizers
-from seqjax.core import Array, Params
+from seqjax.arrays import Array, Params
 from seqjax.data import text
 from seqjax.models import KneserNey
 from seqjax.train import Program, Run, State, initial_state, write_arrays

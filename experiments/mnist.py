@@ -47,10 +47,13 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from experiments import base, command, series, supervised, tasks
-from experiments.report import Section, curve, groups, intervals, panels, save, separate
+from experiments import series
+from experiments.harness import base, command, supervised
+from experiments.harness.report import Section, curve, groups, intervals, panels, save, separate
+from experiments.shared import tasks
 from seqjax import cells, presets
-from seqjax.core import Array, Cell, Tree
+from seqjax.arrays import Array, Tree
+from seqjax.core import Cell
 from seqjax.data import mnist, windows
 from seqjax.models import DenseClassifier, SeriesClassifier
 from seqjax.train import Program, Run, State, write_arrays

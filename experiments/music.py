@@ -60,10 +60,10 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from experiments import base, command, supervised
-from experiments.report import COLORS, Section, groups, intervals, panels, save, separate
+from experiments.harness import base, command, supervised
+from experiments.harness.report import COLORS, Section, groups, intervals, panels, save, separate
 from seqjax import cells
-from seqjax.core import Array, Params, Tree
+from seqjax.arrays import Array, Params, Tree
 from seqjax.data import buckets, midi, music
 from seqjax.models.music import Chain, RollModel
 from seqjax.train import Program, Run, State, write_arrays, write_atomic

@@ -1,6 +1,6 @@
 """What does the next frame look like, and the ten after it? Digits in motion, by a convolutional LSTM.
 
-A network sees ten frames of Moving MNIST (`experiments.videos`) and says the next ten, reading its own ones in place
+A network sees ten frames of Moving MNIST (`shared/videos.py`) and says the next ten, reading its own ones in place
 of those that it does not see; it is trained so too. Loss: cross-entropy of a pixel, over all next frames (Srivastava et
 al. 2015, arXiv 1502.04681; Shi et al. 2015, arXiv 1506.04214). Frames are cut into patches of --patch x --patch
 pixels.
@@ -44,10 +44,11 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments import base, command, supervised, videos
-from experiments.report import COLORS, Section, curve, groups, intervals, panels, save, separate
+from experiments.harness import base, command, supervised
+from experiments.harness.report import COLORS, Section, curve, groups, intervals, panels, save, separate
+from experiments.shared import videos
 from seqjax import cells
-from seqjax.core import Array
+from seqjax.arrays import Array
 from seqjax.data import motion
 from seqjax.models.video import ConvPredictor, LastFrame, RecurrentPredictor, predict
 from seqjax.train import Program, Run, State, write_arrays, write_atomic

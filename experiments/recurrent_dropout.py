@@ -37,16 +37,15 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import base, command, supervised, tasks
-from experiments.report import Section, groups, separate, summary
+from experiments.harness import base, command, supervised
+from experiments.harness.report import Section, groups, separate, summary
+from experiments.harness.task import Task
+from experiments.shared import tasks
 from seqjax import cells
-from seqjax.core import (
-    batch_shape,
-    open_const,
-)
+from seqjax.core import batch_shape, open_const
 from seqjax.regularizers import input_dropout, recurrent_dropout
 from seqjax.train import Program, Run, State
-from seqjax.unroll import unroll
+from seqjax.unrolling import unroll
 from seqjax.wrappers import with_head
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ STUDY = f"where={','.join(WHERE)};seed=0:2"
 generated = base.without_data("record", task="temperature")
 
 
-def model(config: SimpleNamespace, task: tasks.Task) -> supervised.Model:
+def model(config: SimpleNamespace, task: Task) -> supervised.Model:
     """The cell with a head; a training batch sees it through the masks of --where."""
     cell = with_head(getattr(cells, config.cell)(config.hidden), task.outputs)
 
@@ -92,13 +91,13 @@ def model(config: SimpleNamespace, task: tasks.Task) -> supervised.Model:
 
 def program(config: SimpleNamespace) -> Program:
     """Noisy cell in training, bare cell in evaluation."""
-    task = supervised.task_of(config)
+    task = tasks.task_of(config)
     return supervised.program(config, task, model(config, task))
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
     """Test scores of the best params, and how far the training loss without noise lies below the validation loss."""
-    task = supervised.task_of(config)
+    task = tasks.task_of(config)
     last = [record for record in run.records() if record["split"] == "validation"][-1]
     return {
         **supervised.test_scores(config, task, model(config, task), program, state),

@@ -71,10 +71,10 @@ import optax
 from absl import flags
 from flax import nnx
 
-from experiments import base, command, supervised
-from experiments.report import COLORS, DASHES, Section, groups, intervals, panels, save, separate
+from experiments.harness import base, command, supervised
+from experiments.harness.report import COLORS, DASHES, Section, groups, intervals, panels, save, separate
 from seqjax import cells
-from seqjax.core import Array, Key, Params, Tree
+from seqjax.arrays import Array, Key, Params, Tree
 from seqjax.data import buckets, embeddings, reviews, vectorize
 from seqjax.models import BagClassifier, SequenceClassifier
 from seqjax.train import Program, Run, State, write_atomic

@@ -49,10 +49,12 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from experiments import base, command, supervised, tasks
-from experiments.report import Section, groups, intervals, mean, panels, save, separate
+from experiments.harness import base, command, supervised
+from experiments.harness.report import Section, groups, intervals, mean, panels, save, separate
+from experiments.shared import tasks
 from seqjax import cells, wrappers
-from seqjax.core import Array, Cell, Key, Params, Tree
+from seqjax.arrays import Array, Key, Params, Tree
+from seqjax.core import Cell
 from seqjax.data import ucr, windows
 from seqjax.models import ConvClassifier, DenseClassifier, SeriesClassifier, nearest
 from seqjax.train import Program, Run, State, write_arrays

@@ -43,10 +43,12 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from experiments import base, command, series, supervised, tasks
-from experiments.report import Section, groups, intervals, panels, save, separate
+from experiments import series
+from experiments.harness import base, command, supervised
+from experiments.harness.report import Section, groups, intervals, panels, save, separate
+from experiments.shared import tasks
 from seqjax import cells
-from seqjax.core import Array, Key, Params, Tree
+from seqjax.arrays import Array, Key, Params, Tree
 from seqjax.data import spectrogram, spoken_digits, windows
 from seqjax.models import ConvClassifier, MomentsClassifier, SeriesClassifier
 from seqjax.train import Program, Run, State, write_arrays

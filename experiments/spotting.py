@@ -6,7 +6,7 @@ for the test. The network is unidirectional and has one output a frame of 10 ms 
 after it has ended, "nothing" otherwise. Training streams are drawn inside the compiled program, with words at 0.85 to
 1.15 of their speed.
 
-A detector fires when log p / (1 - p) of its digit reaches a threshold, see `experiments/detection.py`. The threshold is
+A detector fires when log p / (1 - p) of its digit reaches a threshold, see `shared/detection.py`. The threshold is
 the lowest one with at most --alarms false alarms in an hour of validation streams; test streams then say what it is
 worth: share of the words detected, false alarms, and the delay after the end of the word.
 
@@ -14,7 +14,7 @@ worth: share of the words detected, false alarms, and the delay after the end of
 
     python -m experiments.spotting --model=gru --data_dir=DIR
     python launch.py --experiment=spotting --data_dir=DIR        all models
-    python -m experiments.listen RUN FILE.wav                    prints what a trained network hears, as it hears it
+    python -m experiments.demos.listen RUN FILE.wav              prints what a trained network hears, as it hears it
 
 DIR is that of `experiments.speech`. Without --data_dir the recordings are generated.
 
@@ -46,16 +46,20 @@ import numpy as np
 from absl import flags
 from scipy.io import wavfile
 
-from experiments import base, command, detection, speech, supervised, tasks
-from experiments.report import COLORS, Section, groups, intervals, panels, save, separate
+from experiments import speech
+from experiments.harness import base, command, supervised
+from experiments.harness.report import COLORS, Section, groups, intervals, panels, save, separate
+from experiments.harness.task import Batch, Task
+from experiments.shared import detection, tasks
 from seqjax import cells
-from seqjax.core import Array, Cell, Key, Params
+from seqjax.arrays import Array, Key, Params
+from seqjax.core import Cell
 from seqjax.data import files, spectrogram, spoken_digits, streams, windows
 from seqjax.data.damaged import named
 from seqjax.models import spotter
 from seqjax.regularizers import recurrent_dropout
 from seqjax.train import Program, Run, State
-from seqjax.unroll import unroll
+from seqjax.unrolling import unroll
 from seqjax.wrappers import with_head
 
 if TYPE_CHECKING:
@@ -126,14 +130,14 @@ def _draw(key: Key, bank: streams.Bank, mix: streams.Mix, count: int) -> streams
     return jax.vmap(lambda key: streams.draw(key, bank, mix))(jax.random.split(key, count))
 
 
-def _task(config: SimpleNamespace, data: Data) -> tasks.Task:
+def _task(config: SimpleNamespace, data: Data) -> Task:
     """Streams as sequences of standardized frames, with the class of each frame."""
 
     def batch(data: Data, part: str, key, mix):
         drawn = _draw(key, data.banks[part], mix, config.batch_size)
         frames = jnp.moveaxis(spectrogram.log_mel(SETTINGS, drawn.sound), 1, 0)
         wanted = jax.vmap(lambda one: streams.targets(one, len(frames), SETTINGS.hop), out_axes=1)(drawn)
-        return tasks.Batch(spotter.standardized(frames, data.mean, data.deviation), *wanted)
+        return Batch(spotter.standardized(frames, data.mean, data.deviation), *wanted)
 
     def scores(ys, classes):
         right = (ys.argmax(-1) == classes).astype(jnp.float32)
@@ -145,7 +149,7 @@ def _task(config: SimpleNamespace, data: Data) -> tasks.Task:
     def validation(data, index):
         return batch(data, "validation", jax.random.fold_in(jax.random.key(1), index), streams.Mix(config.seconds))
 
-    return tasks.Task(
+    return Task(
         data=data,
         train=train,
         held_out={"validation": (8, validation)},

@@ -42,10 +42,13 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from experiments import base, command, supervised, tasks
-from experiments.report import Section, curve, groups, intervals, panels, save, separate
+from experiments.harness import base, command, supervised
+from experiments.harness.report import Section, curve, groups, intervals, panels, save, separate
+from experiments.harness.task import Task
+from experiments.shared import tasks
 from seqjax import cells
-from seqjax.core import Array, Cell, Params, Tree
+from seqjax.arrays import Array, Params, Tree
+from seqjax.core import Cell
 from seqjax.data import jena
 from seqjax.models import ConvForecaster, DenseForecaster, RecurrentForecaster
 from seqjax.train import Program, Run, State, write_arrays
@@ -113,7 +116,7 @@ def _network(config: SimpleNamespace, numbers: supervised.Numbers, features: int
     )
 
 
-def model(config: SimpleNamespace, task: tasks.Task) -> supervised.Model:
+def model(config: SimpleNamespace, task: Task) -> supervised.Model:
     """The model as functions of its weights; its one forecast stands at every step, the task wants the last."""
     column = task.data.columns.index(jena.TEMPERATURE)
     if config.model == "naive":
@@ -128,7 +131,7 @@ def model(config: SimpleNamespace, task: tasks.Task) -> supervised.Model:
     return supervised.Model(init, outputs)
 
 
-def _task(config: SimpleNamespace) -> tasks.Task:
+def _task(config: SimpleNamespace) -> Task:
     return tasks.temperature(config.data_dir, length=config.length, batch_size=config.batch_size)
 
 
@@ -139,7 +142,7 @@ def program(config: SimpleNamespace) -> Program:
     return made._replace(held_out=tasks.climate(config.data_dir).times)
 
 
-def _forecasts(task: tasks.Task, forecaster: supervised.Model, config: SimpleNamespace, data: Tree, params: Params):
+def _forecasts(task: Task, forecaster: supervised.Model, config: SimpleNamespace, data: Tree, params: Params):
     """Forecasts of all test windows in degrees, float32 [M]."""
     count, batch = task.held_out["test"]
 

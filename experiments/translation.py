@@ -10,11 +10,11 @@ English sentences of up to --length words and signs; no English sentence stands 
 
     python -m experiments.translation --attention=additive --data_dir=DIR
     python launch.py --experiment=translation --data_dir=DIR           all three, three seeds
-    python -m experiments.translate --run=RUN_DIRECTORY                translates what is typed
+    python -m experiments.demos.translate --run=RUN_DIRECTORY                translates what is typed
 
 DIR holds fra-eng.zip of manythings.org/anki. Without --data_dir the pairs are of a made-up grammar. BLEU (Papineni et
 al. 2002; sacrebleu, all translations of a sentence as references, lower case) of greedy and of beam search stands
-beside that of three baselines (`experiments/translation_baselines.py`); perplexity is that of all test pairs. Longer
+beside that of three baselines (`shared/translation_baselines.py`); perplexity is that of all test pairs. Longer
 English sentences are left out everywhere, longer French ones from the training alone; a line says how many. --sampling
 is the rate of scheduled sampling (Bengio et al. 2015, arXiv 1506.03099).
 
@@ -50,10 +50,11 @@ import optax
 from absl import flags
 from flax import nnx
 
-from experiments import base, command, supervised, translation_baselines
-from experiments.report import COLORS, Section, groups, intervals, panels, save, separate
+from experiments.harness import base, command, supervised
+from experiments.harness.report import COLORS, Section, groups, intervals, panels, save, separate
+from experiments.shared import translation_baselines
 from seqjax import attention, cells
-from seqjax.core import Array, Tree
+from seqjax.arrays import Array, Tree
 from seqjax.data import buckets, pairs
 from seqjax.models import Translator
 from seqjax.train import Program, Run, State, write_atomic

@@ -21,11 +21,12 @@ from seqjax import (
     normalization,
     presets,
     regularizers,
-    solve,
+    solvers,
     wrappers,
 )
-from seqjax.core import Cell, Complex, Const, Dense, Gated, from_step
-from seqjax.unroll import bidirectional, generate, mask_from_lengths, unroll
+from seqjax.core import Cell, Const, Dense, from_step
+from seqjax.hints import Complex, Gated
+from seqjax.unrolling import bidirectional, generate, mask_from_lengths, unroll
 
 __all__ = [
     "Cell",
@@ -48,7 +49,7 @@ __all__ = [
     "normalization",
     "presets",
     "regularizers",
-    "solve",
+    "solvers",
     "unroll",
     "wrappers",
 ]

@@ -1,25 +1,47 @@
 """Arrays of a cell: their dtypes, and the products of inputs and carry with weights."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.core
+import jax.export
 import jax.numpy as jnp
-from jax import Array
-from jax.sharding import AxisType, NamedSharding
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from seqjax import indices
+from seqjax.placement import explicit_spec
 
 __all__ = [
     "carry_dtype",
     "check_features",
+    "check_indices",
     "dense",
     "dense_rows",
+    "exportable",
     "like",
     "matmul",
     "operand_dtype",
     "product_gradient",
+    "rows",
 ]
+
+Array = jax.Array
+Key = jax.Array
+Params = Any
+Carry = Any
+Tree = Any
+
+_Carry = TypeVar("_Carry", bound=type)
+
+
+def exportable(carry: _Carry) -> _Carry:
+    """Register a NamedTuple with `jax.export`, which writes the types of arguments and results into its files.
+
+    A carry of your own needs the same: `jax.export.register_namedtuple_serialization`.
+    """
+    jax.export.register_namedtuple_serialization(carry, serialized_name=f"seqjax.{carry.__name__}")
+    return carry
 
 
 def like(value: Array, reference: Array) -> Array:
@@ -101,6 +123,34 @@ def dense_rows(tokens: Sequence[Array], w: Array, b: Array) -> Array:
     The row of a token outside of range(V) is 0.
     """
     dtype = carry_dtype(w.dtype)
-    rows = [indices.rows(w, one).astype(dtype) for one in tokens]
-    total = sum(rows[1:], start=rows[0])
+    taken = [rows(w, one).astype(dtype) for one in tokens]
+    total = sum(taken[1:], start=taken[0])
     return total + like(b.astype(dtype), total)
+
+
+def check_indices(name: str, indices: Any, stop: int) -> None:
+    """Check that indices, if they are known, are in range(stop); under jit they are not known.
+
+    Raises:
+      ValueError: for an index that is not.
+    """
+    if isinstance(indices, jax.core.Tracer) or indices.size == 0:
+        return
+    known = np.asarray(indices)  # NumPy, because inside of a jitted function jnp would trace
+    low, high = known.min(), known.max()
+    if low < 0 or high >= stop:
+        raise ValueError(f"{name} must be in range({max(stop, 0)}), got values from {low} to {high}")
+
+
+def rows(table: jax.Array, indices: jax.Array) -> jax.Array:
+    """`table[indices]`, with rows of zeros for indices outside of range(V): table [V, ...], indices int [...].
+
+    JAX's own lookups read the last row for -1, and NaN for V.
+    """
+    spec = (*explicit_spec(indices), *explicit_spec(table)[1:])
+    return table.at[indices].get(
+        mode="fill",
+        fill_value=0,
+        wrap_negative_indices=False,
+        out_sharding=PartitionSpec(*spec) if any(spec) else None,
+    )

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.arrays import carry_dtype, dense, like
-from seqjax.core import Array, Carry, Cell, Const, Key, Params, inner, open_dense, out_features
+from seqjax.arrays import Array, Carry, Key, Params, carry_dtype, dense, like
+from seqjax.core import Cell, Const, inner, open_dense, out_features
 from seqjax.initializers import glorot_uniform
 from seqjax.wrappers.structure import inside
 

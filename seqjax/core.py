@@ -10,71 +10,15 @@ unrolls a cell maps `project` and `readout` over time, in parallel (`over_time`)
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
 import jax.numpy as jnp
 
-from seqjax.arrays import carry_dtype, dense, like, matmul
+from seqjax.arrays import Array, Carry, Key, Params, Tree, carry_dtype, dense, like
+from seqjax.hints import Gated, Outer, around
 from seqjax.placement import placed_alike
-
-if TYPE_CHECKING:
-    from seqjax.outer import Outer
-
-Array = jax.Array
-Key = jax.Array
-Params = Any
-Carry = Any
-Tree = Any
-
-
-class Gated(NamedTuple):
-    """Hint: the transition is matrix products of the carry, and arithmetic around them.
-
-        v_1 = stages[0](h, z, ());  u_1 = v_1 @ weights(params)[0]
-        v_2 = stages[1](h, z, (u_1,));  u_2 = v_2 @ weights(params)[1];  ...
-        h'  = gates(h, z, (u_1, u_2, ...))
-
-    One stage is enough for most cells; the GRU that resets before the product has two, the IndRNN none. Stages and
-    gates see no params: what they need (a peephole, a bias) comes through z, in a `Const`. Each v has the shape of the
-    first leaf of the carry. So the gradient of each weight is one matrix product over all steps (`solve.fused`), and
-    recurrent dropout knows what to mask. `native` also needs the arithmetic to be elementwise: layer normalization or
-    a projection of the output is refused there, and `auto` takes another method.
-
-    A cell may also name its candidate n, what a step proposes to write (the LSTM's tanh(g)), of the shape of the last
-    leaf of the carry: `candidate(h, z, us, f)` is the gates with f(n) in place of n, and so with f(n) = n the gates.
-    """
-
-    weights: Callable[[Params], tuple[Array, ...]]
-    stages: tuple[Callable[[Carry, Tree, tuple[Array, ...]], Array], ...]
-    gates: Callable[[Carry, Tree, tuple[Array, ...]], Carry]
-    candidate: Callable[[Carry, Tree, tuple[Array, ...], Callable[[Array], Array]], Carry] | None = None
-
-
-_Carry = TypeVar("_Carry", bound=type)
-
-
-def exportable(carry: _Carry) -> _Carry:
-    """Register a NamedTuple with `jax.export`, which writes the types of arguments and results into its files.
-
-    A carry of your own needs the same: `jax.export.register_namedtuple_serialization`.
-    """
-    jax.export.register_namedtuple_serialization(carry, serialized_name=f"seqjax.{carry.__name__}")
-    return carry
-
-
-@exportable
-class Complex(NamedTuple):
-    """A node of a carry that holds complex numbers `re + i im`, as two real arrays of one shape."""
-
-    re: Array
-    im: Array
-
-
-def is_complex(node: Tree) -> bool:
-    """Whether a node of a carry is a `Complex`."""
-    return isinstance(node, Complex)
 
 
 @jax.tree_util.register_static
@@ -94,7 +38,7 @@ class Cell(NamedTuple):
         where the carry holds a `Complex`, so do a and b, and the product is that of complex numbers (`multiply`).
       layers: optional hint: unrolling this cell is unrolling these cells one after the other, each on the outputs
         of the one before. `params` and the carry are then tuples with one entry a layer.
-      outer: optional hint, see `outer.Outer`.
+      outer: optional hint, see `Outer`.
       space: the sizes of the axes that an input has between batch and features: (H, W) for images [B, H, W, D], and
         () for vectors [B, D]. They belong to one sequence, and every leaf of its carry may mix them.
       vocabulary: the number of tokens V of a cell that reads tokens, 0 of one that reads features. `unroll` refuses
@@ -120,7 +64,7 @@ class Cell(NamedTuple):
     gated: Gated | None = None
     affine: Callable[[Params, Tree], tuple[Carry, Carry]] | None = None
     layers: "tuple[Cell, ...] | None" = None
-    outer: "Outer | None" = None
+    outer: Outer | None = None
     space: tuple[int, ...] = ()
     vocabulary: int = 0
 
@@ -264,55 +208,6 @@ def with_features(x: Tree, value: Array) -> Tree:
     """The inputs `x` with other features."""
     leaves, treedef = jax.tree.flatten(x)
     return treedef.unflatten([value, *leaves[1:]])
-
-
-def gated_step(gated: Gated, weights: tuple[Array, ...], carry: Carry, z: Tree) -> Carry:
-    """One step of the transition that a `Gated` hint describes, from the value of its weights."""
-    us = ()
-    for stage, w in zip(gated.stages, weights, strict=True):
-        us = (*us, matmul(stage(carry, z, us), w))
-    return gated.gates(carry, z, us)
-
-
-def gated_transition(gated: Gated) -> Callable[[Params, Carry, Tree], Carry]:
-    """The transition that a `Gated` hint describes."""
-    return lambda params, carry, z: gated_step(gated, gated.weights(params), carry, z)
-
-
-def multiply(a: Tree, h: Tree) -> Tree:
-    """`a * h` of two trees of one structure, elementwise; of two `Complex`, the product of complex numbers."""
-
-    def product(a, h):
-        if is_complex(a):
-            return Complex(a.re * h.re - a.im * h.im, a.re * h.im + a.im * h.re)
-        return a * h
-
-    return jax.tree.map(product, a, h, is_leaf=is_complex)
-
-
-def affine_transition(affine: Callable[[Params, Tree], tuple[Carry, Carry]]) -> Callable:
-    """The transition that an `affine` hint describes."""
-
-    def transition(params, carry, z):
-        a, b = affine(params, z)
-        return jax.tree.map(jnp.add, multiply(a, carry), b)
-
-    return transition
-
-
-def around(
-    gated: Gated,
-    enter: Callable[..., tuple[Carry, Tree, tuple[Array, ...]]] = lambda h, z, us: (h, z, us),
-    leave: Callable[[Carry, Tree, Carry], Carry] = lambda h, z, new: new,
-) -> Gated:
-    """`gated` whose stages and gates see `enter(h, z, us)`, and whose carry after the step is `leave(h, z, new)`."""
-    stages, gates, candidate = gated.stages, gated.gates, gated.candidate
-    return Gated(
-        weights=gated.weights,
-        stages=tuple(lambda h, z, us, stage=stage: stage(*enter(h, z, us)) for stage in stages),
-        gates=lambda h, z, us: leave(h, z, gates(*enter(h, z, us))),
-        candidate=candidate and (lambda h, z, us, f: leave(h, z, candidate(*enter(h, z, us), f))),
-    )
 
 
 def inner(cell: Cell, through: Callable[[Tree], Tree]) -> Cell:

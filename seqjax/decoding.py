@@ -16,8 +16,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.arrays import carry_dtype
-from seqjax.core import Array, Carry, Key
+from seqjax.arrays import Array, Carry, Key, carry_dtype
 
 __all__ = ["beam", "choose", "greedy", "sample"]
 

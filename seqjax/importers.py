@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import cells
-from seqjax.core import Array, Cell, Params
+from seqjax.arrays import Array, Params
+from seqjax.core import Cell
 
 __all__ = ["from_flax", "from_keras", "from_pytorch"]
 

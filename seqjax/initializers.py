@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import zeros
 
-from seqjax.arrays import carry_dtype
-from seqjax.core import Array, Key
+from seqjax.arrays import Array, Key, carry_dtype
 from seqjax.draws import cast_last
 
 Initializer = Callable[[Key, Sequence[int], jnp.dtype], Array]

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from seqjax.arrays import carry_dtype, like
-from seqjax.cells.stack import stack
-from seqjax.core import Array, Carry, Cell, Const, Key, Tree, around, features, inner, is_complex, open_const
+from seqjax.arrays import Array, Carry, Key, Tree, carry_dtype, like
+from seqjax.cells.layers import stack
+from seqjax.core import Cell, Const, features, inner, open_const
 from seqjax.draws import check_rate
+from seqjax.hints import around, is_complex
 from seqjax.regularizers import Sample, each_layer
 
 __all__ = [

@@ -25,29 +25,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.arrays import dense, like, matmul
-from seqjax.cells.gated import _hint, _lstm_gates, lstm, normalize
-from seqjax.cells.stack import stack
-from seqjax.core import (
-    Array,
-    Carry,
-    Cell,
-    Const,
-    Dense,
-    Gated,
-    Tree,
-    around,
-    batch_shape,
-    features,
-    gated_transition,
-    inner,
-    is_dense,
-    one_input,
-    out_features,
-    over_time,
-)
-from seqjax.solve import place
-from seqjax.unroll import check_inputs, unroll
+from seqjax.arrays import Array, Carry, Tree, dense, like, matmul
+from seqjax.cells.building import gated_hint, lstm_gates, normalize
+from seqjax.cells.gated import lstm
+from seqjax.cells.layers import stack
+from seqjax.core import Cell, Const, Dense, batch_shape, features, inner, is_dense, one_input, out_features, over_time
+from seqjax.hints import Gated, around, gated_transition
+from seqjax.solvers.dispatch import place
+from seqjax.unrolling import check_inputs, unroll
 from seqjax.wrappers import masked
 from seqjax.wrappers.masking import over_layers
 from seqjax.wrappers.structure import inside
@@ -216,7 +201,7 @@ def _standardized(cell: Cell, epsilon: float, moments: Callable, state: Callable
 
             return state(carry, z[0], us, write, show)
 
-        gated = _hint(gated.weights, gated.stages, gates)
+        gated = gated_hint(gated.weights, gated.stages, gates)
     return _with_hint(base, around(gated, products), project)
 
 
@@ -330,7 +315,7 @@ def batch_norm_lstm(hidden: int, *, epsilon: float = 1e-5, **options: Any) -> tu
     """
 
     def state(carry, z, us, write, show):
-        return _lstm_gates(carry, z + us[0], write, show)
+        return lstm_gates(carry, z + us[0], write, show)
 
     return _batch_norm(lstm(hidden, **options), epsilon, state)
 

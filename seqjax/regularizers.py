@@ -14,25 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqjax.arrays import carry_dtype, like
-from seqjax.core import (
-    Array,
-    Carry,
-    Cell,
-    Const,
-    Gated,
-    Key,
-    Params,
-    Tree,
-    around,
-    batch_shape,
-    features,
-    gated_transition,
-    inner,
-    open_const,
-    with_features,
-)
+from seqjax.arrays import Array, Carry, Key, Params, Tree, carry_dtype, like
+from seqjax.core import Cell, Const, batch_shape, features, inner, open_const, with_features
 from seqjax.draws import check_rate, dropout_mask
+from seqjax.hints import Gated, around, gated_transition
 from seqjax.wrappers.masking import over_layers
 
 __all__ = [

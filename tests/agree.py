@@ -8,9 +8,11 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax import solve, unroll
+from seqjax import solvers, unroll
 from seqjax.core import split_const
-from seqjax.native import compiler
+from seqjax.solvers import native
+from seqjax.solvers.native import compiler
+from seqjax.solvers.scan import length
 
 # The tests compile much and compute little: this takes a third of the time that XLA takes by default.
 compiled = partial(
@@ -42,7 +44,7 @@ def at(xs, t):
 def loop(cell, params, carry, xs):
     """The definition of `unroll`."""
     step, ys = compiled(cell.step), []
-    for t in range(solve.length(xs)):
+    for t in range(length(xs)):
         carry, y = step(params, carry, at(xs, t))
         ys.append(y)
     return carry, jnp.stack(ys)
@@ -76,7 +78,7 @@ def layers(cell):
 
 def native_or_auto(cell, params, carry, xs):
     """`native`, and for gates that are not elementwise `auto`, which must then find another method."""
-    return (solve.native if solve.supports(cell, params, carry, xs) else solve.auto)(cell, params, carry, xs)
+    return (native.native if native.supports(cell, params, carry, xs) else solvers.auto)(cell, params, carry, xs)
 
 
 def methods_of(cell):
@@ -88,7 +90,7 @@ def methods_of(cell):
         found.append("associative")
     if all(layer.outer for layer in layers(cell)):
         found.append("chunkwise")
-    methods = {name: name for name in found} | {"chunks of 3": partial(solve.checkpointed, chunk=3)}
+    methods = {name: name for name in found} | {"chunks of 3": partial(solvers.checkpointed, chunk=3)}
     return methods | {"native": native_or_auto} if "fused" in found and compiler() else methods
 
 

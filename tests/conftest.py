@@ -39,7 +39,7 @@ def quick_programs():
     """Programs that compile fast and run slowly, none of them in C++: for what is the same by any compiler."""
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seqjax.solve.compiler", lambda: None)
+        patch.setattr("seqjax.solvers.dispatch.compiler", lambda: None)
         yield
     jax.config.update("jax_disable_most_optimizations", False)
 

@@ -11,14 +11,16 @@ import scipy.stats
 from flax import nnx
 from test_experiments import drawn, refused, run
 
-from experiments import anomalies, base, watch
+from experiments import anomalies
+from experiments.demos import watch
+from experiments.harness import base
 from seqjax import cells
 from seqjax.data import nab
 from seqjax.data.nab_score import PROFILES, Marks, normalized
 from seqjax.models import AnomalyDetector
 from seqjax.models.anomaly import moving_average, seasonal
 from seqjax.train import Run
-from seqjax.unroll import unroll
+from seqjax.unrolling import unroll
 from seqjax.wrappers import with_head
 
 pytestmark = pytest.mark.usefixtures("quick_programs")

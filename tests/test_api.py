@@ -12,7 +12,7 @@ import pytest
 
 import seqjax
 
-api = import_module("docs.api")
+api = import_module("tools.api")
 NAMES: dict[str, tuple] = {}
 for module in api.modules():
     for name, value in api.public(module).items():
@@ -41,7 +41,7 @@ EXAMPLES = examples()
 
 
 def test_the_page_is_current():
-    assert api.PAGE.read_text(encoding="utf-8") == api.page(), "run: python -m docs.api"
+    assert api.PAGE.read_text(encoding="utf-8") == api.page(), "run: python -m tools.api"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import at, close
 
 import seqjax
 from seqjax import attention, cells
+from tests.agree import at, close
 
 T, B, S, D, M, H = 4, 2, 3, 2, 5, 3
 unroll = partial(seqjax.unroll, method="scan")  # nothing to be compiled by a C++ compiler

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 from test_experiments import drawn, refused, run
 
-from experiments import ball, base
+from experiments import ball
+from experiments.harness import base
 from seqjax import cells
 from seqjax.models.tracker import Tracker, Window, last
 

@@ -3,8 +3,8 @@
 import pytest
 
 from benchmarks import methods
-from seqjax import solve
-from seqjax.native import compiler
+from seqjax import solvers
+from seqjax.solvers.native import compiler
 
 
 @pytest.mark.parametrize(
@@ -30,4 +30,4 @@ def test_it_measures_every_method_and_writes_nothing_when_quick(capsys):
 
 
 def test_the_methods_measured_are_methods():
-    assert set(methods.GATED) | set(methods.AFFINE) <= set(solve.METHODS)
+    assert set(methods.GATED) | set(methods.AFFINE) <= set(solvers.METHODS)

@@ -8,7 +8,8 @@ from flax import nnx
 from scipy.signal import correlate
 from test_experiments import drawn, refused, run
 
-from experiments import base, captions
+from experiments import captions
+from experiments.harness import base
 from seqjax import attention, cells
 from seqjax.data import scenes
 from seqjax.models import Captioner

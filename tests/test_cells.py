@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import at, compiled
-from cell_list import BARE, MODELS, D, H, Model, draw
 
 from seqjax import cells, unroll
 from seqjax.arrays import operand_dtype
-from seqjax.core import gated_transition
-from seqjax.solve import length
+from seqjax.hints import gated_transition
+from seqjax.solvers.scan import length
 from seqjax.wrappers import with_head
+from tests.agree import at, compiled
+from tests.cell_list import BARE, MODELS, D, H, Model, draw
 
 CELLS = [name for name, f in vars(cells).items() if inspect.isfunction(f) and name != "stack"]
 SIZES = {"fast_weights": {"steps": 2}}

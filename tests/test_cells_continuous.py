@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import close, compiled
-from cell_list import BARE, D, H, Model, draw
 from jax.test_util import check_grads
 
 from seqjax import cells, unroll
+from tests.agree import close, compiled
+from tests.cell_list import BARE, D, H, Model, draw
 
 KEY = jax.random.key(0)
 MAKE = {"ltc": cells.ltc, "cfc": cells.cfc}

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import check_methods, close, compiled, methods_of, values_and_gradients
-from cell_list import BARE, MODELS, H, Model, draw, masked, reset, residual
 from flax import nnx
 
 import seqjax.nnx
 from seqjax import cells, regularizers, unroll, wrappers
 from seqjax.initializers import jointly, orthogonal
+from tests.agree import check_methods, close, compiled, methods_of, values_and_gradients
+from tests.cell_list import BARE, MODELS, H, Model, draw, masked, reset, residual
 
 KEY = jax.random.key(0)
 LINE = Model(cells.conv_lstm(2, (5,)), 2)

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import check_methods, close, compiled
-from cell_list import BARE, MODELS, D, H, Model, draw, masked, recurrent_dropout
 
-from seqjax import cells, solve, unroll
+from seqjax import cells, unroll
 from seqjax.arrays import dense
 from seqjax.initializers import chrono, zeros
-from seqjax.native import compiler
+from seqjax.solvers import native
+from seqjax.solvers.native import compiler
+from tests.agree import check_methods, close, compiled
+from tests.cell_list import BARE, MODELS, D, H, Model, draw, masked, recurrent_dropout
 
 KEY = jax.random.key(0)
 LSTMS = ["coupled_lstm", "projected_lstm", "layer_norm_lstm", "multiplicative_lstm"]
@@ -195,7 +196,7 @@ def test_bfloat16_params_are_summed_in_float32(name):
 @pytest.mark.parametrize("name", [*(name for name, model in BARE.items() if model.cell.gated), "everything"])
 def test_native_takes_every_cell_whose_gates_are_elementwise(x64, name):
     """The laws let `auto` stand in for `native` where it refuses a cell: here is where it may."""
-    assert solve.supports(*draw(MODELS[name], steps=4)) == (name not in NOT_ELEMENTWISE)
+    assert native.supports(*draw(MODELS[name], steps=4)) == (name not in NOT_ELEMENTWISE)
 
 
 @pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import check_methods, close, compiled, values_and_gradients
-from cell_list import BARE, D, H, Model, draw
 from scipy.linalg import expm
 
-from seqjax import cells, parallel, unroll
+from seqjax import cells, unroll
 from seqjax.cells.state_space import legs_frequencies
-from seqjax.core import Complex
-from seqjax.parallel import associative
+from seqjax.hints import Complex
+from seqjax.solvers import associative as parallel
+from seqjax.solvers.associative import associative
+from tests.agree import check_methods, close, compiled, values_and_gradients
+from tests.cell_list import BARE, D, H, Model, draw
 
 NAMES = ["min_lstm", "qrnn", "sru", "lru", "rg_lru", "s4d", "s5", "gated_linear_attention", "delta_net"]
 NAMES += ["mlstm", "slstm"]

@@ -8,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 import scipy.linalg
-from agree import close, compiled, equations
-from cell_list import BARE, D, H, draw
 from jax.test_util import check_grads
 
 from seqjax import cells, initializers, unroll
 from seqjax.cells.orthogonal import _exponential
+from tests.agree import close, compiled, equations
+from tests.cell_list import BARE, D, H, draw
 
 KEY = jax.random.key(0)
 

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import check_methods, close, compiled, values_and_gradients
-from cell_list import MODELS, D, H, draw
 
 from seqjax import Cell, cells, unroll, wrappers
-from seqjax.checkpointed import checkpointed, fitting_chunk, with_loss
 from seqjax.core import Const
-from seqjax.revolve import forward_runs, revolve, schedule
+from seqjax.solvers.chunks import fitting_chunk
+from seqjax.solvers.dispatch import checkpointed
+from seqjax.solvers.revolve import forward_runs, revolve, schedule
+from seqjax.wrappers.structure import with_loss
+from tests.agree import check_methods, close, compiled, values_and_gradients
+from tests.cell_list import MODELS, D, H, draw
 
 
 @pytest.mark.parametrize("name", ["gru", "min_gru", "from_step", "masked", "dropout_stack", "language_model"])

@@ -7,12 +7,14 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import check_methods, close, compiled, equations, values_and_gradients
-from cell_list import BARE, D, draw, learned_carry, masked, reset, zoneout
 from jax.test_util import check_grads
 
-from seqjax import cells, chunkwise, solve, unroll, wrappers
-from seqjax.outer import Outer, Read, Write, outer_transition, read
+from seqjax import cells, solvers, unroll, wrappers
+from seqjax.hints import Outer, Read, Write, outer_transition, read
+from seqjax.solvers import chunkwise
+from seqjax.solvers.dispatch import solve
+from tests.agree import check_methods, close, compiled, equations, values_and_gradients
+from tests.cell_list import BARE, D, draw, learned_carry, masked, reset, zoneout
 
 METHOD = chunkwise.chunkwise
 MATRICES = ["gated_linear_attention", "delta_net", "mlstm"]
@@ -87,7 +89,7 @@ def test_every_kind_of_write_is_its_definition(x64, decays, erases, stabilized):
     h, m = jnp.asarray(rng.normal(size=(2, 3, 2))), jnp.asarray(rng.normal(size=(2, 1))) if stabilized else None
     last, reads = by_definition(step, h, m)
     for method in ("scan", partial(METHOD, chunk=4)):
-        carry, seen = solve.solve(method, cell, {}, outer.unpack(h, m), step)
+        carry, seen = solvers.solve(method, cell, {}, outer.unpack(h, m), step)
         got, after = outer.pack(carry)
         scale = 1.0 if after is None else jnp.exp(after)[..., None]
         close(got * scale, jnp.asarray(last))

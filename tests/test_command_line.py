@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-import toy_experiment as toy
 
 import launch
-from experiments import base, command, ending, report, sweep
+from experiments.harness import base, command, ending, report, sweep
+from tests import toy_experiment as toy
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,7 +99,7 @@ def test_names_that_are_no_experiment(name, message, capsys):
         ("import nothing_like_it", "cannot be imported: ModuleNotFoundError: No module named 'nothing_like_it'"),
         ("x = (", "cannot be imported: SyntaxError: "),
         ("raise SystemExit(0)", "cannot be imported: SystemExit: 0"),
-        ("STUDY = 'seed=0'", "lacks FLAGS, NUMBERS, program, finish, report: experiments/base.py says what"),
+        ("STUDY = 'seed=0'", "lacks FLAGS, NUMBERS, program, finish, report: experiments/harness/base.py says what"),
     ],
 )
 def test_modules_that_are_no_experiment(source, message, tmp_path, monkeypatch, capsys):

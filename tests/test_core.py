@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import close
-from cell_list import MODELS, D, H, draw, leaky
 
 from seqjax import Const, cells, from_step, unroll
 from seqjax.arrays import carry_dtype, dense, matmul
 from seqjax.core import out_features, over_time, scan_const, select
 from seqjax.wrappers import masked, with_embedding, with_head
+from tests.agree import close
+from tests.cell_list import MODELS, D, H, draw, leaky
 
 
 def test_a_constant_is_a_pytree_node_and_keeps_its_value_under_jit():

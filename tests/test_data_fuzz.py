@@ -17,12 +17,9 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-import fuzz_readers
 import numpy as np
 import pytest
-import reader_files
 import scipy.io
-from reader_files import WAV, Case, Reader, tar, zipped
 
 from experiments import spotting
 from seqjax.data import (
@@ -42,6 +39,9 @@ from seqjax.data import (
     vectorize,
     words,
 )
+from tests import reader_files
+from tests.reader_files import WAV, Case, Reader, tar, zipped
+from tools import fuzz_readers
 
 WORDS = vectorize.fit(["the cat sat"])
 

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import at, close, compiled, loop
-from cell_list import MODELS, D, H, Model, draw, leaky, masked
 from jax.flatten_util import ravel_pytree
 from matplotlib.figure import Figure
 
@@ -31,6 +29,8 @@ from seqjax.diagnostics import (
     trajectory,
 )
 from seqjax.initializers import critical, gate_bias, zeros
+from tests.agree import at, close, compiled, loop
+from tests.cell_list import MODELS, D, H, Model, draw, leaky, masked
 
 
 def test_a_linear_scalar_network_decays_by_its_weight_each_step(x64):

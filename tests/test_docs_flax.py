@@ -8,9 +8,9 @@ import typing
 from pathlib import Path
 
 import pytest
-from agree import relaxed
 
 import seqjax
+from tests.agree import relaxed
 
 PAGE = (Path(__file__).parents[1] / "docs" / "flax.md").read_text()
 os.environ.setdefault("KERAS_BACKEND", "jax")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from seqjax import bidirectional, cells, gradients, unroll
-from seqjax.native import compiler
+from seqjax.solvers.native import compiler
 
 CELLS = {
     "lstm": cells.lstm(5),

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import slurm as real_slurm
-import toy_experiment as toy
-from faults_of_workers import SLURM, Launcher, none_left, steps, trial
-from faults_of_workers import workers as workers_of
 
-from experiments import executors, jobs, sweep, workers
+from experiments.harness import executors, jobs, sweep, workers
 from seqjax.train.run import Run
+from tests import slurm as real_slurm
+from tests import toy_experiment as toy
+from tools.faults_of_workers import SLURM, Launcher, none_left, steps, trial
+from tools.faults_of_workers import workers as workers_of
 
 DEAF = "trap '' TERM; while :; do sleep 0.05; done"
 

@@ -14,18 +14,10 @@ import numpy as np
 import pytest
 
 import launch
-from experiments import (
-    base,
-    bptt_vs_tbptt,
-    command,
-    initialization,
-    language,
-    recurrent_dropout,
-    report,
-    supervised,
-    tasks,
-    temperature,
-)
+from experiments import bptt_vs_tbptt, initialization, language, recurrent_dropout, temperature
+from experiments.harness import base, command, report, supervised
+from experiments.harness.task import Batch, Task, evaluate
+from experiments.shared import tasks
 from seqjax.data import jena
 from seqjax.train.run import Run
 
@@ -126,7 +118,7 @@ def test_scores_of_a_text_are_over_all_of_its_characters(tmp_path):
         tokens = task.vocabulary.encode(everything[first:stop])
         logits = table[tokens[:-1]].astype(np.float64)
         nats = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), tokens[1:]]
-        found = tasks.evaluate(task, part, task.data, (), lambda carry, xs: (carry, jnp.asarray(table)[xs]))
+        found = evaluate(task, part, task.data, (), lambda carry, xs: (carry, jnp.asarray(table)[xs]))
         np.testing.assert_allclose(found["loss"], nats.mean(), rtol=1e-6)
         np.testing.assert_allclose(found["bits_per_character"], nats.mean() / np.log(2), rtol=1e-6)
 
@@ -237,7 +229,7 @@ def test_recurrent_dropout_on_the_climate_record(tmp_path):
 def outputs_of(**flags):
     """Outputs of a training batch of the dropout study, for a key of the noise, and without noise for None."""
     config = base.parse(recurrent_dropout, {"task": "adding", "length": 12, "hidden": 8, **flags})
-    task = supervised.task_of(config)
+    task = tasks.task_of(config)
     model = recurrent_dropout.model(config, task)
     params = model.init({}, jax.random.key(0))
     xs = task.train(task.data, jax.random.key(1), jnp.int32(0)).xs
@@ -283,7 +275,7 @@ def test_initialization(cell, forget_bias, recurrent, task, tmp_path):
 
 def initial(**flags):
     config = base.parse(initialization, {"task": "adding", "length": 50, "hidden": 4, **flags})
-    cell = initialization.model(config, supervised.task_of(config))
+    cell = initialization.model(config, tasks.task_of(config))
     return cell.init(jax.random.key(0), 2)["cell"]
 
 
@@ -320,9 +312,9 @@ def test_initialization_refuses(flags, message):
 def test_noise_is_new_at_every_step():
     """Of a model whose outputs are its noise, the loss of a step is a function of the step and of nothing else."""
     zeros = jnp.zeros((3, 2))
-    task = tasks.Task(
+    task = Task(
         data=(),
-        train=lambda data, key, step: tasks.Batch(zeros, zeros, zeros + 1),
+        train=lambda data, key, step: Batch(zeros, zeros, zeros + 1),
         held_out={},
         continues=False,
         tokens=0,

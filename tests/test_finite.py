@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import compiled
-from cell_list import BARE, H, Model, draw
 from test_cells import slow_loop
 
 from seqjax import cells, normalization, unroll
 from seqjax.arrays import carry_dtype
+from tests.agree import compiled
+from tests.cell_list import BARE, H, Model, draw
 
 STEPS, SIZES, GATES = 6, (1.0, 1e8, 1e30), (0.0, 200.0)
 TOLERANCE = {"float64": 1e-9, "float32": 2e-3, "float16": 1e-2, "bfloat16": 0.1}

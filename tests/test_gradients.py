@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import close, compiled
-from cell_list import BARE, MODELS, D, H, draw
 from jax.nn import log_softmax
 
 from seqjax import cells, unroll
 from seqjax.gradients import bptt, rtrl, truncated_bptt
+from tests.agree import close, compiled
+from tests.cell_list import BARE, MODELS, D, H, draw
 
 T = 6
 

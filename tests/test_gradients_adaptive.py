@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import close, compiled
-from cell_list import BARE, MODELS, D, H, draw
 from test_gradients import cross_entropy, run_chunks, squared_error, targets_for
 
 from seqjax import Cell, cells
 from seqjax.diagnostics import Decay, decay_rate, gradient_against_lag, gradient_decay, relative_bias
 from seqjax.gradients import adaptive_truncation, bptt, stream_gradient, truncated_bptt
+from tests.agree import close, compiled
+from tests.cell_list import BARE, MODELS, D, H, draw
 
 T = 24
 

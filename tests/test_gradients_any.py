@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import close, compiled
-from cell_list import TOKENS, D, H, Model, draw, masked, tokens
 from test_gradients_dtypes import ESTIMATORS
 
 from seqjax import cells, wrappers
 from seqjax.gradients import stream_gradient
+from tests.agree import close, compiled
+from tests.cell_list import TOKENS, D, H, Model, draw, masked, tokens
 
 STEPS = 4
 STACK = wrappers.with_head(cells.stack(cells.gru(H), cells.lstm(H + 1)), 2)

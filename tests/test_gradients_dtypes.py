@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import compiled
-from cell_list import BARE, H, Model, draw
 from jax.flatten_util import ravel_pytree
 from test_gradients import squared_error
 
@@ -24,6 +22,8 @@ from seqjax.gradients import (
     truncated_bptt,
     uoro,
 )
+from tests.agree import compiled
+from tests.cell_list import BARE, H, Model, draw
 
 ESTIMATORS = {
     "bptt": lambda cell, loss, key: bptt(cell, loss, method="scan"),

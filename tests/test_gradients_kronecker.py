@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import close, compiled
-from cell_list import MODELS, TOKENS, D, H, Model, draw, masked, tokens
 from jax.flatten_util import ravel_pytree
 from test_gradients import full_gradient, run_chunks, squared_error, targets_for
 
 from seqjax import cells, unroll, wrappers
 from seqjax.gradients import kf_rtrl, stream_gradient, truncated_bptt, uoro
+from tests.agree import close, compiled
+from tests.cell_list import MODELS, TOKENS, D, H, Model, draw, masked, tokens
 
 DRAWS = 10_000
 TINY = {

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from agree import close, compiled
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from test_gradients import squared_error
@@ -12,6 +11,7 @@ from test_gradients_dtypes import ESTIMATORS
 from seqjax import cells, wrappers
 from seqjax.diagnostics import gradient_against_lag
 from seqjax.gradients import adaptive_truncation
+from tests.agree import close, compiled
 
 ALL = ESTIMATORS | {
     "adaptive_truncation": lambda cell, loss, key: adaptive_truncation(cell, loss, 2, (2, 4), 0.9, 2),

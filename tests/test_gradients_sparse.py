@@ -4,15 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import close, compiled
-from cell_list import MODELS, TOKENS, D, H, Model, draw, masked, reset, tokens
 from jax.flatten_util import ravel_pytree
 from test_gradients import T, full_gradient, mean, run_chunks, squared_error, targets_for
 
 from seqjax import Cell, cells, unroll, wrappers
-from seqjax.core import gated_transition, open_dense
+from seqjax.core import open_dense
 from seqjax.gradients import diagonal_rtrl, eprop, rflo, snap, truncated_bptt
 from seqjax.gradients.structure import dependence
+from seqjax.hints import gated_transition
+from tests.agree import close, compiled
+from tests.cell_list import MODELS, TOKENS, D, H, Model, draw, masked, reset, tokens
 
 
 def independent() -> Cell:

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import close, compiled
-from cell_list import MODELS, H, Model, draw
 from jax.flatten_util import ravel_pytree
 from test_gradients import full_gradient, run_chunks, squared_error, targets_for
 
@@ -21,6 +19,8 @@ from seqjax.gradients import (
     truncated_bptt,
     uoro,
 )
+from tests.agree import close, compiled
+from tests.cell_list import MODELS, H, Model, draw
 
 DRAWS = 10_000
 TINY = Model(cells.rnn(2), 1)

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import relaxed
 from flax import linen, nnx
 
 import seqjax
 from seqjax import importers
 from seqjax.importers import from_flax, from_keras, from_pytorch
+from tests.agree import relaxed
 
 B, T, D, H = 3, 7, 4, 5
 xs = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)

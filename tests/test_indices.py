@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seqjax import cells, indices
+from seqjax import cells
+from seqjax.arrays import rows
 from seqjax.models import BagClassifier, Decoder, KneserNey, LanguageModel, SequenceClassifier, Translator, nearest
 
 V = 5
@@ -59,7 +60,7 @@ def test_models_refuse_known_tokens_that_are_none_and_say_no_nan_to_others(name)
 
 def test_rows_are_those_of_the_table_or_zeros():
     table = jnp.arange(1.0, 7.0).reshape(3, 2)
-    found = jax.jit(indices.rows)(table, jnp.array([[2, -1], [3, 0]]))
+    found = jax.jit(rows)(table, jnp.array([[2, -1], [3, 0]]))
     np.testing.assert_array_equal(found, [[[5, 6], [0, 0]], [[0, 0], [1, 2]]])
 
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import compiled, equations
 
 from seqjax import cells, initializers
+from tests.agree import compiled, equations
 
 KEY = jax.random.key(0)
 GATES = {

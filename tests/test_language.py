@@ -12,8 +12,11 @@ from flax import nnx
 from test_experiments import drawn, refused, run
 
 import seqjax
-from experiments import base, corpora, generate, language, reading
-from experiments.reading import read, read_and_learn
+from experiments import language
+from experiments.demos import generate
+from experiments.harness import base
+from experiments.shared import corpora, reading
+from experiments.shared.reading import read, read_and_learn
 from seqjax import cells, decoding
 from seqjax.data import ptb, words
 from seqjax.models import KneserNey, LanguageModel

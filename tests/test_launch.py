@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-import toy_experiment as toy
 
 import launch
-from experiments import command as experiment_command
+from experiments.harness import command as experiment_command
 from seqjax.train.run import Run
+from tests import toy_experiment as toy
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}

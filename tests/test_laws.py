@@ -5,14 +5,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from agree import at, check_methods, close, compiled, loop, methods_of, values_and_gradients
-from cell_list import BARE, DRESSES, MODELS, H, Model, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqjax import cells, regularizers, unroll, wrappers
-from seqjax.core import Cell, Complex, affine_transition, gated_transition, open_dense
-from seqjax.outer import outer_transition
+from seqjax.core import Cell, open_dense
+from seqjax.hints import Complex, affine_transition, gated_transition, outer_transition
+from tests.agree import at, check_methods, close, compiled, loop, methods_of, values_and_gradients
+from tests.cell_list import BARE, DRESSES, MODELS, H, Model, draw
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -4,10 +4,11 @@ import re
 
 import jax
 import pytest
-from cell_list import BARE
-from matrix import METHODS, PAGE, TOLERANCE, WRAPPERS, Found, Reasons, method_mark, survey, wrapper_mark, wrong
 
-from seqjax import solve
+from seqjax import solvers
+from seqjax.solvers import native
+from tests.cell_list import BARE
+from tools.matrix import METHODS, PAGE, TOLERANCE, WRAPPERS, Found, Reasons, method_mark, survey, wrapper_mark, wrong
 
 FOUND = Found(("gated",), {"fused": 1e-16}, {"associative": "no hint"}, {})
 
@@ -35,7 +36,7 @@ def test_nothing_on_the_page_disagrees():
 
 @pytest.mark.parametrize(("name", "wrapper"), [("rnn", "masked"), ("min_gru", "recurrent_dropout")])
 def test_a_part_of_the_page_run_again(x64, name, wrapper):
-    if solve.compiler() is None:
+    if native.compiler() is None:
         pytest.skip("no C++ compiler")
     text = PAGE.read_text()
     reasons = Reasons(re.findall(r"^\d+\. (.*)$", text, re.MULTILINE))
@@ -67,7 +68,7 @@ def test_an_error_that_jax_raises_is_no_reason(x64, monkeypatch):
     def broken(cell, params, carry, xs):
         return jax.numpy.zeros((2, 3)) @ jax.numpy.zeros((2, 3))
 
-    monkeypatch.setitem(solve.METHODS, "fused", broken)
+    monkeypatch.setitem(solvers.METHODS, "fused", broken)
     found = survey("rnn", "", "float64")
     assert "TypeError" in found.failed["fused"]
     assert wrong(found, "float64") == ["fused"]
@@ -82,7 +83,7 @@ def test_reasons_that_differ_in_shapes_are_one():
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_the_whole_page_run_again(tmp_path, monkeypatch):
-    import matrix
+    from tools import matrix
 
     before = tables()
     monkeypatch.setattr(matrix, "PAGE", tmp_path / "matrix.md")

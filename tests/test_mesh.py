@@ -6,12 +6,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from agree import close, compiled, methods_of
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import seqjax
-from seqjax import Const, cells, normalization, regularizers, solve, wrappers
+from seqjax import Const, cells, normalization, regularizers, solvers, wrappers
+from tests.agree import close, compiled, methods_of
 
 TIME, BATCH, FEATURES = 5, 16, 4
 CELLS = {
@@ -30,7 +30,7 @@ BY_BATCH = P(None, "data")
 
 def methods(cell):
     found = methods_of(cell) | {"scan": "scan", "auto": "auto"}
-    found["slots"] = partial(solve.checkpointed, slots=2, chunk=1)
+    found["slots"] = partial(solvers.checkpointed, slots=2, chunk=1)
     found["newton"] = "newton"
     return found
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from test_experiments import drawn, refused, run
 
-from experiments import base, mnist
+from experiments import mnist
+from experiments.harness import base
 from seqjax.data import mnist as digits
 
 pytestmark = pytest.mark.usefixtures("quick_programs")

@@ -10,7 +10,8 @@ import scipy.io
 from flax import nnx
 from test_experiments import drawn, refused, run
 
-from experiments import base, music
+from experiments import music
+from experiments.harness import base
 from seqjax import cells
 from seqjax.data import music as rolls
 from seqjax.models.music import Chain, Independent, Nade, RollModel

@@ -2,9 +2,10 @@
 
 import ast
 
-import mutations
 import pytest
-from mutations import MUTATIONS, ROOT, Mutation, caught, place, run
+
+from tools import mutations
+from tools.mutations import MUTATIONS, ROOT, Mutation, caught, place, run
 
 PAGE = mutations.PAGE.read_text(encoding="utf-8")
 

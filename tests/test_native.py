@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import close, compiled, values_and_gradients
-from cell_list import MODELS, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqjax import Const, cells, regularizers, unroll
 from seqjax.core import over_time
-from seqjax.native import Unsupported, compiler
-from seqjax.native.plan import make_plan
+from seqjax.solvers.native import Unsupported, compiler
+from seqjax.solvers.native.plan import make_plan
+from tests.agree import close, compiled, values_and_gradients
+from tests.cell_list import MODELS, draw
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from seqjax.native import build, compiler
+from seqjax.solvers.native import build, compiler
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import compiled
 
 from seqjax import unroll
-from seqjax.core import Cell, Gated
-from seqjax.native import compiler
+from seqjax.core import Cell
+from seqjax.hints import Gated
+from seqjax.solvers.native import compiler
+from tests.agree import compiled
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 

@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import close, compiled, values_and_gradients
-from cell_list import BARE, MODELS, D, draw
 
-from seqjax import cells, parallel, unroll
-from seqjax import newton as module
+from seqjax import cells, unroll
 from seqjax.core import Cell
 from seqjax.initializers import orthogonal
-from seqjax.newton import newton, newton_with_report
+from seqjax.solvers import associative as parallel
+from seqjax.solvers import newton as module
+from seqjax.solvers.newton import newton, newton_with_report
+from tests.agree import close, compiled, values_and_gradients
+from tests.cell_list import BARE, MODELS, D, draw
 
 
 @pytest.fixture(params=[True, False], ids=["sequential", "log_depth"])

@@ -99,7 +99,7 @@ def test_tokens():
 def test_method_reaches_the_solver(xs):
     with pytest.raises(ValueError, match="unknown method 'quantum'"):
         outputs(recurrent(method="quantum"), xs)
-    close(outputs(recurrent(method=partial(seqjax.solve.checkpointed, chunk=2)), xs), outputs(recurrent(), xs))
+    close(outputs(recurrent(method=partial(seqjax.solvers.checkpointed, chunk=2)), xs), outputs(recurrent(), xs))
 
 
 # Lengths, masks, carries

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from agree import compiled, relaxed
 from flax import nnx
 
 import seqjax
 from seqjax import cells, initializers, noise, presets, regularizers, wrappers
 from seqjax.importers import from_flax
 from seqjax.nnx import Bidirectional, Recurrent, RNNCell, Stack
+from tests.agree import compiled, relaxed
 
 B, T, D, H = 3, 6, 4, 4
 LENGTHS = jnp.array([6, 1, 4])

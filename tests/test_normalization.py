@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import check_methods, close, compiled, methods_of
-from cell_list import MODELS, D, H, Model, draw, leaky, normal
 from jax.test_util import check_grads
 
-from seqjax import Const, cells, normalization, regularizers, solve, unroll, wrappers
+from seqjax import Const, cells, normalization, regularizers, unroll, wrappers
 from seqjax.core import is_const
 from seqjax.normalization import (
     Moments,
@@ -22,6 +20,9 @@ from seqjax.normalization import (
     sequence_batch_norm,
     spread,
 )
+from seqjax.solvers import native
+from tests.agree import check_methods, close, compiled, methods_of
+from tests.cell_list import MODELS, D, H, Model, draw, leaky, normal
 
 KEY = jax.random.key(0)
 T, B, EPSILON = 5, 6, 1e-5
@@ -349,8 +350,8 @@ def test_noise_and_heads_go_inside_and_the_params_are_those_without_noise(x64):
 
 
 def test_native_takes_population_statistics_and_refuses_layer_norm(x64):
-    assert solve.supports(*draw(MODELS["batch_norm_lstm"], 4))
-    assert not solve.supports(*draw(MODELS["layer_norm"], 4))
+    assert native.supports(*draw(MODELS["batch_norm_lstm"], 4))
+    assert not native.supports(*draw(MODELS["layer_norm"], 4))
 
 
 def test_a_deep_normalized_stack_keeps_the_fused_path(x64):

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import check_methods, close, compiled, values_and_gradients
-from cell_list import MODELS, D, Model, draw, masked, reset, residual
 
-from seqjax import cells, parallel, unroll
-from seqjax.parallel import associative, linear_recurrence
+from seqjax import cells, unroll
+from seqjax.solvers import associative as parallel
+from seqjax.solvers.associative import associative, linear_recurrence
+from tests.agree import check_methods, close, compiled, values_and_gradients
+from tests.cell_list import MODELS, D, Model, draw, masked, reset, residual
 
 AFFINE = {
     "min_gru": MODELS["min_gru"],

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import compiled
 from flax import nnx
 
 from seqjax import cells, initializers, presets
+from tests.agree import compiled
 
 D, H = 40, 30
 SIZES = {"rnn": 1, "lstm": 4, "gru": 3}

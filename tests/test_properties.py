@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import close, compiled
-from cell_list import BARE, DRESSES, H, Model, draw, leaky
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -16,6 +14,8 @@ from hypothesis.extra.numpy import arrays
 from seqjax import bidirectional, cells, generate, mask_from_lengths, unroll
 from seqjax.arrays import carry_dtype
 from seqjax.core import Cell
+from tests.agree import close, compiled
+from tests.cell_list import BARE, DRESSES, H, Model, draw, leaky
 
 TOLERANCE = {"float64": 1e-11, "float32": 1e-5, "bfloat16": 0.03}
 KINDS = {

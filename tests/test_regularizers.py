@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import close, compiled
-from cell_list import BARE, MODELS, D, H, Model, draw, leaky
 
 from seqjax import Const, cells, noise, regularizers, unroll, wrappers
 from seqjax.core import Cell, open_dense
+from tests.agree import close, compiled
+from tests.cell_list import BARE, MODELS, D, H, Model, draw, leaky
 
 KEY = jax.random.key(0)
 DROPOUTS = [

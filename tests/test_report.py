@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy_experiment as toy
 
-from experiments import base, page, plots, report, texts
+from experiments.harness import base, page, plots, report, texts
 from seqjax.train.run import Run
+from tests import toy_experiment as toy
 
 # Student's t with 2 degrees of freedom at 97.5 %, from a table.
 T2 = 4.302652729911275

@@ -4,15 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import relaxed
 from flax import nnx
 from test_experiments import drawn, refused, run
 
-from experiments import base, sentiment
+from experiments import sentiment
+from experiments.harness import base
 from seqjax import cells, unroll
 from seqjax.data import reviews, vectorize
 from seqjax.models import BagClassifier, SequenceClassifier
 from seqjax.models.classifier import pool
+from tests.agree import relaxed
 
 TOKENS = jnp.array([[2, 4, 0], [3, 0, 0]], jnp.int32)
 

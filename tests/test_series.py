@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 from test_experiments import drawn, refused, run
 
-from experiments import base, series
+from experiments import series
+from experiments.harness import base
 from seqjax import cells
 from seqjax.data import ucr
 from seqjax.models import ConvClassifier, DenseClassifier, SeriesClassifier

@@ -5,11 +5,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from agree import at, check_methods, close, compiled, equations, methods_of, values_and_gradients
-from cell_list import BARE, MODELS, D, Model, draw
 from jax.test_util import check_grads
 
-from seqjax import cells, solve, unroll
+from seqjax import cells, solvers, unroll
+from seqjax.solvers import dispatch, native
+from seqjax.solvers.dispatch import solve
+from tests.agree import at, check_methods, close, compiled, equations, methods_of, values_and_gradients
+from tests.cell_list import BARE, MODELS, D, Model, draw
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -44,7 +46,7 @@ def test_no_batch_axis(x64, name):
 
 @pytest.mark.parametrize("name", ["gru", "masked"])
 def test_checkpointed_with_any_chunk_equals_scan(x64, name):
-    check_methods(draw(MODELS[name]), {str(c): partial(solve.checkpointed, chunk=c) for c in (1, 2, 5, 7)})
+    check_methods(draw(MODELS[name]), {str(c): partial(solvers.checkpointed, chunk=c) for c in (1, 2, 5, 7)})
 
 
 @pytest.mark.parametrize("name", BARE)
@@ -71,7 +73,7 @@ def test_auto_takes_the_first_method_of_the_ranking_that_the_cell_admits(x64, mo
         return str(jax.make_jaxpr(lambda params, xs: unroll(cell, params, None, xs))(params, xs))
 
     monkeypatch.setattr(solve, "ranking", lambda *size: ("native", "rematerialized"))
-    if solve.compiler():
+    if native.compiler():
         assert "native_call" in methods_in(cells.gru(16))
     assert "native_call" not in methods_in(cells.gru(16), None)
     assert "remat" in methods_in(cells.gru(16), None)
@@ -83,7 +85,7 @@ def test_auto_takes_the_first_method_of_the_ranking_that_the_cell_admits(x64, mo
 
 
 def test_a_compiler_that_fails_is_named_and_another_method_taken(monkeypatch):
-    if solve.compiler() is None:
+    if native.compiler() is None:
         pytest.skip("no C++ compiler")
     monkeypatch.setenv("CXX", "false")
     new = Model(cells.rnn(4, lambda h: h * jnp.asarray(0.73, h.dtype)))  # so that nothing of it is compiled yet
@@ -101,14 +103,14 @@ def test_a_compiler_that_fails_is_named_and_another_method_taken(monkeypatch):
     ],
 )
 def test_the_ranking_of_methods(size, first):
-    assert solve.ranking(*size)[0] == first
+    assert solvers.ranking(*size)[0] == first
 
 
 def test_the_measured_table_names_methods():
-    for lines in solve._measured().values():
+    for lines in dispatch._measured().values():
         for line in lines:
             assert line.methods
-            assert set(line.methods) <= set(solve.METHODS) - {"auto"}
+            assert set(line.methods) <= set(solvers.METHODS) - {"auto"}
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_fused_leaves_the_weight_gradient_out_of_the_backward_loop():
 def test_a_chunk_outside_the_sequence_is_refused(chunk):
     cell, params, carry, xs = draw(MODELS["gru"], dtype=jnp.float32)
     with pytest.raises(ValueError, match=f"chunk must lie between 1 and the number of steps 7, got {chunk}"):
-        unroll(cell, params, carry, xs, method=partial(solve.checkpointed, chunk=chunk))
+        unroll(cell, params, carry, xs, method=partial(solvers.checkpointed, chunk=chunk))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 from test_experiments import drawn, refused, run
 
-from experiments import base, series, speech
+from experiments import series, speech
+from experiments.harness import base
 from seqjax.data import spoken_digits
 from seqjax.models import MomentsClassifier
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from test_experiments import drawn, refused, run
 
-from experiments import detection, listen, speech, spotting
+from experiments import speech, spotting
+from experiments.demos import listen
+from experiments.shared import detection
 from seqjax import cells
 from seqjax.data import spectrogram, spoken_digits, streams
 from seqjax.models import spotter
@@ -206,7 +208,10 @@ def test_spotting(tmp_path, monkeypatch, capsys):
 
 
 def test_listening_refuses(tmp_path, monkeypatch, capsys):
-    for arguments, message in [([], "python -m experiments.listen RUN FILE.wav"), (["run", "a.wav"], "spotter.npz")]:
+    for arguments, message in [
+        ([], "python -m experiments.demos.listen RUN FILE.wav"),
+        (["run", "a.wav"], "spotter.npz"),
+    ]:
         monkeypatch.setattr(sys, "argv", ["listen", *(str(tmp_path / a) for a in arguments)])
         with pytest.raises(SystemExit) as stop:
             listen.main()

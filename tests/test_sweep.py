@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import toy_experiment as toy
 from absl import flags as absl_flags
-from faults_of_sweeps import can_mount, disk, mount
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import launch
-from experiments import base, executors, ledger, plots, report, sweep
+from experiments.harness import base, executors, ledger, plots, report, sweep
 from seqjax.train.run import Run
+from tests import toy_experiment as toy
+from tools.faults_of_sweeps import can_mount, disk, mount
 
 # ---- the algebra
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import compiled, relaxed
 from flax import nnx
 
 import seqjax
 from seqjax.importers import from_flax, from_keras, from_pytorch
+from tests.agree import compiled, relaxed
 
 B, T, D, H = 3, 7, 4, 5
 LENGTHS = np.array([7, 2, 5])

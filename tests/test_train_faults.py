@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
-from faults_of_runs import CLOCKS
+
+from tools.faults_of_runs import CLOCKS
 
 STEPS, CALL = 300, 10
 

@@ -1,7 +1,8 @@
 """Each transformation of JAX around one method, and each method under one; `make transforms` runs all."""
 
 import pytest
-from transforms import METHODS, TRANSFORMS, outcome
+
+from tools.transforms import METHODS, TRANSFORMS, outcome
 
 # What goes wrong in one place goes wrong for these: `make test` runs them, `make test-slow` every combination.
 QUICK = [

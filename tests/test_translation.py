@@ -12,7 +12,10 @@ import pytest
 from flax import nnx
 from test_experiments import drawn, refused, run
 
-from experiments import base, translate, translation, translation_baselines
+from experiments import translation
+from experiments.demos import translate
+from experiments.harness import base
+from experiments.shared import translation_baselines
 from seqjax import attention, cells
 from seqjax.data import pairs
 from seqjax.models import Decoder, Translator

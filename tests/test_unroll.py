@@ -7,12 +7,12 @@ import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import close, compiled, values_and_gradients
-from cell_list import BARE, MODELS, TOKENS, D, H, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqjax import Const, bidirectional, cells, generate, mask_from_lengths, solve, unroll
+from seqjax import Const, bidirectional, cells, generate, mask_from_lengths, solvers, unroll
+from tests.agree import close, compiled, values_and_gradients
+from tests.cell_list import BARE, MODELS, TOKENS, D, H, draw
 
 STEPS, BATCH = 6, 3
 LENGTHS = st.lists(st.integers(0, STEPS), min_size=BATCH, max_size=BATCH)
@@ -306,7 +306,7 @@ def test_an_eager_loop_is_compiled_once_for_a_cell_and_shapes():
 
     runs = {
         "auto": lambda xs: unroll(cell, params, None, xs),
-        "solver": lambda xs: unroll(cell, params, None, xs, method=partial(solve.checkpointed, chunk=2)),
+        "solver": lambda xs: unroll(cell, params, None, xs, method=partial(solvers.checkpointed, chunk=2)),
         "mask": lambda xs: unroll(cell, params, None, xs, mask=xs[..., 0] > 0, reverse=True),
         "gradient": lambda xs: jax.grad(lambda p: unroll(cell, p, None, xs)[1].sum())(params),
     }

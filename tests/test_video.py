@@ -8,7 +8,9 @@ from flax import nnx
 from PIL import Image
 from test_experiments import drawn, refused, run
 
-from experiments import base, direction, next_frame, videos
+from experiments import direction, next_frame
+from experiments.harness import base
+from experiments.shared import videos
 from seqjax import cells
 from seqjax.cells.convolution import convolve
 from seqjax.data import mnist, motion

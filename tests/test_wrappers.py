@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agree import close, compiled
-from cell_list import MODELS, TOKENS, D, H, draw
 
 from seqjax import cells, regularizers, unroll, wrappers
+from tests.agree import close, compiled
+from tests.cell_list import MODELS, TOKENS, D, H, draw
 
 KEY = jax.random.key(0)
 

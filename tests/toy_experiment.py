@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 
-from experiments import base, command
-from experiments.report import Section, curve, groups, panels
+from experiments.harness import base, command
+from experiments.harness.report import Section, curve, groups, panels
 from seqjax.train import Program, initial_state
 
 FLAGS = base.flags(steps=20, steps_per_call=10, evaluate_every=10, optimizer="sgd", learning_rate=0.1)

@@ -1,15 +1,16 @@
 """Recurrent cells: functions that return a `seqjax.core.Cell`."""
 
-from seqjax.cells.continuous import cfc, ltc
+from seqjax.cells.building import LSTMCarry
+from seqjax.cells.continuous import cfc, ct_rnn, ltc
 from seqjax.cells.convolution import conv_lstm
-from seqjax.cells.fast_weights import FastWeightsCarry, fast_weights
-from seqjax.cells.gated import LSTMCarry, gru, gru_reset_before, lstm, peephole_lstm, rnn
-from seqjax.cells.linear import QRNNCarry, min_gru, min_lstm, qrnn, sru
+from seqjax.cells.gated import gru, gru_reset_before, lstm, peephole_lstm
+from seqjax.cells.layers import stack
+from seqjax.cells.linear import QRNNCarry, min_gru, min_lstm, peephole_sru, qrnn, sru
 from seqjax.cells.lstm_variants import coupled_lstm, layer_norm_lstm, multiplicative_lstm, projected_lstm
 from seqjax.cells.matrix import MLSTMCarry, delta_net, gated_linear_attention, mlstm
+from seqjax.cells.memory import FastWeightsCarry, fast_weights
 from seqjax.cells.orthogonal import exp_rnn
-from seqjax.cells.simple import antisymmetric_rnn, ct_rnn, ind_rnn, mgu, peephole_sru, ugrnn
-from seqjax.cells.stack import stack
+from seqjax.cells.simple import antisymmetric_rnn, ind_rnn, mgu, rnn, ugrnn
 from seqjax.cells.state_space import lru, rg_lru, s4d, s5
 from seqjax.cells.xlstm import SLSTMCarry, slstm
 

@@ -3,15 +3,17 @@
 Docstrings show one step as in `gated.py`, with the carry h [B, H] and the input x = (x [B, D], elapsed [B]).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
-from seqjax.arrays import carry_dtype, like
-from seqjax.cells.gated import _check_size, _gated, _initial, _project
-from seqjax.core import Array, Cell, Const, Gated, Tree
+from seqjax.arrays import Array, Tree, carry_dtype, like
+from seqjax.cells.building import check_positive, check_size, gated_cell, initial_params, one_product, project_dense
+from seqjax.core import Cell, Const
+from seqjax.hints import Gated
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
@@ -75,10 +77,10 @@ def ltc(
     Raises:
       ValueError: for numbers below 1, or an elapsed of another shape or dtype.
     """
-    _check_size("ltc", hidden)
+    check_size("ltc", hidden)
     if not isinstance(unfolds, int) or unfolds < 1:
         raise ValueError(f"ltc takes a positive number of unfolds, got {unfolds!r}")
-    initial = _initial(hidden, ("input",), w_x, w_h, b, dtype)
+    initial = initial_params(hidden, ("input",), w_x, w_h, b, dtype)
 
     def init(key, in_features):
         key, k_a, k_tau = jax.random.split(key, 3)
@@ -91,7 +93,7 @@ def ltc(
     def project(params, x):
         x, elapsed = _timed("ltc", x, hidden, params["a"].dtype)
         a, log_tau = (params[name].astype(elapsed.dtype) for name in ("a", "log_tau"))
-        return _project(params, x), elapsed / unfolds, Const((a, jnp.exp(-log_tau)))
+        return project_dense(params, x), elapsed / unfolds, Const((a, jnp.exp(-log_tau)))
 
     def after(h, z, us):
         """The carry after as many Euler steps as there are products."""
@@ -103,7 +105,7 @@ def ltc(
         return h
 
     hint = Gated(lambda params: (params["w_h"],) * unfolds, (after,) * unfolds, after)
-    return _gated(init, hint, project=project)
+    return gated_cell(init, hint, project=project)
 
 
 def cfc(
@@ -142,8 +144,8 @@ def cfc(
     Raises:
       ValueError: for a number of units below 1, or an elapsed of another shape or dtype.
     """
-    _check_size("cfc", hidden)
-    initial = _initial(hidden, ("candidate",), w_x, w_h, b, dtype)
+    check_size("cfc", hidden)
+    initial = initial_params(hidden, ("candidate",), w_x, w_h, b, dtype)
 
     def init(key, in_features):
         key, k_o = jax.random.split(key)
@@ -152,7 +154,7 @@ def cfc(
 
     def project(params, x):
         x, elapsed = _timed("cfc", x, hidden, params["b_o"].dtype)
-        return _project(params, x), elapsed, Const(params["b_o"].astype(elapsed.dtype))
+        return project_dense(params, x), elapsed, Const(params["b_o"].astype(elapsed.dtype))
 
     def gates(h, z, us):
         _, elapsed, b_o = z
@@ -165,4 +167,56 @@ def cfc(
         stages=(lambda h, z, us: h, lambda h, z, us: jnp.tanh(z[0] + us[0])),
         gates=gates,
     )
-    return _gated(init, hint, project=project)
+    return gated_cell(init, hint, project=project)
+
+
+def ct_rnn(
+    hidden: int,
+    dt: float = 0.1,
+    activation: Callable[[Array], Array] = jnp.tanh,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    w_h: Initializer = orthogonal(),
+    log_tau: Initializer = jax.nn.initializers.uniform(3.0),
+    b: BiasInitializer = gate_bias(),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """Continuous-time network with a time constant a unit, by Euler steps (Funahashi & Nakamura 1993)::
+
+        h = h + dt / exp(log_tau) * (activation(x @ w_x + h @ w_h + b) - h)
+        y = h
+
+    "Approximation of dynamical systems by continuous time recurrent neural networks"; tau dh/dt = -h + activation(...).
+    A step of dt = tau is the simple network, and only for dt < 2 tau do the steps stay bounded.
+
+    Args:
+      hidden: number of units H.
+      dt: time between two inputs, above 0.
+      activation: any elementwise function.
+      w_x: initializer of the input weights [D, H].
+      w_h: initializer of the recurrent weights [H, H].
+      log_tau: initializer of the logarithm [H] of the time constants, called with the shape [1, H]: from 1 to 20.
+      b: bias initializer, of the one gate "candidate".
+      dtype: of the params.
+
+    Returns:
+      A cell with the carry h [B, H].
+    """
+    check_size("ct_rnn", hidden)
+    check_positive("ct_rnn", "dt", dt)
+    initial = initial_params(hidden, ("candidate",), w_x, w_h, b, dtype)
+
+    def init(key, in_features):
+        key, k_tau = jax.random.split(key)
+        return {**initial(key, in_features), "log_tau": per_gate(log_tau, k_tau, 1, 1, hidden, dtype)[0]}
+
+    def project(params, x):
+        rate = dt * jnp.exp(-params["log_tau"].astype(carry_dtype(params["log_tau"].dtype)))
+        return project_dense(params, x), Const(rate)
+
+    def gates(h, z, u, write):
+        z, rate = z
+        return h + like(rate.value, h) * (write(activation(z + u)) - h)
+
+    hint = one_product(gates)
+    return gated_cell(init, hint, project=project)

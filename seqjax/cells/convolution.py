@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqjax.arrays import carry_dtype, check_features, like, operand_dtype
-from seqjax.cells.gated import LSTMCarry, _check_size, _lstm_gates
-from seqjax.core import Array, Cell
+from seqjax.arrays import Array, carry_dtype, check_features, like, operand_dtype
+from seqjax.cells.building import LSTMCarry, check_size, lstm_gates
+from seqjax.core import Cell
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
@@ -89,7 +89,7 @@ def conv_lstm(
     Raises:
       ValueError: for sizes that are not positive, or a kernel of another number of axes than the space.
     """
-    _check_size("conv_lstm", hidden)
+    check_size("conv_lstm", hidden)
     _check_sizes("space", space)
     kernel = (kernel,) * len(space) if isinstance(kernel, int) else kernel
     _check_sizes("kernel", kernel)
@@ -118,7 +118,7 @@ def conv_lstm(
         init=init,
         initial_carry=initial_carry,
         project=project,
-        transition=lambda params, carry, z: _lstm_gates(carry, z + convolve(carry.h, params["w_h"])),
+        transition=lambda params, carry, z: lstm_gates(carry, z + convolve(carry.h, params["w_h"])),
         readout=lambda params, carry, z: carry.h,
         space=space,
     )

@@ -4,148 +4,26 @@ Each docstring shows one step as the code of a slow loop: x [B, D], carry [B, H]
 `split(u, n)` cuts the last axis into n equal parts. The tests run that code.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
-from seqjax.arrays import carry_dtype, check_features, like
-from seqjax.core import Array, Cell, Const, Dense, Gated, exportable, gated_transition
-from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
-
-
-@exportable
-class LSTMCarry(NamedTuple):
-    """Carry of the LSTM cells: output h and cell state c, each [B, H]."""
-
-    h: Array
-    c: Array
-
-
-def _check_size(name: str, hidden: int) -> None:
-    if not isinstance(hidden, int) or hidden < 1:
-        raise ValueError(f"{name} takes a positive number of units, got {hidden!r}")
-
-
-def _initial(hidden: int, gates: tuple[str, ...], w_x, w_h, b, dtype, rows: int | None = None) -> Callable:
-    """The init of a cell with weights w_x [D, G*H], w_h [rows, G*H], of H rows unless told, and b [G*H]."""
-
-    def init(key, in_features):
-        k_x, k_h, k_b = jax.random.split(key, 3)
-        return {
-            "w_x": per_gate(w_x, k_x, in_features, len(gates), hidden, dtype),
-            "w_h": per_gate(w_h, k_h, rows or hidden, len(gates), hidden, dtype),
-            "b": b(k_b, gates, hidden, dtype),
-        }
-
-    return init
-
-
-def _zeros(params, batch_shape) -> Array:
-    w_h = params["w_h"]
-    return jnp.zeros((*batch_shape, w_h.shape[0]), carry_dtype(w_h.dtype))
-
-
-def _zeros_lstm(params, batch_shape) -> LSTMCarry:
-    return LSTMCarry(_zeros(params, batch_shape), _zeros(params, batch_shape))
-
-
-def _project(params, x) -> Dense:
-    check_features(x, params["w_x"])
-    return Dense(x, Const(params["w_x"]), Const(params["b"]))
-
-
-def _itself(n: Array) -> Array:
-    return n
-
-
-def _hint(weights: Callable, stages: tuple[Callable, ...], gates: Callable) -> Gated:
-    """The hint of a cell with `gates(carry, z, us, write)`, where `write(n)` stands for the candidate n."""
-    return Gated(weights, stages, lambda carry, z, us: gates(carry, z, us, _itself), gates)
-
-
-def _one_product(gates: Callable) -> Gated:
-    """The hint of a cell with `gates(carry, z, u, write)`, whose only matrix product u is that of its output h."""
-    return _hint(
-        weights=lambda params: (params["w_h"],),
-        stages=(lambda carry, z, us: jax.tree.leaves(carry)[0],),
-        gates=lambda carry, z, us, write: gates(carry, z, us[0], write),
-    )
-
-
-def _gated(init: Callable, hint: Gated, *, initial_carry: Callable = _zeros, project: Callable = _project) -> Cell:
-    """A cell of nothing but its hint, whose output is the first leaf of its carry."""
-    return Cell(
-        init=init,
-        initial_carry=initial_carry,
-        project=project,
-        transition=gated_transition(hint),
-        readout=lambda params, carry, z: jax.tree.leaves(carry)[0],
-        gated=hint,
-    )
-
-
-def _lstm_gates(carry: LSTMCarry, u: Array, write: Callable = _itself, show: Callable = _itself) -> LSTMCarry:
-    """The LSTM's arithmetic on its pre-activations u [..., 4H]; the output sees `show(c)`."""
-    i, f, g, o = jnp.split(u, 4, axis=-1)
-    c = sigmoid(f) * carry.c + sigmoid(i) * write(jnp.tanh(g))
-    return LSTMCarry(sigmoid(o) * jnp.tanh(show(c)), c)
-
-
-def normalize(u: Array, gain: Array, epsilon: float) -> Array:
-    """`gain * (u - mean) / sqrt(variance + epsilon)`, mean and variance of the last axis; u [..., G], gain [G]."""
-    # The result is that of u / size and epsilon / size^2, for any size: here no square of u overflows.
-    size = largest(u)
-    u = u / like(size, u)
-    u = u - u.mean(-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.square(u).mean(-1, keepdims=True) + jnp.square(epsilon**0.5 / size))
-    return u * like(scale, u) * like(gain.astype(u.dtype), u)
-
-
-def largest(u: Array) -> Array:
-    """[..., 1]: the largest absolute value of u [..., G], or 1 where all are smaller, with a gradient of 0.
-
-    It is for formulas whose value, and so whose gradient, does not depend on what u is divided by.
-    """
-    return jax.lax.stop_gradient(jnp.maximum(jnp.abs(u).max(-1, keepdims=True), 1.0))
-
-
-def rnn(
-    hidden: int,
-    activation: Callable[[Array], Array] = jnp.tanh,
-    *,
-    w_x: Initializer = glorot_uniform(),
-    w_h: Initializer = orthogonal(),
-    b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
-) -> Cell:
-    """Simple recurrent network (Elman 1990)::
-
-        h = activation(x @ w_x + h @ w_h + b)
-        y = h
-
-    Args:
-      hidden: number of units H.
-      activation: any elementwise function.
-      w_x: initializer of the input weights [D, H].
-      w_h: initializer of the recurrent weights [H, H].
-      b: bias initializer, of the one gate "candidate".
-      dtype: of the params.
-
-    Returns:
-      A cell with the carry h [B, H]. Elman's separate output map f(W h + b) is `wrappers.with_head(rnn(H), O, f)`.
-      The IRNN (Le, Jaitly & Hinton 2015, arXiv 1504.00941) is `rnn(H, jax.nn.relu, w_h=initializers.identity())`.
-
-    Example:
-      >>> irnn = seqjax.cells.rnn(2, jax.nn.relu, w_h=seqjax.initializers.identity())
-      >>> irnn.init(jax.random.key(0), 3)["w_h"].tolist()
-      [[1.0, 0.0], [0.0, 1.0]]
-    """
-    _check_size("rnn", hidden)
-    hint = _one_product(lambda h, z, u, write: write(activation(z + u)))
-    return _gated(_initial(hidden, ("candidate",), w_x, w_h, b, dtype), hint)
+from seqjax.arrays import like
+from seqjax.cells.building import (
+    LSTMCarry,
+    check_size,
+    gated_cell,
+    gated_hint,
+    initial_params,
+    lstm_gates,
+    one_product,
+    project_dense,
+    zeros_lstm,
+)
+from seqjax.core import Cell, Const
+from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal
 
 
 def lstm(
@@ -181,13 +59,13 @@ def lstm(
       >>> jnp.split(params["b"], 4)[1].mean().item()  # the forget gates start at sigmoid(1)
       1.0
     """
-    _check_size("lstm", hidden)
+    check_size("lstm", hidden)
 
-    hint = _one_product(lambda carry, z, u, write: _lstm_gates(carry, z + u, write))
-    return _gated(
-        _initial(hidden, ("input", "forget", "candidate", "output"), w_x, w_h, b, dtype),
+    hint = one_product(lambda carry, z, u, write: lstm_gates(carry, z + u, write))
+    return gated_cell(
+        initial_params(hidden, ("input", "forget", "candidate", "output"), w_x, w_h, b, dtype),
         hint,
-        initial_carry=_zeros_lstm,
+        initial_carry=zeros_lstm,
     )
 
 
@@ -211,11 +89,11 @@ def peephole_lstm(
     Input and forget gate see the state before the step, the output gate the state after it. The peepholes p [3, H] are
     elementwise and start at 0. Arguments and carry as in `lstm`.
     """
-    _check_size("peephole_lstm", hidden)
-    initial = _initial(hidden, ("input", "forget", "candidate", "output"), w_x, w_h, b, dtype)
+    check_size("peephole_lstm", hidden)
+    initial = initial_params(hidden, ("input", "forget", "candidate", "output"), w_x, w_h, b, dtype)
 
     def project(params, x):
-        return _project(params, x), Const(params["p"])
+        return project_dense(params, x), Const(params["p"])
 
     def gates(carry, z, u, write):
         z, p = z
@@ -224,11 +102,11 @@ def peephole_lstm(
         c = sigmoid(f + p_f * carry.c) * carry.c + sigmoid(i + p_i * carry.c) * write(jnp.tanh(g))
         return LSTMCarry(sigmoid(o + p_o * c) * jnp.tanh(c), c)
 
-    hint = _one_product(gates)
-    return _gated(
+    hint = one_product(gates)
+    return gated_cell(
         lambda key, in_features: {**initial(key, in_features), "p": jnp.zeros((3, hidden), dtype)},
         hint,
-        initial_carry=_zeros_lstm,
+        initial_carry=zeros_lstm,
         project=project,
     )
 
@@ -274,15 +152,15 @@ def gru(
       >>> carry.tolist()
       [[0.5, 0.5, 0.5, 0.5]]
     """
-    _check_size("gru", hidden)
-    initial = _initial(hidden, ("reset", "update", "candidate"), w_x, w_h, b, dtype)
+    check_size("gru", hidden)
+    initial = initial_params(hidden, ("reset", "update", "candidate"), w_x, w_h, b, dtype)
 
     def init(key, in_features):
         # The key is one that `initial` does not make: what it draws does not depend on b_n.
         return {**initial(key, in_features), "b_n": b_n(jax.random.fold_in(key, 3), ("candidate",), hidden, dtype)}
 
     def project(params, x):
-        return _project(params, x), Const(params["b_n"])
+        return project_dense(params, x), Const(params["b_n"])
 
     def gates(h, z, u, write):
         z, b_n = z
@@ -292,8 +170,8 @@ def gru(
         n = jnp.tanh(x_n + r * (h_n + like(b_n.value.astype(h_n.dtype), h_n)))
         return z * h + (1 - z) * write(n)
 
-    hint = _one_product(gates)
-    return _gated(init, hint, project=project)
+    hint = one_product(gates)
+    return gated_cell(init, hint, project=project)
 
 
 def gru_reset_before(
@@ -315,7 +193,7 @@ def gru_reset_before(
 
     Arguments and carry as in `gru`. The second product waits for the first, so a step is slower than that of `gru`.
     """
-    _check_size("gru_reset_before", hidden)
+    check_size("gru_reset_before", hidden)
 
     def weights(params):
         return params["w_h"][:, : 2 * hidden], params["w_h"][:, 2 * hidden :]
@@ -328,5 +206,5 @@ def gru_reset_before(
         z = sigmoid(x_z + us[0][..., hidden:])
         return z * h + (1 - z) * write(jnp.tanh(x_n + us[1]))
 
-    hint = _hint(weights, (lambda h, z, us: h, reset_carry), gates)
-    return _gated(_initial(hidden, ("reset", "update", "candidate"), w_x, w_h, b, dtype), hint)
+    hint = gated_hint(weights, (lambda h, z, us: h, reset_carry), gates)
+    return gated_cell(initial_params(hidden, ("reset", "update", "candidate"), w_x, w_h, b, dtype), hint)

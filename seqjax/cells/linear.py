@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 
-from seqjax.arrays import carry_dtype, check_features, dense
-from seqjax.cells.gated import _check_size
-from seqjax.core import Array, Cell, affine_transition, exportable
+from seqjax.arrays import Array, carry_dtype, check_features, dense, exportable, like
+from seqjax.cells.building import LSTMCarry, check_size, gated_cell, gated_hint, project_dense
+from seqjax.core import Cell, Const
+from seqjax.hints import affine_transition
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, per_gate
 
 
@@ -76,7 +77,7 @@ def min_gru(
       >>> bool(jnp.allclose(ys, seqjax.unroll(cell, params, None, xs, method="scan")[1], atol=1e-6))
       True
     """
-    _check_size("min_gru", hidden)
+    check_size("min_gru", hidden)
     return _linear(hidden, ("input", "candidate"), w_x, b, dtype, lambda z, n: (sigmoid(-z), sigmoid(z) * n))
 
 
@@ -96,7 +97,7 @@ def min_lstm(
 
     Arguments and carry as in `min_gru`; the gates are "forget", "input" and "candidate".
     """
-    _check_size("min_lstm", hidden)
+    check_size("min_lstm", hidden)
 
     def keep_and_write(f, i, n):
         # f / (f + i) is a sigmoid too, and has no 0 / 0 where both gates are shut.
@@ -130,7 +131,7 @@ def qrnn(
     Raises:
       ValueError: for no units, or a window below 1.
     """
-    _check_size("qrnn", hidden)
+    check_size("qrnn", hidden)
     if not isinstance(window, int) or window < 1:
         raise ValueError(f"qrnn takes a window of at least one step, got {window!r}")
 
@@ -198,7 +199,7 @@ def sru(
     recurrence is no longer linear. The highway s is a product of x, so that its width may be another than H. Arguments
     and carry as in `min_gru`; the gates are "forget", "candidate", "reset" and "highway".
     """
-    _check_size("sru", hidden)
+    check_size("sru", hidden)
     return _linear(
         hidden,
         ("forget", "candidate", "reset", "highway"),
@@ -207,4 +208,61 @@ def sru(
         dtype,
         lambda f, n, r, s: (sigmoid(f), sigmoid(-f) * n),
         lambda h, f, n, r, s: sigmoid(r) * jnp.tanh(h) + sigmoid(-r) * s,
+    )
+
+
+def peephole_sru(
+    hidden: int,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    b: BiasInitializer = gate_bias(),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """Simple recurrent unit whose gates see the cell state (Lei et al. 2018, arXiv 1709.02755, last version)::
+
+        f, n, r, s = split(x @ w_x + b, 4)
+        p_f, p_r = p
+        f, r = sigmoid(f + p_f * c), sigmoid(r + p_r * c)
+        c = f * c + (1 - f) * n
+        h = r * c + (1 - r) * s
+        y = h
+
+    Both gates see the state before the step. Units meet in the next layer, and there is no matrix product of the carry,
+    but it is not linear in it either: `sru` is, which has no peepholes. The highway s is a product of x, so that its
+    width may be another than H, and the paper's factor on it is left to `w_x`.
+
+    Args:
+      hidden: number of units H.
+      w_x: initializer of the weights [D, H] of each gate.
+      b: bias initializer, of the gates "forget", "candidate", "reset" and "highway".
+      dtype: of the params. The peepholes p [2, H] start at 0.
+
+    Returns:
+      A cell with the carry `LSTMCarry(h, c)`.
+    """
+    check_size("peephole_sru", hidden)
+    names = ("forget", "candidate", "reset", "highway")
+
+    def init(key, in_features):
+        k_x, k_b = jax.random.split(key)
+        w = per_gate(w_x, k_x, in_features, 4, hidden, dtype)
+        return {"w_x": w, "b": b(k_b, names, hidden, dtype), "p": jnp.zeros((2, hidden), dtype)}
+
+    def initial_carry(params, batch_shape):
+        zeros = jnp.zeros((*batch_shape, hidden), carry_dtype(params["p"].dtype))
+        return LSTMCarry(zeros, zeros)
+
+    def gates(carry, z, us, write):
+        z, p = z
+        f, n, r, s = jnp.split(z, 4, axis=-1)
+        p_f, p_r = (like(row.astype(f.dtype), f) for row in p.value)
+        f, r = sigmoid(f + p_f * carry.c), sigmoid(r + p_r * carry.c)
+        c = f * carry.c + (1 - f) * write(n)
+        return LSTMCarry(r * c + (1 - r) * s, c)
+
+    return gated_cell(
+        init,
+        gated_hint(lambda params: (), (), gates),
+        initial_carry=initial_carry,
+        project=lambda params, x: (project_dense(params, x), Const(params["p"])),
     )

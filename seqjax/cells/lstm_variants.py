@@ -10,18 +10,18 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 
 from seqjax.arrays import check_features, dense, like, matmul
-from seqjax.cells.gated import (
+from seqjax.cells.building import (
     LSTMCarry,
-    _check_size,
-    _gated,
-    _hint,
-    _initial,
-    _lstm_gates,
-    _one_product,
-    _project,
-    _zeros,
-    _zeros_lstm,
+    check_size,
+    gated_cell,
+    gated_hint,
+    initial_params,
+    lstm_gates,
     normalize,
+    one_product,
+    project_dense,
+    zeros_carry,
+    zeros_lstm,
 )
 from seqjax.core import Cell, Const, Dense
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
@@ -47,16 +47,16 @@ def coupled_lstm(
     A quarter fewer weights than `lstm`, and |c| stays below 1. The gates are "forget", "candidate" and "output";
     arguments and carry as in `lstm`.
     """
-    _check_size("coupled_lstm", hidden)
+    check_size("coupled_lstm", hidden)
 
     def gates(carry, z, u, write):
         f, g, o = jnp.split(z + u, 3, axis=-1)
         c = sigmoid(f) * carry.c + sigmoid(-f) * write(jnp.tanh(g))
         return LSTMCarry(sigmoid(o) * jnp.tanh(c), c)
 
-    hint = _one_product(gates)
-    return _gated(
-        _initial(hidden, ("forget", "candidate", "output"), w_x, w_h, b, dtype), hint, initial_carry=_zeros_lstm
+    hint = one_product(gates)
+    return gated_cell(
+        initial_params(hidden, ("forget", "candidate", "output"), w_x, w_h, b, dtype), hint, initial_carry=zeros_lstm
     )
 
 
@@ -92,26 +92,29 @@ def projected_lstm(
     Returns:
       A cell with the carry `LSTMCarry(h, c)`, h [B, P] and c [B, H].
     """
-    _check_size("projected_lstm", hidden)
-    _check_size("projected_lstm", projection)
-    initial = _initial(hidden, _GATES, w_x, w_h, b, dtype, rows=projection)
+    check_size("projected_lstm", hidden)
+    check_size("projected_lstm", projection)
+    initial = initial_params(hidden, _GATES, w_x, w_h, b, dtype, rows=projection)
 
     def init(key, in_features):
         key, k_p = jax.random.split(key)
         return {**initial(key, in_features), "w_p": per_gate(w_p, k_p, hidden, 1, projection, dtype)}
 
     def initial_carry(params, batch_shape):
-        h = _zeros(params, batch_shape)
+        h = zeros_carry(params, batch_shape)
         return LSTMCarry(h, jnp.zeros((*batch_shape, hidden), h.dtype))
 
     def gates(carry, z, u, write):
         z, w_p = z
-        wide, c = _lstm_gates(carry, z + u, write)
+        wide, c = lstm_gates(carry, z + u, write)
         return LSTMCarry(matmul(wide, w_p.value), c)
 
-    hint = _one_product(gates)
-    return _gated(
-        init, hint, initial_carry=initial_carry, project=lambda params, x: (_project(params, x), Const(params["w_p"]))
+    hint = one_product(gates)
+    return gated_cell(
+        init,
+        hint,
+        initial_carry=initial_carry,
+        project=lambda params, x: (project_dense(params, x), Const(params["w_p"])),
     )
 
 
@@ -139,8 +142,8 @@ def layer_norm_lstm(
     The gates are not elementwise, so `native` refuses this cell and `fused` takes it. Further arguments and carry as in
     `lstm`.
     """
-    _check_size("layer_norm_lstm", hidden)
-    initial = _initial(hidden, _GATES, w_x, w_h, b, dtype)
+    check_size("layer_norm_lstm", hidden)
+    initial = initial_params(hidden, _GATES, w_x, w_h, b, dtype)
 
     def init(key, in_features):
         gains = {"a_x": 4 * hidden, "a_h": 4 * hidden, "a_c": hidden}
@@ -159,10 +162,10 @@ def layer_norm_lstm(
         def show(c):
             return normalize(c, a_c, epsilon) + like(b_c.astype(c.dtype), c)
 
-        return _lstm_gates(carry, z + normalize(u, a_h, epsilon), write, show)
+        return lstm_gates(carry, z + normalize(u, a_h, epsilon), write, show)
 
-    hint = _one_product(gates)
-    return _gated(init, hint, initial_carry=_zeros_lstm, project=project)
+    hint = one_product(gates)
+    return gated_cell(init, hint, initial_carry=zeros_lstm, project=project)
 
 
 def multiplicative_lstm(
@@ -184,8 +187,8 @@ def multiplicative_lstm(
     `w_x` also draws w_mx [D, H] and `w_h` also draws w_mh [H, H]; further arguments and carry as in `lstm`. The second
     product waits for the first. (`mlstm` is the cell of that name in the xLSTM.)
     """
-    _check_size("multiplicative_lstm", hidden)
-    initial = _initial(hidden, _GATES, w_x, w_h, b, dtype)
+    check_size("multiplicative_lstm", hidden)
+    initial = initial_params(hidden, _GATES, w_x, w_h, b, dtype)
 
     def init(key, in_features):
         key, k_x, k_h = jax.random.split(key, 3)
@@ -201,9 +204,9 @@ def multiplicative_lstm(
         check_features(x, w)
         return Dense(x, Const(w), Const(jnp.pad(params["b"], (hidden, 0))))
 
-    hint = _hint(
+    hint = gated_hint(
         weights=lambda params: (params["w_mh"], params["w_h"]),
         stages=(lambda carry, z, us: carry.h, lambda carry, z, us: z[..., :hidden] * us[0]),
-        gates=lambda carry, z, us, write: _lstm_gates(carry, z[..., hidden:] + us[1], write),
+        gates=lambda carry, z, us, write: lstm_gates(carry, z[..., hidden:] + us[1], write),
     )
-    return _gated(init, hint, initial_carry=_zeros_lstm, project=project)
+    return gated_cell(init, hint, initial_carry=zeros_lstm, project=project)

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 
-from seqjax.arrays import carry_dtype, dense, like
-from seqjax.cells.gated import largest
-from seqjax.core import Array, Cell, Tree, exportable
+from seqjax.arrays import Array, Tree, carry_dtype, dense, exportable, like
+from seqjax.cells.building import largest
+from seqjax.core import Cell
+from seqjax.hints import Outer, Write, outer_transition, read
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform
-from seqjax.outer import Outer, Write, outer_transition, read
 
 
 def _check_sizes(name: str, **sizes: int) -> None:

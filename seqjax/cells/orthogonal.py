@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqjax.arrays import carry_dtype, check_features, like
-from seqjax.cells.gated import _check_size, _gated, _initial
-from seqjax.core import Array, Cell, Const, Dense, Gated
+from seqjax.arrays import Array, carry_dtype, check_features, like
+from seqjax.cells.building import check_size, gated_cell, initial_params
+from seqjax.core import Cell, Const, Dense
+from seqjax.hints import Gated
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, rotations
 
 _product = partial(jnp.matmul, precision="highest")
@@ -68,7 +69,7 @@ def exp_rnn(
     Returns:
       A cell with the carry h [B, H]. A solver takes the exponential once, not at every step.
     """
-    _check_size("exp_rnn", hidden)
+    check_size("exp_rnn", hidden)
 
     def weights(params):
         a = jnp.triu(params["w_h"].astype(carry_dtype(params["w_h"].dtype)), 1)
@@ -84,4 +85,4 @@ def exp_rnn(
         return jnp.sign(u) * jax.nn.relu(jnp.abs(u) + like(b.value.astype(u.dtype), u))
 
     hint = Gated(weights, (lambda h, z, us: h,), gates)
-    return _gated(_initial(hidden, ("candidate",), w_x, w_h, b, dtype), hint, project=project)
+    return gated_cell(initial_params(hidden, ("candidate",), w_x, w_h, b, dtype), hint, project=project)

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import log_sigmoid, sigmoid
 
-from seqjax.arrays import carry_dtype, check_features, dense, like, matmul
-from seqjax.cells.gated import _check_size
-from seqjax.core import Array, Cell, Complex, Tree, affine_transition, multiply
+from seqjax.arrays import Array, Tree, carry_dtype, check_features, dense, like, matmul
+from seqjax.cells.building import check_size
+from seqjax.core import Cell
 from seqjax.draws import check_entries
+from seqjax.hints import Complex, affine_transition, multiply
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, per_gate
 
 
@@ -91,7 +92,7 @@ def lru(
       >>> carry.re.shape, ys.shape
       ((2, 8), (5, 2, 3))
     """
-    _check_size("lru", hidden)
+    check_size("lru", hidden)
     if not 0 <= r_min < r_max <= 1 or not max_phase > 0:
         raise ValueError(f"lru needs 0 <= r_min < r_max <= 1 and max_phase > 0, got {r_min}, {r_max} and {max_phase}")
 
@@ -322,7 +323,7 @@ def s5(hidden: int, blocks: int = 1, *, dt_min: float = 0.001, dt_max: float = 0
     Raises:
       ValueError: for no states, blocks that do not divide them, or unless 0 < dt_min <= dt_max.
     """
-    _check_size("s5", hidden)
+    check_size("s5", hidden)
     if not isinstance(blocks, int) or blocks < 1 or hidden % blocks:
         raise ValueError(f"s5 takes a number of blocks that divides its {hidden} units, got {blocks!r}")
     _check_steps("s5", dt_min, dt_max)

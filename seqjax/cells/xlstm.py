@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 
-from seqjax.arrays import carry_dtype
-from seqjax.cells.gated import _check_size, _gated, _hint
-from seqjax.core import Array, Cell, exportable
+from seqjax.arrays import Array, carry_dtype, exportable
+from seqjax.cells.building import check_size, gated_cell, gated_hint
+from seqjax.core import Cell
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
@@ -62,7 +62,7 @@ def slstm(
     Raises:
       ValueError: unless heads divide the units.
     """
-    _check_size("slstm", hidden)
+    check_size("slstm", hidden)
     if not isinstance(heads, int) or heads < 1 or hidden % heads:
         raise ValueError(f"slstm takes a number of heads that divides its {hidden} units, got {heads!r}")
     names, size = ("input", "forget", "candidate", "output"), hidden // heads
@@ -91,10 +91,10 @@ def slstm(
         n = f * carry.n + i
         return SLSTMCarry(sigmoid(o) * c / n, c, n, m)
 
-    hint = _hint(weights, (lambda carry, z, us: carry.h,), gates)
+    hint = gated_hint(weights, (lambda carry, z, us: carry.h,), gates)
 
     def initial_carry(params, batch_shape):
         zeros = jnp.zeros((*batch_shape, hidden), carry_dtype(params["w_x"].dtype))
         return SLSTMCarry(zeros, zeros, zeros, zeros)
 
-    return _gated(init, hint, initial_carry=initial_carry)
+    return gated_cell(init, hint, initial_carry=initial_carry)

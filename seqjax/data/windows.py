@@ -8,7 +8,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax import indices
+from seqjax.arrays import check_indices
 
 __all__ = [
     "Standardizer",
@@ -58,7 +58,7 @@ def order(key: Array, epoch: Array | int, positions: Array, count: int) -> Array
     positions = jnp.asarray(positions)
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise TypeError(f"positions must be integers, got {positions.dtype}")
-    indices.check("positions", positions, count)
+    check_indices("positions", positions, count)
     bits = (count - 1).bit_length()
     round_keys = jax.random.bits(jax.random.fold_in(key, epoch), (_ROUNDS,), jnp.uint32)
 
@@ -159,7 +159,7 @@ def gather(series: Array, starts: Array, length: int, stride: int = 1) -> Array:
         raise ValueError(f"starts must have shape [B], got {starts.shape}")
     if not jnp.issubdtype(starts.dtype, jnp.integer):
         raise TypeError(f"starts must be integers, got {starts.dtype}")
-    indices.check("starts", starts, len(series) - stride * (length - 1))
+    check_indices("starts", starts, len(series) - stride * (length - 1))
     offsets = stride * jnp.arange(length, dtype=starts.dtype)
     rows = offsets[:, None] + starts[None, :]  # [T, B]
     return series.at[rows].get(mode="fill", wrap_negative_indices=False)

@@ -9,23 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from seqjax.arrays import carry_dtype
-from seqjax.core import (
-    Array,
-    Carry,
-    Cell,
-    Params,
-    Tree,
-    batch_shape,
-    features,
-    open_dense,
-    project_all,
-    scan_const,
-    with_features,
-)
+from seqjax.arrays import Array, Carry, Params, Tree, carry_dtype
+from seqjax.core import Cell, batch_shape, features, open_dense, project_all, scan_const, with_features
 from seqjax.placement import vary, varying
-from seqjax.solve import length
-from seqjax.unroll import unroll
+from seqjax.solvers.scan import length
+from seqjax.unrolling import unroll
 
 
 def alignment(gradient: Params, reference: Params) -> tuple[Array, Array]:

@@ -8,22 +8,11 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from seqjax.arrays import matmul
-from seqjax.core import (
-    Array,
-    Carry,
-    Cell,
-    Gated,
-    Params,
-    Tree,
-    is_complex,
-    open_dense,
-    over_time,
-    project_all,
-    scan_const,
-)
+from seqjax.arrays import Array, Carry, Params, Tree, matmul
+from seqjax.core import Cell, open_dense, over_time, project_all, scan_const
 from seqjax.diagnostics.spectrum import each_sequence
-from seqjax.unroll import unroll
+from seqjax.hints import Gated, is_complex
+from seqjax.unrolling import unroll
 
 
 class Saturation(NamedTuple):

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from seqjax.core import Array, Carry, Cell, Const, Key, Params, Tree, is_const, project_all, scan_const
-from seqjax.solve import length
+from seqjax.arrays import Array, Carry, Key, Params, Tree
+from seqjax.core import Cell, Const, is_const, project_all, scan_const
+from seqjax.solvers.scan import length
 
 # One matrix after the other, under `vmap` too, for the reason that `initializers.orthogonal` gives.
 _qr = jax.custom_batching.sequential_vmap(lambda a: tuple(jnp.linalg.qr(a)))

@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.arrays import carry_dtype
-from seqjax.core import Array, Carry, Cell, Tree, split_const
+from seqjax.arrays import Array, Carry, Tree, carry_dtype
+from seqjax.core import Cell, split_const
 from seqjax.diagnostics import Decay, gradient_decay, relative_bias
-from seqjax.gradients.bptt import Window, truncated_bptt
 from seqjax.gradients.estimator import Estimator, Loss, on_mesh
+from seqjax.gradients.truncation import Window, truncated_bptt
 from seqjax.placement import placed_as
-from seqjax.solve import Solver, length
-from seqjax.unroll import unroll
+from seqjax.solvers.dispatch import Solver
+from seqjax.solvers.scan import length
+from seqjax.unrolling import unroll
 
 
 class Reach(NamedTuple):

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from seqjax.core import Array, Carry, Cell, Params, Tree
+from seqjax.arrays import Array, Carry, Params, Tree
+from seqjax.core import Cell
 from seqjax.placement import explicit_spec, vary, varying
-from seqjax.solve import place
+from seqjax.solvers.dispatch import place
 
 Loss = Callable[[Tree, Tree], Array]
 """`(ys [..., B, O], targets [..., B, ...]) -> losses [..., B]`, one number for each step of each sequence."""

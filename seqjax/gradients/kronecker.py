@@ -9,12 +9,13 @@ from jax.flatten_util import ravel_pytree
 from jax.lax import stop_gradient
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
-from seqjax.arrays import carry_dtype, dense
-from seqjax.core import Array, Carry, Cell, Gated, Key, Params, Tree, is_dense
+from seqjax.arrays import Array, Carry, Key, Params, Tree, carry_dtype, dense
+from seqjax.core import Cell, is_dense
 from seqjax.gradients.estimator import Estimator, Loss
 from seqjax.gradients.online import forward_mode, one_step
 from seqjax.gradients.stochastic import balance
 from seqjax.gradients.structure import dependence
+from seqjax.hints import Gated
 from seqjax.placement import vary, varying
 
 

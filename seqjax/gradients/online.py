@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from seqjax.arrays import carry_dtype
-from seqjax.core import Array, Carry, Cell, Params, Tree, open_dense, scan_const, split_const
+from seqjax.arrays import Array, Carry, Params, Tree, carry_dtype
+from seqjax.core import Cell, open_dense, scan_const, split_const
 from seqjax.gradients.estimator import Estimator, Loss, on_mesh
 from seqjax.placement import vary, varying
-from seqjax.solve import length
+from seqjax.solvers.scan import length
 
 
 class Influence(NamedTuple):

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from seqjax.core import Array, Cell, Gated, Key, gated_transition, open_dense
+from seqjax.arrays import Array, Key
+from seqjax.core import Cell, open_dense
 from seqjax.gradients.estimator import Estimator, Loss
 from seqjax.gradients.online import Sizes, Step, forward_mode, one_step
 from seqjax.gradients.structure import dependence
+from seqjax.hints import Gated, gated_transition
 from seqjax.initializers import Initializer, glorot_uniform
 
 

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.arrays import carry_dtype
-from seqjax.core import Array, Carry, Cell, Key, batch_shape, inner
-from seqjax.gradients.bptt import bptt
+from seqjax.arrays import Array, Carry, Key, carry_dtype
+from seqjax.core import Cell, batch_shape, inner
 from seqjax.gradients.estimator import Estimator, Loss, on_mesh
 from seqjax.gradients.online import forward_mode, widen
-from seqjax.solve import length
-from seqjax.unroll import unroll
+from seqjax.gradients.truncation import bptt
+from seqjax.solvers.scan import length
+from seqjax.unrolling import unroll
 
 
 class RankOne(NamedTuple):

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqjax.core import Array, Carry, Cell, from_step, select
+from seqjax.arrays import Array, Carry
+from seqjax.core import Cell, from_step, select
 from seqjax.nnx import Recurrent
 
 __all__ = ["AnomalyDetector", "DetectorState", "Reading", "moving_average", "seasonal"]

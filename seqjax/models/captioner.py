@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from seqjax.arrays import Array, Carry
 from seqjax.attention import Attending
-from seqjax.core import Array, Carry, Cell, Const
+from seqjax.core import Cell, Const
 from seqjax.models.decoder import Decoder
 from seqjax.models.video import Conv, patches
 

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from seqjax import decoding, indices
+from seqjax import decoding
+from seqjax.arrays import Array, Carry, Key, check_indices
 from seqjax.attention import Attending
-from seqjax.core import Array, Carry, Cell, Const, Key
+from seqjax.core import Cell, Const
 from seqjax.models.embed import Embed
 from seqjax.nnx import Dropout, RNNCell
-from seqjax.unroll import unroll
+from seqjax.unrolling import unroll
 
 __all__ = ["Decoder"]
 
@@ -127,7 +128,7 @@ class Decoder(nnx.Module):
         Raises:
           ValueError: start or stop outside of range(V).
         """
-        indices.check("start and stop", np.array([start, stop]), self.embedding.num_embeddings)
+        check_indices("start and stop", np.array([start, stop]), self.embedding.num_embeddings)
         first = jnp.full(jax.tree.leaves(carry)[0].shape[:1], start, jnp.int32)
         step = partial(self.step, memory=memory)
         if width == 1:

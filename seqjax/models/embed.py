@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqjax import indices
+from seqjax.arrays import check_indices, rows
 
 
 class Embed(nnx.Embed):
@@ -27,5 +27,5 @@ def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
     """
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(f"tokens must be integers, got {tokens.dtype}")
-    indices.check("tokens", tokens, len(table))
-    return indices.rows(table, tokens)
+    check_indices("tokens", tokens, len(table))
+    return rows(table, tokens)

@@ -17,7 +17,8 @@ import jax
 from flax import nnx
 
 from seqjax import regularizers
-from seqjax.core import Array, Cell
+from seqjax.arrays import Array
+from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
 from seqjax.nnx import Dropout, Rngs
 from seqjax.nnx.combine import layer

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from seqjax import draws, regularizers
-from seqjax.core import Array, Carry, Cell
+from seqjax.arrays import Array, Carry
+from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
 from seqjax.models.embed import Embed, look_up
 from seqjax.nnx import Recurrent

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from seqjax.arrays import carry_dtype
-from seqjax.core import Array, Carry, Cell, Key
+from seqjax.arrays import Array, Carry, Key, carry_dtype
+from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
 from seqjax.nnx import Dropout, Stack
-from seqjax.unroll import mask_from_lengths
+from seqjax.unrolling import mask_from_lengths
 
 __all__ = ["Chain", "Independent", "Nade", "RollModel"]
 

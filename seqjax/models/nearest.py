@@ -7,8 +7,7 @@ answers = labels[distances.argmin(1)]
 import jax
 import jax.numpy as jnp
 
-from seqjax import indices
-from seqjax.core import Array
+from seqjax.arrays import Array, check_indices
 
 __all__ = ["dtw", "euclidean"]
 
@@ -79,7 +78,7 @@ def dtw(
         raise ValueError(f"window must be at least 0, got {window}")
     for name, lengths, series in (("x_lengths", x_lengths, xs), ("y_lengths", y_lengths, ys)):
         if lengths is not None:
-            indices.check(f"{name} - 1", lengths - 1, series.shape[1])
+            check_indices(f"{name} - 1", lengths - 1, series.shape[1])
     m, n = (jnp.full(len(v), v.shape[1], jnp.int32) if k is None else k for v, k in ((xs, x_lengths), (ys, y_lengths)))
     bound = max(xs.shape[1], ys.shape[1]) if window is None else window
     pairs = jax.vmap(lambda x, m, y, n: _dtw(x, m, y, n, bound), (None, None, 0, 0))

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqjax.core import Array, Cell
+from seqjax.arrays import Array
+from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
 from seqjax.nnx import Dropout
 from seqjax.nnx.combine import layer
-from seqjax.unroll import mask_from_lengths
+from seqjax.unrolling import mask_from_lengths
 
 __all__ = ["ConvClassifier", "DenseClassifier", "MomentsClassifier", "SeriesClassifier"]
 

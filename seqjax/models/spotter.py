@@ -12,9 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.core import Array, Carry, Cell, Params
+from seqjax.arrays import Array, Carry, Params
+from seqjax.core import Cell
 from seqjax.data import spectrogram
-from seqjax.unroll import unroll
+from seqjax.unrolling import unroll
 
 __all__ = ["Spotter", "listen", "log_odds", "logits", "standardized", "start"]
 

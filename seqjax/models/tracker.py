@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqjax.core import Array, Cell
+from seqjax.arrays import Array
+from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
 from seqjax.nnx import Recurrent
 

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from seqjax.arrays import Array, Carry
 from seqjax.attention import Attending
-from seqjax.core import Array, Carry, Cell, Const
+from seqjax.core import Cell, Const
 from seqjax.models.decoder import Decoder
 from seqjax.models.embed import Embed
 from seqjax.nnx import Bidirectional, Dropout
-from seqjax.unroll import mask_from_lengths
+from seqjax.unrolling import mask_from_lengths
 
 __all__ = ["Translator"]
 

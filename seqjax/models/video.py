@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from seqjax.arrays import Array, Carry
 from seqjax.cells.convolution import convolve
-from seqjax.core import Array, Carry, Cell
+from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
 from seqjax.models.tracker import Tracker, last
 from seqjax.nnx import Recurrent

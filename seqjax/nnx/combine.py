@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqjax.core import Array, Carry, Cell, Params
+from seqjax.arrays import Array, Carry, Params
+from seqjax.core import Cell
 from seqjax.nnx.noise import Dropout, Rngs
 from seqjax.nnx.recurrent import Recurrent
 

@@ -9,7 +9,8 @@ import jax
 from flax import nnx
 
 from seqjax import draws, noise, regularizers
-from seqjax.core import Array, Cell, Key
+from seqjax.arrays import Array, Key
+from seqjax.core import Cell
 
 Rngs = nnx.Rngs | nnx.RngStream
 """Where noise draws from: streams, of which "dropout" is used, or one stream."""

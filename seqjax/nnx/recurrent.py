@@ -9,17 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from seqjax import core
-from seqjax.core import (
-    Array,
-    Carry,
-    Cell,
-    Params,
-    batch_shape,
-)
+from seqjax.arrays import Array, Carry, Params
+from seqjax.core import Cell, batch_shape
 from seqjax.nnx.noise import Noisy, Regularizer, Rngs, as_regularizer
 from seqjax.regularizers import Sample, input_dropout, recurrent_dropout
-from seqjax.solve import Solver
-from seqjax.unroll import mask_from_lengths, unroll
+from seqjax.solvers.dispatch import Solver
+from seqjax.unrolling import mask_from_lengths, unroll
 
 
 class _Weighted(nnx.Module):

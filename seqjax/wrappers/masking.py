@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqjax.arrays import like
-from seqjax.cells.stack import stack
-from seqjax.core import Cell, Complex, Const, Tree, around, inner, is_complex, is_const, multiply, select
+from seqjax.arrays import Tree, like
+from seqjax.cells.layers import stack
+from seqjax.core import Cell, Const, inner, is_const, select
+from seqjax.hints import Complex, around, is_complex, multiply
 
 
 def over_layers(cell: Cell, wrapped: tuple[Cell, ...], pick: Callable[[Tree, int], Tree]) -> Cell:

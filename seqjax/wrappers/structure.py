@@ -1,13 +1,14 @@
 """What stands around a cell: ways past it, a carry that is learned, a head."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from seqjax.arrays import carry_dtype, dense
-from seqjax.cells.stack import stack
-from seqjax.core import Array, Cell, features, inner, out_features
+from seqjax.arrays import Array, carry_dtype, dense
+from seqjax.cells.layers import stack
+from seqjax.core import Cell, features, inner, out_features
 from seqjax.initializers import Initializer, glorot_uniform
 
 
@@ -180,3 +181,23 @@ def with_head(
         return activation(dense(base.readout(params, carry, z), params["w_y"], params["b_y"]))
 
     return base._replace(init=init, readout=readout)
+
+
+def with_loss(cell: Cell, loss: Callable[[Any, Any], Array]) -> Cell:
+    """Put the loss of a step into its readout: `x = (x, target)`, `y_t = loss(cell(x)_t, target_t)`.
+
+    With `loss: (y [B, O], target [B, ...]) -> [B]`, `unroll` returns losses [T, B], and `checkpointed` keeps no output.
+    Around it, `masked` makes the losses of padding 0.
+    """
+
+    def wide(layer: Cell, last: Callable[[Any, Any], Any]) -> Cell:
+        narrow = inner(layer, lambda z: z[0])
+        return narrow._replace(
+            project=lambda params, x: (layer.project(params, x[0]), x[1]),
+            readout=lambda params, carry, z: last(narrow.readout(params, carry, z), z[1]),
+        )
+
+    if not cell.layers:
+        return wide(cell, loss)
+    below = (wide(layer, lambda y, target: (y, target)) for layer in cell.layers[:-1])
+    return stack(*below, wide(cell.layers[-1], loss))._replace(init=cell.init)

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from seqjax import indices
-from seqjax.arrays import dense_rows
-from seqjax.cells.stack import stack
-from seqjax.core import Array, Cell, Tree, features, is_dense, with_features
+from seqjax.arrays import Array, Tree, check_indices, dense_rows, rows
+from seqjax.cells.layers import stack
+from seqjax.core import Cell, features, is_dense, with_features
 from seqjax.initializers import normal
 from seqjax.wrappers.structure import inside
 
@@ -20,7 +19,7 @@ def _tokens(wrapper: str, x: Tree, size: int) -> Array:
     tokens = features(x)
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(f"{wrapper} reads integer tokens, got {tokens.dtype}")
-    indices.check("tokens", tokens, size)
+    check_indices("tokens", tokens, size)
     return tokens
 
 
@@ -66,7 +65,7 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
 
     def project(params, x):
         tokens = _tokens("with_embedding", x, vocabulary)
-        return below.project(params, with_features(x, indices.rows(params["embedding"], tokens)))
+        return below.project(params, with_features(x, rows(params["embedding"], tokens)))
 
     return below._replace(init=init, project=project, vocabulary=vocabulary)
 

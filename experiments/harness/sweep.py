@@ -1,0 +1,292 @@
+"""Sweeps: many runs of one experiment, planned and checked before the first starts, resumable, reported at the end.
+
+The algebra: `model=lstm,gru;seed=0:3` is the product of its axes: `;` between axes, `,` between values, and `a:b` for
+the integers a, ..., b - 1 where the flag is an integer. The values of other flags may hold `:` (truncation=4:16).
+
+A sweep directory holds one directory a run, named by its swept values, and sweep.json, results.csv, report.html.
+"""
+
+import contextlib
+import itertools
+import math
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from absl.flags import FlagValues
+from tqdm import tqdm
+
+from experiments.harness import base, ending, executors, ledger, report
+from experiments.harness.executors import Member
+from experiments.harness.ledger import Ledger
+from experiments.harness.texts import file_name, shortened, visible
+from seqjax.train.lock import InUse, Lock
+from seqjax.train.run import Run
+from seqjax.train.strict_json import decode, encode
+
+# A launch plans and checks that many within a quarter of a minute, and a page still holds their table.
+MOST_RUNS = 10_000
+
+
+class Plan(NamedTuple):
+    """A sweep whose every run was checked."""
+
+    module: ModuleType
+    axes: dict[str, list[Any]]
+    fixed: dict[str, Any]
+    members: list[Member]
+    directory: Path
+
+
+def parse(text: str, flags: FlagValues) -> dict[str, list[Any]]:
+    """Returns the axes of a sweep: for each flag its values, of the flag's type. The empty text has no axes.
+
+    Raises:
+        ValueError: no "name=values", an unknown flag, a repeated one, one that names a place and not a
+            computation, no values, a repeated value, an empty range, a value that the flag refuses, or more than
+            `MOST_RUNS` runs, which is seen before any range is expanded.
+    """
+    items: dict[str, list[str | range]] = {}
+    for axis in filter(str.strip, text.split(";")):
+        name, equals, values = (part.strip() for part in axis.partition("="))
+        about = f"sweep axis {shortened(axis.strip())!r}"
+        if not equals:
+            raise ValueError(f"{about}: expected flag=value,value,... or flag=first:end")
+        if name not in flags:
+            raise ValueError(f"{about}: {base.unknown_flag(shortened(name), list(flags))}")
+        if name in base.UNRECORDED:
+            raise ValueError(f"{about}: --{name} does not change a result, it cannot be swept")
+        if name in items:
+            raise ValueError(f"{about}: --{name} has an axis already; give all its values in one")
+        items[name] = [_range_or_value(name, item.strip(), flags) for item in values.split(",")]
+    runs = math.prod(sum(map(_count, axis)) for axis in items.values())
+    if runs > MOST_RUNS:
+        number = f"{runs:,}" if runs < 10**15 else "more than 10^15"
+        raise ValueError(f"the sweep has {number} runs, expected at most {MOST_RUNS:,}; launch parts of it")
+    axes = {}
+    for name, axis in items.items():
+        axes[name] = [value for item in axis for value in _values(name, item, flags)]
+        seen = set()
+        for value in axes[name]:
+            key = value if isinstance(value, Hashable) else repr(value)
+            if key in seen:
+                raise ValueError(f"sweep axis {name}: value {shortened(str(value))} is repeated")
+            seen.add(key)
+    return axes
+
+
+def _range_or_value(name: str, item: str, flags: FlagValues) -> str | range:
+    if not item:
+        raise ValueError(f"sweep axis {name}: an empty value; expected {name}=value,value,...")
+    bounds = re.fullmatch(r"(-?\d{1,1000}):(-?\d{1,1000})", item)
+    if flags[name].flag_type() != "int" or not bounds:
+        return item
+    if not (values := range(int(bounds[1]), int(bounds[2]))):
+        raise ValueError(f"sweep axis {name}: the range {shortened(item)} is empty; first:end leaves end out")
+    return values
+
+
+def _count(item: str | range) -> int:
+    return item.stop - item.start if isinstance(item, range) else 1  # len() of a range ends at 2^63
+
+
+def _values(name: str, item: str | range, flags: FlagValues) -> list[Any]:
+    parser = flags[name].parser
+    given = shortened(f"{item.start}:{item.stop}" if isinstance(item, range) else item)
+    try:
+        return [parser.parse(text) for text in (map(str, item) if isinstance(item, range) else [item])]
+    except (TypeError, ValueError) as error:
+        expected = parser.syntactic_help
+        reason = f"expected {expected}" if expected else shortened(str(error), 200)
+        raise ValueError(f"sweep axis {name}: {given!r}: {reason}") from None
+
+
+def expand(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Returns the product of the axes, the last axis fastest: one dict of flag to value for each run."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def run_name(point: Mapping[str, Any]) -> str:
+    """Returns a readable directory name of a point: "model=lstm,seed=0". Different points have different names."""
+    return file_name(",".join(f"{name}={value}" for name, value in point.items()) or "run")
+
+
+def place(directory: str | Path) -> Path:
+    """Returns the absolute path that --workdir names, "~" expanded; it need not exist.
+
+    Raises:
+        ValueError: it is empty, no directory, a link that leads nowhere, or nothing that could be one.
+    """
+    if not str(directory):
+        raise ValueError("--workdir is empty; expected a directory")
+    about, path = f"--workdir={shortened(str(directory))}", Path(os.path.expanduser(directory)).absolute()
+    try:
+        if path.is_symlink() and not path.exists():
+            raise ValueError(f"{about} is a symbolic link that leads nowhere; expected a directory")
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{about} is not a directory; choose another")
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ValueError(f"{about}: {error.strerror}; expected a directory, or a name for one") from None
+    return path
+
+
+def plan(module: ModuleType, text: str | None, fixed: Mapping[str, Any], directory: str | Path | None) -> Plan:
+    """Returns the checked plan of a sweep; writes nothing.
+
+    Args:
+        module: the experiment.
+        text: the sweep; None for the experiment's STUDY without the axes that are fixed.
+        fixed: flags with one value for all runs.
+        directory: the sweep directory; None for runs/NAME/<hash of the sweep>.
+
+    Raises:
+        ValueError: `parse`'s; a flag both fixed and swept; a run's flags that the experiment refuses; a directory
+            that holds another sweep, or a run of this one with other flags.
+    """
+    fixed = {name: value for name, value in fixed.items() if name != "workdir"}
+    axes = parse(module.STUDY if text is None else text, module.FLAGS)
+    if text is None:
+        axes = {name: values for name, values in axes.items() if name not in fixed}
+    for name in axes:
+        if name in fixed:
+            given = ",".join(map(str, axes[name]))
+            raise ValueError(f"--{name} is both fixed ({fixed[name]}) and swept ({given}); give one of them")
+    recorded = {name: value for name, value in fixed.items() if name not in base.UNRECORDED}
+    directory = place(base.default_directory(module, "sweep", axes, recorded) if directory is None else directory)
+    members = []
+    for point in expand(axes):
+        flags, name = {**fixed, **point}, run_name(point)
+        try:
+            config = base.parse(module, flags)
+        except ValueError as error:
+            raise ValueError(f"run {name}: {error}") from None
+        members.append(Member(name, point, flags, config, directory / name))
+    result = Plan(module, axes, fixed, members, directory)
+    _check_directory(result)
+    return result
+
+
+def _check_directory(plan: Plan) -> None:
+    found, given = ledger.read(plan.directory), decode(encode(_header(plan)))
+    if found is not None:
+        _check_same_sweep(plan.directory, found, given)
+    for member in plan.members:
+        _check_flags(member)
+
+
+def _check_same_sweep(directory: Path, found: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    for what in ("experiment", "fixed"):
+        if found[what] != given[what]:
+            there, here = (shortened(str(header[what]), 300) for header in (found, given))
+            raise ValueError(f"{directory} holds another sweep: its {what} is {there}, not {here}")
+    if found["axes"].keys() != given["axes"].keys():
+        names = ", ".join(found["axes"]), ", ".join(given["axes"])
+        raise ValueError(f"{directory} holds another sweep: it sweeps over {names[0]}, not {names[1]}")
+    for name, values in found["axes"].items():
+        kept = set(map(encode, given["axes"][name]))
+        if missing := [str(value) for value in values if encode(value) not in kept]:
+            raise ValueError(
+                f"{directory} holds a sweep with {name}={shortened(','.join(missing))}, which this one leaves "
+                "out; values may be added to a sweep, not dropped"
+            )
+
+
+def _check_flags(member: Member) -> None:
+    """Refuses a run with other flags: a default in the code may have changed since. Nothing is touched."""
+    try:
+        run = Run.read(member.directory)
+    except (OSError, ValueError, RecursionError):  # there is none, or one that the ledger will call damaged
+        return
+    run.check_flags(base.recorded(member.config))
+
+
+def _header(plan: Plan) -> dict[str, Any]:
+    fixed = {name: value for name, value in plan.fixed.items() if name not in base.UNRECORDED}
+    return {"experiment": base.name_of(plan.module), "axes": plan.axes, "fixed": fixed}
+
+
+def run(plan: Plan, executor: Callable[..., executors.Outcomes] = executors.debug) -> int:
+    """Trains the runs that are not finished, writes results.csv and report.html, and prints what came out.
+
+    Returns the exit code: 0; 1 where a run has no result, or sweep.json or results.csv could not be written; 2 where
+    others work in the directory. A report that fails is said on stderr: the next launch writes it again.
+    """
+    if plan.directory.is_dir() and not os.access(plan.directory, os.W_OK):
+        found = Ledger(_header(plan), plan.members, plan.directory)
+        if not found.waiting():
+            return _close(plan, found, f"nothing can be written to {plan.directory}")
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    try:
+        # Inherited by the processes of the runs: a launcher that was killed may leave them behind.
+        lock = Lock.take(plan.directory, inherited=True)
+    except InUse as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        return _run(plan, executor)
+    finally:
+        lock.release()
+
+
+def _run(plan: Plan, executor: Callable[..., executors.Outcomes]) -> int:
+    found = Ledger(_header(plan), plan.members, plan.directory)
+    if runs := found.runs():
+        print(f"{len(runs)} of {len(plan.members)} runs are finished already")
+    found.write()
+    if waiting := found.waiting():
+        _train(plan, waiting, executor, found)
+    unsaved = _problem_of(found.write)
+    code = _close(plan, found, unsaved or _problem_of(lambda: report.write(plan.module, plan.directory)))
+    return 1 if unsaved else code
+
+
+def _problem_of(write: Callable[[], str | None]) -> str | None:
+    """Writes; returns what went wrong, in one line. The runs cost hours, and do not depend on what is made of them."""
+    try:
+        return write()
+    except (OSError, ValueError) as error:
+        return ending.sentence(error)
+    except Exception as error:
+        traceback.print_exc()
+        return base.summary(error)
+
+
+def _close(plan: Plan, found: Ledger, problem: str | None) -> int:
+    """Prints what came out, and what went wrong with the report; returns the exit code."""
+    print("\n" + report.text_table(report.summary(found.runs(), missing=found.missing())))
+    print(f"\nreport   {plan.directory / 'report.html'}\nfigures  {plan.directory / 'figures'}")
+    for name, (status, error, *_) in found.entries.items():
+        if error or status != "done":
+            kind = "DAMAGED" if status == "damaged" else "FAILED"
+            print(f"{kind:9}{name}: {visible(error or status)}", file=sys.stderr)
+    if problem:
+        print(f"WARNING  the report is not whole, the next launch writes it again: {visible(problem)}", file=sys.stderr)
+    return 1 if any(error or status != "done" for status, error, *_ in found.entries.values()) else 0
+
+
+def _train(plan: Plan, waiting: Sequence[Member], executor: Callable, found: Ledger) -> None:
+    start, total, due = time.monotonic(), len(waiting), 0.0
+    outcomes = executor(plan.module, waiting)
+    with contextlib.closing(outcomes), tqdm(total=total, unit="run", disable=None) as bar:
+        for done, (member, error) in enumerate(outcomes, start=1):
+            found.settle(member, error)
+            left = (time.monotonic() - start) / done * (total - done)
+            error = found.entries[member.name].error
+            outcome = f"failed: {visible(error)}" if error else "done"
+            remaining = f" (about {left:.0f} s left)" if done < total else ""
+            bar.update()
+            bar.write(f"[{done}/{total}] {member.name} {outcome}{remaining}", file=sys.stdout)
+            # What is written is of all runs: of thousands, not after each. A failure is tried again at the end.
+            if (began := time.monotonic()) >= due:
+                with contextlib.suppress(OSError):
+                    found.write()
+                due = time.monotonic() + 20 * (time.monotonic() - began)

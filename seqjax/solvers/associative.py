@@ -1,0 +1,145 @@
+"""Affine recurrences in parallel over time, as a prefix."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.arrays import Array, Carry, Params, Tree
+from seqjax.core import Cell, over_time, project_all, split_const
+from seqjax.hints import Complex, is_complex, multiply
+from seqjax.placement import placed_alike
+from seqjax.solvers.autodiff import reverse_mode_only
+from seqjax.solvers.chunks import fitting_chunk, over_chunks
+
+# On a CPU, so many numbers of each array are worked on at a time: they stay in its cache.
+CACHED = 2**17
+
+Node = Any  # an array or a `Complex` of two: what one recurrence is about
+
+
+def sequential() -> bool:
+    """Whether a prefix is run one step after the other: a CPU has too few cores for twice the work to pay."""
+    return jax.default_backend() == "cpu"
+
+
+def _add(a: Node, b: Node) -> Node:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _at(values: Node, t: int) -> Node:
+    return jax.tree.map(lambda v: v[t], values)
+
+
+def _conjugate(value: Node) -> Node:
+    return Complex(value.re, -value.im) if is_complex(value) else value
+
+
+def prefix(a: Node, b: Node, h: Node, reverse: bool = False) -> Node:
+    """`h_t = a_t * h_{t-1} + b_t` for all t, elementwise (or t + 1 in place of t - 1); h is before the first step."""
+    if sequential():
+
+        def body(h, ab):
+            h = _add(multiply(ab[0], h), ab[1])
+            return h, h
+
+        return jax.lax.scan(body, h, (a, b), reverse=reverse)[1]
+
+    def after(f, g):
+        return multiply(f[0], g[0]), _add(multiply(g[0], f[1]), g[1])
+
+    first = -1 if reverse else 0
+    start = multiply(_at(a, first), h)
+    b = jax.tree.map(lambda b, h: b.at[first].add(h), b, start)
+    return jax.lax.associative_scan(after, (a, b), reverse=reverse)[1]
+
+
+def matrix_prefix(a: Array, b: Array, reverse: bool = False) -> Array:
+    """`h_t = a_t @ h_{t-1} + b_t` for all t from 0; a [T, ..., n, n], b [T, ..., n]."""
+    product = partial(jnp.einsum, precision="highest")
+
+    def after(f, g):
+        return product("...ij,...jk->...ik", g[0], f[0]), product("...ij,...j->...i", g[0], f[1]) + g[1]
+
+    return jax.lax.associative_scan(after, (a, b), reverse=reverse)[1]
+
+
+def steps_before(first: Node, hs: Node) -> Node:
+    """hs one step later in time: the carry that each step begins with."""
+    return jax.tree.map(lambda first, hs: jnp.concatenate([first[None], hs[:-1]]), first, hs)
+
+
+def steps_after(values: Node) -> Node:
+    """values of the next step; 0 after the last."""
+    return jax.tree.map(lambda v: jnp.concatenate([v[1:], jnp.zeros_like(v[:1])]), values)
+
+
+@jax.custom_vjp
+def linear_recurrence(a: Node, b: Node, h: Node) -> Node:
+    """`h_t = a_t * h_{t-1} + b_t` for a, b [T, ...] and h [...] before the first step; returns h of all steps.
+
+    Each of them is an array or a `Complex`.
+
+    Its gradient (reverse mode only) is a recurrence of the same kind, backwards, and needs a and h alone:
+
+        lambda_t = g_t + conj(a_{t+1}) lambda_{t+1};   da_t = lambda_t conj(h_{t-1});   db_t = lambda_t
+    """
+    return prefix(a, b, h)
+
+
+def _linear_forward(a, b, h):
+    hs = prefix(a, b, h)
+    return hs, (a, h, hs)
+
+
+def _linear_backward(residuals, g):
+    a, h, hs = residuals
+    a = _conjugate(a)
+    lam = prefix(steps_after(a), g, jax.tree.map(jnp.zeros_like, h), reverse=True)
+    return multiply(lam, _conjugate(steps_before(h, hs))), lam, multiply(_at(a, 0), _at(lam, 0))
+
+
+linear_recurrence.defvjp(_linear_forward, _linear_backward)
+
+
+def associative(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: int | None = None) -> tuple[Carry, Tree]:
+    """Parallel prefix over the affine maps `h -> a_t h + b_t` (Blelloch 1990; Martin & Cundy 2018, arXiv 1709.04057).
+
+        (a, b) after (a', b')  =  (a a', a b' + b)
+
+    On an accelerator all of time at once, in depth log T. A CPU computes a and b in parallel and the prefix in one
+    pass, for `chunk` steps at a time, as many as its cache holds, and again for the gradient: what is slow is memory.
+    Reverse mode only.
+
+    Args:
+      cell: a cell with the `affine` hint.
+      params: its params.
+      carry: the carry before the first step.
+      xs: inputs [T, B, D].
+      chunk: steps at a time; by default all of them, but on a CPU so many that an array holds about `CACHED` numbers.
+
+    Returns:
+      `(carry, ys)`, as `unroll`.
+
+    Raises:
+      ValueError: for a cell without the hint, or a chunk below 1 or above T.
+    """
+    if cell.affine is None:
+        raise ValueError('method "associative" needs a cell with the `affine` hint; use "scan"')
+    affine: Any = cell.affine
+
+    def run(carry, xs):
+        zs = project_all(cell, params, xs)
+        a, b = over_time(partial(affine, params), zs)
+        # An a that is the same for all sequences is not sharded as they are.
+        a = jax.tree.map(lambda a, b: placed_alike(a, b)[0], a, b)
+        a, b, carry = reverse_mode_only("associative", (a, b, carry))
+        hs = jax.tree.map(linear_recurrence, a, b, carry, is_leaf=is_complex)
+        return jax.tree.map(lambda h: h[-1], hs), over_time(partial(cell.readout, params), hs, zs)
+
+    steps = split_const(xs)[0][0].shape[0]
+    if chunk is None:
+        width = max(leaf.size for leaf in jax.tree.leaves(carry))
+        chunk = fitting_chunk(steps, CACHED / max(width, 1)) if sequential() else steps
+    return run(carry, xs) if chunk == steps else over_chunks(run, carry, xs, chunk)

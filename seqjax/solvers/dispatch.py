@@ -1,0 +1,216 @@
+"""Which solver runs a cell: `solve` by name, `auto` by measurement, `checkpointed` chunk by chunk."""
+
+import csv
+import math
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from seqjax.arrays import Carry, Params, Tree
+from seqjax.core import Cell, batch_shape, features, split_const
+from seqjax.placement import explicit_spec, reshard, vary, varying
+from seqjax.solvers.associative import associative
+from seqjax.solvers.chunks import default_chunk, nested, over_chunks
+from seqjax.solvers.chunkwise import chunkwise
+from seqjax.solvers.fused import fused
+from seqjax.solvers.native import compiler, native, supports
+from seqjax.solvers.newton import newton
+from seqjax.solvers.revolve import revolve
+from seqjax.solvers.scan import rematerialized, scan
+
+__all__ = [
+    "METHODS",
+    "Solver",
+    "auto",
+    "checkpointed",
+    "ranking",
+    "solve",
+]
+
+Solver = Callable[[Cell, Params, Carry, Tree], tuple[Carry, Tree]]
+"""`(cell, params, carry, xs) -> (last carry, ys)`."""
+
+
+class _Timed(NamedTuple):
+    """A line of `methods.csv`: the methods for one device and size, the fastest first."""
+
+    batch: int
+    units: int
+    methods: tuple[str, ...]
+
+
+@lru_cache
+def _measured() -> dict[tuple[str, str], list[_Timed]]:
+    """What `python -m benchmarks.methods` measured, by device and kind of recurrence."""
+    table: dict[tuple[str, str], list[_Timed]] = {}
+    with (Path(__file__).parent / "methods.csv").open() as file:
+        for row in csv.DictReader(file):
+            line = _Timed(int(row["batch"]), int(row["units"]), tuple(row["methods"].split()))
+            table.setdefault((row["device"], row["recurrence"]), []).append(line)
+    return table
+
+
+UNMEASURED = {"gated": ("fused",), "affine": ("associative",)}
+
+
+def ranking(device: str, recurrence: str, batch: int, units: int) -> tuple[str, ...]:
+    """The methods for a "gated" or "affine" cell, the fastest first: those of the nearest size that was measured."""
+    lines = _measured().get((device, recurrence))
+    if not lines:
+        return UNMEASURED[recurrence]
+
+    def distance(line):
+        return abs(math.log(line.units / units)) + 0.5 * abs(math.log(line.batch / max(batch, 1)))
+
+    return min(lines, key=distance).methods
+
+
+def auto(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
+    """The method that is expected to be fastest for this cell on this device.
+
+    It is the first of the `ranking` for the cell's hint, batch and units that can run it here: `native` needs a C++
+    compiler and arithmetic that it knows. A matrix carry is run `chunkwise`, and a cell without hints is scanned.
+    """
+    timed, _ = split_const(xs)
+    if not all(isinstance(size, int) for size in timed[0].shape):
+        return scan(cell, params, carry, xs)  # the one method for sizes that are symbols of jax.export
+    if cell.outer is not None:
+        return chunkwise(cell, params, carry, xs)
+    if cell.gated is None and cell.affine is None:
+        return scan(cell, params, carry, xs)
+    recurrence = "gated" if cell.gated is not None else "affine"
+    *batch, units = jax.tree.leaves(carry)[0].shape
+    for name in ranking(jax.default_backend(), recurrence, math.prod(batch), units):
+        if name != "native":
+            return METHODS[name](cell, params, carry, xs)
+        if compiler() is not None and supports(cell, params, carry, xs):
+            return native(cell, params, carry, xs, required=False)
+    return scan(cell, params, carry, xs)
+
+
+def checkpointed(
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    xs: Tree,
+    *,
+    chunk: int | None = None,
+    levels: int | None = None,
+    slots: int | None = None,
+    method: Any = "auto",
+) -> tuple[Carry, Tree]:
+    """A scan over chunks of `chunk` steps, each run again for its gradient (Chen et al. 2016, arXiv 1604.06174).
+
+        for each chunk:  carry, ys = solve(method, cell, params, carry, xs of the chunk)
+
+    With C = T / chunk, what is kept for the gradient beside what one chunk needs, and how often a step is run forward:
+
+        (default)    all C carries between chunks              2
+        levels = n   about n C^(1/n) of them, in nested loops  n + 1
+        slots = m    m of them, and one at work                (t(C, m) + C + 1) / C, see `revolve.forward_runs`
+
+    So memory is of order sqrt(T) by default, of T^(1/(n+1)) with n levels, of log T with log T levels or slots. A
+    schedule of `slots` has the fewest runs of all that keep m carries (Griewank & Walther 2000; Gruslys et al. 2016,
+    arXiv 1606.03401); it is reverse mode only. Inputs, and outputs that are used, are [T, B, ...] whatever the
+    method: a loss on every step belongs inside (`with_loss`), so that losses [T, B] come out instead of outputs
+    [T, B, H].
+
+    Args:
+      cell: any cell; a stack is run as a whole in each chunk, so that nothing between its layers is kept.
+      params: its params.
+      carry: the carry before the first step.
+      xs: inputs [T, B, D].
+      chunk: steps in a chunk, by default `default_chunk`. Steps that are left over are a chunk of their own, kept
+        beside the others; the inputs are then copied once.
+      levels: loops around a chunk, one inside the other; 1 is the default.
+      slots: carries kept, the first included.
+      method: how a chunk is run, as in `unroll`.
+
+    Returns:
+      `(carry, ys)`, as `unroll`.
+
+    Raises:
+      ValueError: for a chunk below 1 or above T; for levels or slots below 1, or for both.
+    """
+    if levels is not None and slots is not None:
+        raise ValueError(f"checkpointed takes levels or slots, got levels = {levels} and slots = {slots}")
+    if levels is not None and levels < 1:
+        raise ValueError(f"levels must be at least 1, got {levels}")
+    depth = 1 if levels is None else levels
+    if chunk is None:
+        chunk = default_chunk(split_const(xs)[0][0].shape[0], depth, slots)
+    loop = partial(nested, levels=depth) if slots is None else partial(revolve, slots=slots)
+    return over_chunks(partial(solve, method, cell, params), carry, xs, chunk, loop)
+
+
+METHODS: dict[str, Solver] = {
+    "auto": auto,
+    "scan": scan,
+    "rematerialized": rematerialized,
+    "checkpointed": checkpointed,
+    "fused": fused,
+    "native": native,
+    "associative": associative,
+    "chunkwise": chunkwise,
+    "newton": newton,
+}
+"""The solvers by name, for `unroll(..., method=name)`."""
+
+NEED_SIZES = (checkpointed, native, associative, chunkwise, newton)  # which plan for a number of steps and sequences
+
+
+def place(params: Params, carry: Carry, xs: Tree, space: tuple[int, ...] = ()) -> tuple[Params, Carry, Tree]:
+    """Params, carry [B, ...] and inputs [T, B, ...] of one placement, so that a loop can take them.
+
+    All of them vary over the same axes, and the batch axes of the carry are sharded as those of the inputs are.
+
+    Raises:
+      ValueError: for inputs whose time axis is explicitly sharded.
+    """
+    for leaf in split_const(xs)[0]:
+        if explicit_spec(leaf)[0] is not None:
+            raise ValueError(
+                f"the inputs are {jax.typeof(leaf)}, sharded over time: a recurrence takes all steps on one device; "
+                "shard the batch axes, or jax.sharding.reshard the inputs"
+            )
+    axes = varying((params, carry, xs))
+    params, carry, xs = (vary(tree, axes) for tree in (params, carry, xs))
+    batch = explicit_spec(features(xs))[1 : 1 + len(batch_shape(xs, space))]
+    if any(batch):
+        carry = jax.tree.map(lambda leaf: reshard(leaf, (*batch, *explicit_spec(leaf)[len(batch) :])), carry)
+    return params, carry, xs
+
+
+def solve(method: Any, cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
+    """Run a cell by a method: a name in `METHODS` or a solver.
+
+    The layers of a stack are run one after the other, over all of time; `checkpointed` does so chunk by chunk.
+
+    Raises:
+      ValueError: for a name that is no method's, or inputs whose time axis is explicitly sharded.
+      TypeError: for what is neither a name nor a solver.
+    """
+    if isinstance(method, str) and method not in METHODS:
+        raise ValueError(f"unknown method {method!r}, expected one of {sorted(METHODS)} or a solver")
+    run: Any = METHODS[method] if isinstance(method, str) else method
+    if not callable(run):
+        raise TypeError(f"method must be one of {sorted(METHODS)} or a solver, got {method!r}")
+    solver = getattr(run, "func", run)
+    sizes = [size for leaf in split_const(xs)[0] for size in leaf.shape]
+    if solver in NEED_SIZES and not all(isinstance(size, int) for size in sizes):
+        raise ValueError(
+            f'method "{solver.__name__}" needs sizes that are numbers, got inputs of shape {features(xs).shape}: with '
+            'symbolic shapes, as jax.export has them, use method="scan"'
+        )
+    params, carry, xs = place(params, carry, xs, cell.space)
+    if cell.layers and solver is not checkpointed:
+        carries = []
+        for layer, p, c in zip(cell.layers, params, carry, strict=True):
+            c, xs = solve(run, layer, p, c, xs)
+            carries.append(c)
+        return tuple(carries), xs
+    result: Any = run(cell, params, carry, xs)
+    return result

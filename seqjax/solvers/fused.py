@@ -1,0 +1,83 @@
+"""Gated cells: a scan whose weight gradients are one matrix product each, after the backward loop."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.arrays import Array, Carry, Params, Tree, matmul, operand_dtype, product_gradient
+from seqjax.core import Cell, over_time, project_all, scan_const
+from seqjax.hints import Gated
+from seqjax.solvers.autodiff import reverse_mode_only
+
+
+def fused(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
+    """The scan of a gated cell, with a gradient of its own: reverse mode only.
+
+    The backward loop carries no weight gradient. It leaves behind du_k for all steps, and then
+
+        dW_k = sum_t v_k,t^T du_k,t
+
+    is one matrix product over [T * B].
+
+    Raises:
+      ValueError: for a cell without the `gated` hint.
+    """
+    if cell.gated is None:
+        raise ValueError('method "fused" needs a cell with the `gated` hint; use "scan"')
+    zs = project_all(cell, params, xs)
+    inputs = reverse_mode_only("fused", (cell.gated.weights(params), carry, zs))
+    result: Any = _fused(cell.gated, *inputs)
+    carry, hs = result
+    return carry, over_time(partial(cell.readout, params), hs, zs)
+
+
+def _products(gated: Gated, weights: tuple[Array, ...], nudges: tuple[Array, ...] | None, carry: Carry, z: Tree):
+    """The products u_k of a step, to which `nudges` are added so that their gradient is du_k, and their factors v_k."""
+    us, vs = (), ()
+    for k, (stage, w) in enumerate(zip(gated.stages, weights, strict=True)):
+        v = stage(carry, z, us)
+        u = matmul(v, w)
+        us = (*us, u if nudges is None else u + nudges[k])
+        vs = (*vs, v.astype(operand_dtype(w.dtype)))
+    return us, vs
+
+
+def _gated_loop(gated: Gated, weights: tuple[Array, ...], nudges: tuple[Array, ...] | None, carry: Carry, zs: Tree):
+    def body(carry, inputs):
+        z, nudge = inputs
+        us, vs = _products(gated, weights, nudge, carry, z)
+        carry = gated.gates(carry, z, us)
+        return carry, (carry, vs)
+
+    return scan_const(body, carry, (zs, nudges))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _fused(gated: Gated, weights: tuple[Array, ...], carry: Carry, zs: Tree) -> tuple[Carry, Tree]:
+    carry, (hs, _) = _gated_loop(gated, weights, None, carry, zs)
+    return carry, hs
+
+
+def _fused_forward(gated, weights, carry, zs):
+    of_step = jax.eval_shape(partial(over_time, lambda z: _products(gated, weights, None, carry, z)[0]), zs)
+    nudges = jax.tree.map(jnp.zeros_like, of_step)
+
+    def run(nudges, carry, zs):
+        carry, (hs, vs) = _gated_loop(gated, weights, nudges, carry, zs)
+        return (carry, hs), vs
+
+    result, backward, vs = jax.vjp(run, nudges, carry, zs, has_aux=True)
+    return result, (backward, weights, vs)
+
+
+def _fused_backward(gated, residuals, cotangents):
+    del gated
+    backward, weights, vs = residuals
+    nudges, carry, zs = backward(cotangents)
+
+    return tuple(map(product_gradient, vs, weights, nudges)), carry, zs
+
+
+_fused.defvjp(_fused_forward, _fused_backward)

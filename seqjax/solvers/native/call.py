@@ -1,0 +1,116 @@
+"""A call of compiled C++ in a program that need not run on this CPU: the program that is lowered decides.
+
+A call holds two implementations. The compiled one runs where the program is lowered for CPUs, to run now, in whole on
+one device. On another platform, in `jax.export`, and where XLA splits arrays over devices, the portable one, of JAX
+operations alone, takes its place. Its result types are those of the call, its derivatives those of the call.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from seqjax.arrays import Array
+from seqjax.solvers.native.build import warn_once
+
+
+class Choice(NamedTuple):
+    """Two functions `(*arrays) -> list of arrays` that agree. Both are hashable, and equal where they do the same.
+
+    Attributes:
+      compiled: holds calls of C++; a RuntimeError says that there is none.
+      portable: holds operations of JAX.
+      required: whether to raise that error, or else to warn and to take the portable function.
+    """
+
+    compiled: Callable[..., list[Array]]
+    portable: Callable[..., list[Array]]
+    required: bool
+
+
+def call(choice: Choice, *arrays: Array) -> list[Array]:
+    """The results of one of two functions."""
+    return _call.bind(*arrays, choice=choice)
+
+
+class _Mapped(NamedTuple):
+    """A function over lanes."""
+
+    function: Callable[..., list[Array]]
+    axes: tuple[int | None, ...]
+
+    def __call__(self, *arrays: Array) -> list[Array]:
+        return jax.vmap(self.function, self.axes)(*arrays)
+
+
+def _abstract(*types: Any, choice: Choice) -> list[Any]:
+    return jax.make_jaxpr(choice.portable)(*types).out_avals
+
+
+def _runs_here(context: Any) -> bool:
+    """Whether a program that is lowered for CPUs runs on this one now, each device on arrays of its own."""
+    if context.lowering_parameters.for_export:
+        return False
+    axes = context.axis_context
+    if isinstance(axes, mlir.ShardingContext):
+        return axes.num_devices == 1
+    return isinstance(axes, mlir.SPMDAxisContext) and axes.manual_axes == frozenset(axes.mesh.axis_names)
+
+
+def _lower_portable(context: Any, *arrays: Any, choice: Choice) -> Any:
+    return mlir.lower_fun(choice.portable, multiple_results=True)(context, *arrays)
+
+
+def _lower_on_cpu(context: Any, *arrays: Any, choice: Choice) -> Any:
+    if _runs_here(context.module_context):
+        try:
+            return mlir.lower_fun(choice.compiled, multiple_results=True)(context, *arrays)
+        except RuntimeError as error:
+            if choice.required:
+                raise
+            warn_once(error)
+    return _lower_portable(context, *arrays, choice=choice)
+
+
+@partial(jax.jit, static_argnames="choice")
+def _run(*arrays: Array, choice: Choice) -> list[Array]:
+    return _call.bind(*arrays, choice=choice)
+
+
+def _execute(*arrays: Array, choice: Choice) -> list[Array]:
+    with jax.disable_jit(False):
+        return _run(*arrays, choice=choice)
+
+
+def _map(arrays: Any, axes: Any, *, choice: Choice) -> Any:
+    axes = tuple(axes)
+    functions = (_Mapped(choice.compiled, axes), _Mapped(choice.portable, axes))
+    results = call(Choice(*functions, choice.required), *arrays)
+    return results, [0] * len(results)
+
+
+def _jvp(primals: Any, tangents: Any, *, choice: Choice) -> Any:
+    # Only an outer derivative comes here: the solver has a gradient of its own, of which this call is a part.
+    moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero)]
+
+    def of(*some):
+        full = list(primals)
+        for i, value in zip(moving, some, strict=True):
+            full[i] = value
+        return choice.portable(*full)
+
+    _, out = jax.jvp(of, [primals[i] for i in moving], [tangents[i] for i in moving])
+    return call(choice, *primals), out
+
+
+_call = Primitive("native_call")
+_call.multiple_results = True
+_call.def_impl(_execute)
+_call.def_abstract_eval(_abstract)
+mlir.register_lowering(_call, _lower_portable)
+mlir.register_lowering(_call, _lower_on_cpu, platform="cpu")
+batching.primitive_batchers[_call] = _map
+ad.primitive_jvps[_call] = _jvp

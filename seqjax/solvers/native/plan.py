@@ -1,0 +1,155 @@
+"""What is static in one use of `native`: the parts of z as a sequence sees them at one step, and the C++ for them."""
+
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import product
+from typing import Any, NamedTuple
+
+import jax
+
+from seqjax.arrays import Array, Carry, Tree
+from seqjax.core import Const, is_const, is_dense, open_dense
+from seqjax.hints import Gated
+from seqjax.solvers.native.arithmetic import Unsupported
+from seqjax.solvers.native.emit import Other, Source, generate
+
+VL = 16  # units in a block, as in kernel.h
+SMALL_WEIGHTS = 512 << 10  # bytes of weights that stay in the cache of one core
+
+
+class Arrays(NamedTuple):
+    """What the kernel reads: carries [B, ...], inputs [T, B, ...]; a Const may lack the batch axes."""
+
+    carry: tuple[Array, ...]
+    dense: tuple[Array, ...]  # x [T, B, D], w [D, G], b [G]; or nothing
+    weights: tuple[Array, ...]
+    others: tuple[Array, ...]
+
+
+class _Leaf(NamedTuple):
+    """A node of z: the projection (`kind` "dense"), a "const" or a "timed" leaf, of so many arrays."""
+
+    kind: str
+    tree: Any = None
+
+
+@jax.tree_util.register_static
+class Wanted(NamedTuple):
+    """Which gradients are asked for."""
+
+    x: bool
+    others: tuple[bool, ...]
+
+
+class Plan(NamedTuple):
+    """All that is static in one use of the kernel."""
+
+    gated: Gated
+    carry: tuple[Any, ...]  # (shape, dtype) of each leaf, of one sequence
+    carry_tree: Any
+    z_tree: Any
+    leaves: tuple[_Leaf, ...]
+    others: tuple[
+        tuple[tuple[bool, bool, tuple[int, ...], Any], ...], ...
+    ]  # for each, what it may be: (timed, batched, shape, dtype)
+    dense: int | None  # slots of the projection
+    products: tuple[int, ...]  # and of each recurrent product
+
+    def steps(self, arrays: Arrays) -> int:
+        """The number of steps T."""
+        timed = (value for value, options in zip(arrays.others, self.others, strict=True) if options[0][0])
+        return next(leaf.shape[0] for leaf in (*arrays.dense[:1], *timed))
+
+    def columns(self, arrays: Arrays) -> bool:
+        """Whether threads share out the units, rather than the sequences."""
+        weights = sum(w.nbytes for w in (*arrays.weights, *arrays.dense[1:]))
+        *batch, units = arrays.carry[0].shape
+        return units > VL and (weights > SMALL_WEIGHTS or math.prod(batch) < 8)
+
+    def z(self, projection: Any, others: Iterable[Any]) -> Tree:
+        """The inputs of the gates, put together again."""
+        values = iter(others)
+        nodes = []
+        for leaf in self.leaves:
+            if leaf.kind == "dense":
+                nodes.append(projection)
+            elif leaf.kind == "timed":
+                nodes.append(next(values))
+            else:
+                nodes.append(Const(leaf.tree.unflatten([next(values) for _ in range(leaf.tree.num_leaves)])))
+        return self.z_tree.unflatten(nodes)
+
+
+def make_plan(gated: Gated, weights: tuple[Array, ...], carry: Carry, zs: Tree) -> tuple[Plan, Arrays]:
+    """Take z apart, and see what each of its leaves is to one sequence at one step."""
+    carries, carry_tree = jax.tree.flatten(carry)
+    first = carries[0]
+    units, batch, dtype = first.shape[-1], first.shape[:-1], first.dtype
+    if any(w.dtype != dtype for w in weights):
+        given = " and ".join(sorted({str(w.dtype) for w in weights}))
+        raise Unsupported(f'method "native" needs weights of the dtype of the carry, {dtype}, got {given}')
+    if any(w.shape[0] != units or w.shape[1] % units for w in weights):
+        shapes = [w.shape for w in weights]
+        raise Unsupported(f'method "native" needs recurrent weights [H, G * H] for {units} units H, got {shapes}')
+    projection, leaves, others, options = (), [], [], []
+
+    def add(value, timed):
+        lead = 1 if timed else 0
+        shapes = []
+        if value.shape[lead : lead + len(batch)] == batch:
+            shapes.append((timed, True, value.shape[lead + len(batch) :], value.dtype))
+        # A Const that begins like the batch may be one for each sequence, or, by chance, the same for all of them.
+        if not timed and batch:
+            shapes.append((False, False, value.shape, value.dtype))
+        if not shapes:
+            raise Unsupported(f"an input {value.shape} of the gates, expected [T, *{batch}, ...]")
+        others.append(value)
+        options.append(tuple(shapes))
+
+    nodes, z_tree = jax.tree.flatten(zs, is_leaf=lambda leaf: is_const(leaf) or is_dense(leaf))
+    for node in nodes:
+        if is_dense(node) and not projection and _fits(node, units, batch, dtype):
+            projection = (node.x.astype(dtype), node.w.value, node.b.value)
+            leaves.append(_Leaf("dense"))
+        elif is_const(node):
+            values, tree = jax.tree.flatten(node.value)
+            leaves.append(_Leaf("const", tree))
+            for value in values:
+                add(value, timed=False)
+        else:
+            leaves.append(_Leaf("timed"))
+            add(open_dense(node), timed=True)
+    plan = Plan(
+        gated=gated,
+        carry=tuple((leaf.shape[len(batch) :], leaf.dtype) for leaf in carries),
+        carry_tree=carry_tree,
+        z_tree=z_tree,
+        leaves=tuple(leaves),
+        others=tuple(options),
+        dense=projection[1].shape[1] // units if projection else None,
+        products=tuple(w.shape[1] // units for w in weights),
+    )
+    return plan, Arrays(tuple(carries), projection, tuple(weights), tuple(others))
+
+
+def _fits(node, units, batch, dtype) -> bool:
+    """Whether a `Dense` of z can be done in the kernel."""
+    width = node.w.value.shape[1]
+    return node.w.value.dtype == dtype and node.x.ndim == 2 + len(batch) and width % units == 0
+
+
+@lru_cache(maxsize=256)
+def source(plan: Plan, wanted: tuple[bool, ...]) -> Source:
+    """The code; `wanted` says which of the other inputs need a gradient."""
+    carry = plan.carry_tree.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in plan.carry])
+    errors = []
+    for choice in product(*plan.others):
+        others = [Other(*one, perturbed=perturbed) for one, perturbed in zip(choice, wanted, strict=True)]
+        try:
+            return generate(plan.gated, carry, plan.z, plan.dense, plan.products, others)
+        except (TypeError, ValueError) as error:
+            errors.append(error)
+    # Others say only that a Const was not meant that way.
+    reason = next((error for error in errors if isinstance(error, Unsupported)), errors[0])
+    raise Unsupported(f'no C++ for these gates: {reason}; use "scan"') from reason

@@ -1,0 +1,66 @@
+"""A recurrence as `lax.scan`: any cell, one step after the other."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+
+from seqjax.arrays import Carry, Params, Tree
+from seqjax.core import Cell, open_dense, over_time, project_all, scan_const, split_const
+from seqjax.hints import gated_step
+
+
+def length(xs: Tree) -> int:
+    """The number of steps T of inputs whose timed leaves are [T, ...]."""
+    timed, _ = split_const(xs)
+    return timed[0].shape[0]
+
+
+def _transition(cell: Cell, params: Params) -> Callable[[Carry, Tree], Carry]:
+    """The transition for these params; the weights of a gated cell, which may be a long computation, are made once."""
+    if cell.gated is None:
+        return partial(cell.transition, params)
+    return partial(gated_step, cell.gated, cell.gated.weights(params))
+
+
+def scan(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
+    """`lax.scan` over the steps; the memory of its gradient grows as T.
+
+    A cell with a hint is projected and read out for all steps at once, before and after the loop. One without runs
+    whole inside the loop: nothing is known to be gained by taking it apart.
+    """
+    if cell.gated is None and cell.affine is None:
+        return scan_const(partial(cell.step, params), carry, xs)
+
+    transition = _transition(cell, params)
+
+    def body(carry, z):
+        carry = transition(carry, z)
+        return carry, carry
+
+    zs = project_all(cell, params, xs)
+    carry, hs = scan_const(body, carry, zs)
+    return carry, over_time(partial(cell.readout, params), hs, zs)
+
+
+def rematerialized(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
+    """A scan that keeps the carries alone: its gradient runs every step again, projection included.
+
+    Where the matrix products are small, the time of a step goes into writing and reading what its gradient needs, and
+    this is the fastest method on a CPU. Memory grows as T, by one carry a step.
+    """
+    if cell.gated is None and cell.affine is None:
+        return scan_const(jax.checkpoint(partial(cell.step, params)), carry, xs)
+
+    transition = _transition(cell, params)
+
+    @jax.checkpoint
+    def body(carry, x):
+        carry = transition(carry, open_dense(cell.project(params, x)))
+        return carry, carry
+
+    def readout(carry, x):
+        return cell.readout(params, carry, open_dense(cell.project(params, x)))
+
+    carry, hs = scan_const(body, carry, xs)
+    return carry, over_time(readout, hs, xs)

@@ -1,0 +1,272 @@
+"""Running cells over sequences: `unroll`, `bidirectional`, `generate`."""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.errors import ConcretizationTypeError
+from jax.extend.core import concrete_or_error
+
+from seqjax.arrays import Array, Carry, Key, Params, Tree, check_indices
+from seqjax.core import Cell, batch_shape, features, split_const
+from seqjax.solvers.dispatch import Solver, solve
+from seqjax.wrappers import masked
+
+__all__ = [
+    "bidirectional",
+    "generate",
+    "mask_from_lengths",
+    "unroll",
+]
+
+
+def mask_from_lengths(lengths: Array, steps: int) -> Array:
+    """bool [T, B] that is true at the first `lengths[b]` steps of sequence b; lengths int [B].
+
+    Raises:
+      TypeError: for lengths that are no array of integers.
+      ValueError: for a length below 0 or above the number of steps, where it is known: under jit it is not.
+
+    Example:
+      >>> seqjax.mask_from_lengths(jnp.array([3, 1]), 3).T.tolist()
+      [[True, True, True], [True, False, False]]
+    """
+    _check_arrays("lengths", "an array int [B]", lengths)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"lengths must be integers, got {lengths.dtype}")
+    if not isinstance(lengths, Tracer):
+        known = np.asarray(lengths)  # in NumPy: under jit every operation of JAX is traced, on known values too
+        if ((known < 0) | (known > steps)).any():
+            raise ValueError(f"lengths must lie between 0 and the number of steps {steps}, got {known}")
+    lengths = lengths.astype(jnp.int32)  # a narrow type, uint8 say, cannot count all steps
+    time = jnp.arange(steps, dtype=jnp.int32).reshape(steps, *(1,) * lengths.ndim)
+    return time < jnp.expand_dims(lengths, 0)
+
+
+def _check_arrays(name: str, expected: str, tree: Tree) -> None:
+    """Check that a tree holds arrays, and not lists of numbers, which are trees too."""
+    for leaf in jax.tree.leaves(tree):
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            given = f"a {type(tree).__name__}" + ("" if leaf is tree else f" that holds a {type(leaf).__name__}")
+            raise TypeError(f"{name} must be {expected}, got {given}: use jnp.asarray")
+
+
+def reverse_time(xs: Tree) -> Tree:
+    """Flip the time axis of every timed leaf."""
+    timed, merge = split_const(xs)
+    return merge([jnp.flip(leaf, 0) for leaf in timed])
+
+
+def check_inputs(cell: Cell, xs: Tree, mask: Array | None) -> None:
+    """Check that inputs [T, B, ...] have one number of steps, not 0, and that a mask is bool [T, B]."""
+    timed, _ = split_const(xs)
+    if not timed:
+        raise ValueError("unroll needs inputs with a time axis, got only Const leaves")
+    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in timed}
+    if None in lengths or len(lengths) > 1:
+        raise ValueError(f"all inputs must have the same number of steps, got {[leaf.shape for leaf in timed]}")
+    if lengths == {0}:
+        raise ValueError("unroll got an empty sequence: the inputs have 0 steps")
+    batch = batch_shape(xs, cell.space)
+    shape, after = features(xs).shape, 1 + len(batch)
+    if shape[after : after + len(cell.space)] != cell.space:
+        axes = ", ".join(map(str, cell.space))
+        raise ValueError(f"inputs have shape {shape}, expected [T, B, {axes}, D] for a cell of the space {cell.space}")
+    if mask is not None:
+        _check_arrays("mask", "an array bool [T, B]", mask)
+    if mask is not None and (mask.dtype != bool or mask.shape != (*lengths, *batch)):
+        raise ValueError(f"mask must be bool {(*lengths, *batch)}, [T, B] of the inputs, got {mask.dtype} {mask.shape}")
+
+
+def _check_carry(cell: Cell, params: Params, carry: Carry, xs: Tree) -> None:
+    def describe(tree):
+        return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
+
+    expected = describe(jax.eval_shape(lambda params: cell.initial_carry(params, batch_shape(xs, cell.space)), params))
+    given = describe(jax.eval_shape(lambda carry: carry, carry))
+    # A named tuple equals a plain one, so the structures are compared too.
+    if jax.tree.structure(given) != jax.tree.structure(expected) or given != expected:
+        raise ValueError(f"the carry is {given}, expected {expected} for inputs {list(features(xs).shape)}")
+
+
+def unroll(
+    cell: Cell,
+    params: Params,
+    carry: Carry | None,
+    xs: Tree,
+    *,
+    mask: Array | None = None,
+    reverse: bool = False,
+    method: str | Solver = "auto",
+) -> tuple[Carry, Tree]:
+    """Run a cell over sequences.
+
+        for t in range(T):  carry, ys[t] = cell.step(params, carry, xs[t])
+
+    Args:
+      cell: the cell.
+      params: its params, as from `cell.init(key, D)`.
+      carry: the carry before the first step, or None for the cell's initial carry.
+      xs: inputs [T, B, D] (any number of batch axes), tokens int [T, B], images [T, B, H, W, D] where the cell has such
+        a `space`, or a tree of such as the cell takes; a `Const` in it has no time axis.
+      mask: bool [T, B]; steps where it is false are skipped (`wrappers.masked`): the carry stays, the output is 0.
+      reverse: run from the last step to the first; ys stays in the order of xs. With a mask that pads at the end, each
+        sequence starts at its own last step.
+      method: "auto", or one of `seqjax.solvers.METHODS` ("scan", "fused", ...), or a solver, such as
+        `partial(solvers.checkpointed, chunk=100)`.
+
+    Returns:
+      `(carry, ys)`: the carry after the last step, and the outputs [T, B, O].
+
+    Raises:
+      ValueError: for an empty sequence, lengths that differ, a carry or mask of another shape, features that do not fit
+        the weights, a known token outside of the vocabulary that the mask does not skip, or a method that the cell
+        does not admit.
+      TypeError: for inputs of a dtype that the cell does not take.
+
+    Example:
+      >>> cell = seqjax.cells.gru(4)
+      >>> params = cell.init(jax.random.key(0), 3)
+      >>> xs = jax.random.normal(jax.random.key(1), (6, 2, 3))  # [T, B, D]
+      >>> carry, ys = seqjax.unroll(cell, params, None, xs)
+      >>> carry.shape, ys.shape
+      ((2, 4), (6, 2, 4))
+      >>> middle, _ = seqjax.unroll(cell, params, None, xs[:4])  # a stream in two chunks
+      >>> end, _ = seqjax.unroll(cell, params, middle, xs[4:])
+      >>> bool(jnp.allclose(end, carry, atol=1e-6))
+      True
+      >>> mask = seqjax.mask_from_lengths(jnp.array([6, 4]), 6)
+      >>> last, _ = seqjax.unroll(cell, params, None, xs, mask=mask)  # the second sequence ends after 4 steps
+      >>> bool(jnp.allclose(last[1], middle[1], atol=1e-6))
+      True
+    """
+    _check_arrays("xs", "an array [T, B, D] or a tree of arrays", xs)
+    check_inputs(cell, xs, mask)
+    if not _known((params, carry, xs, mask)):
+        return _run(cell, method, reverse, params, carry, xs, mask)
+    if cell.vocabulary:
+        tokens = np.asarray(features(xs))
+        check_indices("tokens", tokens if mask is None else tokens[np.asarray(mask)], cell.vocabulary)
+    # Outside of jit every loop is a program of its own, which is compiled once for a cell and shapes, not once a call.
+    name: Any = (method.func, method.args, tuple(method.keywords.items())) if isinstance(method, partial) else method
+    try:
+        run = _compiled(cell, name, reverse)
+    except TypeError:  # a cell or solver that cannot be hashed
+        run = partial(_run, cell, method, reverse)
+    return run(params, carry, xs, mask)
+
+
+def _run(cell, method, reverse, params, carry, xs, mask):
+    if carry is None:
+        carry = cell.initial_carry(params, batch_shape(xs, cell.space))
+    _check_carry(cell, params, carry, xs)
+    if mask is not None:
+        cell, xs = masked(cell), (xs, mask)
+    if reverse:
+        xs = reverse_time(xs)
+    carry, ys = solve(method, cell, params, carry, xs)
+    return carry, reverse_time(ys) if reverse else ys
+
+
+@lru_cache(maxsize=128)
+def _compiled(cell: Cell, method: Any, reverse: bool) -> Callable[..., tuple[Carry, Tree]]:
+    if isinstance(method, tuple):
+        solver, args, keywords = method
+        method = partial(solver, *args, **dict(keywords))
+    return jax.jit(partial(_run, cell, method, reverse))
+
+
+def _known(tree: Tree) -> bool:
+    """Whether all values are known now, in a derivative too: nothing is being staged."""
+    try:
+        for leaf in jax.tree.leaves(tree):
+            concrete_or_error(None, leaf)
+    except ConcretizationTypeError:
+        return False
+    return True
+
+
+def bidirectional(
+    cells: tuple[Cell, Cell],
+    params: tuple[Params, Params],
+    carries: tuple[Carry, Carry] | None,
+    xs: Tree,
+    *,
+    mask: Array | None = None,
+    method: str | Solver = "auto",
+) -> tuple[tuple[Carry, Carry], Array]:
+    """Run one cell forward and another backward in time (Schuster & Paliwal 1997).
+
+    Args:
+      cells: the forward and the backward cell.
+      params: theirs.
+      carries: theirs, or None for the initial ones.
+      xs: inputs [T, B, D].
+      mask: bool [T, B], as in `unroll`: the backward cell starts at each sequence's own last step.
+      method: as in `unroll`.
+
+    Returns:
+      Both last carries, and the outputs concatenated at each step [T, B, O + O'].
+
+    Example:
+      >>> cells = seqjax.cells.gru(4), seqjax.cells.gru(5)
+      >>> params = tuple(cell.init(jax.random.key(0), 3) for cell in cells)
+      >>> _, ys = seqjax.bidirectional(cells, params, None, jnp.ones((6, 2, 3)))
+      >>> ys.shape
+      (6, 2, 9)
+    """
+    forward, backward = carries if carries is not None else (None, None)
+    run = partial(unroll, mask=mask, method=method)
+    forward, ys = run(cells[0], params[0], forward, xs)
+    backward, zs = run(cells[1], params[1], backward, xs, reverse=True)
+    return (forward, backward), jnp.concatenate([ys, zs], axis=-1)
+
+
+def generate(
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    x: Tree,
+    steps: int,
+    key: Key,
+    choose: Callable[[Key, Tree], Tree],
+) -> tuple[Carry, Tree]:
+    """Feed a cell with what it says: one to many.
+
+        carry, y = cell.step(params, carry, x);  x = choose(key_t, y)
+
+    Args:
+      cell: the cell.
+      params: its params.
+      carry: the carry before the first step.
+      x: first input, [B] or [B, D].
+      steps: how many inputs to choose.
+      key: PRNG key, split over the steps.
+      choose: `(key, y) -> x`, for tokens `jax.random.categorical`.
+
+    Returns:
+      The last carry and the chosen inputs [steps, B, ...].
+
+    Example:
+      >>> cell = seqjax.wrappers.with_head(seqjax.wrappers.with_embedding(seqjax.cells.gru(8), 5, 4), 5)
+      >>> params = cell.init(jax.random.key(0), 0)  # reads tokens, says the logits of the next one
+      >>> start = cell.initial_carry(params, (2,)), jnp.array([0, 3])
+      >>> def choose(key, logits):
+      ...     return jax.random.categorical(key, logits).astype(jnp.int32)
+      >>> carry, tokens = seqjax.generate(cell, params, *start, 10, jax.random.key(1), choose)
+      >>> tokens.shape, bool((tokens < 5).all())
+      ((10, 2), True)
+    """
+
+    def body(state, key):
+        carry, x = state
+        carry, y = cell.step(params, carry, x)
+        x = choose(key, y)
+        return (carry, x), x
+
+    (carry, _), xs = jax.lax.scan(body, (carry, x), jax.random.split(key, steps))
+    return carry, xs
