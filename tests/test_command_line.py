@@ -228,6 +228,22 @@ def test_a_signal_while_the_report_is_made(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_one_more_signal_while_python_ends_does_not_replace_the_exit_code(number, code, tmp_path):
+    lines = [
+        "import os, sys",
+        "from experiments.harness import ending",
+        "ending.at_once()",
+        "class Late:",
+        "    def __del__(self, kill=os.kill, pid=os.getpid()):",
+        f"        kill(pid, {int(number)})",
+        "late = Late()  # collected when the handlers of Python are gone already",
+        f"sys.exit(ending.exit_code('x', lambda: os.kill(os.getpid(), {int(number)})))",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, "interrupted; the same command goes on from here\n")
+
+
 def test_handlers_are_put_back_and_ignored_signals_stay_ignored():
     before = signal.getsignal(signal.SIGINT)
     previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)

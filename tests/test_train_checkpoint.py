@@ -1,3 +1,4 @@
+import asyncio
 import gc
 import os
 import resource
@@ -248,6 +249,21 @@ def full_disk(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_an_error_in_a_task_of_orbax_is_raised_and_not_logged_beside(caplog):
+    async def failed(path):
+        code = compile("async def serialize():\n    raise ValueError('no space')\n", path, "exec")
+        exec(code, scope := {})
+        task = asyncio.ensure_future(scope["serialize"]())
+        await asyncio.wait([task])
+
+    asyncio.run(failed("/lib/orbax/checkpoint/serialization.py"))
+    gc.collect()
+    assert caplog.text == ""
+    asyncio.run(failed("/lib/another.py"))
+    gc.collect()
+    assert "Task exception was never retrieved" in caplog.text
 
 
 def test_a_full_disk_names_the_step_and_keeps_the_older_ones(copy):

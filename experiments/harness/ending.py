@@ -75,6 +75,10 @@ def exit_code(name: str, body: Callable[[], int]) -> int:
     if line:
         with contextlib.suppress(OSError):
             print(line, file=sys.stderr)
+    for number in SIGNALS:
+        # Python restores the default handlers while it ends, and one more signal would replace the exit code.
+        if signal.getsignal(number) is _leave:
+            signal.signal(number, signal.SIG_IGN)
     return code
 
 

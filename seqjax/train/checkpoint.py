@@ -16,8 +16,9 @@ from seqjax.train.differences import differences, listed
 
 KEEP = 3  # one more than needed to survive a corrupt newest checkpoint
 
-# What an error in one of Orbax's threads says is raised as well, and named: its tracebacks would only bury that line.
+# The first error in Orbax's threads and tasks is raised, and named: tracebacks of all of them would bury that line.
 logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+logging.getLogger("asyncio").addFilter(lambda record: not (record.exc_info and "orbax" in record.getMessage()))
 
 
 class Checkpoints:
