@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from seqjax.arrays import Array, Carry, Key, Params, carry_dtype, dense, like
 from seqjax.core import Cell, Const, inner, open_dense, out_features
+from seqjax.identity import recorded
 from seqjax.initializers import glorot_uniform
 from seqjax.wrappers.structure import inside
 
@@ -141,6 +142,7 @@ def attend(score: Score, params: Params, query: Array, memory: Memory) -> tuple[
     return jnp.einsum("...s,...sm->...m", weights, memory.values), weights
 
 
+@recorded
 def luong(cell: Cell, features: int, score: Score | None = None) -> Attending:
     """Look with the output of the cell, after the step (Luong, Pham & Manning 2015, arXiv 1508.04025).
 
@@ -177,6 +179,7 @@ def luong(cell: Cell, features: int, score: Score | None = None) -> Attending:
     return Attending(attending, alignment, _remember(score, features), lambda carry: carry)
 
 
+@recorded
 def bahdanau(cell: Cell, features: int, score: Score | None = None) -> Attending:
     """Look before the step, and read what was seen (Bahdanau, Cho & Bengio 2015, arXiv 1409.0473).
 

@@ -10,6 +10,7 @@ unrolls a cell maps `project` and `readout` over time, in parallel (`over_time`)
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +19,12 @@ import jax.numpy as jnp
 
 from seqjax.arrays import Array, Carry, Key, Params, Tree, carry_dtype, dense, like
 from seqjax.hints import Gated, Outer, around
+from seqjax.identity import by_value
 from seqjax.placement import placed_alike
 
 
 @jax.tree_util.register_static
+@by_value
 class Cell(NamedTuple):
     """A recurrent cell as a tuple of pure functions.
 
@@ -232,6 +235,35 @@ def one_input(params: Params, in_features: int, space: tuple[int, ...] = ()) -> 
         return jax.ShapeDtypeStruct(space, jnp.int32)
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
     return jax.ShapeDtypeStruct((*space, in_features), dtypes[0] if dtypes else jnp.float32)
+
+
+@lru_cache(maxsize=256)
+def _initial_shapes(cell: Cell, in_features: int) -> Tree:
+    return jax.eval_shape(lambda key: cell.init(key, in_features), jax.eval_shape(jax.random.key, 0))
+
+
+def mismatch(cell: Cell, in_features: int, params: Params) -> str | None:
+    """How params differ from those of `cell.init(key, in_features)` in names or shapes; None where they agree.
+
+    Floating leaves may have any floating dtype, and a list may stand for a tuple.
+    """
+    expected = _initial_shapes(cell, in_features)
+
+    def described(tree, kind):
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {jax.tree_util.keystr(path): kind(leaf) for path, leaf in leaves}
+
+    def shape(leaf):
+        return list(leaf.shape)
+
+    def dtype(leaf):
+        return "floating" if jnp.issubdtype(leaf.dtype, jnp.floating) else str(leaf.dtype)
+
+    for kind in (shape, dtype):
+        if described(expected, kind) != described(params, kind):
+            given, wanted = (jax.tree.map(kind, tree) for tree in (params, expected))
+            return f"the params are {given}, expected {wanted} for {in_features} features, as {cell} makes them"
+    return None
 
 
 def out_features(cell: Cell, params: Params, in_features: int) -> int:

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.arrays import Array, Carry, Params, Tree, exportable, like, matmul
+from seqjax.identity import by_value
 
 
+@by_value
 class Gated(NamedTuple):
     """Hint: the transition is matrix products of the carry, and arithmetic around them.
 
@@ -145,6 +147,7 @@ class Write(NamedTuple):
         return step._replace(key=key, log_decay=step.log_decay + before - after, log_write=None)
 
 
+@by_value
 class Outer(NamedTuple):
     """Hint: the carry is a matrix that decays, takes one outer product a step, and is read by a query.
 

@@ -17,6 +17,7 @@ from jax.nn.initializers import zeros
 
 from seqjax.arrays import Array, Key, carry_dtype
 from seqjax.draws import cast_last
+from seqjax.identity import by_value
 
 Initializer = Callable[[Key, Sequence[int], jnp.dtype], Array]
 """Of weights: `(key, shape [rows, H], dtype) -> array`."""
@@ -281,6 +282,7 @@ def np_rnn() -> Initializer:
     return init
 
 
+@by_value
 class Jointly(NamedTuple):
     """A weight initializer that draws the matrices of all gates at once; see `jointly`."""
 

@@ -13,6 +13,7 @@ from seqjax.cells.layers import stack
 from seqjax.core import Cell, Const, features, inner, open_const
 from seqjax.draws import check_rate
 from seqjax.hints import around, is_complex
+from seqjax.identity import recorded
 from seqjax.regularizers import Sample, each_layer
 
 __all__ = [
@@ -82,6 +83,7 @@ def _rates(rate: Any, carry: Carry) -> Carry:
     return jax.tree.map(lambda _: rate, carry)
 
 
+@recorded
 def zoneout(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
     """Keep units of the carry as they were (Krueger et al. 2016, arXiv 1606.01305).
 
@@ -120,6 +122,7 @@ def zoneout(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
     return noisy, lambda key, carry, xs: _for_each_leaf(draw, key, carry, xs, _rates(rate, carry))
 
 
+@recorded
 def zoneout_mean(cell: Cell, rate: Any) -> Cell:
     """The cell for evaluation after `zoneout`: `h_t = rate * h_{t-1} + (1 - rate) * transition(h_{t-1}, z_t)`.
 
@@ -144,6 +147,7 @@ def zoneout_mean(cell: Cell, rate: Any) -> Cell:
     return _keep(cell)._replace(project=project)
 
 
+@recorded
 def carry_noise(cell: Cell, scale: Any) -> tuple[Cell, Sample]:
     """Gaussian noise on the carry at each step (Jim, Giles & Horne 1996).
 

@@ -31,6 +31,7 @@ from seqjax.cells.gated import lstm
 from seqjax.cells.layers import stack
 from seqjax.core import Cell, Const, Dense, batch_shape, features, inner, is_dense, one_input, out_features, over_time
 from seqjax.hints import Gated, around, gated_transition
+from seqjax.identity import recorded
 from seqjax.solvers.dispatch import place
 from seqjax.unrolling import check_inputs, unroll
 from seqjax.wrappers import masked
@@ -124,6 +125,7 @@ def _with_gains(cell: Cell, gain: float, recurrent: bool = True, state: bool = F
     return inside(cell)._replace(init=init)
 
 
+@recorded
 def layer_norm(cell: Cell, *, epsilon: float = 1e-5) -> Cell:
     """Layer normalization of every product of a gated cell (Ba, Kiros & Hinton 2016, arXiv 1607.06450).
 
@@ -268,6 +270,7 @@ def _each_layer(cell: Cell, gained: Cell, parts: list[tuple[Cell, Train]]) -> tu
     return normalized._replace(init=gained.init), train
 
 
+@recorded
 def batch_norm(cell: Cell, *, epsilon: float = 1e-5) -> tuple[Cell, Train]:
     """Recurrent batch normalization, with statistics for each step (Cooijmans et al. 2017, arXiv 1603.09025).
 
@@ -305,6 +308,7 @@ def batch_norm(cell: Cell, *, epsilon: float = 1e-5) -> tuple[Cell, Train]:
     return _batch_norm(cell, epsilon)
 
 
+@recorded
 def batch_norm_lstm(hidden: int, *, epsilon: float = 1e-5, **options: Any) -> tuple[Cell, Train]:
     """The batch-normalized LSTM (Cooijmans et al. 2017, arXiv 1603.09025): `batch_norm(lstm(H))` that also has
 
@@ -334,6 +338,7 @@ def spread(statistics: Tree, xs: Tree) -> Tree:
     return jax.tree.map(along, statistics)
 
 
+@recorded
 def sequence_batch_norm(cell: Cell, *, epsilon: float = 1e-5) -> tuple[Cell, Train]:
     """Sequence-wise batch normalization of the input product alone (Laurent et al. 2016, arXiv 1510.01378).
 

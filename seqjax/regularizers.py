@@ -18,6 +18,7 @@ from seqjax.arrays import Array, Carry, Key, Params, Tree, carry_dtype, like
 from seqjax.core import Cell, Const, batch_shape, features, inner, open_const, with_features
 from seqjax.draws import check_rate, dropout_mask
 from seqjax.hints import Gated, around, gated_transition
+from seqjax.identity import recorded
 from seqjax.wrappers.masking import over_layers
 
 __all__ = [
@@ -50,6 +51,7 @@ def each_layer(cell: Cell, *parts: tuple[Cell, Sample]) -> tuple[Cell, Sample]:
     return over_layers(cell, tuple(c for c, _ in parts), lambda noise, i: noise[i]), sample
 
 
+@recorded
 def recurrent_dropout(cell: Cell, rate: Any, *, gates: int = 1, per_step: bool = False) -> tuple[Cell, Sample]:
     """Dropout of the carry's output where it enters the recurrent product (Gal & Ghahramani 2016, arXiv 1512.05287).
 
@@ -150,6 +152,7 @@ def _noisy_gates(cell: Cell, base: Cell, noisy: Gated) -> Cell:
     )
 
 
+@recorded
 def candidate_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple[Cell, Sample]:
     """Recurrent dropout without memory loss (Semeniuta, Severyn & Barth 2016, arXiv 1603.05118).
 
@@ -192,6 +195,7 @@ def candidate_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple
     return _noisy_gates(cell, base, noisy), sample
 
 
+@recorded
 def input_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple[Cell, Sample]:
     """Dropout of the input features, one mask a sequence (Gal & Ghahramani 2016, arXiv 1512.05287).
 
@@ -248,6 +252,7 @@ def _noisy_readout(cell: Cell, readout: Callable[[Array, Array, Array], Array]) 
     )
 
 
+@recorded
 def output_dropout(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
     """Dropout of the output, one mask a sequence (Gal & Ghahramani 2016, arXiv 1512.05287); the carry is not masked.
 
@@ -290,6 +295,7 @@ def output_dropout(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
     return wrapped, lambda key, carry, xs: sample_last(key, carry[-1], xs)
 
 
+@recorded
 def stochastic_depth(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
     """Skip whole layers, each for a whole sequence (Huang et al. 2016, "Deep networks with stochastic depth").
 

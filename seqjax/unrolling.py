@@ -12,7 +12,8 @@ from jax.errors import ConcretizationTypeError
 from jax.extend.core import concrete_or_error
 
 from seqjax.arrays import Array, Carry, Key, Params, Tree, check_indices
-from seqjax.core import Cell, batch_shape, features, split_const
+from seqjax.core import Cell, batch_shape, features, mismatch, split_const
+from seqjax.identity import Value
 from seqjax.solvers.dispatch import Solver, solve
 from seqjax.wrappers import masked
 
@@ -152,15 +153,31 @@ def unroll(
         tokens = np.asarray(features(xs))
         check_indices("tokens", tokens if mask is None else tokens[np.asarray(mask)], cell.vocabulary)
     # Outside of jit every loop is a program of its own, which is compiled once for a cell and shapes, not once a call.
-    name: Any = (method.func, method.args, tuple(method.keywords.items())) if isinstance(method, partial) else method
-    try:
-        run = _compiled(cell, name, reverse)
-    except TypeError:  # a cell or solver that cannot be hashed
-        run = partial(_run, cell, method, reverse)
-    return run(params, carry, xs, mask)
+    return _compiled(cell, Value(method), reverse)(params, carry, xs, mask)
+
+
+def _check_params(cell: Cell, params: Params, xs: Tree) -> None:
+    """Check that params are those that `cell.init` makes, as far as it can be traced."""
+    _check_arrays("params", "a tree of arrays, as from cell.init", params)
+    x = features(xs)
+    in_features: Any = x.shape[-1] if x.ndim and jnp.issubdtype(x.dtype, jnp.floating) else 0
+
+    def problem(size: int) -> str | Exception | None:
+        try:
+            return mismatch(cell, size, params)
+        except Exception as error:  # an init that does not take so many features, or cannot be traced
+            return error
+
+    if not isinstance(in_features, int) or (found := problem(in_features)) is None:
+        return
+    others = {0, *(size for leaf in jax.tree.leaves(params) for size in leaf.shape)}
+    # Where the params are the cell's own for other inputs, the cell has an error that names the inputs.
+    if isinstance(found, str) and not any(problem(size) is None for size in others):
+        raise ValueError(found)
 
 
 def _run(cell, method, reverse, params, carry, xs, mask):
+    _check_params(cell, params, xs)
     if carry is None:
         carry = cell.initial_carry(params, batch_shape(xs, cell.space))
     _check_carry(cell, params, carry, xs)
@@ -173,11 +190,8 @@ def _run(cell, method, reverse, params, carry, xs, mask):
 
 
 @lru_cache(maxsize=128)
-def _compiled(cell: Cell, method: Any, reverse: bool) -> Callable[..., tuple[Carry, Tree]]:
-    if isinstance(method, tuple):
-        solver, args, keywords = method
-        method = partial(solver, *args, **dict(keywords))
-    return jax.jit(partial(_run, cell, method, reverse))
+def _compiled(cell: Cell, method: Value, reverse: bool) -> Callable[..., tuple[Carry, Tree]]:
+    return jax.jit(partial(_run, cell, method.value, reverse))
 
 
 def _known(tree: Tree) -> bool:

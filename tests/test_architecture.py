@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom up: a file imports from parts of the tree that stand before its own, and from its own.
 LAYERS = [
+    "seqjax.identity",
     "seqjax.placement",
     "seqjax.arrays",
     "seqjax.draws",

@@ -14,6 +14,7 @@ from seqjax.arrays import Array, Tree, carry_dtype, like
 from seqjax.cells.building import check_positive, check_size, gated_cell, initial_params, one_product, project_dense
 from seqjax.core import Cell, Const
 from seqjax.hints import Gated
+from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
@@ -36,6 +37,7 @@ def _timed(cell: str, x: Tree, hidden: int, dtype: Any) -> tuple[Array, Array]:
     return x, jnp.broadcast_to(elapsed, (*elapsed.shape[:-1], hidden))
 
 
+@recorded
 def ltc(
     hidden: int,
     unfolds: int = 6,
@@ -108,6 +110,7 @@ def ltc(
     return gated_cell(init, hint, project=project)
 
 
+@recorded
 def cfc(
     hidden: int,
     *,
@@ -170,6 +173,7 @@ def cfc(
     return gated_cell(init, hint, project=project)
 
 
+@recorded
 def ct_rnn(
     hidden: int,
     dt: float = 0.1,

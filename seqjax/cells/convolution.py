@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from seqjax.arrays import Array, carry_dtype, check_features, like, operand_dtype
 from seqjax.cells.building import LSTMCarry, check_size, lstm_gates
 from seqjax.core import Cell
+from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
@@ -51,6 +52,7 @@ def _check_sizes(name: str, sizes: Any) -> None:
         raise ValueError(f"conv_lstm takes a {name} of positive sizes, one for each axis, got {sizes!r}")
 
 
+@recorded
 def conv_lstm(
     hidden: int,
     space: tuple[int, ...],

@@ -23,9 +23,11 @@ from seqjax.cells.building import (
     zeros_lstm,
 )
 from seqjax.core import Cell, Const
+from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal
 
 
+@recorded
 def lstm(
     hidden: int,
     *,
@@ -69,6 +71,7 @@ def lstm(
     )
 
 
+@recorded
 def peephole_lstm(
     hidden: int,
     *,
@@ -111,6 +114,7 @@ def peephole_lstm(
     )
 
 
+@recorded
 def gru(
     hidden: int,
     *,
@@ -174,6 +178,7 @@ def gru(
     return gated_cell(init, hint, project=project)
 
 
+@recorded
 def gru_reset_before(
     hidden: int,
     *,

@@ -3,8 +3,10 @@
 import jax
 
 from seqjax.core import Cell, open_dense, out_features
+from seqjax.identity import recorded
 
 
+@recorded
 def stack(*cells: Cell) -> Cell:
     """Layers: each cell reads the output of the one before.
 

@@ -15,6 +15,7 @@ from seqjax.arrays import Array, carry_dtype, check_features, dense, exportable,
 from seqjax.cells.building import LSTMCarry, check_size, gated_cell, gated_hint, project_dense
 from seqjax.core import Cell, Const
 from seqjax.hints import affine_transition
+from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, per_gate
 
 
@@ -47,6 +48,7 @@ def _linear(
     )
 
 
+@recorded
 def min_gru(
     hidden: int,
     *,
@@ -81,6 +83,7 @@ def min_gru(
     return _linear(hidden, ("input", "candidate"), w_x, b, dtype, lambda z, n: (sigmoid(-z), sigmoid(z) * n))
 
 
+@recorded
 def min_lstm(
     hidden: int,
     *,
@@ -107,6 +110,7 @@ def min_lstm(
     return _linear(hidden, ("forget", "input", "candidate"), w_x, b, dtype, keep_and_write)
 
 
+@recorded
 def qrnn(
     hidden: int,
     output_gate: bool = True,
@@ -182,6 +186,7 @@ def _over_windows(cell: Cell, window: int) -> Cell:
     )
 
 
+@recorded
 def sru(
     hidden: int,
     *,
@@ -211,6 +216,7 @@ def sru(
     )
 
 
+@recorded
 def peephole_sru(
     hidden: int,
     *,

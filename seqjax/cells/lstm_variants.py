@@ -24,11 +24,13 @@ from seqjax.cells.building import (
     zeros_lstm,
 )
 from seqjax.core import Cell, Const, Dense
+from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 _GATES = ("input", "forget", "candidate", "output")
 
 
+@recorded
 def coupled_lstm(
     hidden: int,
     *,
@@ -60,6 +62,7 @@ def coupled_lstm(
     )
 
 
+@recorded
 def projected_lstm(
     hidden: int,
     projection: int,
@@ -118,6 +121,7 @@ def projected_lstm(
     )
 
 
+@recorded
 def layer_norm_lstm(
     hidden: int,
     *,
@@ -168,6 +172,7 @@ def layer_norm_lstm(
     return gated_cell(init, hint, initial_carry=zeros_lstm, project=project)
 
 
+@recorded
 def multiplicative_lstm(
     hidden: int,
     *,

@@ -15,6 +15,7 @@ from seqjax.arrays import Array, Tree, carry_dtype, dense, exportable, like
 from seqjax.cells.building import largest
 from seqjax.core import Cell
 from seqjax.hints import Outer, Write, outer_transition, read
+from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform
 
 
@@ -64,6 +65,7 @@ def _flat(y: Array) -> Array:
     return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
 
 
+@recorded
 def gated_linear_attention(
     heads: int,
     keys: int,
@@ -130,6 +132,7 @@ def gated_linear_attention(
     )
 
 
+@recorded
 def delta_net(
     heads: int,
     keys: int,
@@ -212,6 +215,7 @@ class MLSTMCarry(NamedTuple):
     m: Array
 
 
+@recorded
 def mlstm(
     heads: int,
     keys: int,

@@ -10,6 +10,7 @@ from seqjax.arrays import Array, exportable, like
 from seqjax.cells.building import check_size, gated_cell, initial_params, normalize, project_dense, zeros_carry
 from seqjax.core import Cell, Const
 from seqjax.hints import Gated
+from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal
 
 
@@ -21,6 +22,7 @@ class FastWeightsCarry(NamedTuple):
     a: Array
 
 
+@recorded
 def fast_weights(
     hidden: int,
     steps: int = 1,

@@ -10,6 +10,7 @@ from seqjax.arrays import Array, carry_dtype, check_features, like
 from seqjax.cells.building import check_size, gated_cell, initial_params
 from seqjax.core import Cell, Const, Dense
 from seqjax.hints import Gated
+from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, rotations
 
 _product = partial(jnp.matmul, precision="highest")
@@ -38,6 +39,7 @@ def _exponential(a: Array) -> Array:
     return jnp.where(halvings <= _HALVINGS, w, jnp.nan)
 
 
+@recorded
 def exp_rnn(
     hidden: int,
     *,

@@ -21,9 +21,11 @@ from seqjax.cells.building import (
     project_dense,
 )
 from seqjax.core import Cell, Const
+from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
+@recorded
 def rnn(
     hidden: int,
     activation: Callable[[Array], Array] = jnp.tanh,
@@ -60,6 +62,7 @@ def rnn(
     return gated_cell(initial_params(hidden, ("candidate",), w_x, w_h, b, dtype), hint)
 
 
+@recorded
 def ind_rnn(
     hidden: int,
     activation: Callable[[Array], Array] = jax.nn.relu,
@@ -111,6 +114,7 @@ def ind_rnn(
     )
 
 
+@recorded
 def ugrnn(
     hidden: int,
     *,
@@ -137,6 +141,7 @@ def ugrnn(
     return gated_cell(initial_params(hidden, ("update", "candidate"), w_x, w_h, b, dtype), hint)
 
 
+@recorded
 def mgu(
     hidden: int,
     *,
@@ -173,6 +178,7 @@ def mgu(
     return gated_cell(initial_params(hidden, ("input", "candidate"), w_x, w_h, b, dtype), hint)
 
 
+@recorded
 def antisymmetric_rnn(
     hidden: int,
     step: float = 0.1,

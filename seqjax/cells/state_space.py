@@ -18,6 +18,7 @@ from seqjax.cells.building import check_size
 from seqjax.core import Cell
 from seqjax.draws import check_entries
 from seqjax.hints import Complex, affine_transition, multiply
+from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, per_gate
 
 
@@ -54,6 +55,7 @@ def _lru_affine(params: Tree, z: tuple[Array, Array]) -> tuple[Complex, Complex]
     return Complex(a * jnp.cos(phase), a * jnp.sin(phase)), Complex(scale * u, scale * v)
 
 
+@recorded
 def lru(
     hidden: int,
     *,
@@ -124,6 +126,7 @@ def _log_softplus(u: Array) -> Array:
     return jnp.where(u < small, u, jnp.log(jax.nn.softplus(jnp.maximum(u, small))))
 
 
+@recorded
 def rg_lru(
     *,
     w_x: Initializer = glorot_uniform(),
@@ -226,6 +229,7 @@ def _s4d_affine(params: Tree, x: Array) -> tuple[Complex, Complex]:
     return jax.tree.map(lambda a: like(a, x), a), jax.tree.map(lambda b: like(b, x) * x, b)
 
 
+@recorded
 def s4d(states: int, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: Any = jnp.float32) -> Cell:
     """Diagonal state space for each feature, S4D-LegS, zero-order hold (Gu et al. 2022, arXiv 2206.11893)::
 
@@ -293,6 +297,7 @@ def _s5_affine(params: Tree, z: tuple[Array, Array]) -> tuple[Complex, Complex]:
     return a, multiply(b, Complex(u, v))
 
 
+@recorded
 def s5(hidden: int, blocks: int = 1, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: Any = jnp.float32) -> Cell:
     """Diagonal state space that mixes the features, S5, zero-order hold (Smith et al. 2023, arXiv 2208.04933)::
 

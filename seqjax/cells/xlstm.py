@@ -10,6 +10,7 @@ from jax.nn import log_sigmoid, sigmoid
 from seqjax.arrays import Array, carry_dtype, exportable
 from seqjax.cells.building import check_size, gated_cell, gated_hint
 from seqjax.core import Cell
+from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
@@ -23,6 +24,7 @@ class SLSTMCarry(NamedTuple):
     m: Array
 
 
+@recorded
 def slstm(
     hidden: int,
     heads: int = 1,

@@ -11,6 +11,7 @@ from flax import nnx
 from seqjax import draws, noise, regularizers
 from seqjax.arrays import Array, Key
 from seqjax.core import Cell
+from seqjax.identity import Value
 
 Rngs = nnx.Rngs | nnx.RngStream
 """Where noise draws from: streams, of which "dropout" is used, or one stream."""
@@ -79,25 +80,26 @@ class Regularizer:
     `evaluation`, called with the same keywords, makes the cell to evaluate with; None stands for the bare cell.
     """
 
-    function: partial = field(metadata={"static": True})
-    evaluation: Callable[..., Cell] | None = field(metadata={"static": True})
+    function: Value = field(metadata={"static": True})
+    evaluation: Value = field(metadata={"static": True})
     arrays: dict[str, Any]
 
     def __call__(self, *args: Any) -> Any:
         """What the regularizer makes of a cell, or of `(key, params)`."""
-        return self.function(*args, **self.arrays)
+        return self.function.value(*args, **self.arrays)
 
     def wrap(self, cell: Cell) -> tuple[Cell, regularizers.Sample]:
         """The noisy cell and its sample; TypeError if the function makes something else."""
         made = self(cell)
         if isinstance(made, Cell) or not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Cell)):
-            name = getattr(self.function.func, "__name__", self.function.func)
+            name = getattr(self.function.value.func, "__name__", self.function.value.func)
             raise TypeError(f"a regularizer is Cell -> (Cell, sample), and {name} makes a {type(made).__name__}")
         return made
 
     def evaluated(self, cell: Cell) -> Cell:
         """The cell to evaluate with."""
-        return self.evaluation(cell, **self.function.keywords, **self.arrays) if self.evaluation else cell
+        make = self.evaluation.value
+        return make(cell, **self.function.value.keywords, **self.arrays) if make else cell
 
 
 def as_regularizer(given: Any) -> Regularizer:
@@ -112,4 +114,5 @@ def as_regularizer(given: Any) -> Regularizer:
         if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value))
     }
     rest = {name: value for name, value in whole.keywords.items() if name not in arrays}
-    return Regularizer(partial(whole.func, *whole.args, **rest), evaluation or EVALUATION.get(whole.func), arrays)
+    settled = partial(whole.func, *whole.args, **rest)
+    return Regularizer(Value(settled), Value(evaluation or EVALUATION.get(whole.func)), arrays)

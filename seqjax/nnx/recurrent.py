@@ -10,7 +10,8 @@ from flax import nnx
 
 from seqjax import core
 from seqjax.arrays import Array, Carry, Params
-from seqjax.core import Cell, batch_shape
+from seqjax.core import Cell, batch_shape, mismatch
+from seqjax.identity import Value
 from seqjax.nnx.noise import Noisy, Regularizer, Rngs, as_regularizer
 from seqjax.regularizers import Sample, input_dropout, recurrent_dropout
 from seqjax.solvers.dispatch import Solver
@@ -23,8 +24,8 @@ class _Weighted(nnx.Module):
     def __init__(self, cell: Cell, in_features: int, params: Params | None, dtype: Any, rngs: nnx.Rngs):
         if params is None:
             params = cell.init(rngs.params(), in_features)
-        else:
-            _check_params(cell, in_features, params)
+        elif problem := mismatch(cell, in_features, params):
+            raise ValueError(problem)
         self.cell = nnx.static(cell)
         self.in_features = in_features
         self.params = nnx.data(jax.tree.map(nnx.Param, params))
@@ -45,13 +46,6 @@ class _Weighted(nnx.Module):
         if self.dtype is None:
             return tree
         return jax.tree.map(lambda x: x.astype(self.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
-
-
-def _check_params(cell: Cell, in_features: int, params: Params) -> None:
-    expected = jax.eval_shape(lambda key: cell.init(key, in_features), jax.random.key(0))
-    wanted, given = (jax.tree.map(lambda leaf: list(leaf.shape), tree) for tree in (expected, params))
-    if jax.tree.structure(expected) != jax.tree.structure(params) or wanted != given:
-        raise ValueError(f"the params are {given}, expected {wanted} for {in_features} features")
 
 
 class RNNCell(_Weighted):
@@ -160,6 +154,15 @@ class Recurrent(_Weighted, Noisy):
         self._regularized()
         for regularizer in self.weight_regularizers:
             jax.eval_shape(regularizer, jax.random.key(0), self.weights)
+
+    @property
+    def method(self) -> str | Solver:
+        """The solver, or its name."""
+        return self._method.value
+
+    @method.setter
+    def method(self, given: str | Solver):
+        self._method = Value(given)
 
     @property
     def regularizers(self) -> Sequence[Regularizer]:

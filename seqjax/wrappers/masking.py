@@ -10,6 +10,7 @@ from seqjax.arrays import Tree, like
 from seqjax.cells.layers import stack
 from seqjax.core import Cell, Const, inner, is_const, select
 from seqjax.hints import Complex, around, is_complex, multiply
+from seqjax.identity import recorded
 
 
 def over_layers(cell: Cell, wrapped: tuple[Cell, ...], pick: Callable[[Tree, int], Tree]) -> Cell:
@@ -27,6 +28,7 @@ def over_layers(cell: Cell, wrapped: tuple[Cell, ...], pick: Callable[[Tree, int
     return stack(*(layer(i, wrap) for i, wrap in enumerate(wrapped)))._replace(init=cell.init, space=cell.space)
 
 
+@recorded
 def masked(cell: Cell) -> Cell:
     """Skip padding: `x = (x, mask)`, mask bool [B] a step.
 
@@ -99,6 +101,7 @@ def masked(cell: Cell) -> Cell:
     )
 
 
+@recorded
 def reset(cell: Cell) -> Cell:
     """Start anew at borders: `x = (x, border)`, border bool [B] a step.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from seqjax.arrays import Array, carry_dtype, dense
 from seqjax.cells.layers import stack
 from seqjax.core import Cell, features, inner, out_features
+from seqjax.identity import recorded
 from seqjax.initializers import Initializer, glorot_uniform
 
 
@@ -26,6 +27,7 @@ def inside(cell: Cell, name: str = "cell") -> Cell:
     )
 
 
+@recorded
 def residual(cell: Cell) -> Cell:
     """Add the input to the output: `y = cell(x) + x` (He et al. 2016), where both have the same number of features.
 
@@ -56,6 +58,7 @@ def residual(cell: Cell) -> Cell:
     )
 
 
+@recorded
 def highway(cell: Cell, *, bias: float = -1.0, w: Initializer = glorot_uniform()) -> Cell:
     """Carry the input past the cell as far as a gate says (Srivastava, Greff & Schmidhuber 2015, arXiv 1505.00387).
 
@@ -104,6 +107,7 @@ def highway(cell: Cell, *, bias: float = -1.0, w: Initializer = glorot_uniform()
     )
 
 
+@recorded
 def learned_carry(cell: Cell) -> Cell:
     """The initial carry as params, `{"cell": ..., "start": ...}`, which begin at the cell's own initial carry.
 
@@ -142,6 +146,7 @@ def learned_carry(cell: Cell) -> Cell:
     return inside(cell)._replace(init=init, initial_carry=initial_carry, outer=None)
 
 
+@recorded
 def with_head(
     cell: Cell,
     features: int,
@@ -183,6 +188,7 @@ def with_head(
     return base._replace(init=init, readout=readout)
 
 
+@recorded
 def with_loss(cell: Cell, loss: Callable[[Any, Any], Array]) -> Cell:
     """Put the loss of a step into its readout: `x = (x, target)`, `y_t = loss(cell(x)_t, target_t)`.
 

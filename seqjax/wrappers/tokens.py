@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from seqjax.arrays import Array, Tree, check_indices, dense_rows, rows
 from seqjax.cells.layers import stack
 from seqjax.core import Cell, features, is_dense, with_features
+from seqjax.identity import recorded
 from seqjax.initializers import normal
 from seqjax.wrappers.structure import inside
 
@@ -23,6 +24,7 @@ def _tokens(wrapper: str, x: Tree, size: int) -> Array:
     return tokens
 
 
+@recorded
 def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float = 1.0) -> Cell:
     """Read tokens, int [B], through a learned table [V, D] that starts at `scale * N(0, 1 / D)`.
 
@@ -70,6 +72,7 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
     return below._replace(init=init, project=project, vocabulary=vocabulary)
 
 
+@recorded
 def with_one_hot(cell: Cell, size: int, *, tokens: int = 1) -> Cell:
     """Read tokens, int [B], as one-hot vectors of `size` features V, which are never made where the cell lets it be.
 
