@@ -1,18 +1,18 @@
-"""Attention: a cell that looks at a memory, the states of an encoder or the places of a picture's feature map.
+"""Attention: a cell that attends to a memory, the states of an encoder or the positions of an image's feature map.
 
-A memory is values [B, S, M]; each value has a key [B, S, A]. A query [B, Q] gives every place a score, and
+A memory is values [B, S, M]; each value has a key [B, S, A]. A query [B, Q] gives every position a score, and
 
     weights = softmax(scores)            [B, S], exactly 0 where the mask is false
     context = sum_s weights_s values_s   [B, M]
 
-How a query is scored (`additive`, `multiplicative`) and where the context goes are two choices: `luong` puts it into
-the output, so that all steps look at once and the cell keeps its fast path, `bahdanau` into the recurrence.
+How a query is scored (`additive`, `multiplicative`) and where the context goes are independent choices: `luong` puts
+it into the output, so that all steps attend at once and the cell keeps its fast path, `bahdanau` into the recurrence.
 
     attending = luong(cells.gru(64), 128)
     params = attending.cell.init(key, 32)
-    memory = attending.remember(params, values, mask)                       # once a batch
+    memory = attending.remember(params, values, mask)                       # once per batch
     carry, ys = unroll(attending.cell, params, None, (xs, memory))          # ys [T, B, 64]
-    _, weights = unroll(attending.alignment, params, None, (xs, memory))    # [T, B, S], to be drawn
+    _, weights = unroll(attending.alignment, params, None, (xs, memory))    # [T, B, S], for a plot
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class Score(NamedTuple):
 
     Attributes:
       init: `(key, Q, M, dtype) -> params`.
-      keys: `(params, values [..., S, M]) -> keys [..., S, A]`; a sequence needs them once.
+      keys: `(params, values [..., S, M]) -> keys [..., S, A]`, computed once per sequence.
       scores: `(params, query [..., Q], keys [..., S, A]) -> [..., S]`.
     """
 
@@ -45,7 +45,7 @@ class Score(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a query looks at; the values are 0 where the mask is false.
+    """What a query attends to; the values are 0 where the mask is false.
 
     Attributes:
       values: [..., S, M].
@@ -59,14 +59,14 @@ class Memory(NamedTuple):
 
 
 class Attending(NamedTuple):
-    """A cell that looks at a memory.
+    """A cell that attends to a memory.
 
     Attributes:
       cell: takes `x = (x, memory)`.
-      alignment: the same cell on the same params, whose output is the weights [B, S] of the step.
-      remember: `(params, values [B, S, M], mask bool [B, S] or None) -> memory`, a `Const` with a `Memory`. What the
-        padding of the values holds, NaN included, touches neither an output nor a gradient.
-      start: `(carry of the cell inside) -> carry`.
+      alignment: the same cell with the same params, whose output is the attention weights [B, S] of the step.
+      remember: `(params, values [B, S, M], mask bool [B, S] or None) -> memory`, a `Const` with a `Memory`. The content
+        of the padding, NaN included, affects neither outputs nor gradients.
+      start: `(carry of the cell inside) -> carry`, the initial carry from that of the cell inside.
     """
 
     cell: Cell
@@ -80,8 +80,8 @@ class Bahdanau(NamedTuple):
 
     Attributes:
       cell: that of the cell inside.
-      context: [B, M], what the last step saw.
-      query: [B, Q], what it asked.
+      context: [B, M], of the last step.
+      query: [B, Q], of the last step.
     """
 
     cell: Carry
@@ -111,8 +111,8 @@ def additive(units: int) -> Score:
         }
 
     def scores(params, query, keys):
-        asked = jnp.expand_dims(dense(query, params["w_q"]), -2)  # [..., 1, A]
-        return dense(jnp.tanh(like(asked, keys) + keys), params["v"])[..., 0]
+        projected = jnp.expand_dims(dense(query, params["w_q"]), -2)  # [..., 1, A]
+        return dense(jnp.tanh(like(projected, keys) + keys), params["v"])[..., 0]
 
     return Score(init, lambda params, values: dense(values, params["w_m"]), scores)
 
@@ -127,13 +127,13 @@ def multiplicative() -> Score:
 
 
 def attend(score: Score, params: Params, query: Array, memory: Memory) -> tuple[Array, Array]:
-    """`(context [..., M], weights [..., S])` of a query [..., Q]; a memory of nothing but padding gives 0.
+    """`(context [..., M], weights [..., S])` of a query [..., Q]; 0 for a memory that is all padding.
 
     Args:
       score: how a query is scored.
       params: those of the score.
-      query: what is asked, with the leading axes of the memory.
-      memory: what is looked at.
+      query: with the leading axes of the memory.
+      memory: what the query attends to.
     """
     scores = score.scores(params, query, memory.keys)
     lowest = jnp.full_like(scores, jnp.finfo(scores.dtype).min)
@@ -144,17 +144,17 @@ def attend(score: Score, params: Params, query: Array, memory: Memory) -> tuple[
 
 @recorded
 def luong(cell: Cell, features: int, score: Score | None = None) -> Attending:
-    """Look with the output of the cell, after the step (Luong, Pham & Manning 2015, arXiv 1508.04025).
+    """Attend with the output of the cell, after the step (Luong, Pham & Manning 2015, arXiv 1508.04025).
 
         h_t = cell(h_{t-1}, x_t);   y_t = tanh([context(h_t); h_t] @ w_c)
 
-    The context is not fed into the next step, so it is part of the readout: the cell keeps its hints, and all steps
-    look at once. w_c is [M + H, H], without a bias. Around a stack, the stack is unrolled step by step.
+    The context is not fed into the next step, so attention is part of the readout: the cell keeps its hints, and all
+    steps attend at once. w_c is [M + H, H], without a bias. Around a stack, the stack is unrolled step by step.
 
     Args:
       cell: any cell with H outputs.
       features: width M of the memory.
-      score: default: `multiplicative()`.
+      score: by default `multiplicative()`.
     """
     score = score or multiplicative()
     base = inner(inside(cell), lambda z: z[0])
@@ -162,12 +162,12 @@ def luong(cell: Cell, features: int, score: Score | None = None) -> Attending:
     def initial_params(key, in_features):
         return _params(key, cell, in_features, features, score, lambda p: out_features(cell, p, in_features))
 
-    def seen(params, carry, z):
+    def attended(params, carry, z):
         h = base.readout(params, carry, z)
         return h, *attend(score, params["score"], h, z[1].value)
 
     def readout(params, carry, z):
-        h, context, _ = seen(params, carry, z)
+        h, context, _ = attended(params, carry, z)
         return _output(params, context, h)
 
     attending = base._replace(
@@ -175,32 +175,34 @@ def luong(cell: Cell, features: int, score: Score | None = None) -> Attending:
         project=lambda params, x: (cell.project(params["cell"], x[0]), x[1]),
         readout=readout,
     )
-    alignment = attending._replace(readout=lambda params, carry, z: seen(params, carry, z)[2])
+    alignment = attending._replace(readout=lambda params, carry, z: attended(params, carry, z)[2])
     return Attending(attending, alignment, _remember(score, features), lambda carry: carry)
 
 
 @recorded
 def bahdanau(cell: Cell, features: int, score: Score | None = None) -> Attending:
-    """Look before the step, and read what was seen (Bahdanau, Cho & Bengio 2015, arXiv 1409.0473).
+    """Attend before the step, with the context as an input (Bahdanau, Cho & Bengio 2015, arXiv 1409.0473).
 
         c_t = context(h_{t-1});   h_t = cell(h_{t-1}, [x_t; c_t]);   y_t = tanh([c_t; h_t] @ w_c)
 
-    The query h_{t-1} is the first leaf of the carry: of a gated cell its state, of a stack that of the first layer. The
-    context enters the recurrence, so no hint holds and the cell is unrolled step by step.
+    The query h_{t-1} is the first leaf of the carry: the state of a gated cell, that of the first layer of a stack. The
+    context enters the recurrence, so there are no hints and the cell is unrolled step by step.
 
     Args:
       cell: any cell with H outputs that reads features.
       features: width M of the memory.
-      score: default: `additive(M)`.
+      score: by default `additive(M)`.
 
     Raises:
-      ValueError: in `init`, for tokens in place of features (`wrappers.with_embedding` goes around this).
+      ValueError: in `init`, for tokens in place of features: put `wrappers.with_embedding` around it.
     """
     score = score or additive(features)
 
     def initial_params(key, in_features):
         if in_features == 0:
-            raise ValueError("bahdanau joins the context to features, and this cell reads tokens")
+            raise ValueError(
+                "bahdanau appends the context to features, got a cell that reads tokens: use with_embedding"
+            )
         return _params(key, cell, in_features + features, features, score, query_features)
 
     def query_features(params):
@@ -213,17 +215,17 @@ def bahdanau(cell: Cell, features: int, score: Score | None = None) -> Attending
         query = jax.tree.leaves(carry)[0]
         return Bahdanau(carry, jnp.zeros((*query.shape[:-1], features), query.dtype), query)
 
-    def joint(params, x, context):
+    def project_joined(params, x, context):
         return open_dense(cell.project(params["cell"], jnp.concatenate([x, context.astype(x.dtype)], -1)))
 
     def transition(params, carry, z):
         x, memory = z
         query = jax.tree.leaves(carry.cell)[0]
         context = attend(score, params["score"], query, memory.value)[0]
-        return Bahdanau(cell.transition(params["cell"], carry.cell, joint(params, x, context)), context, query)
+        return Bahdanau(cell.transition(params["cell"], carry.cell, project_joined(params, x, context)), context, query)
 
     def readout(params, carry, z):
-        h = cell.readout(params["cell"], carry.cell, joint(params, z[0], carry.context))
+        h = cell.readout(params["cell"], carry.cell, project_joined(params, z[0], carry.context))
         return _output(params, carry.context, h)
 
     attending = Cell(initial_params, initial_carry, lambda params, x: x, transition, readout)

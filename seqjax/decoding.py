@@ -1,8 +1,7 @@
-"""From the logits of a next token to sequences of tokens: sampling, the most likely token, beam search.
+"""Decoding of token sequences from next-token logits: sampling, greedy decoding, beam search.
 
-What says the logits is a function `step(carry, tokens int [B]) -> (carry, logits [B, V])`. Every leaf of its carry has
-the leading axis B. What belongs to a sequence but does not change, such as the memory of an encoder [B, S, M], may be
-closed over.
+The model is a function `step(carry, tokens int [B]) -> (carry, logits [B, V])`. Every leaf of its carry has the leading
+axis B. It may close over what is constant over a sequence, such as the memory of an encoder [B, S, M].
 
     carry, tokens = decoding.sample(step, carry, first, 100, key, temperature=0.8, top_p=0.95)
     tokens, scores = decoding.beam(step, carry, first, 30, width=5, stop=2, length_penalty=0.6)
@@ -31,16 +30,17 @@ def choose(
     top_k: int | None = None,
     top_p: float | Array | None = None,
 ) -> Array:
-    """Draw a token from softmax(logits / temperature), of all tokens or of the likely ones.
+    """Draw a token from softmax(logits / temperature), among all tokens or only the most likely ones.
 
-    Computed in at least float32, relative to the highest logit, so for logits and temperatures of any size. A token of
-    -inf is never drawn, unless all are (the token is then 0); those of +inf are equally likely, and alone.
+    Computed in at least float32, relative to the highest logit, so logits and temperatures may have any size. A token
+    with the logit -inf is never drawn, unless all are -inf (the token is then 0); if some are +inf, one of these is
+    drawn, with equal probabilities.
 
     Args:
       key: PRNG key.
       logits: float [..., V], of any dtype.
       temperature: below 1 sharper, above 1 flatter; 0 takes the most likely token. May be traced.
-      top_k: draw from the k most likely tokens only (Fan et al. 2018, arXiv 1805.04833).
+      top_k: draw only from the k most likely tokens (Fan et al. 2018, arXiv 1805.04833).
       top_p: draw from the smallest set of the most likely tokens whose probabilities (at this temperature) sum to
         at least p, the nucleus (Holtzman et al. 2019, arXiv 1904.09751). May be traced.
 
@@ -48,8 +48,8 @@ def choose(
       int32 [...].
 
     Raises:
-      ValueError: a negative temperature, a top_k that is no whole number from 1 to V, a top_p outside of (0, 1],
-        logits that are not floating or of no token.
+      ValueError: for a negative temperature, a top_k that is not an integer from 1 to V, a top_p outside (0, 1], logits
+        that are not floating, or logits without tokens.
 
     Example:
       >>> from seqjax import decoding
@@ -68,13 +68,13 @@ def choose(
         raise ValueError(f"top_k must be between 1 and the {size} tokens, got {top_k}")
     if top_p is not None and not isinstance(top_p, jax.core.Tracer) and not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
-    tiny = float(jnp.finfo(logits.dtype).tiny)  # processors may round what is below to 0
+    tiny = float(jnp.finfo(logits.dtype).tiny)  # processors may flush smaller numbers to 0
     if not isinstance(temperature, jax.core.Tracer) and temperature > 0:
         temperature = max(float(temperature), tiny)
     cold = jnp.asarray(temperature, logits.dtype)
     cold = jnp.where(cold < tiny, 0, cold)
     best = jnp.argmax(logits, -1).astype(jnp.int32)
-    order = jnp.argsort(-logits, -1)  # before a high temperature makes them equal
+    order = jnp.argsort(-logits, -1)  # before a high temperature rounds them to equal values
     logits = jnp.where(jnp.isneginf(logits), logits, logits / jnp.where(cold == 0, 1, cold))
     if top_k is not None or top_p is not None:
         rank = jnp.argsort(order, -1)
@@ -83,16 +83,16 @@ def choose(
             least = jnp.asarray(top_p, logits.dtype)
             probability = jnp.take_along_axis(jax.nn.softmax(logits, -1), order, -1)
             before = jnp.cumsum(probability, -1) - probability
-            # Sums are rounded: neither is the likeliest left out, nor any token where all are asked for.
+            # Sums are rounded: never leave out the likeliest token, nor any token at top_p = 1.
             kept &= jnp.take_along_axis(before < least, rank, -1) | (rank == 0) | (least >= 1)
         logits = jnp.where(kept, logits, -jnp.inf)
     return jnp.where(cold == 0, best, jax.random.categorical(key, logits).astype(jnp.int32))
 
 
 def _relative(logits: Array) -> Array:
-    """Logits less the highest of them, in at least float32: at most 0, so that what is made of them stays finite.
+    """Logits minus their maximum, in at least float32: at most 0, so that later arithmetic stays finite.
 
-    Where some are infinite, they share the probability; -inf stays -inf.
+    If some are +inf, these become 0 and all others -inf; -inf stays -inf.
     """
     logits = jnp.asarray(logits)
     if not jnp.issubdtype(logits.dtype, jnp.floating) or not logits.shape[-1:] or not logits.shape[-1]:
@@ -114,18 +114,18 @@ def sample(
     top_k: int | None = None,
     top_p: float | Array | None = None,
 ) -> tuple[Carry, Array]:
-    """Draw a sequence, each token from what the step says after the one before.
+    """Sample a sequence autoregressively: each token is drawn from the logits that follow the one before it.
 
         carry, logits = step(carry, token);  token = choose(fold_in(key, t), logits)
 
     Args:
-      step: see the head of this module.
+      step: the model, see the top of this module.
       carry: before the first step.
-      first: int32 [B], the tokens that the first step reads; they are not among the results.
-      length: how many tokens to draw, T.
+      first: int32 [B], the tokens that the first step reads; they are not part of the result.
+      length: the number of tokens to draw, T.
       key: PRNG key; that of step t is `jax.random.fold_in(key, t)`.
-      stop: the token that ends a sequence: all that follow it are stop. None: there is no such token.
-      temperature: see `choose`, as the other options.
+      stop: the token that ends a sequence; all tokens after it are stop too. None: there is no such token.
+      temperature: see `choose`.
       top_k: see `choose`.
       top_p: see `choose`.
 
@@ -157,7 +157,7 @@ def greedy(step: Step, carry: Carry, first: Array, length: int, *, stop: int | N
 
 
 class _Beams(NamedTuple):
-    """K sequences of each of B: tokens int32 [B, K, T] and scores float32 [B, K]; -inf where there is none."""
+    """K sequences for each of B: tokens int32 [B, K, T] and scores float32 [B, K]; -inf where there is none."""
 
     tokens: Array
     scores: Array
@@ -177,28 +177,28 @@ def beam(
     stop: int | None = None,
     length_penalty: float = 0.0,
 ) -> tuple[Array, Array]:
-    """The likely sequences that a search finds which goes on with the `width` likeliest beginnings only.
+    """Beam search: likely sequences, found by extending only the `width` most likely prefixes.
 
         score(y) = log P(y) / ((5 + |y|) / 6)^length_penalty        |y|: tokens, stop included
 
-    Sequences that ended are kept apart from the beginnings, so a long one is never crowded out by short ones that
-    ended (Graves 2012, arXiv 1211.3711; the penalty: Wu et al. 2016, arXiv 1609.08144).
+    Finished sequences are kept apart from the prefixes, so long sequences are never crowded out by short finished ones
+    (Graves 2012, arXiv 1211.3711; the penalty: Wu et al. 2016, arXiv 1609.08144).
 
     Args:
-      step: see the head of this module; it is mapped over the sequences of a beam.
+      step: the model, see the top of this module; it is mapped over the sequences of a beam.
       carry: before the first step.
-      first: int32 [B], the tokens that the first step reads; they are not among the results.
-      length: longest sequence T.
-      width: sequences kept K.
+      first: int32 [B], the tokens that the first step reads; they are not part of the result.
+      length: the maximum length of a sequence, T.
+      width: the number of sequences kept, K.
       stop: the token that ends a sequence; None: all have length T.
       length_penalty: 0 prefers short sequences, 1 about the mean log probability of a token.
 
     Returns:
-      tokens int32 [T, B, K], stop after the end, and their scores float32 [B, K]; the best first. One that did not end
-      within `length` comes after all that did. Where there are fewer than K sequences the score is -inf.
+      tokens int32 [T, B, K], stop after the end, and their scores float32 [B, K]; the best first. Sequences unfinished
+      after `length` steps come after all finished ones. Where there are fewer than K sequences the score is -inf.
 
     Raises:
-      ValueError: a width below 1, a length below 1.
+      ValueError: for a width below 1, or a length below 1.
     """
     if width < 1 or length < 1:
         raise ValueError(f"width and length must be at least 1, got {width} and {length}")
@@ -213,11 +213,11 @@ def beam(
     def body(state, t):
         carry, token, alive, ended = state
         carry, logits = jax.vmap(step, 1, 1)(carry, token)
-        # A sequence that nothing can go on has no continuation, and no NaN either.
+        # A prefix with only logits of -inf has no continuation; log_softmax would make NaN of them.
         log_p = jnp.where(jnp.isneginf(logits), -jnp.inf, jax.nn.log_softmax(_relative(logits), -1))
         log_p = log_p.astype(jnp.float32)
         size = log_p.shape[-1]
-        # Of 2K candidates at most K end, since each beginning has one way to: K are left to go on.
+        # Of the best 2K candidates at most K end, one per prefix, so K are left to be extended.
         total = (jnp.expand_dims(alive.scores, 2) + log_p).reshape(batch, -1)
         scores, index = jax.lax.top_k(total, min(2 * width, width * size))
         parent, drawn = index // size, (index % size).astype(jnp.int32)
@@ -237,7 +237,7 @@ def beam(
     (_, _, alive, ended), _ = jax.lax.scan(body, state, jnp.arange(length, dtype=jnp.int32))
     cut = alive._replace(scores=alive.scores / penalty(jnp.int32(length)))
     both = _Beams(*(jnp.concatenate(pair, 1) for pair in zip(ended, cut, strict=True)))
-    # Those that ended stand first, in their order; a place that none of them took is filled by one that did not.
+    # Finished sequences come first, in their order; remaining places are filled with unfinished ones.
     place = jnp.argsort(jnp.where(jnp.isneginf(both.scores), 1, 0), axis=1, stable=True)[:, :width]
     tokens, scores = _rows(both.tokens, place), _rows(both.scores, place)
     return jnp.moveaxis(tokens, 2, 0), scores

@@ -1,12 +1,13 @@
 """Random numbers of any dtype: drawn in at least float32, and cast last.
 
-Uniform numbers of 16 bits are few: what is made of them has no tails, and an infinite logarithm where 0 is among them.
+There are few distinct uniform numbers of 16 bits: distributions made from them have no tails, and the logarithm of one
+that is 0 is infinite.
 """
 
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from seqjax.arrays import carry_dtype
 
 __all__ = ["cast_last", "check_entries", "check_rate", "dropout_mask"]
 
-_F = TypeVar("_F", bound=Callable)
+_P = ParamSpec("_P")
 
 
 def check_entries(shape: Sequence[int]) -> None:
@@ -33,31 +34,31 @@ def check_entries(shape: Sequence[int]) -> None:
         )
 
 
-def cast_last(init: _F) -> _F:
+def cast_last(init: Callable[_P, Array]) -> Callable[_P, Array]:
     """`init`, an initializer of weights or biases, drawn in at least float32 and cast last."""
     signature = inspect.signature(init)
 
-    def draw(*args, **options):
+    @functools.wraps(init)
+    def draw(*args: _P.args, **options: _P.kwargs) -> Array:
         given = signature.bind(*args, **options)
         given.apply_defaults()
         check_entries(given.arguments.get("shape", ()))  # a bias initializer has none
         dtype = given.arguments["dtype"]
-        if dtype is None:  # JAX's default, the widest that there is
+        if dtype is None:  # JAX's default, which is wide enough
             return init(*given.args, **given.kwargs)
         given.arguments["dtype"] = carry_dtype(dtype)
         return init(*given.args, **given.kwargs).astype(dtype)
 
-    wrapped: Any = functools.wraps(init)(draw)
-    return wrapped
+    return draw
 
 
 def check_rate(rate: Any) -> Any:
-    """Check a dropout rate; a traced one (a lane of a sweep) is taken on trust.
+    """Check a dropout rate, unless it is traced (a lane of a sweep).
 
     Raises:
       ValueError: for a rate outside of [0, 1).
     """
-    # As a Python number: inside of a compiled function the comparison of an array would be traced.
+    # As a Python number: inside a jitted function the comparison of an array would be traced.
     if not isinstance(rate, Tracer) and not 0.0 <= float(rate) < 1.0:
         raise ValueError(f"a dropout rate lies in [0, 1), got {rate}")
     return rate
@@ -72,7 +73,7 @@ def dropout_mask(key: Array, rate: Any, shape: tuple[int, ...], dtype: Any) -> A
     if isinstance(rate, Tracer):
         keep = 1.0 - jnp.asarray(rate, wide)
     else:
-        kept = 1.0 - float(rate)  # in double precision: a rate near 1 would lose digits
+        kept = 1.0 - float(rate)  # in double precision, since rates near 1 would lose digits
         if kept * float(jnp.finfo(dtype).max) < 1:
             raise ValueError(f"{jnp.dtype(dtype)} cannot hold 1 / (1 - rate), by which dropout at rate {rate} scales")
         keep = jnp.asarray(kept, wide)

@@ -4,19 +4,19 @@
     carry, ys = unroll(cell, params, None, xs)
     rnn = seqjax.nnx.Recurrent(cell, 14, params=params, rngs=nnx.Rngs(0))
 
-The same outputs, carries and gradients. Layers on top of each other become a `cells.stack`; a layer in both directions
-becomes a pair of cells and a pair of params, for `bidirectional` or `seqjax.nnx.Bidirectional`.
+Outputs, carries and gradients are the same. Stacked layers become a `cells.stack`; a bidirectional layer becomes a pair
+of cells and a pair of params, for `bidirectional` or `seqjax.nnx.Bidirectional`.
 
-What is imported is the recurrence, as it is evaluated, from a carry of zeros. How it is run (masks, time axis, which
-outputs) is said to `unroll`, and how it is trained (dropout, penalties, frozen weights) to wrappers and optimizers:
-docs/flax.md says where each argument went. Whatever else would change outputs, carries or gradients is refused: hooks,
-parametrized weights, other initial carries, layers that run backwards or keep their state between calls, a computation
-in a narrower dtype than that of the weights. Params have the dtype of the weights, or the wider one of the computation,
-and so has ours. A layer without biases gets biases of 0, which training moves. Cells with one bias get the sum of two;
-the bias inside the reset of a GRU is there also where the source has none.
+What is imported is the recurrence in evaluation mode, from a carry of zeros. How it is run (masks, time axis, which
+outputs) is up to `unroll`, and how it is trained (dropout, penalties, frozen weights) to wrappers and optimizers:
+docs/flax.md lists where each argument went. Everything else that would change outputs, carries or gradients is refused:
+hooks, parametrized weights, other initial carries, layers that run backwards or keep their state between calls,
+computation in a narrower dtype than that of the weights. Params have the dtype of the weights, or the wider one of the
+computation, and so does our computation. A layer without biases gets biases of 0, which are then trained. Cells with
+one bias get the sum of two; a GRU has the bias inside its reset even if the source has none.
 
-No library is imported for this: layers are known by the names of their classes. A subclass may compute something
-else, so it is refused.
+No other library is imported: layers are recognized by the names of their classes. Subclasses are refused, since they
+may compute something else.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,12 +42,13 @@ def from_flax(module: Any) -> Imported:
         an RNN of one; a Bidirectional of two RNN.
 
     Returns:
-      `(cell, params)`, of a Bidirectional two pairs. Traceable: the gradient for the module's own weights goes through.
+      `(cell, params)`; for a Bidirectional a pair of cells and a pair of params. Traceable: gradients with respect to
+      the module's own weights pass through.
 
     Raises:
       TypeError: for another module.
       ValueError: for a `gate_fn`, `activation_fn` or `merge_fn` that no cell here has, a `carry_init`, `reverse`, a
-        narrower `dtype` than that of the weights, or linear maps other than those that Flax makes.
+        `dtype` narrower than that of the weights, or linear maps other than Flax's own.
     """
     kind = _kind(module, "flax.nnx", ("SimpleCell", "LSTMCell", "OptimizedLSTMCell", "GRUCell", "RNN", "Bidirectional"))
     if kind == "RNN":
@@ -58,7 +59,7 @@ def from_flax(module: Any) -> Imported:
         return _pair(from_flax(module.forward_rnn), from_flax(module.backward_rnn))
     if module.carry_init is not None:
         given = _name(module.carry_init)
-        raise ValueError(f"carry_init={given} of {kind} is not imported: set it None, and give unroll a carry")
+        raise ValueError(f"carry_init={given} of {kind} is not imported: set it to None, and pass unroll a carry")
     if kind == "SimpleCell":
         w_h = _linear(module, "dense_h", bias=False)[0]
         if module.residual:
@@ -80,20 +81,22 @@ def from_flax(module: Any) -> Imported:
 
 
 def _linear(cell: Any, name: str, *, bias: bool = True) -> tuple[Array, Any]:
-    """Kernel and bias of one of the linear maps of a cell of Flax, with `bias` or without as Flax makes it."""
+    """Kernel and bias of a linear map of a Flax cell; `bias` is whether Flax itself gives it one."""
     linear = getattr(cell, name)
     if (kind := type(linear)).__name__ != "Linear" or not kind.__module__.startswith("flax.nnx."):
-        raise ValueError(f"{name} of {type(cell).__name__} is a {kind.__name__}, only a Linear of Flax can be imported")
+        raise ValueError(f"{name} of {type(cell).__name__} is a {kind.__name__}, only Flax's Linear can be imported")
     if linear.dot_general is not jax.lax.dot_general:
         raise _no_counterpart(linear, f"{name}.dot_general", linear.dot_general, ["jax.lax.dot_general"])
     if (linear.bias is not None) != bias:
-        raise ValueError(f"{name} of {type(cell).__name__} has {'no' if bias else 'a'} bias, unlike the one of Flax")
+        raise ValueError(f"{name} of {type(cell).__name__} has {'no' if bias else 'a'} bias, unlike Flax's own")
     kernel, b = _array(linear.kernel), _array(linear.bias) if bias else None
     dtype = jnp.dtype(linear.dtype or kernel.dtype)
     if dtype == kernel.dtype:
         return kernel, b
     if jnp.finfo(dtype).bits <= jnp.finfo(kernel.dtype).bits:
-        raise ValueError(f"dtype={dtype} of {type(cell).__name__} with weights of {kernel.dtype}: make them of one")
+        raise ValueError(
+            f"dtype={dtype} of {type(cell).__name__} with weights of {kernel.dtype}: use one dtype for both"
+        )
     return kernel.astype(dtype), None if b is None else b.astype(dtype)  # a SimpleCell computes in float32 by default
 
 
@@ -105,14 +108,14 @@ def from_keras(layer: Any) -> Imported:
         Bidirectional of two such layers.
 
     Returns:
-      `(cell, params)`: `gru` where `reset_after`, otherwise `gru_reset_before`; of a Bidirectional two pairs. On JAX
-      traceable, as `from_flax`.
+      `(cell, params)`, a GRU as `gru` if `reset_after`, otherwise `gru_reset_before`; for a Bidirectional a pair of
+      cells and a pair of params. On the JAX backend traceable, as `from_flax`.
 
     Raises:
       TypeError: for another layer.
-      ValueError: for a layer without weights yet, an `activation`, `recurrent_activation`, `merge_mode` or
-        `go_backwards` (but of a backward layer) that has no counterpart, `stateful`, or a `dtype` that computes in
-        another type than that of the weights.
+      ValueError: for a layer that is not built; an `activation`, `recurrent_activation`, `merge_mode` or `go_backwards`
+        (other than that of the backward layer) without counterpart; `stateful`; or a `dtype` whose computation has
+        another dtype than its weights.
     """
     names = ("SimpleRNN", "LSTM", "GRU", "RNN", "SimpleRNNCell", "LSTMCell", "GRUCell", "StackedRNNCells")
     kind = _kind(layer, "keras", (*names, "Bidirectional"))
@@ -131,7 +134,7 @@ def from_keras(layer: Any) -> Imported:
     if layer.compute_dtype != layer.variable_dtype:
         raise ValueError(
             f"dtype={layer.dtype_policy.name} of {kind} computes in {layer.compute_dtype} with weights of"
-            f" {layer.variable_dtype}: make a layer of one dtype with these weights"
+            f" {layer.variable_dtype}: make a layer of a single dtype with these weights"
         )
     activation = _keras_activation(layer, "activation", _KERAS_ACTIVATIONS)
     w_x, w_h = _array(layer.kernel), _array(layer.recurrent_kernel)
@@ -144,7 +147,7 @@ def from_keras(layer: Any) -> Imported:
         return _lstm(w_x, w_h, b)
 
     def reset_first(w):
-        """Keras has the update gate before the reset gate."""
+        """Swap the gates: Keras has the update gate before the reset gate."""
         update, reset, candidate = jnp.split(w, 3, axis=-1)
         return jnp.concatenate([reset, update, candidate], axis=-1)
 
@@ -156,9 +159,9 @@ def from_keras(layer: Any) -> Imported:
 
 
 def _keras_layer(layer: Any) -> Imported:
-    """The cell of a layer whose direction is known."""
+    """The cell of a layer whose direction has been checked."""
     _kind(layer, "keras", ("SimpleRNN", "LSTM", "GRU", "RNN"))
-    _only(layer, "set it False; unroll takes a carry and returns one", stateful=(False,))
+    _only(layer, "set it to False; unroll takes a carry and returns one", stateful=(False,))
     return from_keras(layer.cell)
 
 
@@ -169,9 +172,9 @@ def from_pytorch(module: Any) -> Imported:
       module: a torch.nn.RNN, LSTM (also with `proj_size`) or GRU, or an RNNCell, LSTMCell or GRUCell; on any device.
 
     Returns:
-      `(cell, params)`, with `num_layers` a `cells.stack`. Where `bidirectional`, two pairs; with `num_layers` too, a
-      list of pairs of cells and a list of pairs of params, one a layer, which is what `seqjax.nnx.Stack` takes.
-      `dropout` between layers is not part of the cells.
+      `(cell, params)`; with several `num_layers` the cell is a `cells.stack`. If `bidirectional`, a pair of cells and a
+      pair of params; with several `num_layers` too, a list of pairs of cells and a list of pairs of params, one per
+      layer, as `seqjax.nnx.Stack` takes them. `dropout` between layers is not part of the cells.
 
     Raises:
       TypeError: for another module.
@@ -223,11 +226,11 @@ def from_pytorch(module: Any) -> Imported:
 
 
 def _kind(module: Any, library: str, known: tuple[str, ...]) -> str:
-    """The name of the class of a layer, if it is one of the known ones of the library itself."""
+    """The name of a layer's class, checked to be one of the known classes of the library itself."""
     kind = type(module)
     if kind.__name__ not in known or not f"{kind.__module__}.".startswith(f"{library}."):
         given = f"{kind.__module__}.{kind.__qualname__}"
-        raise TypeError(f"no importer for {given}, expected one of {', '.join(known)} of {library}, no subclass")
+        raise TypeError(f"no importer for {given}, expected one of {', '.join(known)} of {library}, not a subclass")
     if changed := sorted({"forward", "call", "__call__"} & vars(module).keys()):
         raise ValueError(f"this {kind.__name__} has a method {changed[0]} of its own, which is not imported")
     return kind.__name__
@@ -245,7 +248,7 @@ def _no_counterpart(module: Any, name: str, value: Any, expected: Sequence[Any],
 
 
 def _only(module: Any, cure: str = "", **expected: tuple[Any, ...]) -> None:
-    """Check settings of a layer by their values, or functions by their names."""
+    """Check settings of a layer: values, or the names of functions."""
     for name, values in expected.items():
         value = getattr(module, name)
         if getattr(value, "__name__", value) not in values:
@@ -273,12 +276,12 @@ def _keras_activation(layer: Any, name: str, known: Sequence[str] | dict) -> Cal
 
 
 def _array(weight: Any) -> Array:
-    """A weight of any library; on JAX a traced one stays traced."""
+    """A weight of any library as an array; a traced JAX array stays traced."""
     if type(weight).__module__.startswith("keras."):
         weight = weight.value
     elif type(weight).__module__.startswith("flax."):
         weight = weight[...]
-    if hasattr(weight, "detach"):  # a tensor of PyTorch, also where Keras runs on it; NumPy has no bfloat16
+    if hasattr(weight, "detach"):  # a PyTorch tensor, perhaps from Keras on that backend; NumPy has no bfloat16
         weight = weight.detach().cpu()
         narrow = str(weight.dtype) == "torch.bfloat16"
         array = jnp.asarray(weight.float().numpy(), jnp.bfloat16) if narrow else weight.numpy()
@@ -301,7 +304,7 @@ def _lstm(w_x: Array, w_h: Array, b: Array | None, w_p: Array | None = None) -> 
 
 
 def _gru(w_x: Array, w_h: Array, b_x: Array | None, b_h: Array | None = None) -> tuple[Cell, Params]:
-    """Of the biases of the carry, that of the candidate stays inside the reset; the others add up with the inputs'."""
+    """Of the recurrent biases, the candidate's stays inside the reset; the others are added to the input biases."""
     hidden = w_h.shape[0]
     params = _params(w_x, w_h, b_x)
     b_h = jnp.zeros_like(params["b"]) if b_h is None else b_h

@@ -1,15 +1,15 @@
 """Initial values of weights and gate biases.
 
-A weight initializer is `(key, shape [rows, H], dtype) -> array`, as in `jax.nn.initializers`; a cell calls it once for
-each gate, with a key of its own, or once for all gates side by side where it is `jointly(...)`. A bias initializer is
-`(key, gates, hidden, dtype) -> array [len(gates) * hidden]`: it sees the names of the gates, so that one can be told
-from another. What other libraries draw by default is in `seqjax.presets`.
+A weight initializer is `(key, shape [rows, H], dtype) -> array`, as in `jax.nn.initializers`; a cell calls it once per
+gate, each time with a new key, or once for all gates side by side if it is `jointly(...)`. A bias initializer is
+`(key, gates, hidden, dtype) -> array [len(gates) * hidden]`: it receives the names of the gates, to distinguish them.
+The defaults of other libraries are in `seqjax.presets`.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ from seqjax.draws import cast_last
 from seqjax.identity import by_value
 
 Initializer = Callable[[Key, Sequence[int], jnp.dtype], Array]
-"""Of weights: `(key, shape [rows, H], dtype) -> array`."""
+"""An initializer of weights: `(key, shape [rows, H], dtype) -> array`."""
 BiasInitializer = Callable[[Key, tuple[str, ...], int, jnp.dtype], Array]
-"""Of the biases of all gates: `(key, names of the gates, H, dtype) -> array [gates * H]`."""
+"""An initializer of the biases of all gates: `(key, names of the gates, H, dtype) -> array [gates * H]`."""
 
 __all__ = [
     "BiasInitializer",
@@ -56,30 +56,30 @@ __all__ = [
 ]
 
 
-_F = TypeVar("_F", bound=Callable)
+_P = ParamSpec("_P")
 
 
-def _made_by(factory: _F) -> _F:
-    """A factory of JAX whose initializers cast last."""
+def _casting_last(factory: Callable[_P, Initializer]) -> Callable[_P, Initializer]:
+    """A factory of JAX whose initializers are drawn in at least float32 and cast last."""
 
-    def make(*args, **options):
+    @functools.wraps(factory)
+    def make(*args: _P.args, **options: _P.kwargs) -> Initializer:
         return cast_last(factory(*args, **options))
 
-    wrapped: Any = functools.wraps(factory)(make)
-    return wrapped
+    return make
 
 
-glorot_normal = _made_by(jax.nn.initializers.glorot_normal)
-glorot_uniform = _made_by(jax.nn.initializers.glorot_uniform)
-he_normal = _made_by(jax.nn.initializers.he_normal)
-he_uniform = _made_by(jax.nn.initializers.he_uniform)
-lecun_normal = _made_by(jax.nn.initializers.lecun_normal)
-lecun_uniform = _made_by(jax.nn.initializers.lecun_uniform)
-normal = _made_by(jax.nn.initializers.normal)
+glorot_normal = _casting_last(jax.nn.initializers.glorot_normal)
+glorot_uniform = _casting_last(jax.nn.initializers.glorot_uniform)
+he_normal = _casting_last(jax.nn.initializers.he_normal)
+he_uniform = _casting_last(jax.nn.initializers.he_uniform)
+lecun_normal = _casting_last(jax.nn.initializers.lecun_normal)
+lecun_uniform = _casting_last(jax.nn.initializers.lecun_uniform)
+normal = _casting_last(jax.nn.initializers.normal)
 
 
 def _check_square(name: str, shape: Sequence[int]) -> int:
-    """The number of units of a square matrix."""
+    """The number of units H of a square shape [H, H]."""
     if len(shape) != 2 or shape[0] != shape[1]:
         raise ValueError(f"{name} initializes square matrices, got the shape {tuple(shape)}")
     return shape[0]
@@ -88,8 +88,8 @@ def _check_square(name: str, shape: Sequence[int]) -> int:
 def orthogonal(scale: float = 1.0) -> Initializer:
     """`scale` times a uniformly drawn orthogonal matrix (Saxe, McClelland & Ganguli 2014, arXiv 1312.6120).
 
-    As `jax.nn.initializers.orthogonal`, which it draws from. Under `vmap` one matrix is drawn after the other: batched
-    decompositions that run at the same time can wait for each other forever on a CPU with few cores (jaxlib 0.10.2).
+    It draws from `jax.nn.initializers.orthogonal`. Under `vmap` the matrices are drawn one after the other: batched
+    decompositions that run at the same time can deadlock on a CPU with few cores (jaxlib 0.10.2).
 
     Example:
       >>> w = seqjax.initializers.orthogonal()(jax.random.key(0), (4, 4))
@@ -110,10 +110,10 @@ def unitary(scale: float = 1.0) -> Initializer:
 
         w = [[re, im], [-im, re]]
 
-    The first half of the carry are real parts, the second half imaginary parts: `h @ w` is the complex product, and
-    keeps the norm (Arjovsky, Shah & Bengio 2016, arXiv 1511.06464; the draw: Mezzadri 2007, arXiv math-ph/0609050).
+    The first half of the carry holds real parts, the second half imaginary parts: `h @ w` is the complex product, and
+    preserves the norm (Arjovsky, Shah & Bengio 2016, arXiv 1511.06464; the draw: Mezzadri 2007, arXiv math-ph/0609050).
 
-    Raises ValueError, when called, for a shape that is not square or has an odd number of units.
+    Raises ValueError, when called, for a shape that is not square, or an odd number of units.
 
     Example:
       >>> w = seqjax.initializers.unitary()(jax.random.key(0), (4, 4))
@@ -160,9 +160,9 @@ def identity(scale: float = 1.0) -> Initializer:
 def rotations(low: float = -math.pi, high: float = math.pi) -> Initializer:
     """The logarithm of rotations: blocks `[[0, s], [-s, 0]]` on the diagonal, `s ~ U(low, high)`, and 0 elsewhere.
 
-    For `cells.exp_rnn`, whose recurrent matrix then turns pairs of units by the angles s. All angles are those of
-    Henaff, Szlam & LeCun 2016 (arXiv 1602.06662), `rotations(0, pi / 2)` those of Helfrich, Willmott & Ye 2018 (arXiv
-    1707.09520). The last of an odd number of units is not turned. The shape must be square.
+    For `cells.exp_rnn`, whose recurrent matrix then rotates pairs of units by the angles s. The default is that of
+    Henaff, Szlam & LeCun 2016 (arXiv 1602.06662), `rotations(0, pi / 2)` that of Helfrich, Willmott & Ye 2018 (arXiv
+    1707.09520). The last of an odd number of units is not rotated. The shape must be square.
 
     Raises ValueError unless `low < high`.
     """
@@ -193,8 +193,8 @@ def uniform(scale: float = 1.0) -> Initializer:
 def critical(gain: float = 1.0) -> Initializer:
     """`N(0, gain^2 / rows)`: at the edge of chaos with gain 1 (Sompolinsky, Crisanti & Sommers 1988).
 
-    A large tanh network without input falls silent where the gain is below 1, and is chaotic above;
-    `seqjax.diagnostics.lyapunov_exponents` tells the two apart.
+    A large tanh network without input decays to 0 if the gain is below 1, and is chaotic if it is above;
+    `seqjax.diagnostics.lyapunov_exponents` distinguishes the two.
     """
 
     @cast_last
@@ -205,10 +205,10 @@ def critical(gain: float = 1.0) -> Initializer:
 
 
 def sparse(k: int = 15, scale: float = 1.0) -> Initializer:
-    """Every unit reads from exactly `k` others, by weights `scale * N(0, 1)` (Martens 2010).
+    """Every unit has exactly `k` incoming weights, `scale * N(0, 1)` (Martens 2010).
 
-    Such weights start "Deep learning via Hessian-free optimization". Every column of the matrix has k nonzero entries.
-    Raises ValueError where it has fewer than k rows.
+    From "Deep learning via Hessian-free optimization". Every column of the matrix has k nonzero entries. Raises
+    ValueError, when called, for fewer than k rows.
     """
 
     @cast_last
@@ -225,7 +225,7 @@ def sparse(k: int = 15, scale: float = 1.0) -> Initializer:
 def _radius(w: Array) -> Array:
     """The spectral radius of w [H, H], `lim |w^n|^(1/n)` (Gelfand 1941), by 32 squarings.
 
-    Eigenvalues of a matrix that is not symmetric are not to be had on every device, products are.
+    Not every device can compute eigenvalues of a nonsymmetric matrix; all can multiply.
     """
 
     def square(_, state):
@@ -241,11 +241,11 @@ def _radius(w: Array) -> Array:
 
 
 def spectral_radius(radius: float = 0.9, init: Initializer = critical()) -> Initializer:
-    """A draw of `init`, scaled so that its largest eigenvalue has the modulus `radius`.
+    """A draw of `init`, scaled so that its largest eigenvalue has modulus `radius`.
 
     The reservoir of an echo state network (Jaeger 2001, "The 'echo state' approach to analysing and training recurrent
-    neural networks"): `spectral_radius(0.9, sparse(10))` where it is sparse. The shape must be square. A nilpotent draw
-    has no radius to scale and stays as it is.
+    neural networks"); a sparse one is `spectral_radius(0.9, sparse(10))`. The shape must be square. A nilpotent draw,
+    whose radius is 0, is not scaled.
 
     Example:
       >>> import numpy as np
@@ -265,11 +265,11 @@ def spectral_radius(radius: float = 0.9, init: Initializer = critical()) -> Init
 
 
 def np_rnn() -> Initializer:
-    """Symmetric and positive definite, with largest eigenvalue 1 (Talathi & Vartak 2015, arXiv 1511.03771).
+    """A symmetric positive definite matrix with largest eigenvalue 1 (Talathi & Vartak 2015, arXiv 1511.03771).
 
         w = (r.T r / H + 1) / largest eigenvalue,   r ~ N(0, 1)
 
-    For ReLU networks: one direction is kept and all others decay. The shape must be square.
+    For ReLU networks: one direction is preserved and all others decay. The shape must be square.
     """
 
     @cast_last
@@ -294,10 +294,10 @@ class Jointly(NamedTuple):
 
 
 def jointly(init: Initializer) -> Jointly:
-    """One draw of `init` for the matrices of all gates side by side, [rows, gates * H], as Keras does.
+    """One draw of `init` for the matrices of all gates side by side, [rows, gates * H], as in Keras.
 
     `jointly(orthogonal())` makes the rows orthonormal over all gates, and `jointly(glorot_uniform())` counts the units
-    of all gates as outputs, so both give smaller weights than a draw for each gate.
+    of all gates as outputs, so both give smaller weights than one draw per gate.
 
     Example:
       >>> orthogonal, jointly = seqjax.initializers.orthogonal(), seqjax.initializers.jointly
@@ -310,10 +310,10 @@ def jointly(init: Initializer) -> Jointly:
 
 
 def per_gate(init: Initializer, key: Key, rows: int, gates: int, hidden: int, dtype: jnp.dtype) -> Array:
-    """One `[rows, hidden]` block a gate, each drawn by `init` with a key of its own: `[rows, gates * hidden]`.
+    """One `[rows, hidden]` block per gate, each drawn by `init` with a new key: `[rows, gates * hidden]`.
 
-    Or one draw of that whole shape where `init` is `jointly(...)`. Drawn in at least float32 and then cast: the
-    decomposition behind `orthogonal` does not exist in 16 bits.
+    If `init` is `jointly(...)`, one draw of the whole shape instead. Drawn in at least float32 and then cast: the
+    decomposition in `orthogonal` does not exist in 16 bits.
     """
     if isinstance(init, Jointly):
         return init(key, (rows, gates * hidden), carry_dtype(dtype)).astype(dtype)
@@ -323,7 +323,7 @@ def per_gate(init: Initializer, key: Key, rows: int, gates: int, hidden: int, dt
 
 
 def gate_bias(**values: float) -> BiasInitializer:
-    """A constant for each named gate, 0 for the others: `gate_bias(forget=1.0)` (Jozefowicz et al. 2015).
+    """A constant for each named gate and 0 for the others: `gate_bias(forget=1.0)` (Jozefowicz et al. 2015).
 
     Raises ValueError, when the cell is initialized, for a gate that the cell does not have.
 
@@ -343,9 +343,9 @@ def gate_bias(**values: float) -> BiasInitializer:
 
 
 def unit_forget() -> BiasInitializer:
-    """1 for the gate "forget" of a cell that has one, 0 for all others: the default of Keras.
+    """1 for the gate "forget", if the cell has one, and 0 for all others: the default of Keras.
 
-    `gate_bias(forget=1.0)` in contrast refuses a cell without that gate.
+    In contrast, `gate_bias(forget=1.0)` refuses a cell without that gate.
     """
 
     def init(key, gates, hidden, dtype=jnp.float32):
@@ -357,7 +357,8 @@ def unit_forget() -> BiasInitializer:
 def from_jax(init: Initializer) -> BiasInitializer:
     """The biases of all gates as one draw of a JAX initializer `(key, shape [len(gates) * H], dtype)`.
 
-    What Flax calls `bias_init`: `lstm(64, b=from_jax(jax.nn.initializers.constant(0.1)))`. Weights need no adapter.
+    As `bias_init` in Flax: `lstm(64, b=from_jax(jax.nn.initializers.constant(0.1)))`. Weight initializers need no
+    adapter.
     """
 
     @cast_last
@@ -378,7 +379,7 @@ def uniform_bias(scale: float = 1.0) -> BiasInitializer:
     return init
 
 
-def _keeping(name: str, gates: tuple[str, ...], b: Array) -> Array:
+def _signed_by_gate(name: str, gates: tuple[str, ...], b: Array) -> Array:
     """`b` [H] for the gate that keeps the carry, -b for the one that writes to it, 0 for the others."""
     signs = {"forget": 1.0, "update": 1.0, "input": -1.0}
     if not set(signs) & set(gates):
@@ -389,7 +390,7 @@ def _keeping(name: str, gates: tuple[str, ...], b: Array) -> Array:
 def chrono(t_max: float) -> BiasInitializer:
     """Chrono initialization (Tallec & Ollivier 2018, arXiv 1804.11188), for dependencies up to `t_max` steps.
 
-        b = log U(1, t_max - 1), one draw a unit
+        b = log U(1, t_max - 1), one draw per unit
 
     The gate that keeps the carry ("forget" of an LSTM, "update" of a GRU) starts at b, the gate that writes to it
     ("input") at -b, the others at 0. Raises ValueError unless `t_max > 2`, and for a cell without such gates.
@@ -405,7 +406,7 @@ def chrono(t_max: float) -> BiasInitializer:
 
     @cast_last
     def init(key, gates, hidden, dtype=jnp.float32):
-        return _keeping("chrono", gates, jnp.log(jax.random.uniform(key, (hidden,), dtype, 1.0, t_max - 1.0)))
+        return _signed_by_gate("chrono", gates, jnp.log(jax.random.uniform(key, (hidden,), dtype, 1.0, t_max - 1.0)))
 
     return init
 
@@ -413,10 +414,10 @@ def chrono(t_max: float) -> BiasInitializer:
 def uniform_gate() -> BiasInitializer:
     """Uniform gate initialization (Gu et al. 2020, arXiv 1910.09890): the gate that keeps starts uniformly in (0, 1).
 
-        b = log(u / (1 - u)),   u ~ U(1 / H, 1 - 1 / H), one draw a unit
+        b = log(u / (1 - u)),   u ~ U(1 / H, 1 - 1 / H), one draw per unit
 
-    Laid out as in `chrono`: b for "forget" or "update", -b for "input", which so starts at 1 minus the forget gate.
-    Raises ValueError for one unit, whose interval is empty, and for a cell without such gates.
+    As in `chrono`, b is for "forget" or "update", and -b for "input", which thus starts at 1 minus the forget gate.
+    Raises ValueError for a single unit, whose interval is empty, and for a cell without such gates.
 
     Example:
       >>> b = seqjax.initializers.uniform_gate()(jax.random.key(0), ("reset", "update", "candidate"), 1000)
@@ -430,6 +431,6 @@ def uniform_gate() -> BiasInitializer:
         if hidden < 2:
             raise ValueError(f"uniform_gate draws from [1 / H, 1 - 1 / H] and needs H > 1 units, got {hidden}")
         u = jax.random.uniform(key, (hidden,), dtype, 1 / hidden, 1 - 1 / hidden)
-        return _keeping("uniform_gate", gates, jax.scipy.special.logit(u))
+        return _signed_by_gate("uniform_gate", gates, jax.scipy.special.logit(u))
 
     return init

@@ -26,12 +26,11 @@ __all__ = [
 def _noisy_carry(cell: Cell, name: str, change: Callable, change_affine: Callable) -> Cell:
     """`cell` with the carry `change(noise, before, after)` after each step, leaf by leaf.
 
-    `change_affine(noise, a, b)` says the same of the affine hint. The project of the result is still to be replaced:
-    its z is `(z, noise)`.
+    `change_affine(noise, a, b)` is the same change of the affine hint. The caller replaces `project`, whose z must be
+    `(z, noise)`.
     """
     base = inner(cell, lambda z: z[0])
-    gated = base.gated
-    affine: Any = base.affine
+    gated, affine = base.gated, base.affine
     if gated is None and affine is None:
         raise ValueError(f"{name} needs a cell with a hint: the carry of one without may hold more than its state")
 
@@ -41,7 +40,7 @@ def _noisy_carry(cell: Cell, name: str, change: Callable, change_affine: Callabl
 
         return jax.tree.map(leaf, open_const(z[1]), before, after)
 
-    def changed_affine(params, z):
+    def changed_affine(affine, params, z):
         a, b = affine(params, z)
         noise = jax.tree.map(lambda noise, b: like(noise.astype(b.dtype), b), open_const(z[1]), b)
         return tuple(jax.tree.map(lambda *leaf, i=i: change_affine(*leaf)[i], noise, a, b) for i in (0, 1))
@@ -49,20 +48,20 @@ def _noisy_carry(cell: Cell, name: str, change: Callable, change_affine: Callabl
     return base._replace(
         transition=lambda params, carry, z: changed(z, carry, base.transition(params, carry, z)),
         gated=gated and around(gated, leave=lambda carry, z, new: changed(z, carry, new)),
-        affine=affine and changed_affine,
+        affine=affine and partial(changed_affine, affine),
         outer=None,
     )
 
 
 def _for_each_leaf(draw: Callable[..., Array], key: Key, carry: Carry, xs: Tree, *trees: Tree) -> Tree:
-    """`draw(key, shape, dtype, *leaves)` for every leaf of the carry, with a time axis before its own."""
+    """`draw(key, shape, dtype, *leaves)` for every leaf of the carry, with a leading time axis."""
     leaves, treedef = jax.tree.flatten(carry)
     steps = features(xs).shape[0]
     keys = treedef.unflatten(list(jax.random.split(key, len(leaves))))
     return jax.tree.map(lambda h, k, *more: draw(k, (steps, *h.shape), h.dtype, *more), carry, keys, *trees)
 
 
-def _keep(cell: Cell) -> Cell:
+def _zoned_out(cell: Cell) -> Cell:
     """`h <- k * h_before + (1 - k) * h_after`, where k is the noise."""
     return _noisy_carry(
         cell,
@@ -85,16 +84,16 @@ def _rates(rate: Any, carry: Carry) -> Carry:
 
 @recorded
 def zoneout(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
-    """Keep units of the carry as they were (Krueger et al. 2016, arXiv 1606.01305).
+    """Keep random units of the carry unchanged (Krueger et al. 2016, arXiv 1606.01305).
 
-        h_t = k * h_{t-1} + (1 - k) * transition(h_{t-1}, z_t),   k ~ Bernoulli(rate), [B, H] a step
+        h_t = k * h_{t-1} + (1 - k) * transition(h_{t-1}, z_t),   k ~ Bernoulli(rate), [B, H] per step
 
-    For evaluation the paper puts the mean of k in its place: `zoneout_mean(cell, rate)`.
+    For evaluation the paper replaces k by its mean: `zoneout_mean(cell, rate)`.
 
     Args:
-      cell: a cell with a hint, or a stack of such.
+      cell: a cell with a hint, or a stack of such cells.
       rate: probability of keeping a unit, in [0, 1); or one for each leaf of the carry, `LSTMCarry(h=0.05, c=0.5)`.
-        Around a stack it holds for every layer.
+        Around a stack it applies to every layer.
 
     Returns:
       The noisy cell, which takes `x = (x, noise)`, and `sample(key, carry, xs) -> noise`, k for all steps.
@@ -118,7 +117,7 @@ def zoneout(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
     def draw(key, shape, dtype, rate):
         return jax.random.bernoulli(key, jnp.asarray(rate, carry_dtype(dtype)), shape).astype(dtype)
 
-    noisy = _keep(cell)._replace(project=lambda params, x: (cell.project(params, x[0]), x[1]))
+    noisy = _zoned_out(cell)._replace(project=lambda params, x: (cell.project(params, x[0]), x[1]))
     return noisy, lambda key, carry, xs: _for_each_leaf(draw, key, carry, xs, _rates(rate, carry))
 
 
@@ -144,7 +143,7 @@ def zoneout_mean(cell: Cell, rate: Any) -> Cell:
         rates = jax.tree.map(lambda h, r: jnp.asarray(r, h.dtype), carry, _rates(rate, carry))
         return cell.project(params, x), jax.tree.map(Const, rates)
 
-    return _keep(cell)._replace(project=project)
+    return _zoned_out(cell)._replace(project=project)
 
 
 @recorded
@@ -153,8 +152,9 @@ def carry_noise(cell: Cell, scale: Any) -> tuple[Cell, Sample]:
 
         h_t = transition(h_{t-1}, z_t) + scale * e_t,   e_t ~ N(0, 1), [B, H]
 
-    "An analysis of noise in recurrent neural networks: convergence and generalization" adds such noise. Every leaf of
-    the carry gets it. `scale` is the standard deviation, at least 0; else, errors too, as in `zoneout`.
+    As in "An analysis of noise in recurrent neural networks: convergence and generalization". Noise is added to every
+    leaf of the carry. `scale` is the standard deviation, at least 0; other arguments, result and errors as in
+    `zoneout`.
 
     Example:
       >>> noisy, sample = seqjax.noise.carry_noise(seqjax.cells.min_gru(4), 0.1)

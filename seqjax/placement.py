@@ -1,4 +1,4 @@
-"""Placement: the part of an array's type that says where it lives on a mesh.
+"""Placement: the part of an array's type that describes where it lives on a mesh.
 
 Under `jax.shard_map` the type of an array names the mesh axes over which it varies; on a mesh with explicit axes it
 holds the sharding. A loop needs a carry of one type, but a carry of zeros varies over no axis and is replicated.
@@ -13,14 +13,18 @@ Array = jax.Array
 Tree = Any
 
 
+def _type(leaf: Array) -> Any:
+    """The type of an array, for which `jax.typeof` is annotated with a class that lacks its attributes."""
+    return jax.typeof(leaf)
+
+
 def varying(tree: Tree) -> frozenset[str]:
     """The mesh axes of `jax.shard_map` over which any leaf of a tree varies."""
-    types: list[Any] = [jax.typeof(leaf) for leaf in jax.tree.leaves(tree)]
-    return frozenset().union(*(one.manual_axis_type.varying for one in types))
+    return frozenset().union(*(_type(leaf).manual_axis_type.varying for leaf in jax.tree.leaves(tree)))
 
 
 def vary(tree: Tree, axes: frozenset[str]) -> Tree:
-    """The tree with leaves that vary over the mesh axes `axes`; the gradient is summed over those that are new."""
+    """The tree with leaves that vary over the mesh axes `axes`; gradients are summed over the axes that are new."""
 
     def one(leaf):
         missing = tuple(sorted(axes - varying(leaf)))
@@ -30,8 +34,8 @@ def vary(tree: Tree, axes: frozenset[str]) -> Tree:
 
 
 def explicit_spec(leaf: Array) -> tuple[Any, ...]:
-    """The explicit mesh axes over which each axis of an array is sharded, None for those that are not."""
-    aval: Any = jax.typeof(leaf)
+    """The explicit mesh axes over which each axis of an array is sharded; None for an axis that is not."""
+    aval = _type(leaf)
     return (*aval.sharding.spec, *(None,) * (aval.ndim - len(aval.sharding.spec)))
 
 
@@ -41,11 +45,11 @@ def reshard(leaf: Array, spec: tuple[Any, ...]) -> Array:
 
 
 def placed_as(value: Array, reference: Array) -> Array:
-    """`value` of the placement of `reference`, an array of the same shape."""
+    """`value` with the placement of `reference`, an array of the same shape."""
     return vary(reshard(value, explicit_spec(reference)), varying(reference))
 
 
 def placed_alike(*values: Array) -> list[Array]:
-    """Arrays of one shape, of one placement: each axis is sharded where it is so in any of them."""
+    """Arrays of the same shape with the same placement: an axis is sharded if it is in any of them."""
     spec = tuple(next(filter(None, axes), None) for axes in zip(*map(explicit_spec, values), strict=True))
     return vary([reshard(value, spec) for value in values], varying(values))

@@ -3,9 +3,8 @@
     cell = seqjax.cells.lstm(64, **presets.keras())
 
 Each sets the input weights `w_x`, the recurrent weights `w_h` and the biases `b` of any cell that takes them (and the
-second bias `b_n` of a GRU, which else starts at 0), so that the params are drawn from the distribution that the source
-draws from. One entry may be replaced:
-`lstm(64, **presets.keras() | {"b": initializers.chrono(100)})`.
+second bias `b_n` of a GRU, which otherwise starts at 0), so that the params are distributed as those of the source.
+Single entries can be replaced: `lstm(64, **presets.keras() | {"b": initializers.chrono(100)})`.
 """
 
 from typing import Any
@@ -23,7 +22,7 @@ __all__ = ["chrono", "flax", "irnn", "keras", "pytorch"]
 def keras() -> dict[str, Any]:
     """`keras.layers.SimpleRNN`, `LSTM` and `GRU` (Keras 3).
 
-    Glorot uniform and orthogonal, each one draw for all gates; biases 0, of a forget gate 1.
+    Glorot uniform and orthogonal, each one draw for all gates; biases 0, those of a forget gate 1.
 
     Example:
       >>> w = seqjax.cells.lstm(16, **seqjax.presets.keras()).init(jax.random.key(0), 14)["w_h"]  # [16, 4 * 16]
@@ -34,18 +33,18 @@ def keras() -> dict[str, Any]:
 
 
 def flax(*, packed: bool = False) -> dict[str, Any]:
-    """`flax.nnx.SimpleCell` and `LSTMCell`; where `packed`, `GRUCell` and `OptimizedLSTMCell`.
+    """`flax.nnx.SimpleCell` and `LSTMCell`; with `packed`, `GRUCell` and `OptimizedLSTMCell`.
 
-    LeCun normal, orthogonal, biases 0. What is packed is one orthogonal draw for all gates.
+    LeCun normal, orthogonal, biases 0. With `packed`, the recurrent weights are one orthogonal draw for all gates.
     """
     return {"w_x": lecun_normal(), "w_h": jointly(orthogonal()) if packed else orthogonal(), "b": gate_bias()}
 
 
 def pytorch(*, gru: bool = False) -> dict[str, Any]:
-    """`torch.nn.RNN` and `LSTM`; where `gru`, `GRU`: everything `U(-1 / sqrt(H), 1 / sqrt(H))`.
+    """`torch.nn.RNN` and `LSTM`; with `gru`, `GRU`: everything `U(-1 / sqrt(H), 1 / sqrt(H))`.
 
-    PyTorch adds two biases where the cells here have one, which is drawn as the sum of two. The candidate of a GRU has
-    one of the two inside its reset, the `b_n` of `cells.gru`: it is drawn there, and the other one outside.
+    PyTorch adds two biases where the cells here have one, which is drawn as the sum of two. In the candidate of a GRU
+    one of the two is inside the reset, the `b_n` of `cells.gru`: `b_n` and `b` are then one draw each.
     """
 
     @cast_last
@@ -61,7 +60,7 @@ def pytorch(*, gru: bool = False) -> dict[str, Any]:
 def chrono(t_max: float) -> dict[str, Any]:
     """Biases for dependencies up to `t_max` steps (Tallec & Ollivier 2018), see `initializers.chrono`.
 
-    The weights are left to the cell. Raises ValueError unless `t_max > 2`.
+    The weights are the cell's defaults. Raises ValueError unless `t_max > 2`.
     """
     return {"b": initializers.chrono(t_max)}
 
@@ -74,7 +73,7 @@ def irnn(scale: float = 1.0) -> dict[str, Any]:
     Example:
       >>> cell = seqjax.cells.rnn(2, **seqjax.presets.irnn())
       >>> params = cell.init(jax.random.key(0), 3)
-      >>> seqjax.unroll(cell, params, jnp.array([[1.0, 2.0]]), jnp.zeros((100, 1, 3)))[0].tolist()  # nothing is lost
+      >>> seqjax.unroll(cell, params, jnp.array([[1.0, 2.0]]), jnp.zeros((100, 1, 3)))[0].tolist()  # kept
       [[1.0, 2.0]]
     """
     return {"activation": jax.nn.relu, "w_x": normal(1e-3), "w_h": identity(scale), "b": gate_bias()}

@@ -1,11 +1,11 @@
-"""Regularizers: `Cell -> (Cell, sample)`, each of them mapping the hints of the cell that it wraps.
+"""Regularizers: `Cell -> (Cell, sample)`, each of which also maps the hints of the cell that it wraps.
 
 `sample(key, carry, xs)` draws the noise of one batch of sequences outside the loop, and the noisy cell takes
-`x = (x, noise)`. Noise that lasts a sequence is a `Const`. The params are those of the bare cell, which is the cell for
-evaluation. Rates and scales may be traced numbers, such as the lanes of a sweep. Around a stack every layer has noise
-of its own.
+`x = (x, noise)`. Noise that is fixed over a sequence is a `Const`. The params are those of the bare cell, which is the
+cell for evaluation. Rates and scales may be traced numbers, such as the lanes of a sweep. Around a stack every layer
+has its own noise.
 
-What acts on weights is `(key, params, rate) -> params`, and penalties are functions of the outputs.
+Regularizers of weights are `(key, params, rate) -> params`, and penalties are functions of the outputs.
 """
 
 from collections.abc import Callable
@@ -38,12 +38,12 @@ Sample = Callable[[Key, Carry, Tree], Tree]
 
 
 def each_layer(cell: Cell, *parts: tuple[Cell, Sample]) -> tuple[Cell, Sample]:
-    """A stack of regularized layers, each with noise of its own."""
+    """A stack of regularized layers, each with its own noise."""
 
     def sample(key, carry, xs):
         keys = jax.random.split(key, len(parts))
         length = features(xs).shape[0]
-        # Noise takes only the shape of the inputs: a view of the carry below with a time axis is enough.
+        # Noise depends only on the shape of inputs, which the carry of the layer below has, but for the time axis.
         flat = [jax.tree.leaves(c)[0].reshape(*batch_shape(xs), -1) for c in carry[:-1]]
         below = [jnp.broadcast_to(h, (length, *h.shape)) for h in flat]
         return tuple(s(k, c, x) for (_, s), k, c, x in zip(parts, keys, carry, [xs, *below], strict=True))
@@ -57,23 +57,23 @@ def recurrent_dropout(cell: Cell, rate: Any, *, gates: int = 1, per_step: bool =
 
         v_k = stage_k(h, z) * m,   m ~ Bernoulli(1 - rate) / (1 - rate), [B, H]
 
-    One mask a sequence, the same at every step. It needs the `gated` hint, which says what is multiplied by the
-    recurrent matrix; the carry that the gates keep is not masked. Keras 3 draws a mask for each gate: that is
-    `gates=4` for its LSTM, and `gates=3` for its GRU, which is `gru` or `gru_reset_before` here.
+    One mask per sequence, the same at every step. It needs the `gated` hint, which defines the factors of the recurrent
+    matrix; the carry that the gates keep is not masked. Keras 3 draws one mask per gate: that is `gates=4` for its
+    LSTM, and `gates=3` for its GRU, which is `gru` or `gru_reset_before` here.
 
     Args:
       cell: a gated cell or a stack of gated cells.
       rate: probability of dropping a unit, in [0, 1).
-      gates: into how many gates the columns of the recurrent matrix [H, gates * H] are cut, each multiplied by h
-        under a mask of its own (the paper's untied weights). 1 is one mask for all gates. In a cell with several
-        products all but the first are of one gate: those of `gru_reset_before` have [H, 2 * H] and [H, H].
-      per_step: draw a new mask at every step. This is the mistake that the paper warns of, for studies of it.
+      gates: the number of gates into which the columns of the recurrent matrix [H, gates * H] are cut, each multiplied
+        by h under its own mask (the paper's untied weights). 1 is one mask for all gates. In a cell with several
+        products all but the first belong to a single gate: those of `gru_reset_before` are [H, 2 * H] and [H, H].
+      per_step: draw a new mask at every step. The paper warns of this mistake; it is here to be studied.
 
     Returns:
       The noisy cell, which takes `x = (x, noise)`, and `sample(key, carry, xs) -> noise`, [B, gates * H].
 
     Raises:
-      ValueError: for a rate outside [0, 1), a cell without the `gated` hint, or a number of gates that it has not.
+      ValueError: for a rate outside [0, 1), a cell without the `gated` hint, or too few or too many gates.
 
     Example:
       >>> cell = seqjax.cells.gru(4)
@@ -93,7 +93,7 @@ def recurrent_dropout(cell: Cell, rate: Any, *, gates: int = 1, per_step: bool =
         raise ValueError("recurrent_dropout needs a cell with the `gated` hint: this one has no recurrent product")
     products = len(gated.stages)
     if gates != 1 and gates < products:
-        raise ValueError(f"a cell with {products} recurrent products has at least as many gates, got gates={gates}")
+        raise ValueError(f"a cell with {products} recurrent products has {products} or more gates, got gates={gates}")
 
     def drop(stage, gate=0):
         def noisy(carry, z, us):
@@ -116,7 +116,7 @@ def recurrent_dropout(cell: Cell, rate: Any, *, gates: int = 1, per_step: bool =
 
 
 def _split_products(gated: Gated, gates: int) -> Gated:
-    """`gated` with one product a gate: the first of its products is cut into as many as are needed."""
+    """`gated` with one product per gate: the first of its products is cut into as many as are needed."""
     first = gates - len(gated.stages) + 1
 
     def weights(params):
@@ -127,7 +127,7 @@ def _split_products(gated: Gated, gates: int) -> Gated:
         return (*jnp.split(cut, first, axis=1), *others)
 
     def join(carry, z, us):
-        # While the first product is not whole, its stage is what runs, and that sees no u.
+        # Until the first product is complete, its own stage is running, which sees no u.
         whole = (jnp.concatenate(us[:first], axis=-1), *us[first:]) if len(us) >= first else ()
         return carry, z, whole
 
@@ -136,7 +136,7 @@ def _split_products(gated: Gated, gates: int) -> Gated:
 
 
 def _carry_mask(key: Key, rate: Any, h: Array, xs: Tree, per_step: bool, gates: int = 1) -> Tree:
-    """A mask for a leaf h [B, H] of the carry, or for that many gates: [B, gates * H], or one for each step."""
+    """Masks for a leaf h [B, H] of the carry, one per gate: [B, gates * H] in a `Const`; or [T, B, gates * H]."""
     shape = (*h.shape[:-1], gates * h.shape[-1])
     if per_step:
         return dropout_mask(key, rate, (features(xs).shape[0], *shape), h.dtype)
@@ -159,11 +159,11 @@ def candidate_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple
         lstm:  c_t = f * c_{t-1} + i * (m * n)            gru:  h_t = z * h_{t-1} + (1 - z) * (m * n)
         m ~ Bernoulli(1 - rate) / (1 - rate), [B, H]
 
-    The candidate n alone is masked, what a step proposes to write, so nothing that the carry holds is lost, even under
-    a new mask at each step. All gated cells but `ltc` and `cfc` have a candidate; in `rnn` it is all that there is.
+    Only the candidate n is masked, the new content of a step, so nothing that the carry holds is lost, even under a new
+    mask at each step. All gated cells but `ltc` and `cfc` have a candidate; in `rnn` it is the whole new carry.
 
     Args:
-      cell: a gated cell that names its candidate (`core.Gated`), or a stack of such; wrapped or not.
+      cell: a gated cell that names its candidate (`hints.Gated`), or a stack of such cells; wrapped or not.
       rate: probability of dropping a unit, in [0, 1).
       per_step: draw a new mask at every step. The paper tries both.
 
@@ -197,12 +197,12 @@ def candidate_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple
 
 @recorded
 def input_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple[Cell, Sample]:
-    """Dropout of the input features, one mask a sequence (Gal & Ghahramani 2016, arXiv 1512.05287).
+    """Dropout of the input features, one mask per sequence (Gal & Ghahramani 2016, arXiv 1512.05287).
 
         x_t * m,   m ~ Bernoulli(1 - rate) / (1 - rate), [B, D]
 
-    Around a stack the input of every layer is masked, each by a mask of its own (for the inner layers, of the width of
-    the carry below). Arguments, result and errors as in `recurrent_dropout`.
+    Around a stack the input of every layer is masked, each by its own mask (for all but the first layer, of the width
+    of the carry below). Arguments, result and errors as in `recurrent_dropout`.
 
     Example:
       >>> noisy, sample = seqjax.regularizers.input_dropout(seqjax.cells.min_gru(4), 0.25)
@@ -220,8 +220,8 @@ def input_dropout(cell: Cell, rate: Any, *, per_step: bool = False) -> tuple[Cel
         value, mask = features(x), open_const(noise)
         if mask.shape[-1:] != value.shape[-1:]:
             raise ValueError(
-                f"input_dropout got a mask {mask.shape} for inputs {value.shape}: in a stack it takes the output of a "
-                "layer to be as wide as its carry, and where that is not so the layers are to be wrapped one by one"
+                f"input_dropout got a mask {mask.shape} for inputs {value.shape}: in a stack it assumes outputs "
+                "as wide as the carry of their layer; where they are not, wrap the layers one by one"
             )
         return cell.project(params, with_features(x, value * like(mask.astype(value.dtype), value)))
 
@@ -254,13 +254,13 @@ def _noisy_readout(cell: Cell, readout: Callable[[Array, Array, Array], Array]) 
 
 @recorded
 def output_dropout(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
-    """Dropout of the output, one mask a sequence (Gal & Ghahramani 2016, arXiv 1512.05287); the carry is not masked.
+    """Dropout of the output, one mask per sequence (Gal & Ghahramani 2016, arXiv 1512.05287); the carry is not masked.
 
         y_t * m,   m ~ Bernoulli(1 - rate) / (1 - rate), [B, H]
 
-    Around a stack the output of the last layer is masked; those between layers are for `input_dropout`. H is the width
-    of the first leaf of the carry, so a head goes around the noisy cell: `with_head(noisy, O)` takes the params of
-    `with_head(cell, O)`. Arguments, result and errors as in `recurrent_dropout`.
+    Around a stack the output of the last layer is masked; for those between layers there is `input_dropout`. H is the
+    width of the first leaf of the carry, so a head goes around the noisy cell: `with_head(noisy, O)` takes the params
+    of `with_head(cell, O)`. Arguments, result and errors as in `recurrent_dropout`.
 
     Example:
       >>> cell = seqjax.cells.min_gru(4)
@@ -297,20 +297,20 @@ def output_dropout(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
 
 @recorded
 def stochastic_depth(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
-    """Skip whole layers, each for a whole sequence (Huang et al. 2016, "Deep networks with stochastic depth").
+    """Skip layers, each for a whole sequence (Huang et al. 2016, "Deep networks with stochastic depth").
 
         y_t = m * layer(x)_t + (1 - m) * x_t,   m ~ Bernoulli(1 - rate_l) / (1 - rate_l), [B]
 
     Around a stack of L layers, layer l = 1 ... L is skipped at the rate `rate_l = rate * l / L`, as in the paper, whose
-    layers are residual: `stack(*[residual(gru(H))] * L)`. Inputs and outputs have the same number of features. A layer
-    that is skipped still moves its own carry. Arguments, result and errors as in `recurrent_dropout`.
+    layers are residual: `stack(*[residual(gru(H))] * L)`. Inputs and outputs have the same number of features. A
+    skipped layer still updates its carry. Arguments, result and errors as in `recurrent_dropout`.
 
     Example:
       >>> layer = seqjax.wrappers.residual(seqjax.cells.min_gru(3))
       >>> noisy, sample = seqjax.regularizers.stochastic_depth(seqjax.cells.stack(layer, layer), 0.5)
       >>> carry = noisy.initial_carry(noisy.init(jax.random.key(0), 3), (1000,))
       >>> noise = sample(jax.random.key(1), carry, jnp.ones((5, 1000, 3)))
-      >>> [round((m.value == 0).mean().item(), 1) for m in noise]  # half the rate below, the rate above
+      >>> [round((m.value == 0).mean().item(), 1) for m in noise]  # half the rate, then the rate
       [0.2, 0.5]
     """
     rate = check_rate(rate)
@@ -320,7 +320,7 @@ def stochastic_depth(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
 
     def readout(y, x, m):
         if y.shape != x.shape:
-            raise ValueError(f"stochastic_depth puts the input {x.shape} in place of the output {y.shape}")
+            raise ValueError(f"stochastic_depth needs outputs of the shape of the inputs, {x.shape}, got {y.shape}")
         return like(m, y) * y + like(1 - m, y) * x.astype(y.dtype)
 
     def sample(key, carry, xs):
@@ -333,7 +333,7 @@ def stochastic_depth(cell: Cell, rate: Any) -> tuple[Cell, Sample]:
 def _drop_named(
     key: Key, params: Params, rate: Any, names: tuple[str, ...], shape: Callable[[Array], tuple[int, ...]]
 ) -> Params:
-    """`params` with the leaves of these names multiplied by masks of the given shapes, each of its own key."""
+    """`params` with the leaves of these names multiplied by masks of the given shapes, each drawn with its own key."""
     rate = check_rate(rate)
     paths, treedef = jax.tree_util.tree_flatten_with_path(params)
     named = [isinstance(path[-1], jax.tree_util.DictKey) and path[-1].key in names for path, _ in paths]
@@ -348,18 +348,18 @@ def _drop_named(
 
 
 def weight_drop(key: Key, params: Params, rate: Any, names: tuple[str, ...] = ("w_h",)) -> Params:
-    """Dropout of the recurrent weights themselves (Merity, Keskar & Socher 2017, AWD-LSTM, arXiv 1708.02182).
+    """Dropout of the recurrent weights (Merity, Keskar & Socher 2017, AWD-LSTM, arXiv 1708.02182).
 
         w_h * m,   m ~ Bernoulli(1 - rate) / (1 - rate), [H, G * H]
 
-    The same entries are dropped at all steps of all sequences of a batch: call it once an update, inside the function
-    that is differentiated, `unroll(cell, weight_drop(key, params, 0.5), ...)`. Any cell and any method will do.
+    The same entries are dropped at all steps of all sequences of a batch: call it once per update, inside the
+    differentiated function, `unroll(cell, weight_drop(key, params, 0.5), ...)`. It works for any cell and any method.
 
     Args:
-      key: of the masks, one for each leaf.
+      key: PRNG key; each leaf gets a mask of its own.
       params: of a cell, or of a stack.
       rate: probability of dropping an entry, in [0, 1).
-      names: which leaves; those of every layer.
+      names: of the leaves to drop from, in every layer.
 
     Returns:
       The params with entries dropped.
@@ -379,7 +379,7 @@ def weight_drop(key: Key, params: Params, rate: Any, names: tuple[str, ...] = ("
 def embedding_dropout(key: Key, params: Params, rate: Any, names: tuple[str, ...] = ("embedding",)) -> Params:
     """Dropout of word types (Gal & Ghahramani 2016, arXiv 1512.05287): whole rows of an embedding table [V, D].
 
-    A word that is dropped is dropped wherever it stands in the batch. Arguments and result as in `weight_drop`.
+    A dropped word is dropped everywhere in the batch. Arguments, result and errors as in `weight_drop`.
 
     Example:
       >>> params = {"embedding": jnp.ones((100, 2))}

@@ -44,6 +44,11 @@ def test_the_page_is_current():
     assert api.PAGE.read_text(encoding="utf-8") == api.page(), "run: python -m tools.api"
 
 
+@pytest.mark.parametrize("name", [name for name in seqjax.__all__ if inspect.ismodule(getattr(seqjax, name))])
+def test_a_module_that_the_package_exports_lists_its_public_names(name):
+    assert getattr(seqjax, name).__all__, f"seqjax.{name} has no __all__, so its names are on no page"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_docstring_begins_with_a_sentence(name):
     module, value = NAMES[name]

@@ -155,7 +155,7 @@ def test_attention_refuses():
         attending.remember(params, jnp.ones((B, S, 4)))
     with pytest.raises(ValueError, match=r"mask must be bool \(2, 3\), \[B, S\] of the memory, got float32 \(2, 3\)"):
         attending.remember(params, jnp.ones((B, S, M)), jnp.ones((B, S)))
-    with pytest.raises(ValueError, match="joins the context to features, and this cell reads tokens"):
+    with pytest.raises(ValueError, match="appends the context to features, got a cell that reads tokens"):
         attending.cell.init(jax.random.key(0), 0)
     with pytest.raises(ValueError, match="additive needs at least 1 unit, got 0"):
         attention.additive(0)

@@ -206,11 +206,11 @@ def test_tokens_and_noise_that_lasts(x64, name):
 @pytest.mark.parametrize(
     ("k1", "k2s", "flags", "message"),
     [
-        (0, (2, 4), {}, "k1 >= 1 and k2s that are two or more growing multiples of it, got k1 = 0 and k2s = (2, 4)"),
-        (2, (2,), {}, "growing multiples of it, got k1 = 2 and k2s = (2,)"),
-        (2, (2, 5), {}, "growing multiples of it, got k1 = 2 and k2s = (2, 5)"),
-        (2, (4, 2), {}, "growing multiples of it, got k1 = 2 and k2s = (4, 2)"),
-        (2, (0, 2), {}, "growing multiples of it, got k1 = 2 and k2s = (0, 2)"),
+        (0, (2, 4), {}, "k1 >= 1 and k2s that are two or more increasing multiples of it, got k1 = 0 and k2s = (2, 4)"),
+        (2, (2,), {}, "increasing multiples of it, got k1 = 2 and k2s = (2,)"),
+        (2, (2, 5), {}, "increasing multiples of it, got k1 = 2 and k2s = (2, 5)"),
+        (2, (4, 2), {}, "increasing multiples of it, got k1 = 2 and k2s = (4, 2)"),
+        (2, (0, 2), {}, "increasing multiples of it, got k1 = 2 and k2s = (0, 2)"),
         (2, (2, 4), {"delta": 0.0}, "a relative bias delta > 0, got 0.0"),
         (2, (2, 4), {"tau": 3}, "a lag tau of 0 to 2, got 3"),
         (2, (2, 4), {"tau": -1}, "a lag tau of 0 to 2, got -1"),

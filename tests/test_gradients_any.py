@@ -55,9 +55,9 @@ def test_padding_is_of_no_consequence(x64, name):
 
 EMBEDDING = Model(wrappers.with_head(wrappers.with_embedding(cells.gru(H), TOKENS, D), 2), 0, tokens)
 REFUSED = [
-    ("diagonal_rtrl", Model(STACK), "depends on others than its own"),
-    ("eprop", Model(STACK), "eprop takes one layer, and this is a stack of 2"),
-    ("rflo", Model(STACK), "rflo takes one layer, and this is a stack of 2"),
+    ("diagonal_rtrl", Model(STACK), "depends on other numbers"),
+    ("eprop", Model(STACK), "eprop takes a single layer, got a stack of 2"),
+    ("rflo", Model(STACK), "rflo takes a single layer, got a stack of 2"),
     ("eprop", EMBEDDING, r"eprop needs params .* \['cell'\]\['embedding'\] \(5, 3\) influence several"),
     ("rflo", EMBEDDING, r"rflo needs params .* \['cell'\]\['embedding'\] \(5, 3\) influence several"),
     ("kf_rtrl", Model(cells.stack(cells.gru(H), cells.min_gru(H))), "kf_rtrl needs a cell with the `gated` hint"),

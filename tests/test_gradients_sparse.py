@@ -59,8 +59,8 @@ def test_diagonal_rtrl_is_bptt_over_chunks(x64, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("rnn", "a number of this cell's carry depends on others than its own"),
-        ("reset_stack", "a number of this cell's carry depends on others than its own"),
+        ("rnn", "a number of this cell's carry depends on other numbers"),
+        ("reset_stack", "a number of this cell's carry depends on other numbers"),
         ("table", r"\['embedding'\] \(5, 3\) influence several"),
     ],
 )
@@ -336,7 +336,7 @@ def test_eprop_and_snap_refuse_what_they_cannot_do():
     with pytest.raises(ValueError, match="eprop needs a cell with the `gated` hint"):
         eprop(cells.min_gru(H), squared_error)
     drawn = draw(MODELS["gru_reset_before"], T, dtype=jnp.float32)
-    with pytest.raises(ValueError, match="eprop needs params of which each influences at most one number"):
+    with pytest.raises(ValueError, match="eprop needs params that each influence at most one number"):
         eprop(drawn.cell, squared_error).init(*drawn[1:])
     with pytest.raises(ValueError, match="snap needs n >= 1 steps, got 0"):
         snap(cells.rnn(H), squared_error, 0)

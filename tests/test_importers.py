@@ -278,15 +278,15 @@ def flax_lstm(change):
         (lambda: nnx.SimpleCell(D, H, dtype=jnp.float16, rngs=nnx.Rngs(0)), "dtype=float16 of SimpleCell with"),
         (
             lambda: flax_lstm(lambda cell: setattr(cell, "ii", nnx.LoRALinear(D, H, lora_rank=2, rngs=nnx.Rngs(0)))),
-            "ii of LSTMCell is a LoRALinear, only a Linear of Flax can be imported",
+            "ii of LSTMCell is a LoRALinear, only Flax's Linear can be imported",
         ),
         (
             lambda: flax_lstm(lambda cell: setattr(cell, "ii", nnx.Linear(D, H, rngs=nnx.Rngs(0)))),
-            "ii of LSTMCell has a bias, unlike the one of Flax",
+            "ii of LSTMCell has a bias, unlike Flax's own",
         ),
         (
             lambda: flax_lstm(lambda cell: setattr(cell, "hi", nnx.Linear(H, H, use_bias=False, rngs=nnx.Rngs(0)))),
-            "hi of LSTMCell has no bias, unlike the one of Flax",
+            "hi of LSTMCell has no bias, unlike Flax's own",
         ),
         (
             lambda: flax_lstm(lambda cell: setattr(cell.hi, "dot_general", jnp.dot)),
@@ -308,7 +308,7 @@ def test_what_keras_adds_to_a_layer_is_refused(keras):
     for layer, message in (
         (
             keras.layers.LSTM(H, stateful=True),
-            "stateful=True of LSTM has no counterpart.*: set it False; unroll takes a",
+            "stateful=True of LSTM has no counterpart.*: set it to False; unroll takes a",
         ),
         (
             keras.layers.GRU(H, go_backwards=True),

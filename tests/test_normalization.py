@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from seqjax import Const, cells, normalization, regularizers, unroll, wrappers
+from seqjax import Const, cells, normalization, regularizers, unroll, unrolling, wrappers
 from seqjax.core import is_const
 from seqjax.normalization import (
     Moments,
@@ -227,7 +227,7 @@ def test_gradients_of_training_are_those_of_numerical_differences(x64, name):
 @pytest.mark.parametrize("name", ["batch_norm_lstm", "sequence"])
 def test_every_method_trains_alike(x64, name):
     _, train, params, carry, xs = drawn(name)
-    methods = normalization.METHODS if name != "sequence" else ("scan", "fused", "checkpointed", "auto")
+    methods = normalization.BATCH_METHODS if name != "sequence" else ("scan", "fused", "checkpointed", "auto")
 
     @compiled
     def run(params, carry, xs):
@@ -361,6 +361,15 @@ def test_a_deep_normalized_stack_keeps_the_fused_path(x64):
     check_methods(draw(model, 3), {"fused": "fused"})
 
 
+def test_training_in_a_python_loop_compiles_once():
+    _, train = batch_norm(cells.gru(2))
+    params, xs = batch_norm(cells.gru(2))[0].init(KEY, D), jnp.ones((3, 2, D))
+    train(params, None, xs)
+    compiled_before = unrolling._compiled.cache_info().misses
+    train(params, None, xs)
+    assert unrolling._compiled.cache_info().misses == compiled_before
+
+
 @pytest.mark.parametrize("wrap", [layer_norm, batch_norm])
 def test_a_cell_without_recurrent_products_is_refused(wrap):
     for cell in (leaky(), cells.min_gru(H), cells.stack(cells.gru(H), cells.min_gru(H))):
@@ -369,6 +378,11 @@ def test_a_cell_without_recurrent_products_is_refused(wrap):
 
 
 def test_what_else_is_refused():
+    normalized, _ = batch_norm_lstm(H)
+    params, xs = normalized.init(KEY, D), jnp.ones((T, B, D))
+    _, statistics = batch_norm(cells.lstm(H))[1]({k: params[k] for k in ("cell", "gain_x", "gain_h")}, None, xs)
+    with pytest.raises(ValueError, match="batch_norm_lstm needs statistics of its state c, got none"):
+        unroll(normalized, params, None, (xs, normalization.spread(statistics, xs)))
     for wrapped in (layer_norm(cells.layer_norm_lstm(H)), sequence_batch_norm(cells.min_gru(H))[0]):
         with pytest.raises(ValueError, match="needs a cell with one input product in z, a `Dense`; this has 0"):
             wrapped.init(KEY, D)

@@ -172,7 +172,7 @@ def test_input_dropout_of_a_stack_refuses_outputs_that_are_not_as_wide_as_the_ca
     noisy, sample = regularizers.input_dropout(cells.stack(cells.lru(H + 1), cells.gru(H)), 0.5)
     params, xs = noisy.init(jax.random.key(0), D), jnp.ones((3, 2, D))
     carry = noisy.initial_carry(params, (2,))
-    with pytest.raises(ValueError, match=r"(?s)a mask \(2, 5\) for inputs \(2, 3\).*wrapped one by one"):
+    with pytest.raises(ValueError, match=r"(?s)a mask \(2, 5\) for inputs \(2, 3\).*wrap the layers one by one"):
         unroll(noisy, params, carry, (xs, sample(jax.random.key(1), carry, xs)))
 
 
@@ -233,7 +233,7 @@ def test_one_mask_a_gate_reaches_every_product(x64, name, method):
 
 
 def test_masks_for_gates_that_a_cell_has_not_are_refused():
-    with pytest.raises(ValueError, match="a cell with 6 recurrent products has at least as many gates, got gates=3"):
+    with pytest.raises(ValueError, match="a cell with 6 recurrent products has 6 or more gates, got gates=3"):
         regularizers.recurrent_dropout(cells.ltc(H), 0.5, gates=3)
     cell, sample = regularizers.recurrent_dropout(cells.gru_reset_before(H), 0.5, gates=4)
     params, xs = cell.init(KEY, D), jnp.ones((2, 2, D))
@@ -431,7 +431,7 @@ def test_stochastic_depth_skips_a_layer_for_a_whole_sequence_at_rates_that_grow_
     both = first & second
     np.testing.assert_array_equal(ys[:, both], xs[:, both])
     assert np.all(ys[:, ~second] != xs[:, ~second])
-    with pytest.raises(ValueError, match=r"puts the input \(2, 3\) in place of the output \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"outputs of the shape of the inputs, \(2, 3\), got \(2, 4\)"):
         unroll(*bare_inputs(regularizers.stochastic_depth(cells.gru(H), 0.5)))
 
 

@@ -238,15 +238,15 @@ MUTATIONS = [
     Mutation(
         "masked: NaN in the padding reaches the gradient, as 0 times NaN",
         "seqjax/wrappers/masking.py",
-        "return cell.project(params, blank(mask, x)), mask",
+        "return cell.project(params, _zero_padding(mask, x)), mask",
         "return cell.project(params, x), mask",
         "tests/test_unroll.py::test_what_the_padding_holds_changes_no_output_and_no_gradient",
     ),
     Mutation(
         "reset: the carry starts anew after the step instead of before it",
         "seqjax/wrappers/masking.py",
-        "base.transition(params, before(carry, z), z)",
-        "before(base.transition(params, carry, z), z)",
+        "base.transition(params, _restarted(carry, z), z)",
+        "_restarted(base.transition(params, carry, z), z)",
         "tests/test_wrappers.py::test_reset_runs_the_documents_one_by_one_and_no_gradient_crosses_a_border[from_step]",
     ),
     Mutation(

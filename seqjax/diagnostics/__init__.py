@@ -1,10 +1,10 @@
-"""What a recurrence does to gradients and to its memory: every function is pure, compiled, and takes any cell.
+"""Diagnostics of gradients and memory of a recurrence. Every function is pure, compiled, and takes any cell.
 
     norms = gradient_against_lag(cell, params, carry, xs, loss)      # [T]
     figure = figures.against_lag({"lstm": norms}, "|dL/dh|")
 
-`gradient` looks at gradients, `spectrum` at the Jacobians of the steps, `memory` at what the carry holds and for how
-long; `figures` draws each of them. A cell and a loss are static arguments: the same ones again compile nothing new.
+`gradient` covers gradients, `spectrum` the Jacobians of the steps, `memory` what the carry holds and for how long;
+`figures` plots each of them. A cell and a loss are static arguments: calls with the same ones do not recompile.
 """
 
 from seqjax.diagnostics import figures

@@ -1,11 +1,11 @@
-"""The diagnostics drawn: every function takes arrays and returns a matplotlib figure of its own."""
+"""Plots of the diagnostics: every function takes arrays and returns a new matplotlib figure."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:  # imported where something is drawn: seqjax needs JAX alone
+if TYPE_CHECKING:  # imported at the first plot: seqjax needs only JAX
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -18,7 +18,7 @@ __all__ = [
     "variances",
 ]
 
-# Okabe and Ito (2008), without the yellow, which is too light for a line on white.
+# Okabe and Ito (2008), without yellow, which is too light for a line on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
@@ -39,7 +39,7 @@ def _color(index: int) -> str:
 
 
 def _band(axes: "Axes", x: Any, rows: Any, index: int, label: str | None = None) -> None:
-    """The median of rows [S, N] as a line, the least and the greatest as a band."""
+    """The median of rows [S, N] as a line, minimum and maximum as a band."""
     low, middle, high = np.quantile(np.asarray(rows, np.float64), [0.0, 0.5, 1.0], axis=0, method="nearest")
     axes.plot(x, middle, color=_color(index), label=label)
     if len(rows) > 1:
@@ -51,8 +51,8 @@ def against_lag(norms: Mapping[str, Any], ylabel: str) -> "Figure":
 
     Args:
       norms: `{label: [T] or [T, B]}` from `gradient_against_lag`, `contributions` or `receptive_field`, where the loss
-        is of the last output. A batch is drawn as its median, in a band from the least to the greatest.
-      ylabel: what the norms are of.
+        is of the last output. A batch is drawn as its median, in a band from minimum to maximum.
+      ylabel: the label of the norms.
     """
     figure, axes = _figure("lag", ylabel, yscale="log")
     for index, (label, values) in enumerate(norms.items()):
@@ -83,9 +83,9 @@ def exponents(values: Mapping[str, Any], ylabel: str = "Lyapunov exponent") -> "
     """Exponents by rank, with a line at 0: above it a direction grows, below it decays.
 
     Args:
-      values: `{label: [B, N]}` in descending order, from `lyapunov_exponents`, or from `product_spectrum`, which may
-        be divided by the number of steps. A batch is drawn as a band.
-      ylabel: what the values are.
+      values: `{label: [B, N]}` in descending order, from `lyapunov_exponents` or `product_spectrum` (perhaps divided by
+        the number of steps). A batch is drawn as a band.
+      ylabel: the label of the values.
     """
     figure, axes = _figure("rank", ylabel)
     for index, (label, rows) in enumerate(values.items()):
@@ -99,7 +99,7 @@ def half_lives_by_rank(half_lives: Mapping[str, Any]) -> "Figure":
     """Half lives of all units, longest first, on a logarithmic scale; those of 0 and inf are left out.
 
     Args:
-      half_lives: `{label: [B, H]}`, leaves of what `half_lives` gives. A batch is drawn as a band.
+      half_lives: `{label: [B, H]}`, leaves of the result of `half_lives`. A batch is drawn as a band.
     """
     figure, axes = _figure("unit, by rank", "half life [steps]", yscale="log")
     for index, (label, rows) in enumerate(half_lives.items()):
@@ -111,11 +111,11 @@ def half_lives_by_rank(half_lives: Mapping[str, Any]) -> "Figure":
 
 
 def saturation(gates: Mapping[str, Any]) -> "Figure":
-    """Each unit of each gate by how often it is closed and how often open (Karpathy et al. 2015, figure 2).
+    """How often each unit of each gate is closed, against how often it is open (Karpathy et al. 2015, figure 2).
 
     Args:
-      gates: `{label: Saturation}` of what `gate_saturation` gives. Units at the origin are never saturated, those on
-        the diagonal always.
+      gates: `{label: Saturation}`, from `gate_saturation`. Units at the origin are never saturated, those on the
+        diagonal always.
     """
     figure, axes = _figure("share of steps open", "share of steps closed")
     for index, (label, (low, high)) in enumerate(gates.items()):
@@ -127,7 +127,7 @@ def saturation(gates: Mapping[str, Any]) -> "Figure":
 
 
 def variances(states: Any) -> "Figure":
-    """The share of the variance along each principal direction of the states; the title has their participation ratio.
+    """The share of the variance along each principal direction of the states, titled with their participation ratio.
 
     Args:
       states: [..., H], as for `participation_ratio`.

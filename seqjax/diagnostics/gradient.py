@@ -1,4 +1,4 @@
-"""What a gradient looks like: how it compares with another, how it decays with the time lag, where it comes from."""
+"""Gradients: comparison with a reference, decay with the time lag, and the contributions of each step."""
 
 import math
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from seqjax.unrolling import unroll
 
 
 def alignment(gradient: Params, reference: Params) -> tuple[Array, Array]:
-    """How a gradient compares with a reference, over all params at once.
+    """Cosine and norm ratio of a gradient g and a reference r, over all params at once.
 
     Returns:
-      `(cosine, norm ratio)`: `<g, r> / (|g| |r|)`, between -1 and 1, and `|g| / |r|`. Where one of the two is 0 the
-      cosine is nan; where the reference is 0 the ratio is inf or nan.
+      `(cosine, norm ratio)`: `<g, r> / (|g| |r|)`, between -1 and 1, and `|g| / |r|`. Where g or r is 0 the cosine is
+      nan; where r is 0 the ratio is inf or nan.
 
     Example:
       >>> cosine, ratio = seqjax.diagnostics.alignment({"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([3.0, 0.0])})
@@ -35,7 +35,7 @@ def alignment(gradient: Params, reference: Params) -> tuple[Array, Array]:
 
 
 def _adjoints(cell: Cell, params: Params, carry: Carry, xs: Tree, loss: Callable) -> tuple[Carry, Carry, Tree]:
-    """h_t, dL/dh_t with the effect on y_t, and y_t, for all steps."""
+    """h_t, dL/dh_t (including the effect of h_t on y_t), and y_t, for all steps."""
     nudges = jax.tree.map(lambda leaf: jnp.zeros((length(xs), *leaf.shape), leaf.dtype), carry)
     carry, nudges = vary((carry, nudges), varying((params, carry, xs)))
 
@@ -54,19 +54,19 @@ def _adjoints(cell: Cell, params: Params, carry: Carry, xs: Tree, loss: Callable
 
 
 def _norms(tree: Tree, axes: int) -> Array:
-    """The Euclidean norm over all leaves and all but the first `axes` axes, in at least float32."""
+    """The Euclidean norm over all leaves and all axes after the first `axes`, in at least float32."""
 
-    def squares(leaf):
+    def sum_of_squares(leaf):
         wide = leaf.astype(carry_dtype(leaf.dtype))
         return jnp.square(wide).sum(tuple(range(axes, leaf.ndim)))
 
-    leaves = [squares(leaf) for leaf in jax.tree.leaves(tree)]
+    leaves = [sum_of_squares(leaf) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(leaves[1:], leaves[0]))
 
 
 @partial(jax.jit, static_argnames=("cell", "loss"))
 def gradient_against_lag(cell: Cell, params: Params, carry: Carry, xs: Tree, loss: Callable[[Tree], Array]) -> Array:
-    """The norm of dL/dh_t for every step: how fast a gradient vanishes or explodes on its way back in time.
+    """The norm of dL/dh_t for every step: how fast a gradient vanishes or explodes backwards in time.
 
     Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013 (arXiv 1211.5063).
 
@@ -75,7 +75,7 @@ def gradient_against_lag(cell: Cell, params: Params, carry: Carry, xs: Tree, los
       params: its params.
       carry: the carry before the first step, leaves [B, ...].
       xs: inputs [T, B, ...].
-      loss: `ys [T, B, O] -> []`. With a loss of the last output alone, entry t is the gradient at lag T - 1 - t.
+      loss: `ys [T, B, O] -> []`. If it depends only on the last output, entry t is the gradient at lag T - 1 - t.
 
     Returns:
       [T]: the Euclidean norm of dL/dh_t over all leaves of the carry and the batch. h_t includes the effect on y_t.
@@ -93,7 +93,7 @@ def gradient_against_lag(cell: Cell, params: Params, carry: Carry, xs: Tree, los
 
 
 class Decay(NamedTuple):
-    """How the gradient of the loss L of one step s falls off with the time lag k = 0, ..., T - 1.
+    """The decay of the gradient of the loss L of one step s with the time lag k = 0, ..., T - 1.
 
     Attributes:
       norms: [T], `E |dL/dh_{s-k}|`.
@@ -108,7 +108,7 @@ class Decay(NamedTuple):
 def gradient_decay(
     cell: Cell, params: Params, carry: Carry, xs: Tree, target: Tree, loss: Callable[[Tree, Tree], Array]
 ) -> Decay:
-    """The gradient of the last step's loss against the time lag, as expected over the batch.
+    """The gradient of the last step's loss against the time lag, in expectation over the batch.
 
     Args:
       cell: any cell.
@@ -119,7 +119,7 @@ def gradient_decay(
       loss: `(y [B, O], target [B, ...]) -> losses [B]`.
 
     Returns:
-      Norms over all leaves of the carry, the expectation E as the mean over the batch. h_t includes the effect on y_t.
+      Norms over all leaves of the carry; the expectation E is the mean over the batch. h_t includes the effect on y_t.
     """
     axes = tuple(range(1, 1 + len(batch_shape(xs))))
 
@@ -133,22 +133,22 @@ def gradient_decay(
 
 def _check_lag(norms: Array, tau: int) -> None:
     if not 0 <= tau <= norms.shape[0] - 2:
-        raise ValueError(f"a decay beyond lag tau needs 0 <= tau <= T - 2 = {norms.shape[0] - 2}, got tau = {tau}")
+        raise ValueError(f"the decay beyond lag tau needs 0 <= tau <= T - 2 = {norms.shape[0] - 2}, got tau = {tau}")
 
 
 @partial(jax.jit, static_argnames="tau")
 def decay_rate(norms: Array, tau: int) -> Array:
-    """beta, the factor by which a gradient falls off with every step back: `norms[k] ~ beta^k` beyond lag tau.
+    """beta, the factor by which a gradient decays per step back in time: `norms[k] ~ beta^k` beyond lag tau.
 
-    The slope of a line through `log norms[k]`, k >= tau, by least squares (Aicher, Foti & Fox 2019, arXiv 1905.07473).
-    Lags where the gradient is 0 are left out; 0 where fewer than two are left.
+    Its logarithm is the slope of a least-squares line through `log norms[k]`, k >= tau (Aicher, Foti & Fox 2019, arXiv
+    1905.07473). Lags where the gradient is 0 are left out; if fewer than two remain, beta is 0.
 
     Args:
       norms: [T] by lag, of a `Decay`.
-      tau: the lag where the decay begins to be geometric, in 0, ..., T - 2.
+      tau: the lag from which the decay is geometric, in 0, ..., T - 2.
 
     Raises:
-      ValueError: for a lag outside of that.
+      ValueError: for a tau out of this range.
     """
     _check_lag(norms, tau)
     used = norms[tau:] > 0
@@ -165,25 +165,25 @@ def decay_rate(norms: Array, tau: int) -> Array:
 
 @partial(jax.jit, static_argnames="tau")
 def relative_bias(decay: Decay, tau: int) -> Array:
-    """How far a gradient is off that ends after lag k, relative to the whole one, if the decay goes on geometrically.
+    """The relative bias of a gradient truncated after lag k, assuming that the decay continues geometrically.
 
         tail_k = sum_{k < j < tau} norms[j] + norms[tau] / (1 - beta) * beta^max(k + 1 - tau, 0)
         bias_k = tail_k / max_j (sums[j] - tail_j)
 
-    tail_k is at least the sum of all norms beyond k, T and later, where from tau on they fall by beta (`decay_rate`) or
-    more (Aicher, Foti & Fox 2019, arXiv 1905.07473, section 3). bias_k bounds the relative bias of dL/dW if, besides,
-    dh_t/dW is about the same at all lags; the paper assumes a bound on it. It is inf where beta >= 1, or where the
-    tails are too heavy for the sums to say anything.
+    tail_k is at least the sum of all norms beyond k, including those beyond T, if from tau on they decay by beta
+    (`decay_rate`) or faster (Aicher, Foti & Fox 2019, arXiv 1905.07473, section 3). bias_k bounds the relative bias of
+    dL/dW if, in addition, dh_t/dW is about the same at all lags; the paper assumes a bound on it. It is inf where
+    beta >= 1, or where every tail is as large as its sum.
 
     Args:
       decay: from `gradient_decay`, over T lags.
-      tau: the lag where the decay begins to be geometric, in 0, ..., T - 2.
+      tau: the lag from which the decay is geometric, in 0, ..., T - 2.
 
     Returns:
-      [T]: entry k is of a gradient of lags 0 to k, which is truncation after k + 1 steps.
+      [T]: entry k is for a gradient of lags 0 to k, that is, truncation after k + 1 steps.
 
     Raises:
-      ValueError: for a lag outside of that.
+      ValueError: for a tau out of this range.
     """
     norms, sums = decay
     beta = decay_rate(norms, tau)
@@ -197,12 +197,12 @@ def relative_bias(decay: Decay, tau: int) -> Array:
 
 @partial(jax.jit, static_argnames=("cell", "loss"))
 def contributions(cell: Cell, params: Params, carry: Carry, xs: Tree, loss: Callable[[Tree], Array]) -> Array:
-    """What each step adds to the gradient: the norm of dL/dW_t, W_t the params as step t alone uses them.
+    """The contribution of each step to the gradient: the norm of dL/dW_t, W_t the params as used by step t only.
 
         dL/dW = sum_t dL/dW_t,   dL/dW_t = dL/dh_t dh_t/dW + (the direct part of the readout)
 
     The terms of the sum in Pascanu, Mikolov & Bengio 2013 (arXiv 1211.5063), section 2. Arguments as in
-    `gradient_against_lag`; the memory is that of one gradient and not of T.
+    `gradient_against_lag`; the memory is that of one gradient, not of T.
 
     Returns:
       [T]: the Euclidean norm of dL/dW_t over all params, summed over the batch before the norm is taken.
@@ -212,7 +212,7 @@ def contributions(cell: Cell, params: Params, carry: Carry, xs: Tree, loss: Call
       >>> params = cell.init(jax.random.key(0), 1)
       >>> def loss(ys):
       ...     return ys[-1].sum()
-      >>> zeros = jnp.zeros((4, 1, 1))  # so that the bias alone has a gradient
+      >>> zeros = jnp.zeros((4, 1, 1))  # so that only the bias has a gradient
       >>> seqjax.diagnostics.contributions(cell, params, jnp.zeros((1, 1)), zeros, loss).tolist()
       [0.125, 0.25, 0.5, 1.0]
     """
@@ -233,9 +233,9 @@ def contributions(cell: Cell, params: Params, carry: Carry, xs: Tree, loss: Call
 
 @partial(jax.jit, static_argnames="cell")
 def receptive_field(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Array:
-    """The norm of dy_T/dx_t for every step: how far back the last output still depends on the input.
+    """The norm of dy_T/dx_t for every step: from how far back inputs still influence the last output.
 
-    The effective receptive field of Luo et al. 2016 (arXiv 1701.04128), in time.
+    The effective receptive field of Luo et al. 2016 (arXiv 1701.04128), over time.
 
     Args:
       cell: any cell that reads floating features, the first leaf of xs.
@@ -257,7 +257,7 @@ def receptive_field(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Array
     """
     x = features(xs)
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"receptive_field differentiates by the inputs, expected a floating dtype, got {x.dtype}")
+        raise TypeError(f"receptive_field differentiates with respect to floating inputs, got {x.dtype}")
 
     def last(x):
         return unroll(cell, params, carry, with_features(xs, x), method="scan")[1][-1]
@@ -269,5 +269,5 @@ def receptive_field(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Array
         cotangent = jnp.broadcast_to(one_hot.reshape(1, *y.shape[1:]), y.shape)
         return jnp.square(_norms(pull(cotangent), 2))
 
-    # One output after the other, so that the memory is that of one gradient.
+    # One output at a time, so that the memory is that of one gradient.
     return jnp.sqrt(jax.lax.map(squares, jnp.eye(outputs, dtype=y.dtype)).sum(0))

@@ -1,8 +1,8 @@
-"""What a carry holds, and for how long: decay of each unit, use of the gates, dimensions of the path."""
+"""Memory of the carry: decay of each unit, saturation of the gates, dimension of the trajectory."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.extend.core as jex
@@ -16,7 +16,7 @@ from seqjax.unrolling import unroll
 
 
 class Saturation(NamedTuple):
-    """How often a gate is as good as closed and as good as open, for each of its units.
+    """How often a gate is nearly closed and nearly open, for each of its units.
 
     Attributes:
       low: the share of steps and sequences with an activation below `eps`, [H].
@@ -41,7 +41,7 @@ def _path(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Tree, Car
 
 @partial(jax.jit, static_argnames="cell")
 def trajectory(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Carry:
-    """The carries h_1 ... h_T that the inputs xs [T, B, ...] lead through: a tree as the carry, leaves [T, B, ...].
+    """The carries h_1 ... h_T for inputs xs [T, B, ...]: a tree like the carry, leaves [T, B, ...].
 
     Example:
       >>> cell = seqjax.cells.rnn(1, lambda u: u, w_h=seqjax.initializers.identity(0.5))  # h' = h / 2 + input
@@ -52,40 +52,40 @@ def trajectory(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Carry:
     return _path(cell, params, carry, xs)[2]
 
 
-def _kept(gated: Gated, params: Params, carry: Carry, z: Tree) -> Carry:
-    """The direct derivative of each leaf of the next carry by the same leaf, the products u held fixed."""
+def _direct_derivative(gated: Gated, params: Params, carry: Carry, z: Tree) -> Carry:
+    """The derivative of each leaf of the next carry with respect to itself, the products u held fixed."""
     us = ()
     for stage, w in zip(gated.stages, gated.weights(params), strict=True):
         us = (*us, matmul(stage(carry, z, us), w))
     leaves, treedef = jax.tree.flatten(carry)
 
-    def along(i):
+    def of_leaf(i):
         tangent = [jnp.ones_like(leaf) if j == i else jnp.zeros_like(leaf) for j, leaf in enumerate(leaves)]
         _, out = jax.jvp(lambda h: gated.gates(h, z, us), (carry,), (treedef.unflatten(tangent),))
         return jax.tree.leaves(out)[i]
 
-    return treedef.unflatten([along(i) for i in range(len(leaves))])
+    return treedef.unflatten([of_leaf(i) for i in range(len(leaves))])
 
 
 @partial(jax.jit, static_argnames="cell")
 def half_lives(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Carry:
-    """The steps after which half of what a unit holds is left, by its gates alone.
+    """The number of steps after which half of what a unit holds is left, considering only its gates.
 
         a_t = dh_t/dh_{t-1} of the unit, matrix products held fixed;   half life = log 2 / -mean_t log |a_t|
 
-    a_t is the forget gate of an LSTM (leaf c) and the update gate of a GRU; Mahto et al. 2021 (arXiv 2009.12727) read
-    time scales of language from it. A leaf that no gate keeps, h of an LSTM or of a simple network, has half life 0;
-    a unit that does not decay, inf.
+    a_t is the forget gate of an LSTM (leaf c) and the update gate of a GRU; Mahto et al. 2021 (arXiv 2009.12727) derive
+    time scales of language from it. A leaf that no gate keeps, h of an LSTM or of a simple network, has half life 0; a
+    unit that does not decay, inf.
 
     Args:
-      cell: a cell with the hint `gated` or `affine`, or a stack of such.
+      cell: a cell with the hint `gated` or `affine`, or a stack of such cells.
       params: its params.
       carry: the carry before the first step, leaves [B, ...].
       xs: inputs [T, B, ...].
 
     Returns:
-      A tree as the carry, leaves [B, ...]; one in the place of each `Complex`. Where the arithmetic around the
-      products mixes units (a normalization of the carry), the derivative is that by all of them at once.
+      A tree like the carry, leaves [B, ...]; one leaf for each `Complex`. Where the arithmetic around the products
+      mixes units (a normalization of the carry), a_t is the sum of the derivatives with respect to all units.
 
     Raises:
       ValueError: for a cell without these hints.
@@ -93,7 +93,7 @@ def half_lives(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Carry:
     Example:
       >>> cell = seqjax.cells.lstm(1, b=seqjax.initializers.gate_bias(forget=3.0))
       >>> params = cell.init(jax.random.key(0), 1)
-      >>> params = {name: w if name == "b" else 0 * w for name, w in params.items()}  # gates that nothing moves
+      >>> params = {name: w if name == "b" else 0 * w for name, w in params.items()}  # constant gates
       >>> found = seqjax.diagnostics.half_lives(cell, params, cell.initial_carry(params, (1,)), jnp.ones((5, 1, 1)))
       >>> found.h.item(), round(found.c.item(), 1)  # log 2 / -log sigmoid(3)
       (0.0, 14.3)
@@ -104,31 +104,28 @@ def half_lives(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Carry:
             found.append(half_lives(layer, p, c, xs))
             _, xs = unroll(layer, p, c, xs, method="scan")
         return tuple(found)
-    gated: Any = cell.gated
-    affine: Any = cell.affine
-    if not (gated or affine):
-        raise ValueError("half_lives needs a cell with the hint gated or affine, which say what the gates keep")
-
-    def kept(carry, z):
-        return affine(params, z)[0] if affine else _kept(gated, params, carry, z)
-
     zs, before, _ = _path(cell, params, carry, xs)
+    if cell.affine is not None:
+        decays = over_time(lambda z, affine=cell.affine: affine(params, z)[0], zs)
+    elif cell.gated is not None:
+        decays = over_time(partial(_direct_derivative, cell.gated, params), before, zs)
+    else:
+        raise ValueError("half_lives needs a cell with the hint gated or affine, which define what the gates keep")
 
     def half_life(a):
         size = jnp.hypot(a.re, a.im) if is_complex(a) else jnp.abs(a)
         rate = -jnp.log(size).mean(0)
         return jnp.where(rate > 0, jnp.log(2.0).astype(rate.dtype) / rate, jnp.inf)
 
-    decays = over_time(kept, before, zs)
     return jax.tree.map(half_life, decays, is_leaf=is_complex)
 
 
-# Primitives that only hold a program; what is inside a loop or a branch is not looked at.
+# Primitives that only wrap a program; the programs of loops and branches are not searched.
 _CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call", "custom_vjp_call")
 
 
 def _sigmoids(f: Callable) -> Callable[..., tuple[Array, ...]]:
-    """`f`, giving the values of all logistic sigmoids that it computes, in the order of its program."""
+    """`f`, returning the values of all logistic sigmoids that it computes, in the order of its program."""
 
     def run(*args):
         found = []
@@ -166,20 +163,20 @@ def gate_saturation(
 ) -> tuple[Saturation, ...]:
     """How often the gates are saturated (Karpathy, Johnson & Fei-Fei 2015, arXiv 1506.02078).
 
-    The gates are the logistic sigmoids that projection and transition of a step compute, whatever the cell: they are
-    read from its program, in the order of that program. (An LSTM here computes forget, input, output; a GRU reset,
-    update.) Gates of another form (a hard sigmoid, the exponential of a log_sigmoid) are not seen, nor are those of the
-    readout, or inside of a loop or branch.
+    The gates are the logistic sigmoids in the projection and the transition of any cell: they are read from its
+    program, in program order. (An LSTM here computes forget, input, output; a GRU reset, update.) Gates of another form
+    (a hard sigmoid, the exponential of a log_sigmoid) are not found, nor are those in the readout, or inside a loop or
+    branch.
 
     Args:
       cell: any cell.
       params: its params.
       carry: the carry before the first step, leaves [B, ...].
       xs: inputs [T, B, ...].
-      eps: what counts as saturated.
+      eps: the distance from 0 or 1 below which a gate counts as saturated.
 
     Returns:
-      One `Saturation` a gate, averaged over steps and sequences; none for a cell without sigmoids.
+      One `Saturation` per gate, averaged over steps and sequences; none for a cell without sigmoids.
 
     Example:
       >>> cell = seqjax.cells.lstm(4, b=seqjax.initializers.gate_bias(forget=100.0))
@@ -204,10 +201,10 @@ def gate_saturation(
 
 @jax.jit
 def participation_ratio(states: Array) -> Array:
-    """How many dimensions the states fill: `tr(C)^2 / tr(C^2)`, C [H, H] their covariance.
+    """The effective number of dimensions of the states: `tr(C)^2 / tr(C^2)`, C [H, H] their covariance.
 
     Rajan, Abbott & Sompolinsky 2010; Gao et al. 2017, "A theory of multineuronal dimensionality, dynamics and
-    measurement". 1 for states on a line, H where all directions vary alike.
+    measurement". 1 for states on a line, H if all directions have the same variance.
 
     Args:
       states: [..., H], at least two that differ (nan otherwise), such as a leaf [T, B, H] of `trajectory`.

@@ -1,7 +1,7 @@
-"""The Jacobians dh_t/dh_{t-1} of a recurrence, what their product stretches and shrinks, and how chaotic it is.
+"""The Jacobians dh_t/dh_{t-1} of a recurrence, the singular values of their product, and Lyapunov exponents.
 
-All functions work on each sequence by itself: inputs have exactly one batch axis, and so has a `Const` among them.
-N is the number of numbers in the carry of one sequence, over all leaves.
+All functions treat each sequence separately: inputs have exactly one batch axis, and so does a `Const` among them.
+N is the number of entries in the carry of one sequence, over all leaves.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from seqjax.arrays import Array, Carry, Key, Params, Tree
 from seqjax.core import Cell, Const, is_const, project_all, scan_const
 from seqjax.solvers.scan import length
 
-# One matrix after the other, under `vmap` too, for the reason that `initializers.orthogonal` gives.
+# One matrix at a time, under `vmap` too, for the reason given in `initializers.orthogonal`.
 _qr = jax.custom_batching.sequential_vmap(lambda a: tuple(jnp.linalg.qr(a)))
 _svd = jax.custom_batching.sequential_vmap(lambda a: jnp.linalg.svd(a, compute_uv=False))
 
@@ -25,20 +25,20 @@ def _matmul(a: Array, b: Array) -> Array:
 
 
 def each_sequence(f: Callable, xs: Tree, out_axes: int) -> Callable:
-    """`f(carry, xs [T, ...], ...)` over the batch axis, the second of xs and the first of everything else."""
+    """`f(carry, xs [T, ...], ...)`, mapped over the batch axis: the second of xs and the first of all else."""
     axes = jax.tree.map(lambda leaf: Const(0) if is_const(leaf) else 1, xs, is_leaf=is_const)
     return lambda carry, xs, *rest: jax.vmap(f, (0, axes, *(0 for _ in rest)), out_axes)(carry, xs, *rest)
 
 
 def _flat(cell: Cell, params: Params, carry: Carry, z: Tree) -> tuple[Array, Callable, Callable]:
-    """The carry as a vector [N], the transition on such vectors, and the way back."""
+    """The carry as a vector [N], the transition on such vectors, and the inverse of the flattening."""
     h, unravel = ravel_pytree(carry)
     return h, lambda h: ravel_pytree(cell.transition(params, unravel(h), z))[0], unravel
 
 
 @partial(jax.jit, static_argnames="cell")
 def step_jacobians(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Array:
-    """The Jacobian dh_t/dh_{t-1} of every step, along the path that the inputs give.
+    """The Jacobian dh_t/dh_{t-1} of every step, along the trajectory that the inputs determine.
 
     Args:
       cell: any cell.
@@ -47,7 +47,7 @@ def step_jacobians(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Array:
       xs: inputs [T, B, ...].
 
     Returns:
-      [T, B, N, N], rows for h_t and columns for h_{t-1}, the leaves of the carry one after the other.
+      [T, B, N, N], rows for h_t and columns for h_{t-1}, the leaves of the carry concatenated.
 
     Example:
       >>> cell = seqjax.cells.rnn(2, lambda u: u)  # linear: every Jacobian is the recurrent matrix, transposed
@@ -83,19 +83,19 @@ def singular_values(matrices: Array) -> Array:
 
 @partial(jax.jit, static_argnames="sweeps")
 def product_spectrum(jacobians: Array, *, sweeps: int = 8) -> Array:
-    """Logarithms of the singular values of the product J_T ... J_1, the whole way from h_0 to h_T.
+    """Logarithms of the singular values of the product J_T ... J_1, the Jacobian of h_T with respect to h_0.
 
         J_t Q_{t-1} = Q_t R_t for all t;   then the same with R_T^T, ..., R_1^T in place of J_1, ..., J_T;   and so on
 
-    The product is never formed, in which all but the largest values would be lost to rounding after a few steps: the
-    factors become diagonal, and the logarithms of their diagonals add up (Stewart 1995, "On graded QR decompositions of
-    products of matrices"; Dieci & Elia 2008, "SVD algorithms to approximate spectra of dynamical systems"). Two values
-    at a ratio r come apart as r^(2 sweeps). Those so close that they have not stay within their own range, and their
-    sum is right always.
+    The product itself, in which all but the largest values would be lost to rounding after a few steps, is never
+    formed: the factors become diagonal, and the logarithms of their diagonals add up (Stewart 1995, "On graded QR
+    decompositions of products of matrices"; Dieci & Elia 2008, "SVD algorithms to approximate spectra of dynamical
+    systems"). Two values with the ratio r separate as r^(2 sweeps). Values too close to have separated stay between the
+    smallest and the largest of them, and their sum is always right.
 
     Args:
       jacobians: [T, ..., N, N], as from `step_jacobians`.
-      sweeps: how many.
+      sweeps: the number of QR sweeps.
 
     Returns:
       [..., N], in descending order; of a singular product the last ones are -inf, or as low as rounding allows.
@@ -127,24 +127,24 @@ def product_spectrum(jacobians: Array, *, sweeps: int = 8) -> Array:
 def lyapunov_exponents(
     key: Key, cell: Cell, params: Params, carry: Carry, xs: Tree, *, count: int | None = None, discard: int = 0
 ) -> Array:
-    """Lyapunov exponents: the mean rates at which small deviations of the carry grow, per step.
+    """Lyapunov exponents: the mean rates per step at which small deviations of the carry grow.
 
         J_t Q_{t-1} = Q_t R_t,   exponent_i = mean_t log |R_t[i, i]|
 
-    Benettin et al. 1980; for recurrent networks Engelken, Wolf & Abbott 2020 (arXiv 2006.02427). A positive exponent is
-    chaos: without input a random tanh network has one where its gain is above 1 (`initializers.critical`).
+    Benettin et al. 1980; for recurrent networks Engelken, Wolf & Abbott 2020 (arXiv 2006.02427). A positive exponent
+    means chaos: without input a random tanh network has one if its gain is above 1 (`initializers.critical`).
 
     Args:
-      key: for the first directions Q_0.
+      key: for the initial directions Q_0.
       cell: any cell.
       params: its params.
       carry: the carry before the first step, leaves [B, ...].
-      xs: inputs [T, B, ...]; of zeros for the system by itself.
-      count: how many exponents, the largest; default: all N. Each costs one tangent a step, and no Jacobian is formed.
-      discard: steps at the start that are not counted, while carry and directions settle.
+      xs: inputs [T, B, ...]; zeros for the autonomous system.
+      count: how many of the largest exponents; by default all N. Each costs a tangent per step; no Jacobian is formed.
+      discard: steps at the start that are left out, while carry and directions settle.
 
     Returns:
-      [B, count], in descending order, natural logarithms; -inf where a direction is lost altogether.
+      [B, count], in descending order, natural logarithms; -inf where a direction is lost completely.
 
     Raises:
       ValueError: unless `0 < count <= N` and `0 <= discard < T`.
@@ -158,13 +158,13 @@ def lyapunov_exponents(
       [-0.693, -0.693]
     """
     if not 0 <= discard < length(xs):
-        raise ValueError(f"lyapunov_exponents discards fewer than all {length(xs)} steps, got discard = {discard}")
+        raise ValueError(f"lyapunov_exponents can discard fewer than all {length(xs)} steps, got discard = {discard}")
 
     def single(carry, xs, key):
         h, _ = ravel_pytree(carry)
         directions = h.size if count is None else count
         if not 0 < directions <= h.size:
-            raise ValueError(f"a carry of {h.size} numbers has as many exponents, got count = {count}")
+            raise ValueError(f"a carry of {h.size} numbers has 1 to {h.size} exponents, got count = {count}")
 
         def body(state, z):
             carry, q = state

@@ -1,4 +1,4 @@
-"""Ways to obtain a recurrent network's gradient, behind one interface."""
+"""Estimators of a recurrent network's gradient, behind one interface."""
 
 from seqjax.gradients.adaptive import adaptive_truncation
 from seqjax.gradients.comparison import Comparison, compare, stream_gradient

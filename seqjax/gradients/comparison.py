@@ -1,4 +1,4 @@
-"""What an estimator of the gradient is worth: its direction, size, bias, variance, and what it costs."""
+"""The quality of a gradient estimator: direction, size, bias and variance, and its cost."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -17,16 +17,16 @@ from seqjax.solvers.scan import length
 
 
 class Comparison(NamedTuple):
-    """An estimator's gradient g against that of full BPTT, r.
+    """An estimator's gradient g compared with that of full BPTT, r.
 
     Attributes:
-      cosine: mean over the draws of `<g, r> / (|g| |r|)`.
-      norm_ratio: mean over the draws of `|g| / |r|`.
-      bias: `|mean g - r| / |r|`; over n draws of an estimator without bias it is about sqrt(variance / n).
+      cosine: the mean over the draws of `<g, r> / (|g| |r|)`.
+      norm_ratio: the mean over the draws of `|g| / |r|`.
+      bias: `|mean g - r| / |r|`; over n draws of an unbiased estimator it is about sqrt(variance / n).
       variance: `mean |g - mean g|^2 / |r|^2`, 0 for a single draw.
-      seconds: wall clock of one gradient, the least of all draws, without its compilation.
-      temporary_bytes: what the compiled program needs beside its arguments and results, or None where the device does
-        not tell.
+      seconds: wall-clock time of one gradient, the minimum over all draws, without compilation.
+      temporary_bytes: memory of the compiled program beyond its arguments and results, or None where the device does
+        not report it.
     """
 
     cosine: float
@@ -43,12 +43,12 @@ def stream_gradient(
     """The mean of an estimator's gradients over the chunks of a stream, for fixed params.
 
     Args:
-      estimator: any.
-      params: the params.
+      estimator: any estimator.
+      params: the params of its cell.
       carry: the carry before the first step.
       xs: inputs [T, B, ...].
       targets: [T, B, ...].
-      chunk: steps of a chunk, which divide T; None is all.
+      chunk: steps per chunk, a divisor of T; by default T.
 
     Raises:
       ValueError: if the chunks do not divide the stream.
@@ -85,21 +85,21 @@ def compare(
     chunk: int | None = None,
     draws: int = 100,
 ) -> dict[str, Comparison]:
-    """Hold estimators against back-propagation through time over the whole stream, at fixed params.
+    """Compare estimators with back-propagation through time over the whole stream, at fixed params.
 
         compare({"rtrl": rtrl(cell, loss), "uoro": lambda key: uoro(cell, loss, key)}, cell, loss, params, ...)
 
     Args:
-      estimators: by name; one with noise as a function of its key.
+      estimators: by name; a random one as a function of its key.
       cell: the model.
-      loss: as the estimators take it, for [T, B, ...] too.
-      params: its params.
+      loss: that of the estimators; it must also take [T, B, ...].
+      params: those of the model.
       carry: the carry before the first step, leaves [B, ...].
       xs: inputs [T, B, ...].
       targets: [T, B, ...].
       key: PRNG key of the draws.
-      chunk: steps of an update, which divide T; None is all. (The reference sees the stream whole.)
-      draws: gradients of each estimator with noise; one without is run as often for its time, up to 3 times.
+      chunk: steps per update, a divisor of T; by default T. (The reference is over the whole stream.)
+      draws: gradients of each random estimator; a deterministic one is run up to 3 times, for its time.
 
     Returns:
       A `Comparison` for each name.
@@ -129,7 +129,7 @@ def compare(
     reference = jax.jit(lambda *data: stream_gradient(bptt(cell, loss), *data))(*data)
 
     def measure(make: Estimator | Callable[[Key], Estimator], key: Key) -> Comparison:
-        exact = isinstance(make, Estimator)
+        deterministic = isinstance(make, Estimator)
 
         def gradient(key, *data):
             return stream_gradient(make if isinstance(make, Estimator) else make(key), *data, chunk=chunk)
@@ -137,11 +137,11 @@ def compare(
         program = jax.jit(gradient).lower(key, *data).compile()
         memory = program.memory_analysis()
         found, seconds = [], []
-        for one in jax.random.split(key, min(draws, 3) if exact else draws):
+        for one in jax.random.split(key, min(draws, 3) if deterministic else draws):
             start = time.perf_counter()
             found.append(jax.block_until_ready(program(one, *data)))
             seconds.append(time.perf_counter() - start)
-        return _compared(found[:1] if exact else found, reference, min(seconds), memory)
+        return _compared(found[:1] if deterministic else found, reference, min(seconds), memory)
 
     keys = jax.random.split(key, len(estimators))
     return {name: measure(make, one) for (name, make), one in zip(estimators.items(), keys, strict=True)}

@@ -1,4 +1,4 @@
-"""Real-time recurrent learning with an influence that is a Kronecker product: random, and without bias."""
+"""Real-time recurrent learning with a Kronecker-factored influence: random and unbiased."""
 
 from typing import Any, NamedTuple
 
@@ -20,14 +20,13 @@ from seqjax.placement import vary, varying
 
 
 class Kronecker(NamedTuple):
-    """The influence of KF-RTRL, for products of I numbers in all that make G pre-activations.
+    """The influence of KF-RTRL, for products with I inputs in all and G pre-activations in all.
 
     Attributes:
       u: [B, I]; dh_n/dW_ig of the weights is the mean of `u_i a_ng`.
       a: [B, N, G].
-      rest: by name, dh/dW [B, N, *shape] of those params that reach the carry on another way than as weights of a
-        product.
-      key: one key a sequence [B].
+      rest: by name, dh/dW [B, N, *shape] of the params that reach the carry other than as weights of a product.
+      key: one key per sequence [B].
     """
 
     u: Array
@@ -37,12 +36,12 @@ class Kronecker(NamedTuple):
 
 
 class Product(NamedTuple):
-    """One matrix product of a step, `v @ w`, a bias being one more row of w and a 1 in v.
+    """One matrix product of a step, `v @ w`; a bias is one more row of w, and a 1 in v.
 
     Attributes:
       v: [I_k].
       w: [I_k, G_k].
-      columns: where its G_k pre-activations are among all G.
+      columns: the places of its G_k pre-activations among all G.
     """
 
     v: Array
@@ -56,24 +55,24 @@ def kf_rtrl(cell: Cell, loss: Loss, key: Key) -> Estimator:
         u_t = p u_{t-1} + s q v_t,   A_t = dh_t/dh_{t-1} A_{t-1} / p + s D_t / q,   s = a random sign
         dL_t/dW = u_t (x) (dL_t/dh_t A_t) + (the direct part of the readout)
 
-    v_t [I] is what the step multiplies by its weights W (the input, 1 for the bias, the carry), and D_t [N, G] the
-    derivative of h_t by the pre-activations that come of it, so that v_t (x) D_t is dh_t/dW. The mean of u (x) A over
-    the signs is the influence J of `rtrl`. p and q make the norms of what is added equal, which keeps the variance
-    small. Memory B (I + N G), and time of order B N^2 G a step.
+    v_t [I] are the factors that the step multiplies by its weights W (the input, 1 for the bias, the carry), and D_t
+    [N, G] is the derivative of h_t with respect to the resulting pre-activations, so that v_t (x) D_t is dh_t/dW. The
+    mean of u (x) A over the signs is the influence J of `rtrl`. p and q balance the norms of the two terms of each sum,
+    which keeps the variance small. Memory B (I + N G), and time of order B N^2 G per step.
 
-    W is all the weights of the products of a step: that of the input (`Dense`), those of the `gated` hint, and those of
-    all layers of a stack. Products that a cell only adds up have pre-activations in common, as in the paper; those of a
-    GRU, say, have their own. Whatever else reaches the carry (a peephole, a time constant) has its influence kept in
-    full, which is exact; for a whole matrix, such as an embedding, that costs as much as `rtrl`.
+    W comprises the weights of all products of a step: that of the input (`Dense`), those of the `gated` hint, and those
+    of all layers of a stack. Products that a cell only adds to each other share their pre-activations, as in the paper;
+    those of a GRU, for example, do not. For all other params that reach the carry (a peephole, a time constant) the
+    full influence is kept, which is exact; for a whole matrix, such as an embedding, that costs as much as `rtrl`.
 
     Args:
-      cell: a gated model or a stack of such, for inputs with exactly one batch axis; a `Const` among its inputs must
-        have it too.
+      cell: a gated model or a stack of gated cells, for inputs with exactly one batch axis; a `Const` among its inputs
+        must have it too.
       loss: `(ys [B, O], targets [B, ...]) -> losses [B]`.
-      key: PRNG key; the state carries it on.
+      key: PRNG key; the state holds the next one.
 
     Raises:
-      ValueError: for a cell without the `gated` hint, or a layer without it.
+      ValueError: for a cell, or a layer of a stack, without the `gated` hint.
     """
     _check_gated(cell)
 
@@ -84,11 +83,11 @@ def kf_rtrl(cell: Cell, loss: Loss, key: Key) -> Estimator:
             products = _run(cell, params, h, x)[1]
             return _inputs(products), jnp.zeros((sizes.numbers, max(product.columns.stop for product in products)))
 
-        def past_products(params, h, x):
+        def next_carry(params, h, x):
             return jax.tree.leaves(_run(cell, params, h, x)[0])
 
-        # The weights of the products are constants of `_run`, so what is left are the others.
-        reached = dependence(past_products, params, h, x)(np.ones((1, sizes.numbers), bool))
+        # `_run` takes the weights of products as constants, so only the other params are marked.
+        reached = dependence(next_carry, params, h, x)(np.ones((1, sizes.numbers), bool))
         rest = {
             keystr(path): jnp.zeros((sizes.batch, sizes.numbers, *leaf.shape), sizes.dtype)
             for (path, leaf), mark in zip(tree_leaves_with_path(params), reached, strict=False)
@@ -127,7 +126,7 @@ def kf_rtrl(cell: Cell, loss: Loss, key: Key) -> Estimator:
         right = dh @ influence.a
 
         def along(weights):
-            """A number whose gradient has the influence in it, as far as the weights of products make params."""
+            """A number whose gradient by the params contains the influence of the weights of the products."""
             params = step.as_params(weights)
             _, products = _run(cell, params, step.as_carry(dh), step.x)
             ends = np.cumsum([product.v.size for product in products])[:-1]
@@ -148,7 +147,9 @@ def _check_gated(cell: Cell) -> None:
     for layer in cell.layers or ():
         _check_gated(layer)
     if not cell.layers and cell.gated is None:
-        raise ValueError("kf_rtrl needs a cell with the `gated` hint, or a stack of such: this one shows no product")
+        raise ValueError(
+            "kf_rtrl needs a cell with the `gated` hint, or a stack of such: the products of this one are not known"
+        )
 
 
 def _named(params: Params, names: Any) -> dict[str, Array]:
@@ -160,9 +161,9 @@ def _inputs(products: list[Product]) -> Array:
 
 
 def _run(cell: Cell, params: Params, carry: Carry, x: Tree, probe: Array | None = None) -> tuple[Carry, list[Product]]:
-    """One transition of one sequence, with `probe` [G] added to its pre-activations; and its products.
+    """One transition of one sequence, with `probe` [G] added to its pre-activations, and its products.
 
-    The weights of the products are constants of the carry.
+    The carry has no gradient with respect to the weights of the products.
     """
     found: list[Product] = []
 
@@ -200,7 +201,7 @@ def _open(z: Tree, product: Any) -> Tree:
 
 
 def _only_added(gated: Gated, params: Params, carry: Carry, z: Tree) -> bool:
-    """Whether the one product of the carry is added to the one of the input, and neither is used for anything else."""
+    """Whether the one product of the carry is added to that of the input, and neither is used in another way."""
     denses = [leaf for leaf in jax.tree.leaves(z, is_leaf=is_dense) if is_dense(leaf)]
     weights = [*(leaf.w.value for leaf in denses), *gated.weights(params)]
     if len(denses) != 1 or len(gated.stages) != 1 or weights[0].shape[1] != weights[1].shape[1]:

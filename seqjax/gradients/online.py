@@ -1,4 +1,4 @@
-"""Gradients that run forward in time, with the network: no past is stored."""
+"""Gradients computed forward in time, along with the network: no history is stored."""
 
 import math
 from collections.abc import Callable
@@ -16,22 +16,22 @@ from seqjax.solvers.scan import length
 
 
 class Influence(NamedTuple):
-    """State of real-time recurrent learning and its kin.
+    """State of real-time recurrent learning and its variants.
 
     Attributes:
       carry: the carry, leaves [B, ...].
       influence: what is kept of dh/dW [N, P] of each sequence, for N numbers in the carry and P in the params; in
         `rtrl` all of it, [B, N, P].
-      pattern: what the sequences share; nothing in `rtrl`.
+      pattern: what all sequences share; nothing in `rtrl`.
     """
 
     carry: Carry
-    influence: Any
-    pattern: Any = ()
+    influence: Tree
+    pattern: Tree = ()
 
 
 class Sizes(NamedTuple):
-    """What an influence is made for: B sequences, N numbers in a carry, P in the params, and the dtype of sums."""
+    """The sizes of an influence: B sequences, N numbers in a carry, P in the params; and the dtype of sums."""
 
     batch: int
     numbers: int
@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step of one sequence, on flat vectors.
+    """One step of one sequence, on flattened vectors.
 
     Attributes:
       weights: [P], the params, in the dtype of sums.
@@ -65,15 +65,16 @@ def forward_mode(
     pull: Callable[[Step, Array, Any, Any], Array],
     signal: Callable[[Params, Array, Any], Array] = lambda direct, dh, pattern: dh,
 ) -> Estimator:
-    """An estimator that carries an influence along, sequence by sequence on flat vectors.
+    """An estimator that propagates an influence forward in time, on flattened vectors, mapped over the sequences.
 
     Args:
       cell: the model, for inputs with exactly one batch axis.
       loss: `(ys [B, O], targets [B, ...]) -> losses [B]`.
-      start: `(params, carry, xs, sizes) -> (influence, leaves [B, ...]; pattern)`.
+      start: `(params, carry, xs, sizes) -> (influence, pattern)`; the leaves of the influence are [B, ...].
       advance: `(step, h [N], influence, pattern) -> (h, influence)`.
-      pull: `(step, dL/dh [N], influence, pattern) -> dL/dW [P]`, the part that comes through the carry.
-      signal: `(the direct part of dL/dW, a tree like params; dL/dh [N]; pattern) -> [N]`, what goes for dL/dh.
+      pull: `(step, dL/dh [N], influence, pattern) -> dL/dW [P]`, the part of the gradient through the carry.
+      signal: `(direct, dL/dh [N], pattern) -> [N]`, the learning signal in place of dL/dh; `direct` is the direct part
+        of dL/dW, a tree like params.
     """
 
     def init(params, carry, xs):
@@ -88,7 +89,6 @@ def forward_mode(
         weights, as_tree, as_params = widen(params)
 
         def step(carry, influence, x, target):
-            """One step of one sequence."""
             h, as_carry = ravel_pytree(carry)
 
             def transition(weights, h):
@@ -101,11 +101,11 @@ def forward_mode(
                 z = open_dense(cell.project(params, x))
                 return loss(cell.readout(params, as_carry(h), z), target)
 
-            one = Step(weights, x, as_params, as_carry, transition)
-            h, influence = advance(one, h, influence, state.pattern)
+            flat = Step(weights, x, as_params, as_carry, transition)
+            h, influence = advance(flat, h, influence, state.pattern)
             value, (direct, dh) = jax.value_and_grad(step_loss, (0, 1))(weights, h)
             dh = signal(as_tree(direct), dh, state.pattern)
-            return as_carry(h), influence, value, direct + pull(one, dh, influence, state.pattern)
+            return as_carry(h), influence, value, direct + pull(flat, dh, influence, state.pattern)
 
         def body(sums, inputs):
             carry, influence, total, gradient = sums
@@ -113,8 +113,8 @@ def forward_mode(
             carry, influence, value, grads = jax.vmap(step)(carry, influence, x, target)
             return (carry, influence, total + value.mean(), gradient + grads.mean(0)), None
 
-        nothing = vary((jnp.zeros((), weights.dtype), jnp.zeros_like(weights)), varying(weights))
-        sums = (state.carry, state.influence, *nothing)
+        zeros = vary((jnp.zeros((), weights.dtype), jnp.zeros_like(weights)), varying(weights))
+        sums = (state.carry, state.influence, *zeros)
         (carry, influence, total, gradient), _ = scan_const(body, sums, (xs, targets))
         return total / length(xs), as_params(gradient / length(xs)), Influence(carry, influence, state.pattern)
 
@@ -122,7 +122,7 @@ def forward_mode(
 
 
 def one_step(carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
-    """The shapes of a carry, and of an input, of one step of one sequence."""
+    """The shapes of the carry and of the input, for one step of one sequence."""
     timed, merge = split_const(xs)
 
     def first(tree):
@@ -132,7 +132,7 @@ def one_step(carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
 
 
 def widen(params: Params) -> tuple[Array, Callable[[Array], Params], Callable[[Array], Params]]:
-    """The params as a vector in the dtype of sums, and as a tree again: in that dtype, and in their own."""
+    """The params as a vector in the dtype of sums, and its inverses: trees in that dtype, and in the params' own."""
     narrow, as_params = ravel_pytree(params)
     wide, as_tree = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(carry_dtype(leaf.dtype)), params))
     return wide, as_tree, lambda weights: as_params(weights.astype(narrow.dtype))
@@ -145,7 +145,7 @@ def rtrl(cell: Cell, loss: Loss) -> Estimator:
 
     For fixed params the gradients of all chunks add up to that of BPTT over the whole stream: nothing is truncated.
     When the params change between chunks, J keeps the influence of the old ones. Memory B N P and time of order
-    B N^2 P a step (P is of order N^2): for small networks and for checking others.
+    B N^2 P per step (P is of order N^2): for small networks, and for checking other estimators.
 
     Args:
       cell: the model, for inputs with exactly one batch axis; a `Const` among its inputs must have it too.

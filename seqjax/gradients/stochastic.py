@@ -1,4 +1,4 @@
-"""Gradients with noise and without bias: the mean over many draws is that of back-propagation through time."""
+"""Unbiased stochastic gradients: their mean over many draws is that of back-propagation through time."""
 
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ class RankOne(NamedTuple):
     Attributes:
       h: [B, N].
       w: [B, P].
-      key: one key a sequence [B].
+      key: one key per sequence [B].
     """
 
     h: Array
@@ -35,13 +35,13 @@ def uoro(cell: Cell, loss: Loss, key: Key) -> Estimator:
         h~_t = p dh_t/dh_{t-1} h~_{t-1} + q nu_t,   w~_t = w~_{t-1} / p + nu_t^T dh_t/dW / q
         dL_t/dW = (dL_t/dh_t h~_t) w~_t + (the direct part of the readout)
 
-    The mean of h~ w~^T over the signs is the influence J of `rtrl`. p and q make the norms of what is added equal,
-    which keeps the variance small. Memory B (N + P), and the time of a few steps a step.
+    The mean of h~ w~^T over the signs is the influence J of `rtrl`. p and q balance the norms of the two terms of each
+    sum, which keeps the variance small. Memory B (N + P), and the time of a few steps of the network per step.
 
     Args:
       cell: the model, for inputs with exactly one batch axis; a `Const` among its inputs must have it too.
       loss: `(ys [B, O], targets [B, ...]) -> losses [B]`.
-      key: PRNG key; the state carries it on.
+      key: PRNG key; the state holds the next one.
     """
 
     def start(params, carry, xs, sizes):
@@ -68,35 +68,35 @@ def uoro(cell: Cell, loss: Loss, key: Key) -> Estimator:
 
 
 def balance(a: Array, b: Array) -> Array:
-    """The p for which `a / p` and `p b` have the same norm; some positive number where one of them is 0."""
-    # Any will do where both are 0, but not one that is infinite.
+    """The p for which `a / p` and `p b` have the same norm; some positive number where one of the norms is 0."""
+    # Where both are 0 any p is right, as long as it is finite.
     small = jnp.asarray(1e-12, a.dtype)
     return jnp.sqrt((jnp.linalg.norm(a) + small) / (jnp.linalg.norm(b) + small))
 
 
 class Stream(NamedTuple):
-    """State of randomly truncated back-propagation: the carry, and the key of what is to come."""
+    """State of randomly truncated back-propagation: the carry, and the key of the next chunks."""
 
     carry: Carry
     key: Key
 
 
 def artbp(cell: Cell, loss: Loss, rate: float, key: Key) -> Estimator:
-    """Randomly truncated back-propagation without bias (Tallec & Ollivier 2017, arXiv 1705.08209).
+    """Unbiased randomly truncated back-propagation (Tallec & Ollivier 2017, arXiv 1705.08209).
 
         dL/dW = sum_t dL_t/dh_t  sum_{k <= t} (prod_{k < j <= t} r_j dh_j/dh_{j-1})  dh_k/dW
         r_j = 0 with probability rate, otherwise 1 / (1 - rate)
 
-    for each sequence and step anew, so that the mean over r is the gradient of `bptt`, and so are its chunks: between
-    chunks the state goes on and the gradient does not. Rate 0 is BPTT. On average a gradient reaches 1 / rate
-    steps back. Memory is that of the chunk nonetheless, since a compiled program cannot free what chance does not
-    need: the estimator is here for its variance.
+    independently for each sequence and step, so that the mean over r is the gradient of `bptt`, chunk by chunk: the
+    state is passed from one chunk to the next, the gradient is not. Rate 0 is BPTT. On average a gradient reaches
+    1 / rate steps back. The memory is nevertheless that of the whole chunk, since a compiled program cannot free what a
+    draw does not need: the estimator is here for the study of its variance.
 
     Args:
       cell: the model.
       loss: `(ys [T, B, O], targets [T, B, ...]) -> losses [T, B]`.
-      rate: the probability to truncate at a step, in [0, 1).
-      key: PRNG key; the state carries it on.
+      rate: the probability of truncation at a step, in [0, 1).
+      key: PRNG key; the state holds the next one.
 
     Raises:
       ValueError: for a rate outside [0, 1).
@@ -108,7 +108,7 @@ def artbp(cell: Cell, loss: Loss, rate: float, key: Key) -> Estimator:
     def scaled(carry, r):
         def scale(leaf):
             factor = jnp.broadcast_to(r.reshape(r.shape + (1,) * (leaf.ndim - r.ndim)), leaf.shape)
-            # The second term is 0; its derivative makes the whole r.
+            # The second term is 0; with its derivative, that of the sum is r.
             return leaf + (factor.astype(leaf.dtype) - 1) * (leaf - jax.lax.stop_gradient(leaf))
 
         return jax.tree.map(scale, carry)
@@ -138,7 +138,7 @@ class Particles(NamedTuple):
     Attributes:
       carries: of the particles, leaves [2, M, B, ...]: those with the noise added, and those with it subtracted.
       noise: [M, P], the sum of the noise that each pair has seen.
-      key: of the noise to come.
+      key: of the noise of the next chunks.
     """
 
     carries: Carry
@@ -147,22 +147,22 @@ class Particles(NamedTuple):
 
 
 def persistent_evolution(cell: Cell, loss: Loss, key: Key, *, pairs: int = 32, sigma: float = 0.01) -> Estimator:
-    """Persistent evolution strategies (Vicol, Metz & Sohl-Dickstein 2021, arXiv 2112.13835), no back-propagation.
+    """Persistent evolution strategies (Vicol, Metz & Sohl-Dickstein 2021, arXiv 2112.13835): no backward pass.
 
         eps_i ~ N(0, sigma^2),   xi_i = xi_i + eps_i
         dL/dW = 1 / (M sigma^2) sum_i xi_i (L(W + eps_i) - L(W - eps_i)) / 2
 
-    Each of M antithetic pairs runs on with carries of its own, under new noise at every chunk; since xi sums up all
-    the noise that a carry has seen, chunks are not truncations. The mean over the noise is the gradient of a loss that
-    is smoothed by it: for a fixed W, the mean over all chunks goes to that of BPTT over the stream as sigma goes to 0.
-    Its variance grows with the number of chunks since `init` and of params. Memory of 2 M carries. Params of
-    16 bits would round the noise away, so it is added to them, and the chunk run, in float32.
+    Each of M antithetic pairs keeps carries of its own, under new noise in every chunk; since xi accumulates all the
+    noise that a carry has seen, chunks are not truncations. The mean over the noise is the gradient of a loss smoothed
+    by it: for a fixed W, the mean over all chunks tends to that of BPTT over the stream as sigma tends to 0. The
+    variance grows with the number of chunks since `init` and with the number of params. Memory of 2 M carries. Params
+    of 16 bits would round the noise away, so the noise is added, and the chunk run, in float32.
 
     Args:
       cell: the model.
       loss: `(ys [T, B, O], targets [T, B, ...]) -> losses [T, B]`.
-      key: PRNG key; the state carries it on.
-      pairs: M, which the whole batch shares.
+      key: PRNG key; the state holds the next one.
+      pairs: M, shared by the whole batch.
       sigma: standard deviation of the noise on the params.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Which inputs of a function reach which outputs, read from its program and not from its numbers.
+"""Which inputs of a function influence which outputs, derived from its program rather than from its values.
 
-A derivative that happens to be 0 at one point (a unit of a ReLU that is off, a step that is masked) is no structure.
+A derivative that happens to be 0 at one point (an inactive ReLU, a masked step) is not a structural zero.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ ELEMENTWISE = frozenset(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp complex conj convert_element_type copy
     cos cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log log1p
     logistic lt max min mul ne neg nextafter not or pow real reduce_precision rem round rsqrt select_n sign sin sinh
-    sqrt square sub tan tanh xor""".split()  # noqa: SIM905  a list of them would fill a page
+    sqrt square sub tan tanh xor""".split()  # noqa: SIM905  one per line, they would fill a page
 )
 CALLS = frozenset(
     ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", "remat2")
@@ -30,9 +30,9 @@ def dependence(f: Callable[..., list], *args: Any) -> Callable[[np.ndarray], lis
       args: its arguments; only shapes and dtypes are used.
 
     Returns:
-      `reach(seeds bool [C, N])`: for each leaf of the arguments, bool [C, size]: true where the number may change one
-      of the outputs of the seed. It may say true too often (an operation that it does not know is taken to mix all
-      with all), never too rarely. A product with a constant that f brings along knows the zeros of the constant.
+      `reach(seeds bool [C, N])`: for each leaf of the arguments, bool [C, size]: true where the number may influence
+      one of the outputs marked by the seed. It is conservative: true where in doubt (an unknown operation is assumed to
+      mix all its operands). In a product with a constant that f closes over, the zeros of the constant count.
     """
     closed = jax.make_jaxpr(f)(*args)
     ends = np.cumsum([int(np.prod(aval.shape)) for aval in closed.out_avals])[:-1]
@@ -66,7 +66,7 @@ def _backward(jaxpr: Any, consts: Any, outs: list[np.ndarray]) -> list[np.ndarra
 
 
 def _to_shape(mark: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The mark of an operand of which an axis of size 1, or a single number, goes with all."""
+    """The mark of an operand that was broadcast: reduced over the axes that have size 1 in it, or are missing."""
     if not shape:
         return np.asarray(mark.reshape(len(mark), -1).any(1))
     return np.asarray(mark.any(tuple(1 + i for i, n in enumerate(shape) if n != mark.shape[1 + i]), keepdims=True))
@@ -84,7 +84,10 @@ def _rule(eqn: Any, cots: list[np.ndarray], nonzero: dict) -> list[np.ndarray]:
     if name == "stop_gradient":
         return [np.zeros_like(cot)]
     if name == "mul":
-        return [_to_shape(cot & other, own) for own, other in zip(shapes, reversed(_of(eqn, nonzero)), strict=True)]
+        return [
+            _to_shape(cot & other, own)
+            for own, other in zip(shapes, reversed(_operands_nonzero(eqn, nonzero)), strict=True)
+        ]
     if name in ELEMENTWISE and all(len(own) in (0, cot.ndim - 1) for own in shapes):
         return [_to_shape(cot, own) for own in shapes]
     if name in ("reshape", "squeeze", "expand_dims"):
@@ -115,9 +118,9 @@ def _rule(eqn: Any, cots: list[np.ndarray], nonzero: dict) -> list[np.ndarray]:
     if name.startswith("reduce_") and "axes" in params:
         return [np.broadcast_to(np.expand_dims(cot, tuple(1 + i for i in params["axes"])), (count, *shape))]
     if name == "dot_general":
-        return _dot_rule(params["dimension_numbers"], _of(eqn, nonzero), cot)
-    anything = np.logical_or.reduce([one.reshape(count, -1).any(1) for one in cots])
-    return [np.broadcast_to(anything.reshape(count, *(1,) * len(own)), (count, *own)) for own in shapes]
+        return _dot_rule(params["dimension_numbers"], _operands_nonzero(eqn, nonzero), cot)
+    any_mark = np.logical_or.reduce([one.reshape(count, -1).any(1) for one in cots])
+    return [np.broadcast_to(any_mark.reshape(count, *(1,) * len(own)), (count, *own)) for own in shapes]
 
 
 def _dot_rule(numbers: Any, factors: list[np.ndarray], cot: np.ndarray) -> list[np.ndarray]:
@@ -143,13 +146,13 @@ def _dot_rule(numbers: Any, factors: list[np.ndarray], cot: np.ndarray) -> list[
 
 
 def _nonzero(jaxpr: Any, consts: Any) -> dict[Any, np.ndarray]:
-    """Where values of a program are not 0 whatever its inputs: those that come from constants, if not everywhere."""
+    """For values of a program that depend on its constants: where they may be nonzero, for any inputs."""
     found = {v: np.asarray(c) != 0 for v, c in zip(jaxpr.constvars, consts, strict=True) if not isinstance(c, Tracer)}
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
-        if not any(_listed(var, found) for var in eqn.invars):
+        if not any(_is_known(var, found) for var in eqn.invars):
             continue
-        masks = _of(eqn, found)
+        masks = _operands_nonzero(eqn, found)
         if name == "mul":
             found[eqn.outvars[0]] = masks[0] & masks[1]
         elif name in ("convert_element_type", "neg", "copy"):
@@ -160,10 +163,10 @@ def _nonzero(jaxpr: Any, consts: Any) -> dict[Any, np.ndarray]:
     return found
 
 
-def _of(eqn: Any, nonzero: dict) -> list[np.ndarray]:
-    """Where the operands of an operation may be other than 0."""
-    return [nonzero[var] if _listed(var, nonzero) else np.ones(var.aval.shape, bool) for var in eqn.invars]
+def _operands_nonzero(eqn: Any, nonzero: dict) -> list[np.ndarray]:
+    """Where the operands of an operation may be nonzero."""
+    return [nonzero[var] if _is_known(var, nonzero) else np.ones(var.aval.shape, bool) for var in eqn.invars]
 
 
-def _listed(var: Any, nonzero: dict) -> bool:
+def _is_known(var: Any, nonzero: dict) -> bool:
     return not isinstance(var, jex.Literal) and var in nonzero

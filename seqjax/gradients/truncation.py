@@ -19,7 +19,7 @@ def bptt(cell: Cell, loss: Loss, *, method: str | Solver = "auto") -> Estimator:
 
         dL/dW = sum_t dL_t/dh_t  sum_{k <= t} (prod_{k < j <= t} dh_j/dh_{j-1})  dh_k/dW
 
-    The state is the carry: it goes on from one chunk to the next, the gradient does not. With whole sequences as chunks
+    The state is the carry: it is passed from one chunk to the next, the gradient is not. With whole sequences as chunks
     this is the full gradient.
 
     Args:
@@ -52,10 +52,10 @@ def bptt(cell: Cell, loss: Loss, *, method: str | Solver = "auto") -> Estimator:
 
 
 class Window(NamedTuple):
-    """State of truncated back-propagation: where the window begins, and the inputs in it that were seen before.
+    """State of truncated back-propagation: the carry at the start of the window, and the earlier inputs in it.
 
     Attributes:
-      carry: the carry at the beginning of the window.
+      carry: the carry before the first step of the window.
       past: the timed leaves of the last k2 - k1 inputs, each [k2 - k1, B, ...]; none where k1 = k2.
       filled: int32 [], how many of them have been seen; the others lie before the start of the stream.
     """
@@ -65,6 +65,16 @@ class Window(NamedTuple):
     filled: Array
 
 
+def check_chunk(name: str, k1: int, xs: Tree) -> None:
+    """Check that xs [T, B, ...] is a chunk of the length that the estimator `name` takes.
+
+    Raises:
+      ValueError: unless T is k1.
+    """
+    if length(xs) != k1:
+        raise ValueError(f"{name} with k1 = {k1} takes chunks of {k1} steps, got {length(xs)}")
+
+
 def truncated_bptt(cell: Cell, loss: Loss, k1: int, k2: int, *, method: str | Solver = "auto") -> Estimator:
     """Truncated back-propagation through time, BPTT(k2; k1) (Williams & Peng 1990; Sutskever 2013, section 2.8.6).
 
@@ -72,8 +82,8 @@ def truncated_bptt(cell: Cell, loss: Loss, k1: int, k2: int, *, method: str | So
 
         dL/dW = mean_{t-k1 < s <= t} dL_s/dh_s  sum_{t-k2 < k <= s} (prod_{k < j <= s} dh_j/dh_{j-1})  dh_k/dW
 
-    The carry k2 steps back is a constant; from there the window is run again with the present params, so that with
-    k1 < k2 each step is run k2/k1 times. k1 = k2 is the usual case, and k1 = k2 = T is BPTT.
+    The carry k2 steps back is a constant; from there the window is run again with the current params, so with k1 < k2
+    each step is run k2/k1 times. k1 = k2 is the usual case, and k1 = k2 = T is BPTT.
 
     Args:
       cell: the model.
@@ -83,11 +93,11 @@ def truncated_bptt(cell: Cell, loss: Loss, k1: int, k2: int, *, method: str | So
       method: as in `unroll`.
 
     Raises:
-      ValueError: unless 1 <= k1 <= k2; in `update`, for a chunk that is not k1 steps long.
+      ValueError: unless 1 <= k1 <= k2; in `init` and `update`, for a chunk that is not k1 steps long.
 
     Example:
       >>> cell = seqjax.cells.rnn(1, lambda u: u, w_x=jax.nn.initializers.ones, w_h=seqjax.initializers.identity())
-      >>> params = cell.init(jax.random.key(0), 1)  # a sum: each input of 1 weighs as many steps as it is away
+      >>> params = cell.init(jax.random.key(0), 1)  # a sum: d loss / d w_x counts the inputs within reach
       >>> xs, targets = jnp.ones((8, 1, 1)), jnp.zeros((8, 1, 1))
       >>> for k2 in (2, 4, 6):
       ...     estimator = seqjax.gradients.truncated_bptt(cell, lambda ys, targets: ys[..., 0], 2, k2)
@@ -104,18 +114,14 @@ def truncated_bptt(cell: Cell, loss: Loss, k1: int, k2: int, *, method: str | So
     plain = bptt(cell, loss, method=method)
     kept = k2 - k1
 
-    def check(xs: Tree) -> None:
-        if length(xs) != k1:
-            raise ValueError(f"truncated_bptt with k1 = {k1} takes chunks of {k1} steps, got {length(xs)}")
-
     def init(params, carry, xs):
-        check(xs)
+        check_chunk("truncated_bptt", k1, xs)
         timed = split_const(xs)[0] if kept else []
         past = [placed_as(jnp.zeros((kept, *leaf.shape[1:]), leaf.dtype), leaf) for leaf in timed]
         return Window(carry, past, jnp.int32(0))
 
     def update(params, state: Any, xs, targets):
-        check(xs)
+        check_chunk("truncated_bptt", k1, xs)
         if kept == 0:
             value, grads, carry = plain.update(params, state.carry, xs, targets)
             return value, grads, state._replace(carry=carry)
@@ -126,7 +132,7 @@ def truncated_bptt(cell: Cell, loss: Loss, k1: int, k2: int, *, method: str | So
         mask = jnp.broadcast_to(seen.reshape(k2, *(1,) * len(batch)), (k2, *batch))
 
         def objective(params):
-            # The next window begins k1 steps later, so the carry there is wanted too.
+            # In two parts, since the next window starts from the carry after the first k1 steps.
             first, rest = (merge([leaf[part] for leaf in window]) for part in (slice(k1), slice(k1, None)))
             begin, ys = unroll(cell, params, state.carry, first, mask=mask[:k1], method=method)
             _, zs = unroll(cell, params, begin, rest, mask=mask[k1:], method=method)

@@ -1,4 +1,4 @@
-"""Affine recurrences in parallel over time, as a prefix."""
+"""Affine recurrences in parallel over time, as a prefix scan."""
 
 from functools import partial
 from typing import Any
@@ -13,14 +13,14 @@ from seqjax.placement import placed_alike
 from seqjax.solvers.autodiff import reverse_mode_only
 from seqjax.solvers.chunks import fitting_chunk, over_chunks
 
-# On a CPU, so many numbers of each array are worked on at a time: they stay in its cache.
+# On a CPU, chunks are sized to hold about this many numbers per array, which stay in its cache.
 CACHED = 2**17
 
-Node = Any  # an array or a `Complex` of two: what one recurrence is about
+Node = Any  # an array or a `Complex`: the operand of one recurrence
 
 
 def sequential() -> bool:
-    """Whether a prefix is run one step after the other: a CPU has too few cores for twice the work to pay."""
+    """Whether a prefix runs one step at a time: a CPU has too few cores for a parallel scan, twice the work, to pay."""
     return jax.default_backend() == "cpu"
 
 
@@ -37,7 +37,7 @@ def _conjugate(value: Node) -> Node:
 
 
 def prefix(a: Node, b: Node, h: Node, reverse: bool = False) -> Node:
-    """`h_t = a_t * h_{t-1} + b_t` for all t, elementwise (or t + 1 in place of t - 1); h is before the first step."""
+    """`h_t = a_t * h_{t-1} + b_t` for all t, elementwise, h before the first step; if `reverse`, with h_{t+1}."""
     if sequential():
 
         def body(h, ab):
@@ -46,32 +46,32 @@ def prefix(a: Node, b: Node, h: Node, reverse: bool = False) -> Node:
 
         return jax.lax.scan(body, h, (a, b), reverse=reverse)[1]
 
-    def after(f, g):
+    def compose(f, g):
         return multiply(f[0], g[0]), _add(multiply(g[0], f[1]), g[1])
 
     first = -1 if reverse else 0
     start = multiply(_at(a, first), h)
     b = jax.tree.map(lambda b, h: b.at[first].add(h), b, start)
-    return jax.lax.associative_scan(after, (a, b), reverse=reverse)[1]
+    return jax.lax.associative_scan(compose, (a, b), reverse=reverse)[1]
 
 
 def matrix_prefix(a: Array, b: Array, reverse: bool = False) -> Array:
-    """`h_t = a_t @ h_{t-1} + b_t` for all t from 0; a [T, ..., n, n], b [T, ..., n]."""
+    """`h_t = a_t @ h_{t-1} + b_t` for all t, from h = 0; a [T, ..., n, n], b [T, ..., n]."""
     product = partial(jnp.einsum, precision="highest")
 
-    def after(f, g):
+    def compose(f, g):
         return product("...ij,...jk->...ik", g[0], f[0]), product("...ij,...j->...i", g[0], f[1]) + g[1]
 
-    return jax.lax.associative_scan(after, (a, b), reverse=reverse)[1]
+    return jax.lax.associative_scan(compose, (a, b), reverse=reverse)[1]
 
 
 def steps_before(first: Node, hs: Node) -> Node:
-    """hs one step later in time: the carry that each step begins with."""
+    """hs shifted by one step: the carry before each step."""
     return jax.tree.map(lambda first, hs: jnp.concatenate([first[None], hs[:-1]]), first, hs)
 
 
 def steps_after(values: Node) -> Node:
-    """values of the next step; 0 after the last."""
+    """values shifted back by one step: those of the step after each; 0 at the last."""
     return jax.tree.map(lambda v: jnp.concatenate([v[1:], jnp.zeros_like(v[:1])]), values)
 
 
@@ -81,7 +81,7 @@ def linear_recurrence(a: Node, b: Node, h: Node) -> Node:
 
     Each of them is an array or a `Complex`.
 
-    Its gradient (reverse mode only) is a recurrence of the same kind, backwards, and needs a and h alone:
+    Its gradient (reverse mode only) is a recurrence of the same kind, backwards in time, and needs only a and h:
 
         lambda_t = g_t + conj(a_{t+1}) lambda_{t+1};   da_t = lambda_t conj(h_{t-1});   db_t = lambda_t
     """
@@ -104,20 +104,20 @@ linear_recurrence.defvjp(_linear_forward, _linear_backward)
 
 
 def associative(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: int | None = None) -> tuple[Carry, Tree]:
-    """Parallel prefix over the affine maps `h -> a_t h + b_t` (Blelloch 1990; Martin & Cundy 2018, arXiv 1709.04057).
+    """Prefix scan over the affine maps `h -> a_t h + b_t` (Blelloch 1990; Martin & Cundy 2018, arXiv 1709.04057).
 
         (a, b) after (a', b')  =  (a a', a b' + b)
 
-    On an accelerator all of time at once, in depth log T. A CPU computes a and b in parallel and the prefix in one
-    pass, for `chunk` steps at a time, as many as its cache holds, and again for the gradient: what is slow is memory.
-    Reverse mode only.
+    On an accelerator over all steps at once, in depth log T. On a CPU, where memory is the bottleneck, a and b are
+    computed in parallel and the prefix in one pass, for `chunk` steps at a time, as many as the cache holds, and again
+    for the gradient. Reverse mode only.
 
     Args:
       cell: a cell with the `affine` hint.
       params: its params.
       carry: the carry before the first step.
       xs: inputs [T, B, D].
-      chunk: steps at a time; by default all of them, but on a CPU so many that an array holds about `CACHED` numbers.
+      chunk: steps at a time; by default all of them, or on a CPU as many as give arrays of about `CACHED` numbers.
 
     Returns:
       `(carry, ys)`, as `unroll`.
@@ -127,12 +127,12 @@ def associative(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: in
     """
     if cell.affine is None:
         raise ValueError('method "associative" needs a cell with the `affine` hint; use "scan"')
-    affine: Any = cell.affine
+    affine = cell.affine
 
     def run(carry, xs):
         zs = project_all(cell, params, xs)
         a, b = over_time(partial(affine, params), zs)
-        # An a that is the same for all sequences is not sharded as they are.
+        # An a that all sequences share is not sharded like them.
         a = jax.tree.map(lambda a, b: placed_alike(a, b)[0], a, b)
         a, b, carry = reverse_mode_only("associative", (a, b, carry))
         hs = jax.tree.map(linear_recurrence, a, b, carry, is_leaf=is_complex)

@@ -1,4 +1,4 @@
-"""Training on sequences too long for memory: chunks of time, each run again for its gradient."""
+"""Training on sequences too long for memory: chunks of time, each of which is recomputed for its gradient."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,16 +11,16 @@ from seqjax.core import scan_const, split_const
 
 
 def fitting_chunk(steps: int, wanted: float) -> int:
-    """The divisor of `steps` nearest to `wanted`, by ratio; `wanted` itself where none is within a factor of 2."""
+    """The divisor of `steps` nearest to `wanted`, by ratio; `wanted` itself if none is within a factor of 2."""
     wanted = min(max(wanted, 1.0), float(steps))
     near = [c for c in range(1, int(2 * wanted) + 1) if steps % c == 0 and 2 * c >= wanted]
     return min(near, key=lambda c: max(c / wanted, wanted / c), default=round(wanted))
 
 
 def default_chunk(steps: int, levels: int = 1, slots: int | None = None) -> int:
-    """The chunk that `checkpointed` takes if it is not told: about T^(1/(levels + 1)) / 2, or slots / 4.
+    """The default chunk of `checkpointed`: about T^(1/(levels + 1)) / 2, or slots / 4.
 
-    A step inside a chunk keeps several times as much as a carry between chunks does, hence the half and the quarter.
+    A step inside a chunk keeps several times as much as a carry between chunks, hence the half and the quarter.
     """
     return fitting_chunk(steps, steps ** (1 / (levels + 1)) / 2 if slots is None else slots / 4)
 
@@ -28,31 +28,36 @@ def default_chunk(steps: int, levels: int = 1, slots: int | None = None) -> int:
 Run = Callable[[Carry, Tree], tuple[Carry, Tree]]
 
 
-def every_border(run: Run, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
-    """A scan of `run` that keeps the carry before each turn, and runs each turn again for its gradient."""
+def recomputing_scan(run: Run, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
+    """A scan of `run` that keeps the carry before each iteration, and recomputes each iteration for its gradient."""
     return scan_const(jax.checkpoint(run), carry, xs)
 
 
 def nested(run: Run, carry: Carry, xs: Tree, levels: int) -> tuple[Carry, Tree]:
-    """`every_border` of loops of `every_border` ..., `levels` deep, each about as long as the others."""
+    """`recomputing_scan` of loops of `recomputing_scan` ..., `levels` deep, all of about the same length."""
     if levels == 1:
-        return every_border(run, carry, xs)
-    turns = split_const(xs)[0][0].shape[0]
-    below = fitting_chunk(turns, turns ** (1 - 1 / levels))
-    return over_chunks(partial(nested, run, levels=levels - 1), carry, xs, below)
+        return recomputing_scan(run, carry, xs)
+    iterations = split_const(xs)[0][0].shape[0]
+    chunk = fitting_chunk(iterations, iterations ** (1 - 1 / levels))
+    return over_chunks(partial(nested, run, levels=levels - 1), carry, xs, chunk)
 
 
 def over_chunks(
-    run: Run, carry: Carry, xs: Tree, chunk: int, loop: Callable[[Run, Carry, Tree], tuple[Carry, Tree]] = every_border
+    run: Run,
+    carry: Carry,
+    xs: Tree,
+    chunk: int,
+    loop: Callable[[Run, Carry, Tree], tuple[Carry, Tree]] = recomputing_scan,
 ) -> tuple[Carry, Tree]:
-    """`run(carry, xs) -> (carry, ys)` on one chunk of time after the other, each run again for its gradient.
+    """`run(carry, xs) -> (carry, ys)` on one chunk of time after another, each recomputed for its gradient.
 
     Args:
-      run: what is done with a chunk, or with the fewer steps that are left over.
+      run: runs one chunk, or the remaining steps if the chunks do not divide T.
       carry: the carry before the first step.
       xs: inputs [T, ...].
-      chunk: steps of a chunk.
-      loop: the loop over the chunks, which says what is kept and what is run again; inputs [T / chunk, chunk, ...].
+      chunk: steps per chunk.
+      loop: the loop over the chunks, with inputs [T / chunk, chunk, ...]; it decides what is kept and what is
+        recomputed.
 
     Raises:
       ValueError: for a chunk below 1 step or above T.

@@ -1,7 +1,6 @@
-"""A matrix carry in chunks of time: inside a chunk matrix products, from chunk to chunk a recurrence."""
+"""A matrix carry in chunks of time: matrix products within a chunk, a recurrence from chunk to chunk."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +15,22 @@ product = partial(jnp.matmul, precision="highest")
 
 
 def _decay_to_end(log_decay: Array) -> Array:
-    """[..., C, K]: what is left at the end of the C steps of what each of them wrote."""
+    """[..., C, K]: the decay from each of the C steps to the last one."""
     later = jnp.concatenate([log_decay[..., 1:, :], jnp.zeros_like(log_decay[..., :1, :])], -2)
     return jnp.exp(jax.lax.cumsum(later, later.ndim - 2, reverse=True))
 
 
 def _decay_from_start(log_decay: Array) -> Array:
-    """[..., C, K]: what is left after each of the C steps of what was there before."""
+    """[..., C, K]: the decay from before the first of the C steps to each of them."""
     return jnp.exp(jax.lax.cumsum(log_decay, log_decay.ndim - 2))
 
 
 def _scores(q: Array, k: Array, log_decay: Array | None) -> Array:
     """[M, C, C]: q_t^T exp(log_decay_{s+1} + ... + log_decay_t) k_s for s <= t, otherwise 0, for M sequences at once.
 
-    q and k are [M, C, K], and C is a power of 2. For s and t on two sides of the middle the decay is a product, from s
-    to the middle and from there to t, of numbers of at most 1, so that nothing overflows and the score is a matrix
-    product; the two halves are the same problem again.
+    q and k are [M, C, K], and C is a power of 2. For s in the first half of the steps and t in the second, the decay is
+    the product of those from s to the middle and from the middle to t, both at most 1, so that nothing overflows and
+    the scores are a matrix product. Each half is a smaller instance of the same problem.
     """
     many, steps, _ = q.shape
     if log_decay is None:
@@ -39,17 +38,17 @@ def _scores(q: Array, k: Array, log_decay: Array | None) -> Array:
     if steps == 1:
         return (q * k).sum(-1, keepdims=True)
     half = steps // 2
-    # In two steps: a reshape of an explicitly sharded array splits axes or joins them.
+    # In two steps: a reshape of an explicitly sharded array can either split axes or join them.
     cut = (u.reshape(many, 2, half, u.shape[-1]) for u in (q, k, log_decay))
     halves = _scores(*(u.reshape(2 * many, half, u.shape[-1]) for u in cut))
     first, second = (halves.reshape(many, 2, half, half)[:, i] for i in (0, 1))
     late = q[:, half:] * _decay_from_start(log_decay[:, half:])
     early = k[:, :half] * _decay_to_end(log_decay[:, :half])
     across = product(late, jnp.swapaxes(early, 1, 2))
-    return _lower(first, across, second)
+    return _block_lower(first, across, second)
 
 
-def _lower(first: Array, across: Array, second: Array) -> Array:
+def _block_lower(first: Array, across: Array, second: Array) -> Array:
     """[[first, 0], [across, second]]."""
     above = jnp.concatenate([first, jnp.zeros_like(across)], 2)
     return jnp.concatenate([above, jnp.concatenate([across, second], 2)], 1)
@@ -63,10 +62,10 @@ def _inverse(e: Array) -> Array:
     half = steps // 2
     halves = _inverse(jnp.stack([e[:, :half, :half], e[:, half:, half:]], 1).reshape(2 * many, half, half))
     first, second = (halves.reshape(many, 2, half, half)[:, i] for i in (0, 1))
-    return _lower(first, -product(second, product(e[:, half:, :half], first)), second)
+    return _block_lower(first, -product(second, product(e[:, half:, :half], first)), second)
 
 
-def _stabilizer(m: Array, step: Any) -> Array:
+def _stabilizer(m: Array, step: Write) -> Array:
     """m <- max(log_decay + m, log_write) for all steps, from m before the first."""
     if sequential():
 
@@ -76,41 +75,42 @@ def _stabilizer(m: Array, step: Any) -> Array:
 
         return jax.lax.scan(body, m, (step.log_decay, step.log_write))[1]
 
-    def after(f, g):
+    def compose(f, g):
         return f[0] + g[0], jnp.maximum(f[1] + g[0], g[1])
 
-    decay, write = jax.lax.associative_scan(after, (step.log_decay, step.log_write))
+    decay, write = jax.lax.associative_scan(compose, (step.log_decay, step.log_write))
     return jnp.maximum(decay + like(m, decay), write)
 
 
 def _run(step: Write, h: Array, chunk: int) -> tuple[Array, Array]:
-    """The matrices after all steps, from h [N, K, V] before, and what is read at each step [T, N, V]."""
+    """The matrices after the last step, from h [N, K, V] before the first, and the reads of all steps [T, N, V]."""
     steps, many, _ = step.key.shape
 
     def cut(u):
-        """[T, N, K] as [T / C, N, C, K]; steps of 0 are idle."""
+        """[T, N, K] as [T / C, N, C, K], padded with zeros, which are idle steps."""
         u = jnp.pad(u, [(0, -steps % chunk), (0, 0), (0, 0)])
         return jnp.swapaxes(u.reshape(-1, chunk, *u.shape[1:]), 1, 2)
 
     def scores_of(q):
-        flat: list[Any] = [None if u is None else u.reshape(-1, *u.shape[2:]) for u in (q, k, log_decay)]
-        return _scores(*flat)
+        flat_q, flat_k = (u.reshape(-1, *u.shape[2:]) for u in (q, k))
+        return _scores(flat_q, flat_k, None if log_decay is None else log_decay.reshape(-1, *log_decay.shape[2:]))
 
     def each(scores):
         return scores.reshape(-1, many, chunk, chunk)
 
     q, k, v, log_decay, erase, _ = jax.tree.map(cut, step)
     scores = each(scores_of(q))
-    found: Any = erase
+    erase_h = erase  # decayed since h, the matrix before the chunk
     out, kept, w, erased = k, None, None, None
     if log_decay is not None:
         start, out = _decay_from_start(log_decay), k * _decay_to_end(log_decay)
-        found = None if erase is None else erase * start
         q, kept = q * start, jnp.swapaxes(start[..., -1:, :], -1, -2)
+        if erase is not None:
+            erase_h = erase * start
     if erase is not None:
-        # What each step writes, u, is v less what it finds of h and of earlier u: (1 + E) u = v - erase h.
-        solved = each(_inverse(scores_of(erase)))
-        v, w = product(solved, v), product(solved, found)
+        # Each step writes u, which is v minus what it reads of h and of earlier u: (1 + E) u = v - erase_h h.
+        inverse = each(_inverse(scores_of(erase)))
+        v, w = product(inverse, v), product(inverse, erase_h)
         erased = product(jnp.swapaxes(out, -1, -2), w)
     written = product(jnp.swapaxes(out, -1, -2), v)
 
@@ -136,9 +136,9 @@ def chunkwise(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: int 
         R = (q_t d_t0) h + S U,         S_ts = q_t^T d_ts k_s for s <= t
         h <- d_C0 h + (d_Ct k_t)^T U
 
-    All but the last line runs in parallel over the chunks; no matrix of a single step is ever made. The decays inside
-    a chunk are exponentials of sums of logarithms, none of them above 1. A CPU takes so many chunks at a time as its
-    cache holds; the gradient runs them again.
+    All but the last line runs in parallel over the chunks; the matrix after a single step is never formed. The decays
+    within a chunk are exponentials of sums of logarithms, none of them above 1. A CPU runs as many chunks at a time as
+    its cache holds; the gradient recomputes them.
 
     Args:
       cell: a cell with the `outer` hint.
@@ -158,11 +158,11 @@ def chunkwise(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: int 
     chunk = (16 if sequential() else 64) if chunk is None else chunk
     if not isinstance(chunk, int) or chunk < 1 or chunk & (chunk - 1):
         raise ValueError(f"chunk must be a power of 2, got {chunk}")
-    outer: Any = cell.outer
+    outer = cell.outer
 
     def run(carry, xs):
         zs = project_all(cell, params, xs)
-        step: Any = over_time(partial(outer.write, params), zs)
+        step = over_time(partial(outer.write, params), zs)
         h, m = outer.pack(carry)
         if m is not None:
             ms = _stabilizer(m, step)
@@ -176,5 +176,5 @@ def chunkwise(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: int 
 
     steps = split_const(xs)[0][0].shape[0]
     largest = max(leaf.size for leaf in jax.tree.leaves(carry))
-    matrices = CACHED // (8 * max(largest, 1))  # beside them lie seven such arrays
+    matrices = CACHED // (8 * max(largest, 1))  # seven more arrays of that size are in use
     return over_chunks(run, carry, xs, min(steps, chunk * max(matrices, 1)) if sequential() else steps)

@@ -1,11 +1,11 @@
-"""Which solver runs a cell: `solve` by name, `auto` by measurement, `checkpointed` chunk by chunk."""
+"""The choice of the solver that runs a cell: `solve` by name, `auto` by measurement, `checkpointed` chunk by chunk."""
 
 import csv
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -35,7 +35,7 @@ Solver = Callable[[Cell, Params, Carry, Tree], tuple[Carry, Tree]]
 
 
 class _Timed(NamedTuple):
-    """A line of `methods.csv`: the methods for one device and size, the fastest first."""
+    """A row of `methods.csv`: the methods for one device and size, the fastest first."""
 
     batch: int
     units: int
@@ -44,7 +44,7 @@ class _Timed(NamedTuple):
 
 @lru_cache
 def _measured() -> dict[tuple[str, str], list[_Timed]]:
-    """What `python -m benchmarks.methods` measured, by device and kind of recurrence."""
+    """The measurements of `python -m benchmarks.methods`, by device and kind of recurrence."""
     table: dict[tuple[str, str], list[_Timed]] = {}
     with (Path(__file__).parent / "methods.csv").open() as file:
         for row in csv.DictReader(file):
@@ -57,7 +57,7 @@ UNMEASURED = {"gated": ("fused",), "affine": ("associative",)}
 
 
 def ranking(device: str, recurrence: str, batch: int, units: int) -> tuple[str, ...]:
-    """The methods for a "gated" or "affine" cell, the fastest first: those of the nearest size that was measured."""
+    """The methods for a "gated" or "affine" cell, the fastest first, at the nearest measured size."""
     lines = _measured().get((device, recurrence))
     if not lines:
         return UNMEASURED[recurrence]
@@ -69,14 +69,14 @@ def ranking(device: str, recurrence: str, batch: int, units: int) -> tuple[str, 
 
 
 def auto(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
-    """The method that is expected to be fastest for this cell on this device.
+    """Run the method that is expected to be fastest for this cell on this device.
 
-    It is the first of the `ranking` for the cell's hint, batch and units that can run it here: `native` needs a C++
-    compiler and arithmetic that it knows. A matrix carry is run `chunkwise`, and a cell without hints is scanned.
+    It is the first in the `ranking` for the cell's hint, batch and units that can run it: `native` needs a C++ compiler
+    and arithmetic that it supports. A cell with a matrix carry runs `chunkwise`, and one without hints is scanned.
     """
     timed, _ = split_const(xs)
     if not all(isinstance(size, int) for size in timed[0].shape):
-        return scan(cell, params, carry, xs)  # the one method for sizes that are symbols of jax.export
+        return scan(cell, params, carry, xs)  # the only method for symbolic sizes of jax.export
     if cell.outer is not None:
         return chunkwise(cell, params, carry, xs)
     if cell.gated is None and cell.affine is None:
@@ -100,34 +100,34 @@ def checkpointed(
     chunk: int | None = None,
     levels: int | None = None,
     slots: int | None = None,
-    method: Any = "auto",
+    method: str | Solver = "auto",
 ) -> tuple[Carry, Tree]:
-    """A scan over chunks of `chunk` steps, each run again for its gradient (Chen et al. 2016, arXiv 1604.06174).
+    """A scan over chunks of `chunk` steps, each recomputed for its gradient (Chen et al. 2016, arXiv 1604.06174).
 
         for each chunk:  carry, ys = solve(method, cell, params, carry, xs of the chunk)
 
-    With C = T / chunk, what is kept for the gradient beside what one chunk needs, and how often a step is run forward:
+    With C = T / chunk, what is kept for the gradient in addition to what one chunk needs, and how often a step runs
+    forward:
 
         (default)    all C carries between chunks              2
         levels = n   about n C^(1/n) of them, in nested loops  n + 1
-        slots = m    m of them, and one at work                (t(C, m) + C + 1) / C, see `revolve.forward_runs`
+        slots = m    m of them, and one for scratch            (t(C, m) + C + 1) / C, see `revolve.forward_runs`
 
-    So memory is of order sqrt(T) by default, of T^(1/(n+1)) with n levels, of log T with log T levels or slots. A
+    So memory is of order sqrt(T) by default, of T^(1/(n+1)) with n levels, of log T with log T levels or slots. The
     schedule of `slots` has the fewest runs of all that keep m carries (Griewank & Walther 2000; Gruslys et al. 2016,
-    arXiv 1606.03401); it is reverse mode only. Inputs, and outputs that are used, are [T, B, ...] whatever the
-    method: a loss on every step belongs inside (`with_loss`), so that losses [T, B] come out instead of outputs
-    [T, B, H].
+    arXiv 1606.03401); it is reverse mode only. Inputs, and outputs that are used, are [T, B, ...] with any method: a
+    loss at every step belongs inside (`with_loss`), so that the result is losses [T, B] instead of outputs [T, B, H].
 
     Args:
-      cell: any cell; a stack is run as a whole in each chunk, so that nothing between its layers is kept.
+      cell: any cell; a stack runs as a whole in each chunk, so that nothing between its layers is kept.
       params: its params.
       carry: the carry before the first step.
       xs: inputs [T, B, D].
-      chunk: steps in a chunk, by default `default_chunk`. Steps that are left over are a chunk of their own, kept
-        beside the others; the inputs are then copied once.
-      levels: loops around a chunk, one inside the other; 1 is the default.
-      slots: carries kept, the first included.
-      method: how a chunk is run, as in `unroll`.
+      chunk: steps per chunk, by default `default_chunk`. If it does not divide T, the remaining steps are one more
+        chunk, and the inputs are copied once.
+      levels: the number of nested loops around a chunk; by default 1.
+      slots: the number of carries kept, including the first.
+      method: the method that runs a chunk, as in `unroll`.
 
     Returns:
       `(carry, ys)`, as `unroll`.
@@ -159,13 +159,19 @@ METHODS: dict[str, Solver] = {
 }
 """The solvers by name, for `unroll(..., method=name)`."""
 
-NEED_SIZES = (checkpointed, native, associative, chunkwise, newton)  # which plan for a number of steps and sequences
+NEED_SIZES = (
+    checkpointed,
+    native,
+    associative,
+    chunkwise,
+    newton,
+)  # they plan for known numbers of steps and sequences
 
 
 def place(params: Params, carry: Carry, xs: Tree, space: tuple[int, ...] = ()) -> tuple[Params, Carry, Tree]:
-    """Params, carry [B, ...] and inputs [T, B, ...] of one placement, so that a loop can take them.
+    """Params, carry [B, ...] and inputs [T, B, ...] with the same placement, as a loop needs them.
 
-    All of them vary over the same axes, and the batch axes of the carry are sharded as those of the inputs are.
+    All of them vary over the same axes, and the batch axes of the carry are sharded like those of the inputs.
 
     Raises:
       ValueError: for inputs whose time axis is explicitly sharded.
@@ -173,7 +179,7 @@ def place(params: Params, carry: Carry, xs: Tree, space: tuple[int, ...] = ()) -
     for leaf in split_const(xs)[0]:
         if explicit_spec(leaf)[0] is not None:
             raise ValueError(
-                f"the inputs are {jax.typeof(leaf)}, sharded over time: a recurrence takes all steps on one device; "
+                f"the inputs are {jax.typeof(leaf)}, sharded over time: a recurrence runs all steps on one device; "
                 "shard the batch axes, or jax.sharding.reshard the inputs"
             )
     axes = varying((params, carry, xs))
@@ -184,18 +190,19 @@ def place(params: Params, carry: Carry, xs: Tree, space: tuple[int, ...] = ()) -
     return params, carry, xs
 
 
-def solve(method: Any, cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
+def solve(method: str | Solver, cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
     """Run a cell by a method: a name in `METHODS` or a solver.
 
-    The layers of a stack are run one after the other, over all of time; `checkpointed` does so chunk by chunk.
+    The layers of a stack run one after the other, each over all steps; with `checkpointed`, chunk by chunk.
 
     Raises:
-      ValueError: for a name that is no method's, or inputs whose time axis is explicitly sharded.
-      TypeError: for what is neither a name nor a solver.
+      ValueError: for an unknown name, inputs whose time axis is explicitly sharded, or symbolic sizes where the method
+        needs numbers.
+      TypeError: for a method that is neither a name nor a solver.
     """
     if isinstance(method, str) and method not in METHODS:
         raise ValueError(f"unknown method {method!r}, expected one of {sorted(METHODS)} or a solver")
-    run: Any = METHODS[method] if isinstance(method, str) else method
+    run = METHODS[method] if isinstance(method, str) else method
     if not callable(run):
         raise TypeError(f"method must be one of {sorted(METHODS)} or a solver, got {method!r}")
     solver = getattr(run, "func", run)
@@ -212,5 +219,4 @@ def solve(method: Any, cell: Cell, params: Params, carry: Carry, xs: Tree) -> tu
             c, xs = solve(run, layer, p, c, xs)
             carries.append(c)
         return tuple(carries), xs
-    result: Any = run(cell, params, carry, xs)
-    return result
+    return run(cell, params, carry, xs)

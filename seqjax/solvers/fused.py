@@ -1,7 +1,6 @@
 """Gated cells: a scan whose weight gradients are one matrix product each, after the backward loop."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,9 @@ from seqjax.solvers.autodiff import reverse_mode_only
 
 
 def fused(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
-    """The scan of a gated cell, with a gradient of its own: reverse mode only.
+    """The scan of a gated cell, with a custom gradient: reverse mode only.
 
-    The backward loop carries no weight gradient. It leaves behind du_k for all steps, and then
+    The backward loop accumulates no weight gradient. It returns du_k of all steps, and then
 
         dW_k = sum_t v_k,t^T du_k,t
 
@@ -28,13 +27,12 @@ def fused(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tr
         raise ValueError('method "fused" needs a cell with the `gated` hint; use "scan"')
     zs = project_all(cell, params, xs)
     inputs = reverse_mode_only("fused", (cell.gated.weights(params), carry, zs))
-    result: Any = _fused(cell.gated, *inputs)
-    carry, hs = result
+    carry, hs = _fused(cell.gated, *inputs)
     return carry, over_time(partial(cell.readout, params), hs, zs)
 
 
 def _products(gated: Gated, weights: tuple[Array, ...], nudges: tuple[Array, ...] | None, carry: Carry, z: Tree):
-    """The products u_k of a step, to which `nudges` are added so that their gradient is du_k, and their factors v_k."""
+    """The products u_k of a step and their factors v_k; `nudges`, zeros added to u_k, have the gradient du_k."""
     us, vs = (), ()
     for k, (stage, w) in enumerate(zip(gated.stages, weights, strict=True)):
         v = stage(carry, z, us)
@@ -54,8 +52,7 @@ def _gated_loop(gated: Gated, weights: tuple[Array, ...], nudges: tuple[Array, .
     return scan_const(body, carry, (zs, nudges))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(gated: Gated, weights: tuple[Array, ...], carry: Carry, zs: Tree) -> tuple[Carry, Tree]:
+def _gated_scan(gated: Gated, weights: tuple[Array, ...], carry: Carry, zs: Tree) -> tuple[Carry, Tree]:
     carry, (hs, _) = _gated_loop(gated, weights, None, carry, zs)
     return carry, hs
 
@@ -80,4 +77,5 @@ def _fused_backward(gated, residuals, cotangents):
     return tuple(map(product_gradient, vs, weights, nudges)), carry, zs
 
 
+_fused = jax.custom_vjp(_gated_scan, nondiff_argnums=(0,))
 _fused.defvjp(_fused_forward, _fused_backward)

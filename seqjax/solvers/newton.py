@@ -1,6 +1,7 @@
-"""Newton's method on all steps of a recurrence at once."""
+"""Newton's method on all steps of a recurrence simultaneously."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -18,11 +19,11 @@ from seqjax.solvers.autodiff import reverse_mode_only
 
 
 class NewtonReport(NamedTuple):
-    """How Newton's method went.
+    """The convergence of Newton's method.
 
     Attributes:
-      iterations: int [], how often all steps were corrected.
-      error: [B], the last correction over the largest entry of the carries, of each sequence.
+      iterations: int [], the number of iterations.
+      error: [B], the last correction of each sequence, relative to the largest entry of its carries.
       converged: bool [B], whether that is within the tolerance. The outputs of other sequences are NaN.
     """
 
@@ -31,12 +32,15 @@ class NewtonReport(NamedTuple):
     converged: Array
 
 
-class _Problem(NamedTuple):
-    """What does not change over the iterations; carries are vectors [..., n] here."""
+Step = Callable[[Params, Array, Tree], Array]
 
-    step: Any  # (params, h_{t-1} [T, B, n], z) -> h_t, for all steps
-    probed: Any  # the same values, but the diagonal of its Jacobian is the sum of p * (Jacobian @ p) over the probes p
-    probes: tuple[tuple[float, ...], ...] | None  # of zeros and ones [n]; None for full Jacobians
+
+class _Problem(NamedTuple):
+    """What is constant over the iterations; carries are vectors [..., n] here."""
+
+    step: Step  # (params, h_{t-1} [T, B, n], z) -> h_t, for all steps
+    probed: Step  # the same values, but the diagonal of its Jacobian is the sum of p * (Jacobian @ p) over the probes p
+    probes: tuple[tuple[float, ...], ...] | None  # zeros and ones [n]; None for full Jacobians
     steps: int
     damping: float
     tolerance: float
@@ -58,17 +62,17 @@ def _jacobians(problem: _Problem, params: Params, before: Array, zs: Tree) -> tu
     return after, jax.lax.scan(add, jnp.zeros_like(before), jnp.asarray(problem.probes, before.dtype))[0]
 
 
-def _iterate(problem: _Problem, update: Any, start: Array) -> tuple[Array, NewtonReport]:
-    """`h + update(h)` until the update is within the tolerance, for h [T, B, n]; NaN where it never is."""
+def _iterate(problem: _Problem, update: Callable[[Array], Array], start: Array) -> tuple[Array, NewtonReport]:
+    """Repeat `h + update(h)` until the update is within the tolerance, for h [T, B, n]; NaN where it never is."""
 
     def body(state):
         k, h, _ = state
         change = update(h)
         scale = jnp.abs(h).max((0, -1))
         error = jnp.abs(change).max((0, -1)) / jnp.where(scale > 0, scale, jnp.ones_like(scale))
-        # The largest of numbers, one of which is NaN, may be any of the others on a CPU.
+        # On a CPU the maximum of numbers of which one is NaN may be any of the others.
         error = jnp.where(jnp.isfinite(h + change).all((0, -1)), error, jnp.full_like(error, jnp.inf))
-        # After k iterations the first k steps are right whatever the others are, so what overflowed may start anew.
+        # After k iterations the first k steps are right whatever the others are, so those that overflowed may restart.
         return k + 1, jnp.where(jnp.isfinite(h + change), h + change, start), error
 
     def unfinished(state):
@@ -81,8 +85,7 @@ def _iterate(problem: _Problem, update: Any, start: Array) -> tuple[Array, Newto
     return jnp.where(jnp.expand_dims(report.converged, (0, -1)), h, jnp.full_like(h, jnp.nan)), report
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _newton(problem: _Problem, params: Params, first: Array, zs: Tree) -> tuple[Array, NewtonReport]:
+def _solution(problem: _Problem, params: Params, first: Array, zs: Tree) -> tuple[Array, NewtonReport]:
     def update(hs):
         after, jacobians = _jacobians(problem, params, steps_before(first, hs), zs)
         jacobians = (1 - problem.damping) * jacobians
@@ -95,8 +98,8 @@ def _newton(problem: _Problem, params: Params, first: Array, zs: Tree) -> tuple[
 
 def _newton_forward(problem, params, first, zs):
     params, first, zs = reverse_mode_only("newton", (params, first, zs))  # for an outer derivative
-    result: Any = _newton(problem, params, first, zs)
-    return result, (params, first, zs, result[0])
+    hs, report = _newton(problem, params, first, zs)
+    return (hs, report), (params, first, zs, hs)
 
 
 def _newton_backward(problem, residuals, cotangents):
@@ -120,11 +123,12 @@ def _newton_backward(problem, residuals, cotangents):
     return d_params, d_before[0], d_zs
 
 
+_newton = jax.custom_vjp(_solution, nondiff_argnums=(0,))
 _newton.defvjp(_newton_forward, _newton_backward)
 
 
 def _with_diagonal_weights(gated: Gated, params: Params, carry: Carry, z: Tree) -> Carry:
-    """The transition, in whose derivative each of the square blocks of a weight [H, G * H] counts as diagonal."""
+    """The transition, with a derivative that takes each square block of a weight [H, G * H] to be diagonal."""
     us = ()
     for stage, w in zip(gated.stages, gated.weights(params), strict=True):
         v = stage(carry, z, us)
@@ -146,18 +150,18 @@ def newton_with_report(
     tolerance: float | None = None,
     iterations: int = 100,
 ) -> tuple[Carry, Tree, NewtonReport]:
-    """`newton`, and how it went.
+    """`newton`, with a report on its convergence.
 
     Args:
-      cell: as in `newton`, and so are params, carry and xs.
+      cell: any cell that `newton` takes.
       params: its params.
       carry: the carry before the first step.
       xs: inputs [T, B, D].
       jacobian: "full", or "diagonal". (A cell without the `gated` and `affine` hints needs n products for a diagonal.)
-      damping: in [0, 1), of the Jacobians.
-      tolerance: of the last correction, over the largest entry of the sequence's carries; by default eps^(3/4), which
-        is 6e-6 in float32 and 2e-12 in float64, and a tenth of it with diagonals.
-      iterations: at most so many.
+      damping: of the Jacobians, in [0, 1).
+      tolerance: of the last correction, relative to the largest entry of the sequence's carries; by default eps^(3/4),
+        which is 6e-6 in float32 and 2e-12 in float64, and a tenth of that with diagonals.
+      iterations: the maximum number of iterations.
 
     Returns:
       `(carry, ys, report)`.
@@ -177,8 +181,9 @@ def newton_with_report(
         raise ValueError(f"damping must lie in [0, 1), got {damping}")
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
-    # Corrections by full Jacobians end squared; those by diagonals shrink by a factor, so more is still to come. So it
-    # is with damping, but where that is wanted rounding is amplified, and a tenth may be out of reach.
+    # With full Jacobians convergence is quadratic at the end; with diagonals it is linear, so the remaining error is
+    # larger than the last correction. With damping it is linear too, but where damping is needed rounding errors are
+    # amplified, and a tenth may be out of reach.
     default = float(jnp.finfo(leaves[0].dtype).eps) ** 0.75 * (1.0 if jacobian == "full" else 0.1)
     limit = default if tolerance is None else tolerance
     if limit <= 0:
@@ -200,8 +205,9 @@ def newton_with_report(
 
     probes, probed = None, cell.transition
     if jacobian == "diagonal":
-        # Between elementwise gates, diagonal weights keep units apart: one probe sees all units of a leaf. (With two
-        # stages, as in gru_reset_before, that is only near the diagonal. The speed depends on it, not the solution.)
+        # With elementwise gates and diagonal weights units do not interact: one probe covers all units of a leaf. (With
+        # two stages, as in gru_reset_before, the result is only close to the diagonal, which affects speed, not the
+        # solution.)
         probed = partial(_with_diagonal_weights, cell.gated) if cell.gated else cell.transition
         groups = [k if cell.gated or cell.affine else i for i, k in enumerate(np.repeat(range(len(sizes)), sizes))]
         probes = tuple(tuple(float(group == k) for group in groups) for k in sorted(set(groups)))
@@ -209,8 +215,8 @@ def newton_with_report(
     plain, probed = partial(step, cell.transition), partial(step, probed)
     problem = _Problem(plain, probed, probes, steps, damping, limit, iterations)
     zs = project_all(cell, params, xs)
-    result: Any = _newton(problem, *reverse_mode_only("newton", (params, pack(carry), zs)))
-    hs, report = unpack(result[0]), result[1]
+    packed, report = _newton(problem, *reverse_mode_only("newton", (params, pack(carry), zs)))
+    hs = unpack(packed)
     return jax.tree.map(lambda h: h[-1], hs), over_time(partial(cell.readout, params), hs, zs), report
 
 
@@ -219,23 +225,23 @@ def newton(cell: Cell, params: Params, carry: Carry, xs: Tree, **options: Any) -
 
         h_t <- h_t + d_t,   d_t = J_t d_{t-1} + (f(h_{t-1}, z_t) - h_t),   J_t = df / dh at h_{t-1}
 
-    starts from the carry everywhere and solves each linear recurrence by a parallel prefix, until the largest d is
-    within the tolerance. Work and memory grow as n^3 and n^2 with n numbers in the carry of a sequence; with diagonals
-    (quasi-DEER; Gonzalez et al. 2024, arXiv 2407.19115) as those of the cell, for more iterations. The gradient is
-    exact, by the implicit function theorem: with full Jacobians one more recurrence, backwards; with diagonals again
-    iterated.
+    It starts from the initial carry at every step and solves each linear recurrence by a parallel prefix scan, until
+    the largest d is within the tolerance. Work and memory grow as n^3 and n^2 with the n numbers in the carry of a
+    sequence; with diagonals (quasi-DEER; Gonzalez et al. 2024, arXiv 2407.19115) they grow as those of the cell, at the
+    price of more iterations. The gradient is exact, by the implicit function theorem: with full Jacobians one more
+    recurrence, backwards in time; with diagonals another iteration.
 
-    Where the carries on the way are not yet those of the solution, products of J may overflow or throw the iteration
-    about, although the solution itself forgets. `damping` k takes (1 - k) J in place of J. That is the damping of the
-    Levenberg-Marquardt method in the form of the same paper's appendix (scale-ELK): one number for the gain of the
-    Kalman filter that solves it. With k = 0 or not, the first n steps are right after n iterations. It costs
-    iterations where none was needed, and does not help a chaotic recurrence.
+    Before convergence, products of J may overflow or make the iteration erratic, even if the solution itself is stable.
+    With `damping` k, (1 - k) J replaces J. That is the damping of the Levenberg-Marquardt method in the form of the
+    same paper's appendix (scale-ELK): a single number in place of the gain of the Kalman filter that solves it. For any
+    k, the first n steps are right after n iterations. Damping costs iterations where it is not needed, and does not
+    help with a chaotic recurrence.
 
-    There is no silent wrong answer: where a sequence has not converged, all its outputs, and all gradients, are NaN.
-    `newton_with_report` tells more. Reverse mode only.
+    There is no silent wrong answer: if a sequence has not converged, all its outputs, and all gradients, are NaN.
+    `newton_with_report` also returns the number of iterations and the errors. Reverse mode only.
 
     Args:
-      cell: any cell whose carry is of one real floating dtype and whose sequences do not see each other.
+      cell: any cell whose carry has a single real floating dtype and whose sequences are independent.
       params: its params.
       carry: the carry before the first step.
       xs: inputs [T, B, D].

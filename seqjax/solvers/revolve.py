@@ -1,7 +1,7 @@
-"""The gradient of a long loop with few carries kept: the schedule of Griewank & Walther, as one compiled loop."""
+"""The gradient of a long loop from few stored carries: the schedule of Griewank & Walther, as one compiled loop."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import comb
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from seqjax.solvers.autodiff import gradient_in_forward_mode_only, reverse_mode_
 
 
 def _repetitions(chunks: int, slots: int) -> int:
-    """r, the least with `chunks <= binom(slots + r, slots)`."""
+    """The least r with `chunks <= binom(slots + r, slots)`."""
     r = 0
     while comb(slots + r, slots) < chunks:
         r += 1
@@ -23,39 +23,39 @@ def _repetitions(chunks: int, slots: int) -> int:
 
 
 def forward_runs(chunks: int, slots: int) -> int:
-    """How often a chunk is run forward in all, for the value and the gradient of a loop over `chunks` chunks.
+    """The total number of forward runs of a chunk, for the value and the gradient of a loop over `chunks` chunks.
 
-    Where a loop of N chunks may keep m carries, the first of them included, the fewest runs before the chunks that are
-    reversed, each of which is run once more, are (Griewank & Walther 2000, "Algorithm 799: revolve", theorem 1)
+    If a loop of N chunks may store m carries, including the first, the minimum number of runs, not counting the one in
+    the reversal of each chunk, is (Griewank & Walther 2000, "Algorithm 799: revolve", theorem 1)
 
         t(N, m) = r N - binom(m + r, r - 1),    r the least with N <= binom(m + r, m)
         t(1, m) = 0,  t(N, 1) = N (N - 1) / 2,  t(N, m) = min_k  k + t(N - k, m - 1) + t(k, m)
 
-    and this is `t(N, m) + N + 1`: the last chunk is run for its outputs too. 2 N with m >= N. It is what Gruslys et al.
-    2016 (arXiv 1606.03401) find by dynamic programming over hidden states, but for that one chunk.
+    and this is `t(N, m) + N + 1`: the last chunk also runs for its outputs. It is 2 N if m >= N. Apart from that one
+    chunk, it is what Gruslys et al. 2016 (arXiv 1606.03401) find by dynamic programming over hidden states.
     """
     r = _repetitions(chunks, slots)
     return r * chunks - comb(slots + r, slots + 1) + chunks + 1
 
 
 def _advance(chunks: int, slots: int) -> int:
-    """A k at which the minimum of t(chunks, slots) is reached: how far to go before the next carry is kept."""
+    """A k that attains the minimum in t(chunks, slots): the number of chunks to advance to the next stored carry."""
     r = _repetitions(chunks, slots)
     fewer = comb(slots + r - 2, slots) if r > 1 else 0
     return max(1, fewer, chunks - comb(slots - 1 + r, slots - 1))
 
 
 class Schedule(NamedTuple):
-    """Which carries of a loop over N chunks are kept in m slots, while the chunks are reversed, the last one first.
+    """Which carries of a loop over N chunks are stored in m slots while the chunks are reversed, last to first.
 
-    A slot m is the working one: it is written where a carry is kept in none of the others.
+    An additional slot m is scratch: carries that are not to be stored are written there.
 
     Attributes:
-      stored: int32 [N], in the forward pass: the slot that takes the carry before chunk i.
-      source: int32 [N]: the slot from which chunk i is reached when it is reversed,
-      begin: int32 [N]: the chunk before which the carry in this slot stands,
-      offset: int32 [N]: and where in `again` the way from there to chunk i begins.
-      again: int32 [A]: the slot that takes the carry before each chunk on this way.
+      stored: int32 [N], the slot that takes the carry before chunk i in the forward pass.
+      source: int32 [N], the slot whose carry the reversal of chunk i starts from.
+      begin: int32 [N], the chunk before which that carry stands.
+      offset: int32 [N], the place in `again` where the path from there to chunk i begins.
+      again: int32 [A], the slots that take the carries after each of the chunks on these paths.
     """
 
     stored: np.ndarray
@@ -70,45 +70,45 @@ def schedule(chunks: int, slots: int) -> Schedule:
     """The schedule of fewest runs for a loop over `chunks` chunks with `slots` slots."""
     kept = [0]  # the chunks before which the carries in slots 0, 1, ... stand
 
-    def go(end: int) -> tuple[int, int, list[int]]:
-        """Slot and chunk from which chunk `end` is reached, and what is kept on the way."""
+    def advance_to(end: int) -> tuple[int, int, list[int]]:
+        """The slot and the chunk from which chunk `end` is reached, and the slots written on the path."""
         begin, source = kept[-1], len(kept) - 1
-        way, here = [slots] * (end - begin), begin
+        path, here = [slots] * (end - begin), begin
         while here < end and len(kept) < slots:
             here += _advance(end + 1 - here, slots + 1 - len(kept))
             if here < end:
-                way[here - begin - 1] = len(kept)
+                path[here - begin - 1] = len(kept)
                 kept.append(here)
-        return source, begin, way
+        return source, begin, path
 
-    stored = [0, *go(chunks - 1)[2]]
+    stored = [0, *advance_to(chunks - 1)[2]]
     last = chunks - 1
-    rows, again = [(slots if last else 0, last, 0)], []  # the forward pass leaves the last carry in the working slot
+    rows, again = [(slots if last else 0, last, 0)], []  # the forward pass leaves the last carry in the scratch slot
     for end in reversed(range(last)):
         while kept[-1] > end:
             kept.pop()
-        source, begin, way = go(end)
+        source, begin, path = advance_to(end)
         rows.append((source, begin, len(again)))
-        again += way
+        again += path
     source, begin, offset = np.array(rows[::-1], np.int32).T
-    # One entry more, so that there is one to look at.
+    # One more entry, so that `again` is never empty.
     return Schedule(np.array(stored, np.int32), source, begin, offset, np.array([*again, slots], np.int32))
 
 
 def revolve(run: Callable[[Carry, Tree], tuple[Carry, Tree]], carry: Carry, xs: Tree, slots: int) -> tuple[Carry, Tree]:
-    """A scan of `run(carry, x) -> (carry, y)` whose gradient keeps `slots` carries and no more.
+    """A scan of `run(carry, x) -> (carry, y)` whose gradient stores no more than `slots` carries.
 
-    The runs are the fewest possible (`forward_runs`). It is one compiled loop, whatever the schedule, which is a table
-    of integers: the forward pass keeps the carries of its first sweep; then, for each chunk from the last to the
-    first, the nearest carry before it is taken, the loop goes on from there to the chunk, keeps other carries in slots
-    that have become free, and the chunk is reversed. Memory of `slots + 1` carries and of what one chunk needs,
-    beside xs and ys. Reverse mode only; second derivatives are forward over reverse (`jax.hessian`).
+    The number of runs is the minimum (`forward_runs`). It is one compiled loop for any schedule, since the schedule is
+    a table of integers: the forward pass stores the carries of its first sweep; then, for each chunk from the last to
+    the first, the loop advances from the nearest stored carry before it to the chunk, stores further carries in slots
+    that are free again, and reverses the chunk. Memory of `slots + 1` carries and of what one chunk needs, in addition
+    to xs and ys. Reverse mode only; second derivatives are forward over reverse (`jax.hessian`).
 
     Args:
-      run: one turn of the loop; a `Const` in x is seen by every turn.
-      carry: the carry before the first turn.
+      run: one iteration of the loop; a `Const` in x is seen by every iteration.
+      carry: the carry before the first iteration.
       xs: inputs [N, ...].
-      slots: carries kept at once, the first included; more than N are not needed.
+      slots: the maximum number of stored carries, including the first; at most N are used.
 
     Returns:
       `(carry, ys [N, ...])`.
@@ -125,12 +125,10 @@ def revolve(run: Callable[[Carry, Tree], tuple[Carry, Tree]], carry: Carry, xs: 
         raise ValueError(f"revolve stacks all outputs, got a Const among {outputs}")
     pure, shared = jax.closure_convert(lambda carry, timed: run(carry, merge(timed)), carry, first)
     shared, carry, timed = reverse_mode_only("checkpointed", (shared, carry, timed))
-    result: Any = _loop(pure, min(slots, timed[0].shape[0]), shared, carry, timed)
-    return result
+    return _loop(pure, min(slots, timed[0].shape[0]), shared, carry, timed)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _loop(run: Callable, slots: int, shared: list[Array], carry: Carry, timed: list[Array]) -> tuple[Carry, Tree]:
+def _value(run: Callable, slots: int, shared: list[Array], carry: Carry, timed: list[Array]) -> tuple[Carry, Tree]:
     return _loop_forward(run, slots, shared, carry, timed)[0]
 
 
@@ -181,6 +179,7 @@ def _loop_backward(run, slots, residuals, cotangents):
     return d_shared, _only_floats(_at(kept, 0), d_carry), _only_floats(timed, d_xs)
 
 
+_loop = jax.custom_vjp(_value, nondiff_argnums=(0, 1))
 _loop.defvjp(_loop_forward, _loop_backward)
 
 
@@ -197,7 +196,7 @@ def _is_float(leaf: Any) -> bool:
 
 
 def _split_floats(tree: Tree) -> tuple[list[Array], Callable[[list[Array]], Tree]]:
-    """The leaves of a tree that have a derivative, and a function that puts such leaves back among the others."""
+    """The differentiable leaves of a tree, and a function that puts such leaves back among the others."""
     leaves, treedef = jax.tree.flatten(tree)
 
     def merge(values):
@@ -208,7 +207,7 @@ def _split_floats(tree: Tree) -> tuple[list[Array], Callable[[list[Array]], Tree
 
 
 def _only_floats(tree: Tree, values: list[Array]) -> Tree:
-    """`values` in the places of the leaves that have a derivative, and None, which stands for 0, in the others."""
+    """`values` in the places of the differentiable leaves, and None, which stands for 0, in the others."""
     leaves, treedef = jax.tree.flatten(tree)
     rest = iter(values)
     return treedef.unflatten([next(rest) if _is_float(leaf) else None for leaf in leaves])

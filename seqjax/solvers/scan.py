@@ -1,4 +1,4 @@
-"""A recurrence as `lax.scan`: any cell, one step after the other."""
+"""A recurrence as `lax.scan`: any cell, one step at a time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +17,7 @@ def length(xs: Tree) -> int:
 
 
 def _transition(cell: Cell, params: Params) -> Callable[[Carry, Tree], Carry]:
-    """The transition for these params; the weights of a gated cell, which may be a long computation, are made once."""
+    """The transition for these params; the weights of a gated cell, which may be expensive, are computed only once."""
     if cell.gated is None:
         return partial(cell.transition, params)
     return partial(gated_step, cell.gated, cell.gated.weights(params))
@@ -27,7 +27,7 @@ def scan(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tre
     """`lax.scan` over the steps; the memory of its gradient grows as T.
 
     A cell with a hint is projected and read out for all steps at once, before and after the loop. One without runs
-    whole inside the loop: nothing is known to be gained by taking it apart.
+    entirely inside the loop: splitting it has no known benefit.
     """
     if cell.gated is None and cell.affine is None:
         return scan_const(partial(cell.step, params), carry, xs)
@@ -44,10 +44,10 @@ def scan(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tre
 
 
 def rematerialized(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
-    """A scan that keeps the carries alone: its gradient runs every step again, projection included.
+    """A scan that keeps only the carries: its gradient recomputes every step, projection included.
 
-    Where the matrix products are small, the time of a step goes into writing and reading what its gradient needs, and
-    this is the fastest method on a CPU. Memory grows as T, by one carry a step.
+    Where the matrix products are small, the time of a step is spent on writing and reading what its gradient needs, and
+    this is the fastest method on a CPU that needs no compiler. Memory grows as T, by one carry per step.
     """
     if cell.gated is None and cell.affine is None:
         return scan_const(jax.checkpoint(partial(cell.step, params)), carry, xs)

@@ -1,39 +1,42 @@
-"""Steps that are skipped, and sequences that begin anew: padding, and documents one after the other."""
+"""Skipped steps and restarted sequences: padding, and documents one after the other in a stream."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from seqjax.arrays import Tree, like
+from seqjax.arrays import Array, Carry, Params, Tree, like
 from seqjax.cells.layers import stack
 from seqjax.core import Cell, Const, inner, is_const, select
-from seqjax.hints import Complex, around, is_complex, multiply
+from seqjax.hints import Complex, Write, around, is_complex, multiply
 from seqjax.identity import recorded
+
+Affine = Callable[[Params, Tree], tuple[Carry, Carry]]
+"""The hint `affine`: `(params, z) -> (a, b)`."""
 
 
 def over_layers(cell: Cell, wrapped: tuple[Cell, ...], pick: Callable[[Tree, int], Tree]) -> Cell:
-    """A stack of wrapped layers, where layer i takes `(x, pick(extra, i))` and hands `extra` on."""
+    """A stack of wrapped layers, where layer i takes `(x, pick(extra, i))` and passes `extra` on to the next."""
     last = len(wrapped) - 1
 
     def layer(i: int, wrap: Cell) -> Cell:
         narrow = inner(wrap, lambda z: z[0])
-        hand_on = narrow._replace(
+        passing = narrow._replace(
             project=lambda params, x: (wrap.project(params, (x[0], pick(x[1], i))), x[1]),
             readout=lambda params, carry, z: (narrow.readout(params, carry, z), z[1]),
         )
-        return hand_on if i < last else hand_on._replace(readout=narrow.readout)
+        return passing if i < last else passing._replace(readout=narrow.readout)
 
     return stack(*(layer(i, wrap) for i, wrap in enumerate(wrapped)))._replace(init=cell.init, space=cell.space)
 
 
 @recorded
 def masked(cell: Cell) -> Cell:
-    """Skip padding: `x = (x, mask)`, mask bool [B] a step.
+    """Skip padding: `x = (x, mask)`, mask bool [B] per step.
 
-    Where the mask is false the carry stays as it is and the output is 0, and whatever the padding holds, NaN included,
-    touches neither an output nor a gradient. The mask may have holes.
+    Where the mask is false the carry is kept and the output is 0, and the content of the padding, NaN included, affects
+    neither outputs nor gradients. The mask may have holes.
 
     Example:
       >>> cell = seqjax.wrappers.masked(seqjax.cells.min_gru(4))
@@ -46,68 +49,65 @@ def masked(cell: Cell) -> Cell:
     if cell.layers:
         return over_layers(cell, tuple(masked(layer) for layer in cell.layers), lambda mask, i: mask)
     base = inner(cell, lambda z: z[0])
-    gated = base.gated
-    affine: Any = base.affine
-    outer: Any = base.outer
-
-    def blank(mask, tree):
-        """0 where the mask is false; a Const is no part of any one step."""
-
-        def clean(leaf):
-            return leaf if is_const(leaf) else select(mask, leaf, jnp.zeros_like(leaf))
-
-        return jax.tree.map(clean, tree, is_leaf=is_const)
+    gated, affine, outer = base.gated, base.affine, base.outer
 
     def project(params, x):
         x, mask = x
-        # A gradient that is 0 times NaN is NaN, so the padding must not reach the cell at all.
-        return cell.project(params, blank(mask, x)), mask
-
-    def ones(a):
-        """The a of a step that keeps the carry."""
-
-        def one(leaf):
-            if is_complex(leaf):
-                return Complex(jnp.ones_like(leaf.re), jnp.zeros_like(leaf.im))
-            return jnp.ones_like(leaf)
-
-        return jax.tree.map(one, a, is_leaf=is_complex)
+        # A gradient of 0 times NaN is NaN, so the padding must not reach the cell at all.
+        return cell.project(params, _zero_padding(mask, x)), mask
 
     def transition(params, carry, z):
         return select(z[1], base.transition(params, carry, z), carry)
 
     def readout(params, carry, z):
-        return blank(z[1], base.readout(params, carry, z))
-
-    def still(params, z):
-        a, b = affine(params, z)
-        return (
-            select(z[1], a, ones(a)),
-            select(z[1], b, jax.tree.map(jnp.zeros_like, b)),
-        )
-
-    def idle(params, z):
-        step = outer.write(params, z)
-        return select(z[1], step, step.idle())
+        return _zero_padding(z[1], base.readout(params, carry, z))
 
     return base._replace(
         project=project,
         transition=transition,
         readout=readout,
         gated=gated and around(gated, leave=lambda carry, z, new: select(z[1], new, carry)),
-        affine=affine and still,
-        outer=outer and outer._replace(write=idle),
-        vocabulary=0,  # what the padding holds is not read
+        affine=affine and partial(_masked_affine, affine),
+        outer=outer and outer._replace(write=partial(_masked_write, outer.write)),
+        vocabulary=0,  # tokens in the padding are not read
     )
+
+
+def _zero_padding(mask: Array, tree: Tree) -> Tree:
+    """0 where the mask is false; a Const belongs to no step and is kept."""
+
+    def zero(leaf):
+        return leaf if is_const(leaf) else select(mask, leaf, jnp.zeros_like(leaf))
+
+    return jax.tree.map(zero, tree, is_leaf=is_const)
+
+
+def _masked_affine(affine: Affine, params: Params, z: Tree) -> tuple[Carry, Carry]:
+    """(a, b) of a step; (1, 0), which keeps the carry, where the mask is false."""
+
+    def one(leaf):
+        if is_complex(leaf):
+            return Complex(jnp.ones_like(leaf.re), jnp.zeros_like(leaf.im))
+        return jnp.ones_like(leaf)
+
+    a, b = affine(params, z)
+    ones = jax.tree.map(one, a, is_leaf=is_complex)
+    return select(z[1], a, ones), select(z[1], b, jax.tree.map(jnp.zeros_like, b))
+
+
+def _masked_write(write: Callable[[Params, Tree], Write], params: Params, z: Tree) -> Write:
+    """The write of a step; one that keeps the carry, where the mask is false."""
+    step = write(params, z)
+    return select(z[1], step, step.idle())
 
 
 @recorded
 def reset(cell: Cell) -> Cell:
-    """Start anew at borders: `x = (x, border)`, border bool [B] a step.
+    """Restart at borders: `x = (x, border)`, border bool [B] per step.
 
-    Where the border is true the carry is replaced by the initial carry before the step, so that many documents can lie
-    in one stream without a gradient from one to another. Under `unroll(..., reverse=True)` the step that comes first in
-    a document is its last one, so that is where the border belongs.
+    Where the border is true the carry is replaced by the initial carry before the step, so that one stream can hold
+    many documents without a gradient from one to another. Under `unroll(..., reverse=True)` the step that comes first
+    in a document is its last one, so the border belongs there.
 
     Example:
       >>> cell = seqjax.wrappers.reset(seqjax.cells.min_gru(4))
@@ -120,32 +120,36 @@ def reset(cell: Cell) -> Cell:
     if cell.layers:
         return over_layers(cell, tuple(reset(layer) for layer in cell.layers), lambda border, i: border)
     base = inner(cell, lambda z: z[0])
-    gated = base.gated
-    affine: Any = base.affine
-    outer: Any = base.outer
+    gated, affine, outer = base.gated, base.affine, base.outer
 
     def project(params, x):
         x, border = x
         return cell.project(params, x), border, Const(cell.initial_carry(params, ()))
 
-    def before(carry, z):
-        _, border, start = z
-        return select(border, jax.tree.map(like, start.value, carry), carry)
-
-    def anew(params, z):
-        _, border, start = z
-        a, b = affine(params, z)
-        fresh = jax.tree.map(jnp.add, multiply(a, jax.tree.map(like, start.value, a)), b)
-        return select(border, jax.tree.map(jnp.zeros_like, a), a), select(border, fresh, b)
-
-    def forget(params, z):
-        step = outer.write(params, z).decaying()
-        return select(z[1], step.fresh(), step)
-
     return base._replace(
         project=project,
-        transition=lambda params, carry, z: base.transition(params, before(carry, z), z),
-        gated=gated and around(gated, lambda carry, z, us: (before(carry, z), z, us)),
-        affine=affine and anew,
-        outer=outer and outer._replace(write=forget),
+        transition=lambda params, carry, z: base.transition(params, _restarted(carry, z), z),
+        gated=gated and around(gated, lambda carry, z, us: (_restarted(carry, z), z, us)),
+        affine=affine and partial(_reset_affine, affine),
+        outer=outer and outer._replace(write=partial(_reset_write, outer.write)),
     )
+
+
+def _restarted(carry: Carry, z: Tree) -> Carry:
+    """The carry before a step; the initial one at a border."""
+    _, border, start = z
+    return select(border, jax.tree.map(like, start.value, carry), carry)
+
+
+def _reset_affine(affine: Affine, params: Params, z: Tree) -> tuple[Carry, Carry]:
+    """(a, b) of a step; (0, the carry after this step from the initial one) at a border."""
+    _, border, start = z
+    a, b = affine(params, z)
+    fresh = jax.tree.map(jnp.add, multiply(a, jax.tree.map(like, start.value, a)), b)
+    return select(border, jax.tree.map(jnp.zeros_like, a), a), select(border, fresh, b)
+
+
+def _reset_write(write: Callable[[Params, Tree], Write], params: Params, z: Tree) -> Write:
+    """The write of a step; one that first forgets the carry, at a border."""
+    step = write(params, z).decaying()
+    return select(z[1], step.fresh(), step)

@@ -1,4 +1,4 @@
-"""Gated cells on the CPU as one C++ loop: the solver "native"."""
+"""The solver "native": gated cells on the CPU as one C++ loop."""
 
 from seqjax.solvers.native.arithmetic import Unsupported
 from seqjax.solvers.native.build import compiler

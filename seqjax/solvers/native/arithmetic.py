@@ -1,8 +1,8 @@
-"""From the jaxpr of an elementwise function to lines of C++.
+"""Translation of the jaxpr of an elementwise function into lines of C++.
 
-The function is traced for one sequence, so every array in it is [H] or n H long: n *slots*, each a vector of the
-generated code, or a scalar of the row. Nothing else can occur in a gated cell that only does arithmetic between its
-matrix products; whatever does occur is refused (`Unsupported`).
+The function is traced for one sequence, so every array in it has H or n H entries: n *slots*, each a vector of the
+generated code; or it is a scalar of the row. Nothing else occurs in a gated cell that only does arithmetic between its
+matrix products; everything else is refused (`Unsupported`).
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ import numpy as np
 from jax.extend import core as jex
 
 
-class Unsupported(ValueError):  # noqa: N818 (the name says it)
-    """The cell does something for which there is no C++."""
+class Unsupported(ValueError):  # noqa: N818 (the name is clear without "Error")
+    """The cell contains an operation that cannot be translated into C++."""
 
 
 Part = str | float | bool  # a C++ expression (a vector or a scalar of the row), or a number
 Parts = list[Part]
 
-ADDED = "added"  # a part that is only ever added to another one, which holds the sum already
+ADDED = "added"  # a part that is only ever added to another one, which already holds the sum
 
 _UNARY = {
     "exp": "exp_",
@@ -58,40 +58,40 @@ def number(x: float) -> str:
 
 
 def text(part: Part | None) -> str:
-    """A part in C++; None is an input that cannot be read."""
+    """A part in C++; None stands for an input that cannot be read."""
     if part is None:
-        raise Unsupported("an input of the gates that is neither one number a sequence nor a multiple of the units")
+        raise Unsupported("an input of the gates that is neither one number per sequence nor a multiple of the units")
     if isinstance(part, str):
         return part
     return str(part).lower() if isinstance(part, bool) else number(part)
 
 
 class Body:
-    """The lines of one function: single assignments. A vector is called v.., a scalar of the row s.."""
+    """The lines of one function, in single assignment form. Vectors are named v.., scalars of the row s.."""
 
     def __init__(self, units: int):
         self.units = units
         self.lines: list[str] = []
-        self.uses: dict[str, list[tuple[str, str]]] = {}  # of inputs: the lines' operation and their other operand
+        self.uses: dict[str, list[tuple[str, str]]] = {}  # of inputs: each use's operation and other operand
         self._count = count()
 
     def line(self, expression: str, vector: bool) -> str:
-        """Give a name to an expression."""
+        """Assign an expression to a new name, and return the name."""
         name = f"{'v' if vector else 's'}{next(self._count)}"
         self.lines.append(f"const auto {name} = {expression};")
         return name
 
     def slots(self, shape: Sequence[int]) -> int:
-        """How many slots an array of this shape has; 0 for a scalar, [] or [1]."""
+        """The number of slots of an array of this shape; 0 for a scalar, [] or [1]."""
         if int(np.prod(shape)) == 1:
             return 0
         if shape[-1] % self.units:
-            raise Unsupported(f"an array of shape {tuple(shape)} is no multiple of the {self.units} units")
+            raise Unsupported(f"an array of shape {tuple(shape)}, which is not a multiple of the {self.units} units")
         return int(np.prod(shape)) // self.units
 
     @staticmethod
     def is_vector(part: Part) -> bool:
-        """Whether it differs from unit to unit."""
+        """Whether a part has one value per unit."""
         return isinstance(part, str) and part[0] == "v"
 
     def _use(self, operation: str, a: Part, b: Part = "") -> None:
@@ -100,7 +100,7 @@ class Body:
                 self.uses.setdefault(one, []).append((operation, text(other)))
 
     def binary(self, name: str, a: Part, b: Part) -> Part:
-        """Arithmetic of two parts: x * 1 is x, but x + 0 and x * 0 must stay, for -0, NaN and infinity."""
+        """Arithmetic of two parts. x * 1 becomes x, but x + 0 and x * 0 are kept, for -0, NaN and infinity."""
         self._use(name, a, b)
         if name in ("add", "add_any") and ADDED in (a, b):
             return b if a == ADDED else a
@@ -119,7 +119,7 @@ class Body:
         """`on` where `which` is true, and `off` elsewhere."""
         for part in (which, off, on):
             self._use("select", part)
-        if text(off) == text(on):  # as numbers, 0 and -0 are equal
+        if text(off) == text(on):  # compared as text, since 0 and -0 are equal as numbers
             return off
         if not any(map(self.is_vector, (which, off, on))):
             return self.line(f"{text(which)} ? {text(on)} : {text(off)}", False)
@@ -127,19 +127,18 @@ class Body:
         return self.line(f"pick({text(which)}, {on}, {off})", True)
 
     def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Parts]) -> list[Parts]:
-        """Write out a jaxpr; returns the parts of its results."""
+        """Translate a jaxpr; returns the parts of its results."""
         env: dict[Any, Parts] = {}
 
         def read(atom: Any) -> Parts:
             if isinstance(atom, jex.Literal):
-                aval: Any = atom.aval
-                value = bool(atom.val) if aval.dtype == bool else float(atom.val)
-                return [value] * max(1, self.slots(aval.shape))
+                value = bool(atom.val) if np.asarray(atom.val).dtype == bool else float(atom.val)
+                return [value] * max(1, self.slots(np.shape(atom.val)))
             return env[atom]
 
         for var, value in zip(jaxpr.constvars, consts, strict=True):
             if np.size(value) != 1:
-                raise Unsupported(f"a constant array of shape {np.shape(value)}: give it to z, in a Const")
+                raise Unsupported(f"a constant array of shape {np.shape(value)}: pass it through z, in a Const")
             env[var] = [np.ravel(value)[0].item()] * max(1, self.slots(np.shape(value)))
         env.update(zip(jaxpr.invars, inputs, strict=True))
         for eqn in jaxpr.eqns:
@@ -157,7 +156,7 @@ class Body:
         if name in _ELEMENTWISE and not any(isinstance(part, str | None) for parts in wide for part in parts):
             return [[self._constant(eqn, values) for values in zip(*wide, strict=True)]]
         if name in (*_COMPARE, "max", "min", "select_n") and eqn.invars[-1].aval.dtype == bool:
-            raise Unsupported(f"the primitive {name} of booleans")
+            raise Unsupported(f"the primitive {name} on booleans")
         if name in _BINARY:
             return [[self.binary(name, a, b) for a, b in zip(*wide, strict=True)]]
         if name in _COMPARE or name in _LOGIC:
@@ -166,7 +165,7 @@ class Body:
             for a, b in zip(*wide, strict=True):
                 self._use(name, a, b)
                 if name in _LOGIC and self.is_vector(a) != self.is_vector(b):
-                    raise Unsupported("logic between a number of the row and one of each unit")
+                    raise Unsupported("logic between a number of the row and numbers of the units")
                 out.append(self.line(f"{text(a)} {sign} {text(b)}", self.is_vector(a) or self.is_vector(b)))
             return [out]
         if name in _UNARY:
@@ -181,7 +180,7 @@ class Body:
             return [[self._extreme(name, a, b) for a, b in zip(*wide, strict=True)]]
         if name == "select_n":
             if len(ins) != 3:
-                raise Unsupported("select_n among more than two")
+                raise Unsupported("select_n of more than two cases")
             return [[self.select(*parts) for parts in zip(*wide, strict=True)]]
         if name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims"):
             return [self._reshape(eqn, ins[0], n)]
@@ -195,7 +194,7 @@ class Body:
             return self._split(eqn, ins[0])
         if name == "concatenate":
             if len(shape) > 1 and params["dimension"] != 0:
-                raise Unsupported("concatenation within rows")
+                raise Unsupported("a concatenation within rows")
             return [[part for parts in ins for part in parts]]
         if name == "pad":
             return [self._pad(eqn, ins)]
@@ -207,7 +206,7 @@ class Body:
 
     @staticmethod
     def _constant(eqn: Any, values: Sequence[Part]) -> Part:
-        """What depends on no input: JAX's own result, in the dtypes of the program."""
+        """An operation on numbers only: JAX's own result, in the dtypes of the program."""
         given = [np.asarray(value, var.aval.dtype) for value, var in zip(values, eqn.invars, strict=True)]
         with jax.ensure_compile_time_eval():
             result = eqn.primitive.bind(*given, **eqn.params)
@@ -236,7 +235,7 @@ class Body:
         raise Unsupported(f"a conversion from {before} to {after}")
 
     def _reshape(self, eqn: Any, parts: Parts, n: int) -> Parts:
-        """Shapes do not matter, only the order of the slots; and a scalar may be repeated."""
+        """Only the order of the slots matters, not the shape; a scalar may be repeated."""
         before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
         if len(parts) == n:
             return parts
@@ -251,7 +250,7 @@ class Body:
         start, stop = p["start_indices"], p["limit_indices"]
         if any(b != 0 or e != s for b, e, s in zip(start[1:], stop[1:], shape[1:], strict=True)):
             raise Unsupported("a slice of columns")
-        row = int(np.prod(shape[1:]))  # of one index of the first axis
+        row = int(np.prod(shape[1:]))  # entries per index of the first axis
         if (start[0] * row) % self.units or (stop[0] * row) % self.units:
             raise Unsupported("a slice within a slot")
         return parts[start[0] * row // self.units : stop[0] * row // self.units]

@@ -1,8 +1,8 @@
-"""Compiling generated C++, once per machine: the library is kept in the user's cache, under the hash of its source.
+"""Compilation of generated C++, once per machine: libraries are kept in the user's cache, by the hash of their source.
 
-A file in the cache may be cut off, or made by another user or for another system. So its name ends with the hash of its
-bytes, and it is put there only after this process has loaded it; what does not load is compiled again. Whatever else
-goes wrong is a RuntimeError.
+A file in the cache may be truncated, or made by another user or for another system. So its name ends with the hash of
+its content, and it is stored only after this process has loaded it; what does not load is recompiled. All other
+failures are a RuntimeError.
 """
 
 import ctypes
@@ -24,23 +24,23 @@ from pathlib import Path
 import jax
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
-TIMEOUT = 300.0  # seconds until a compiler is taken to hang; it needs about ten
+TIMEOUT = 300.0  # seconds after which a compiler is assumed to hang; it needs about ten
 
 _lock = threading.RLock()
-_registered: set[str] = set()  # XLA knows an entry point by name, once a process
-_failed: dict[tuple[str, ...], str] = {}  # errors, by source and compiler, or by a compiler that cannot be run at all
-_warned: set[str] = set()  # kinds of warnings that were given
+_registered: set[str] = set()  # XLA registers an entry point by name, once per process
+_failed: dict[tuple[str, ...], str] = {}  # errors, by source and compiler, or by compiler if it cannot be run
+_warned: set[str] = set()  # the kinds of warnings already given
 
 
 def compiler() -> list[str] | None:
     """The C++ compiler: the command in the environment variable CXX, or the first of c++, g++ and clang++.
 
-    Options in CXX come after those of this library, and so overrule them.
+    Options in CXX come after those of this library, and thus override them.
     """
     given = os.environ.get("CXX", "")
     try:
         words = shlex.split(given)
-    except ValueError:  # a quotation without its end: a command that will not be found
+    except ValueError:  # an unterminated quotation: a command that will not be found
         words = [given]
     if words:
         return words
@@ -49,17 +49,17 @@ def compiler() -> list[str] | None:
 
 
 def _program(command: list[str]) -> int:
-    """How many words of CXX are the compiler, behind a launcher such as ccache or nice, rather than its options."""
+    """The number of leading words of CXX up to the compiler, past a launcher such as ccache or nice; options follow."""
     named = len(list(takewhile(lambda word: not word.startswith("-"), command)))
     found = [i for i, word in enumerate(command, 1) if shutil.which(word)]
     return max(named, *found, 1)
 
 
 def user_cache() -> Path:
-    """`seqjax` in $XDG_CACHE_HOME, or else in ~/.cache; a path that is not absolute counts as none.
+    """`seqjax` in $XDG_CACHE_HOME, or in ~/.cache if that is not set to an absolute path.
 
     Raises:
-      RuntimeError: if there is no home.
+      RuntimeError: if there is no home directory.
     """
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if given.is_absolute():
@@ -71,13 +71,13 @@ def user_cache() -> Path:
 
 
 def cache() -> Path:
-    """Where compiled cells are kept."""
+    """The folder of compiled cells."""
     return user_cache() / "native"
 
 
 @functools.cache
 def _machine() -> str:
-    """What -march=native depends on: a home directory may be shared by many machines."""
+    """What -march=native depends on, since machines may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
@@ -98,8 +98,8 @@ def library(code: str) -> str:
     """Compile C++ and register its entry points `forward` and `backward`; returns the prefix of their names in XLA.
 
     Raises:
-      RuntimeError: if there is no compiler, if it fails, or if what it made cannot be loaded. What failed is not tried
-        again in this process; the next one does.
+      RuntimeError: if there is no compiler, if it fails, or if its output cannot be loaded. A failure is not retried in
+        this process, only in the next.
     """
     command = compiler()
     if command is None:
@@ -123,7 +123,7 @@ def library(code: str) -> str:
 
 
 def warn_once(error: RuntimeError) -> None:
-    """Warn, once a process, that a gated cell is run by another method than "native", and why."""
+    """Warn, once per process, that gated cells run by another method than "native", and why."""
     _warn_once(f'method "native" is left out: {error}')
 
 
@@ -153,7 +153,7 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _own(path: Path) -> bool:
-    """Whether this user, or root, alone can change a file or a folder: who loads another's library runs their code."""
+    """Whether only this user, or root, can change a file or folder: loading a library runs the code of its owner."""
     if sys.platform == "win32":
         return True
     status = path.stat()
@@ -164,8 +164,8 @@ def _private_cache() -> Path:
     """The cache, as a folder that nobody else can write to.
 
     Raises:
-      OSError: if it cannot be made or belongs to somebody else.
-      RuntimeError: if there is no home.
+      OSError: if it cannot be created or belongs to another user.
+      RuntimeError: if there is no home directory.
     """
     folder = cache()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def _private_cache() -> Path:
 
 
 def _from_cache(name: str) -> ctypes.CDLL | None:
-    """A library from the cache; None where there is none, or none that can be used."""
+    """A library from the cache; None if there is none that can be used."""
     try:
         folder = cache()
         paths = sorted(folder.glob(f"{name}-*.so")) if _own(folder) else []
@@ -194,7 +194,7 @@ def _from_cache(name: str) -> ctypes.CDLL | None:
 
 
 def _to_cache(name: str, library: bytes) -> ctypes.CDLL:
-    """Load a library and keep it in the cache; or load it alone, where it cannot be kept.
+    """Load a library and store it in the cache; or only load it, if it cannot be stored.
 
     Raises:
       OSError: if it cannot be loaded from a temporary folder either.
@@ -207,9 +207,9 @@ def _to_cache(name: str, library: bytes) -> ctypes.CDLL:
             path.write_bytes(library)
             path.chmod(0o700)
             shared = _open(path)
-            os.replace(path, folder / file)  # another process may do the same at this moment: either file is good
+            os.replace(path, folder / file)  # another process may do the same at the same time; either file will do
         return shared
-    except (OSError, RuntimeError):  # a cache that cannot be used saves no time, and that is all
+    except (OSError, RuntimeError):  # an unusable cache only costs time
         pass
     with tempfile.TemporaryDirectory(prefix="seqjax-") as own:
         path = Path(own, file)
@@ -218,11 +218,11 @@ def _to_cache(name: str, library: bytes) -> ctypes.CDLL:
 
 
 def _compile(command: list[str], code: str) -> bytes:
-    """The library of a source.
+    """Compile a source; returns the content of the library.
 
     Raises:
-      RuntimeError: if the compiler cannot be run, fails, hangs or makes nothing.
-      OSError: if there is no place for its files.
+      RuntimeError: if the compiler cannot be run, fails, hangs or writes no library.
+      OSError: if its files cannot be written.
     """
     if tuple(command) in _failed:
         raise RuntimeError(_failed[tuple(command)])
@@ -233,21 +233,21 @@ def _compile(command: list[str], code: str) -> bytes:
         source.write_text(code)
         arguments = [*command[:n], *FLAGS, *command[n:], *include, str(source), "-o", str(built)]
         try:
-            status, said = _run(arguments)
+            status, output = _run(arguments)
         except (OSError, subprocess.TimeoutExpired) as error:
             reason = f"gave no answer in {TIMEOUT:.0f} s" if isinstance(error, subprocess.TimeoutExpired) else error
             _failed[tuple(command)] = f"the C++ compiler {name!r} cannot be used: {reason}; set $CXX to another"
             raise RuntimeError(_failed[tuple(command)]) from error
         if status:
             end = f"was killed by signal {-status}" if status < 0 else f"failed with status {status}"
-            raise RuntimeError(f"the C++ compiler {name!r} {end}\n{said[-2000:]}".rstrip())
+            raise RuntimeError(f"the C++ compiler {name!r} {end}\n{output[-2000:]}".rstrip())
         if not built.is_file():
-            raise RuntimeError(f"the C++ compiler {name!r} made no library\n{said[-2000:]}".rstrip())
+            raise RuntimeError(f"the C++ compiler {name!r} wrote no library\n{output[-2000:]}".rstrip())
         return built.read_bytes()
 
 
 def _run(arguments: list[str]) -> tuple[int, str]:
-    """The exit status of a program, negative for a signal, and what it wrote. It never outlives this call."""
+    """The exit status of a program, negative for a signal, and its output. The program never outlives this call."""
     with subprocess.Popen(
         arguments,
         stdin=subprocess.DEVNULL,
@@ -255,11 +255,11 @@ def _run(arguments: list[str]) -> tuple[int, str]:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,  # a group of its own: the compiler starts further programs
+        start_new_session=True,  # its own process group, since the compiler starts further programs
     ) as process:
         try:
-            said, _ = process.communicate(timeout=TIMEOUT)
-        except BaseException:  # an interrupt too
+            output, _ = process.communicate(timeout=TIMEOUT)
+        except BaseException:  # including KeyboardInterrupt
             os.killpg(process.pid, signal.SIGKILL)
             raise
-    return process.returncode, said
+    return process.returncode, output

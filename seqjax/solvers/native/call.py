@@ -1,8 +1,8 @@
-"""A call of compiled C++ in a program that need not run on this CPU: the program that is lowered decides.
+"""A call of compiled C++ in a program that may be lowered for other platforms than this CPU.
 
-A call holds two implementations. The compiled one runs where the program is lowered for CPUs, to run now, in whole on
-one device. On another platform, in `jax.export`, and where XLA splits arrays over devices, the portable one, of JAX
-operations alone, takes its place. Its result types are those of the call, its derivatives those of the call.
+A call holds two implementations. The compiled one runs if the program is lowered for CPUs, to run now, with whole
+arrays on one device. On another platform, in `jax.export`, and where XLA splits arrays over devices, it is replaced by
+the portable one, which consists only of JAX operations. That one also defines the result types and the derivatives.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from seqjax.solvers.native.build import warn_once
 
 
 class Choice(NamedTuple):
-    """Two functions `(*arrays) -> list of arrays` that agree. Both are hashable, and equal where they do the same.
+    """Two equivalent functions `(*arrays) -> list of arrays`. Both are hashable, and compare equal if they do the same.
 
     Attributes:
-      compiled: holds calls of C++; a RuntimeError says that there is none.
-      portable: holds operations of JAX.
-      required: whether to raise that error, or else to warn and to take the portable function.
+      compiled: calls C++; raises a RuntimeError if that cannot be compiled.
+      portable: consists of JAX operations.
+      required: whether to raise that error; otherwise a warning is given and the portable function runs.
     """
 
     compiled: Callable[..., list[Array]]
@@ -32,12 +32,12 @@ class Choice(NamedTuple):
 
 
 def call(choice: Choice, *arrays: Array) -> list[Array]:
-    """The results of one of two functions."""
+    """The results of one of the two functions of a choice."""
     return _call.bind(*arrays, choice=choice)
 
 
 class _Mapped(NamedTuple):
-    """A function over lanes."""
+    """A function mapped over the lanes of a `vmap`."""
 
     function: Callable[..., list[Array]]
     axes: tuple[int | None, ...]
@@ -51,7 +51,7 @@ def _abstract(*types: Any, choice: Choice) -> list[Any]:
 
 
 def _runs_here(context: Any) -> bool:
-    """Whether a program that is lowered for CPUs runs on this one now, each device on arrays of its own."""
+    """Whether a program that is lowered for CPUs runs here and now, each device on its own arrays."""
     if context.lowering_parameters.for_export:
         return False
     axes = context.axis_context
@@ -93,16 +93,16 @@ def _map(arrays: Any, axes: Any, *, choice: Choice) -> Any:
 
 
 def _jvp(primals: Any, tangents: Any, *, choice: Choice) -> Any:
-    # Only an outer derivative comes here: the solver has a gradient of its own, of which this call is a part.
+    # Only an outer derivative gets here: this call is part of the solver's custom gradient.
     moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, ad.Zero)]
 
-    def of(*some):
-        full = list(primals)
-        for i, value in zip(moving, some, strict=True):
-            full[i] = value
-        return choice.portable(*full)
+    def portable(*differentiated):
+        arrays = list(primals)
+        for i, value in zip(moving, differentiated, strict=True):
+            arrays[i] = value
+        return choice.portable(*arrays)
 
-    _, out = jax.jvp(of, [primals[i] for i in moving], [tangents[i] for i in moving])
+    _, out = jax.jvp(portable, [primals[i] for i in moving], [tangents[i] for i in moving])
     return call(choice, *primals), out
 
 

@@ -1,4 +1,4 @@
-"""The C++ of a gated cell: its elementwise functions, forward and transposed, with their loads and stores."""
+"""The C++ of a gated cell: its elementwise functions and their transposes, with loads and stores."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -14,14 +14,14 @@ from seqjax.solvers.native.arithmetic import ADDED, Body, Parts, Unsupported, te
 
 
 class Other(NamedTuple):
-    """An input of the elementwise functions that is no product: a mask, an inner bias, noise.
+    """An input of the elementwise functions that is not a product: a mask, an inner bias, noise.
 
     Attributes:
       timed: whether it has a time axis.
       batched: whether it has the batch axes.
       shape: of one step and one sequence.
       dtype: bool or the dtype of the carry.
-      perturbed: whether its gradient is asked for.
+      perturbed: whether its gradient is needed.
     """
 
     timed: bool
@@ -31,7 +31,7 @@ class Other(NamedTuple):
     perturbed: bool
 
     def usable(self, units: int, dtype: Any) -> bool:
-        """Whether the generated code can read it. What it cannot may still be there, as long as no gate uses it."""
+        """Whether the generated code can read it. What it cannot read is allowed as long as no gate uses it."""
         size = int(np.prod(self.shape))
         if self.timed and not self.batched:
             return False
@@ -43,7 +43,7 @@ class Other(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The generated code, and what a caller of it must know.
+    """The generated code, and what its caller must know.
 
     Attributes:
       code: C++.
@@ -68,12 +68,12 @@ def generate(
       gated: the hint.
       carry: shapes and dtypes of the carry of one sequence; the first leaf is [H].
       rebuild: `(dense, others) -> z`, of arrays for one step and one sequence.
-      dense: the slots of the projection, or None if there is no such leaf.
-      products: the slots of each recurrent product.
-      others: the other leaves of z, in the order that `rebuild` takes.
+      dense: the number of slots of the projection, or None if there is no such leaf.
+      products: the number of slots of each recurrent product.
+      others: the other leaves of z, in the order of `rebuild`.
 
     Raises:
-      Unsupported: for arithmetic that cannot be written out.
+      Unsupported: for arithmetic that cannot be translated.
     """
     leaves, carry_tree = jax.tree.flatten(carry)
     if len(leaves[0].shape) != 1:
@@ -85,7 +85,7 @@ def generate(
         raise Unsupported(f"a carry of shapes {[leaf.shape for leaf in leaves]}, expected multiples of the first")
     stages = len(gated.stages)
 
-    # The functions of flat inputs: the carry, the slots of the projection, those of each product, the others.
+    # Functions take flat inputs: the carry, the slots of the projection, those of each product, the others.
     def split(flat):
         flat = list(flat)
         take = lambda n: [flat.pop(0) for _ in range(n)]  # noqa: E731
@@ -116,7 +116,7 @@ def generate(
 
     place, identity = _places(jaxprs, names, dense or 0, products, units, len(leaves))
     slots = max(place, default=0) + 1
-    merged = {  # a product that is added to the projection: the sum comes in the place of the projection
+    merged = {  # slots of products that are added to the projection: the sum is in the place of the projection
         i for i in range(dense or 0, n_slots) if place[i] in place[: dense or 0]
     }
     writer = _Writer(leaves, others, units, place, merged)
@@ -165,7 +165,7 @@ def _dispatch(stages: int) -> list[str]:
 
 
 def _input_names(leaves, n_slots: int, others: Sequence[Other], units: int, dtype: Any) -> list[Any]:
-    """Names of the parts of every flat input; None for what the code cannot read."""
+    """Names of the parts of every flat input; None for an input that the code cannot read."""
     names: list[Any] = [[f"vh{c}_{s}" for s in range(leaf.shape[0] // units)] for c, leaf in enumerate(leaves)]
     names += [[f"va{i}"] for i in range(n_slots)]
     for i, other in enumerate(others):
@@ -179,7 +179,7 @@ def _input_names(leaves, n_slots: int, others: Sequence[Other], units: int, dtyp
 
 
 def _places(jaxprs, names, dense: int, products, units: int, carries: int) -> tuple[list[int], list[bool]]:
-    """Where each slot of the projection and of the products lies in `a`; and which stages hand the carry on as it is.
+    """The place of each slot of the projection and of the products in `a`; and which stages return the carry unchanged.
 
     A slot of a product that is only ever added to one slot of the projection shares its place: the matrix product then
     adds to it in memory, and one array is kept instead of two.
@@ -221,13 +221,13 @@ _HEAD = "template <class N> inline void {}(const Problem& p, long t, long row, l
 
 
 class _Writer:
-    """Writes functions around the bodies: loads before, stores after."""
+    """Writes the functions around the bodies: loads before, stores after."""
 
     def __init__(self, leaves, others, units, place, merged):
         self.leaves, self.others, self.units = leaves, others, units
         self.place, self.merged = place, merged
         self.names = _input_names(leaves, len(place), others, units, leaves[0].dtype)
-        # The gradients of inputs that all rows and steps share are summed up in a place of their own.
+        # Gradients of inputs that all rows and steps share are accumulated in a separate place.
         self.shared = [
             (i, s)
             for i, other in enumerate(others)
@@ -280,14 +280,14 @@ class _Writer:
         return f"(({row}) * {n} + {s}) * p.H + block * VL"
 
     def forward(self, name: str, jaxpr, out: str | None) -> list[str]:
-        """`name(p, t, row, block, n, a[, v])`: results to `v`, or to the carry after step t."""
+        """`name(p, t, row, block, n, a[, v])`: stores the results in `v`, or in the carry after step t."""
         body = Body(self.units)
         results = body.run(jaxpr.jaxpr, jaxpr.consts, self._inputs())
         head = f"{_HEAD.format(name)}, const real* a"
         stores = []
         for c, parts in enumerate(results):
             if out is None and len(parts) != len(self.names[c]):
-                raise Unsupported("a carry that changes its shape")
+                raise Unsupported("a carry that changes shape")
             for s, part in enumerate(parts):
                 value = part if body.is_vector(part) else f"splat({text(part)})"
                 if out:
@@ -298,7 +298,7 @@ class _Writer:
         return [f"{head}{f', real* {out}' if out else ''}) {{", *self._indent(self._loads() + body.lines + stores), "}"]
 
     def transposed(self, name: str, f, avals, given: str | None, adds: bool) -> list[str]:
-        """The transpose: from the gradient of the results (in `d`, or in `dv`) to those of the inputs."""
+        """The transpose: computes the gradients of the inputs from that of the results (in `d`, or in `dv`)."""
         leaves, first_other = len(self.leaves), len(self.leaves) + len(self.place)
         wanted = [i for i in range(first_other) if i - leaves not in self.merged]
         wanted += [i for i, o in enumerate(self.others, first_other) if o.perturbed and self.names[i] != [None]]
@@ -334,7 +334,7 @@ class _Writer:
         for i, parts in zip(wanted, gradients, strict=True):
             for s, part in enumerate(parts):
                 if part != 0.0 and self.names[i][0][0] == "s":
-                    raise Unsupported("the gradient of an input that is one number a sequence")
+                    raise Unsupported("the gradient of an input that is one number per sequence")
                 value = part if body.is_vector(part) else f"splat({text(part)})"
                 plain = not adds
                 if i < leaves:

@@ -1,7 +1,7 @@
 // A gated recurrence over all steps, forward and backward, for the CPU.
 //
-// What a cell is made of comes from the generated code that includes this file (emit.py): the numbers below, and the
-// elementwise functions `stage`, `gates` and their transposes. Everything else stands in products.h, threads.h, vectors.h
+// Everything specific to a cell comes from the generated code that includes this file (emit.py): the numbers below, and
+// the elementwise functions `stage`, `gates` and their transposes. Everything else is in products.h, threads.h, vectors.h
 // and recurrence.h, which has the loops over time and the entry points that XLA calls.
 //
 //   SLOTS        rows of the pre-activation `a`, each H wide; a product adds to some of them
@@ -10,12 +10,12 @@
 //   DENSE        whether the input is projected here, a += x @ w_x + b
 //   OTHERS       further inputs of the elementwise functions: masks, inner biases, dropout, ...
 //
-// Units are cut into blocks of VL. A row of `a` is [block][slot][VL], so that what belongs to one block of units lies
-// together: a thread can own a range of blocks, and the elementwise functions read and write whole vectors.
+// Units are divided into blocks of VL. A row of `a` is [block][slot][VL], so that the data of one block of units is
+// contiguous: a thread can own a range of blocks, and the elementwise functions read and write whole vectors.
 //
-// Two partitions of the work. Where the weights are small, every thread takes rows of the batch through all steps,
-// alone, and `a` is computed again in the backward pass. Where they are large, every thread takes a range of blocks, so
-// that each weight is read by one core only; the threads then meet once or twice a step, and `a` is kept.
+// The work is partitioned in one of two ways. If the weights are small, every thread runs some rows of the batch through
+// all steps, independently, and `a` is recomputed in the backward pass. If they are large, every thread takes a range of
+// blocks, so that each weight is read by only one core; the threads then meet once or twice per step, and `a` is kept.
 
 #pragma once
 
@@ -27,7 +27,7 @@
 
 namespace {
 
-constexpr long PART_ROWS = 32;    // of the batch, that a thread takes through all steps
+constexpr long PART_ROWS = 32;    // of the batch, that a thread runs through all steps
 constexpr long CHUNK_ROWS = 320;  // rows of a product of the weight gradient
 constexpr long RATE = 50000;      // flop that one core does in a microsecond, roughly
 

@@ -1,4 +1,4 @@
-"""What is static in one use of `native`: the parts of z as a sequence sees them at one step, and the C++ for them."""
+"""The static part of one use of `native`: the leaves of z for one sequence at one step, and the C++ for them."""
 
 import math
 from collections.abc import Iterable
@@ -14,36 +14,36 @@ from seqjax.hints import Gated
 from seqjax.solvers.native.arithmetic import Unsupported
 from seqjax.solvers.native.emit import Other, Source, generate
 
-VL = 16  # units in a block, as in kernel.h
-SMALL_WEIGHTS = 512 << 10  # bytes of weights that stay in the cache of one core
+VL = 16  # units per block, as in kernel.h
+SMALL_WEIGHTS = 512 << 10  # bytes of weights that fit into the cache of one core
 
 
 class Arrays(NamedTuple):
-    """What the kernel reads: carries [B, ...], inputs [T, B, ...]; a Const may lack the batch axes."""
+    """The inputs of the kernel: carries [B, ...], inputs [T, B, ...]; a Const may lack the batch axes."""
 
     carry: tuple[Array, ...]
-    dense: tuple[Array, ...]  # x [T, B, D], w [D, G], b [G]; or nothing
+    dense: tuple[Array, ...]  # x [T, B, D], w [D, G], b [G]; or empty
     weights: tuple[Array, ...]
     others: tuple[Array, ...]
 
 
 class _Leaf(NamedTuple):
-    """A node of z: the projection (`kind` "dense"), a "const" or a "timed" leaf, of so many arrays."""
+    """A node of z: the projection (`kind` "dense"), a "timed" leaf, or a "const" with the structure `tree`."""
 
     kind: str
-    tree: Any = None
+    tree: Any = None  # a PyTreeDef
 
 
 @jax.tree_util.register_static
 class Wanted(NamedTuple):
-    """Which gradients are asked for."""
+    """Which gradients are needed."""
 
     x: bool
     others: tuple[bool, ...]
 
 
 class Plan(NamedTuple):
-    """All that is static in one use of the kernel."""
+    """The static part of one use of the kernel."""
 
     gated: Gated
     carry: tuple[Any, ...]  # (shape, dtype) of each leaf, of one sequence
@@ -52,9 +52,9 @@ class Plan(NamedTuple):
     leaves: tuple[_Leaf, ...]
     others: tuple[
         tuple[tuple[bool, bool, tuple[int, ...], Any], ...], ...
-    ]  # for each, what it may be: (timed, batched, shape, dtype)
-    dense: int | None  # slots of the projection
-    products: tuple[int, ...]  # and of each recurrent product
+    ]  # for each, the possible (timed, batched, shape, dtype)
+    dense: int | None  # the number of slots of the projection
+    products: tuple[int, ...]  # those of each recurrent product
 
     def steps(self, arrays: Arrays) -> int:
         """The number of steps T."""
@@ -62,13 +62,13 @@ class Plan(NamedTuple):
         return next(leaf.shape[0] for leaf in (*arrays.dense[:1], *timed))
 
     def columns(self, arrays: Arrays) -> bool:
-        """Whether threads share out the units, rather than the sequences."""
+        """Whether the threads divide the units among themselves, rather than the sequences."""
         weights = sum(w.nbytes for w in (*arrays.weights, *arrays.dense[1:]))
         *batch, units = arrays.carry[0].shape
         return units > VL and (weights > SMALL_WEIGHTS or math.prod(batch) < 8)
 
     def z(self, projection: Any, others: Iterable[Any]) -> Tree:
-        """The inputs of the gates, put together again."""
+        """Rebuild z, the input of the gates, from its parts."""
         values = iter(others)
         nodes = []
         for leaf in self.leaves:
@@ -82,7 +82,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(gated: Gated, weights: tuple[Array, ...], carry: Carry, zs: Tree) -> tuple[Plan, Arrays]:
-    """Take z apart, and see what each of its leaves is to one sequence at one step."""
+    """Split z into its parts, and determine what each of them is for one sequence at one step."""
     carries, carry_tree = jax.tree.flatten(carry)
     first = carries[0]
     units, batch, dtype = first.shape[-1], first.shape[:-1], first.dtype
@@ -99,7 +99,7 @@ def make_plan(gated: Gated, weights: tuple[Array, ...], carry: Carry, zs: Tree) 
         shapes = []
         if value.shape[lead : lead + len(batch)] == batch:
             shapes.append((timed, True, value.shape[lead + len(batch) :], value.dtype))
-        # A Const that begins like the batch may be one for each sequence, or, by chance, the same for all of them.
+        # A Const whose shape starts with the batch may be one per sequence or, by coincidence, shared by all of them.
         if not timed and batch:
             shapes.append((False, False, value.shape, value.dtype))
         if not shapes:
@@ -134,14 +134,14 @@ def make_plan(gated: Gated, weights: tuple[Array, ...], carry: Carry, zs: Tree) 
 
 
 def _fits(node, units, batch, dtype) -> bool:
-    """Whether a `Dense` of z can be done in the kernel."""
+    """Whether a `Dense` of z can be computed in the kernel."""
     width = node.w.value.shape[1]
     return node.w.value.dtype == dtype and node.x.ndim == 2 + len(batch) and width % units == 0
 
 
 @lru_cache(maxsize=256)
 def source(plan: Plan, wanted: tuple[bool, ...]) -> Source:
-    """The code; `wanted` says which of the other inputs need a gradient."""
+    """The code; `wanted` are the other inputs that need a gradient."""
     carry = plan.carry_tree.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in plan.carry])
     errors = []
     for choice in product(*plan.others):
@@ -150,6 +150,6 @@ def source(plan: Plan, wanted: tuple[bool, ...]) -> Source:
             return generate(plan.gated, carry, plan.z, plan.dense, plan.products, others)
         except (TypeError, ValueError) as error:
             errors.append(error)
-    # Others say only that a Const was not meant that way.
+    # Errors of other types only mean that a Const was read in the wrong one of its ways.
     reason = next((error for error in errors if isinstance(error, Unsupported)), errors[0])
     raise Unsupported(f'no C++ for these gates: {reason}; use "scan"') from reason

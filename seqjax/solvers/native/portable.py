@@ -1,4 +1,4 @@
-"""What the compiled loops of `native` compute, in JAX: for programs that are lowered for something else."""
+"""The compiled loops of `native` as JAX operations, for programs that are lowered for other platforms."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -41,9 +41,9 @@ def loop(plan: Plan, arrays: Arrays) -> list[Array]:
 def gradient(
     plan: Plan, wanted: Wanted, arrays: Arrays, hs: Sequence[Array], cotangents: Sequence[Array]
 ) -> list[Array]:
-    """The gradient of every array by one scan backwards, which runs each step again from the carry before it.
+    """The gradient of every array, by one backward scan that recomputes each step from the carry before it.
 
-    A cotangent of no elements stands for 0. A gradient that is not wanted has no elements.
+    An empty cotangent stands for 0. A gradient that is not wanted is empty.
     """
     d_last, d_hs = (
         [c if c.size else jnp.zeros_like(h) for c, h in zip(part, like, strict=True)]
@@ -57,7 +57,7 @@ def gradient(
     product, pull_dense = jax.vjp(dense, *arrays.dense) if arrays.dense else (None, None)
 
     def step(nudges, carry, product, some_timed, some_shared, *, timed):
-        """The carry after a step, and the factors v of its products, to whose results the nudges are added."""
+        """The carry after a step, and the factors v of its products; the nudges are added to the products."""
         others = _join_others(plan, _put(timed, want_timed, some_timed), _put(shared, want_shared, some_shared))
         z, h = plan.z(product, others), plan.carry_tree.unflatten(carry)
         us, vs = (), ()
@@ -71,8 +71,8 @@ def gradient(
         before, product, timed, d_h = inputs
         d_carry = [a + b for a, b in zip(d_carry, d_h, strict=True)]
         nudges = [jnp.zeros_like(jax.eval_shape(matmul, before[0], w)) for w in arrays.weights]
-        moving: Any = (nudges, before, product, _take(timed, want_timed), _take(shared, want_shared))
-        _, pull, vs = jax.vjp(partial(step, timed=timed), *moving, has_aux=True)
+        differentiated = (nudges, before, product, _take(timed, want_timed), _take(shared, want_shared))
+        _, pull, vs = jax.vjp(partial(step, timed=timed), *differentiated, has_aux=True)
         d_us, d_carry, d_product, d_timed, d_more = pull(d_carry)
         return (d_carry, jax.tree.map(jnp.add, d_shared, d_more)), (vs, d_us, d_product, d_timed)
 
@@ -99,6 +99,6 @@ def _take(values: Sequence[Any], which: Sequence[bool]) -> list[Any]:
 
 
 def _put(values: Sequence[Any], which: Sequence[bool], chosen: Sequence[Any]) -> list[Any]:
-    """`values`, with others in the chosen places."""
+    """`values`, with `chosen` in the places where `which` is true."""
     rest = iter(chosen)
     return [next(rest) if here else value for value, here in zip(values, which, strict=True)]

@@ -222,8 +222,8 @@ class Panels {
       }
     }
   }
-  // C[rows, places] += A[rows, spans] times the matrix. `turned`: from the last panel to the first. Who turns at every
-  // other step finds the last panels of the step before still in the nearer cache, where not all of them fit.
+  // C[rows, places] += A[rows, spans] times the matrix. `turned`: from the last panel to the first. Alternating
+  // the direction from step to step finds the last panels still in the nearer cache, if not all of them fit there.
   void multiply(const real* A, long lda, long rows, real* C, long ldc, bool turned = false) const {
     size_t panels = (places_.size() + TILE_VECTORS - 1) / TILE_VECTORS;
     for (size_t i = 0; i < panels; i++) {

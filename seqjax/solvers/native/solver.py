@@ -1,8 +1,7 @@
-"""The solver `native`: a gated cell's loop over time, forward and backward, as one call of compiled C++ each.
+"""The solver `native`: a gated cell's loops over time, forward and backward, as one call of compiled C++ each.
 
-XLA runs a step as a dozen small programs, and what they hand to each other goes through memory. Here a step is one
-matrix product and one elementwise pass, both generated for the cell at hand (`emit.py`), and what the next step needs
-is still in the cache.
+XLA runs a step as a dozen small programs that pass their results through memory. Here a step is one matrix product and
+one elementwise pass, both generated for the given cell (`emit.py`), and what the next step needs is still in the cache.
 """
 
 from functools import partial
@@ -26,20 +25,21 @@ from seqjax.solvers.native.plan import VL, Arrays, Plan, Wanted, make_plan, sour
 def native(cell: Cell, params: Params, carry: Carry, xs: Tree, *, required: bool = True) -> tuple[Carry, Tree]:
     """The scan of a gated cell, compiled as a whole for this CPU; reverse mode only, float32 or float64.
 
-    It needs a C++ compiler, which runs once per cell and machine, some seconds. A program that is lowered for another
-    platform, by `jax.export`, or for several devices between which XLA divides the arrays, holds a loop of JAX's in
-    the place of the C++.
+    It needs a C++ compiler, which runs for a few seconds once per cell and machine. A program that is lowered for
+    another platform, by `jax.export`, or for several devices over which XLA divides the arrays, contains a loop of JAX
+    operations in place of the C++.
 
     Args:
       cell: a cell with the `gated` hint.
       params: its params.
       carry: the carry before the first step.
       xs: inputs [T, B, D].
-      required: whether it is an error if the C++ cannot be compiled; else a warning, and a loop of JAX's runs.
+      required: whether to raise an error if the C++ cannot be compiled; otherwise there is a warning, and the loop of
+        JAX operations runs.
 
     Raises:
-      ValueError: if the cell has no `gated` hint, or does something for which there is no C++ (`Unsupported`): a carry
-        or weights narrower than float32, or more than arithmetic between the products.
+      ValueError: if the cell has no `gated` hint, or cannot be translated into C++ (`Unsupported`): a carry or weights
+        narrower than float32, or more than arithmetic between the products.
       RuntimeError: if the C++ is required and cannot be compiled.
     """
     if cell.gated is None:
@@ -52,18 +52,18 @@ def native(cell: Cell, params: Params, carry: Carry, xs: Tree, *, required: bool
 
 
 def supports(cell: Cell, params: Params, carry: Carry, xs: Tree) -> bool:
-    """Whether there is C++ for a cell on these inputs, given a compiler."""
+    """Whether a cell can be translated into C++ on these inputs; a compiler is not needed."""
+    if cell.gated is None:
+        return False
+    gated = cell.gated
 
-    def plan(params, carry, xs):
-        gated: Any = cell.gated
+    def translate(params, carry, xs):
         zs = over_time(partial(cell.project, params), xs)
         plan, arrays = make_plan(gated, gated.weights(params), carry, zs)
         source(plan, _floating(arrays))
 
-    if cell.gated is None:
-        return False
     try:
-        jax.eval_shape(plan, params, carry, xs)
+        jax.eval_shape(translate, params, carry, xs)
     except Unsupported:
         return False
     return True
@@ -74,14 +74,14 @@ def _floating(arrays: Arrays) -> tuple[bool, ...]:
 
 
 class _Function(NamedTuple):
-    """What all functions of a `Choice` know."""
+    """What all functions of a `Choice` have in common."""
 
     plan: Plan
     wanted: Wanted
     tree: Any  # of `Arrays`
 
     def unflatten(self, flat: tuple[Array, ...]) -> tuple[Arrays, tuple[Array, ...]]:
-        """The arrays, and what else there is."""
+        """The arrays, and all further inputs."""
         n = self.tree.num_leaves
         return self.tree.unflatten(flat[:n]), flat[n:]
 
@@ -93,7 +93,7 @@ class _Function(NamedTuple):
 
 
 class _CompiledForward(NamedTuple):
-    """All carries [T, B, .], and the pre-activations [T, B, .] if they are kept, else [0]."""
+    """All carries [T, B, .], and the pre-activations [T, B, .] if they are kept, otherwise [0]."""
 
     function: _Function
     keep: bool
@@ -106,12 +106,12 @@ class _CompiledForward(NamedTuple):
         return self.function.ffi("forward", [*results, jax.ShapeDtypeStruct(kept, first.dtype)], arrays, flat)
 
     def row(self, units: int) -> int:
-        """The numbers that are kept of one sequence at one step."""
+        """How many numbers are kept for one sequence at one step."""
         return (-(-units // VL) * source(self.function.plan, self.function.wanted.others).slots + 1) * VL
 
 
 class _PortableForward(NamedTuple):
-    """The same in JAX, with zeros for the pre-activations, which only C++ reads."""
+    """The same in JAX, with zeros for the pre-activations, which only the C++ reads."""
 
     compiled: _CompiledForward
 
@@ -125,7 +125,7 @@ class _PortableForward(NamedTuple):
 
 
 class _CompiledGradient(NamedTuple):
-    """The gradient of every array, of no elements where it is not wanted; as `portable.gradient`."""
+    """The gradient of every array, empty where it is not wanted; see `portable.gradient`."""
 
     function: _Function
 
@@ -156,7 +156,7 @@ def _forward(plan: Plan, required: bool, wanted: Wanted, keep: bool, arrays: Arr
     """All carries [T, B, .], and the pre-activations if they are kept."""
     flat, tree = jax.tree.flatten(arrays)
     compiled = _CompiledForward(_Function(plan, wanted, tree), keep)
-    source(plan, wanted.others)  # what has no C++ is refused here, and not when the program is lowered
+    source(plan, wanted.others)  # so that Unsupported is raised here, not when the program is lowered
     *hs, a = call(Choice(compiled, _PortableForward(compiled), required), *flat)
     return hs, a
 

@@ -26,8 +26,8 @@ class Team {
     work->run();
     for (int spin = 0; work->done.load(std::memory_order_acquire) < parts; spin++) pause(spin);
   }
-  // f(member, members, meet) on up to `wanted` threads at once; meet() waits for all of them. Whoever has not come after
-  // `patience` is busy elsewhere: the door closes, and the work is cut among those present.
+  // f(member, members, meet) on up to `wanted` threads at once; meet() waits for all of them. Threads that have not
+  // arrived after `patience` are busy elsewhere: they are shut out, and the work is divided among those present.
   template <class F>
   static void together(const XLA_FFI_CallFrame* frame, int wanted, std::chrono::microseconds patience, F f) {
     auto work = std::make_shared<Meeting>();
