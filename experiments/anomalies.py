@@ -229,7 +229,7 @@ def program(config: SimpleNamespace) -> Program:
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Scores by profile and category; the scores of all rows, the weights, the alarms of each series, and a figure."""
+    """Scores by profile and category; the scores of all rows, the alarms of each series, and a figure."""
     series, data, params = program.held_out, program.data, state.best.params
     detect = jax.jit(detector(config, len(series)).readings).lower(params, data.xs).compile()
     began = time.perf_counter()
@@ -239,7 +239,6 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     marks = {name: nab_score.Marks.of(scores[name], one) for name, one in series.items()}
     result = _scores(marks)
     write_arrays(run.directory / "scores.npz", **{name.replace("/", "|"): score for name, score in scores.items()})
-    write_arrays(run.directory / "weights.npz", **{str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))})
     threshold = result["threshold_standard"]
     write_atomic(run.directory / "alarms.txt", "\n".join(_alarms(series, scores, marks, threshold)))
     save(_figure(series, data, readings, threshold), run.figures / "streams")

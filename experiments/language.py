@@ -226,7 +226,7 @@ def _count(config: SimpleNamespace, corpus: corpora.Corpus) -> KneserNey:
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Test scores; what each test token cost in nats.npz and a figure; of a network, its best weights and a sample."""
+    """Test scores; what each test token cost in nats.npz and a figure; of a network, its vocabulary and a sample."""
     corpus = corpora.of_flags(config)
     test, params = corpus.parts["test"], state.best.params
     if config.model in COUNTED:

@@ -14,7 +14,7 @@ worth: share of the words detected, false alarms, and the delay after the end of
 
     python -m experiments.spotting --model=gru --data_dir=DIR
     python launch.py --experiment=spotting --data_dir=DIR        all models
-    python -m experiments.demos.listen RUN FILE.wav              prints what a trained network hears, as it hears it
+    python -m experiments.demos.listen --run=DIR --file=FILE.wav  prints what a trained network hears, as it hears it
 
 DIR is that of `experiments.speech`. Without --data_dir the recordings are generated.
 
@@ -35,7 +35,6 @@ begun to learn by then: a validation loss of 0.87 nats a frame, where gru has 0.
 """
 
 import sys
-from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -58,7 +57,7 @@ from seqjax.data import files, spectrogram, spoken_digits, streams, windows
 from seqjax.data.damaged import named
 from seqjax.models import spotter
 from seqjax.regularizers import recurrent_dropout
-from seqjax.train import Program, Run, State
+from seqjax.train import Program, Run, State, write_arrays
 from seqjax.unrolling import unroll
 from seqjax.wrappers import with_head
 
@@ -190,27 +189,21 @@ def _spotter(model: str, units: int, params: Params, mean: Any, deviation: Any) 
     return spotter.Spotter(_cell(model, units), params, mean, deviation, SETTINGS)
 
 
-def write(path: Path, config: SimpleNamespace, made: spotter.Spotter, threshold: float) -> None:
-    """Write all that listening needs."""
-    leaves = {f"leaf_{i}": leaf for i, leaf in enumerate(jax.tree.leaves(made.params))}
-    about = {"model": config.model, "units": config.units, "digit": config.digit, "threshold": threshold}
-    np.savez(path, mean=made.mean, deviation=made.deviation, **about, **leaves)
-
-
-def read(path: Path) -> tuple[spotter.Spotter, int, float]:
-    """The network, its digit and its threshold.
+def read(run: Run) -> tuple[spotter.Spotter, int, float]:
+    """The network of a finished run, its digit and its threshold.
 
     Raises:
-      ValueError: a damaged file, or one that `write` did not write.
+      FileNotFoundError: the run is not finished.
+      ValueError: a file of the run is damaged.
     """
-    file = files.arrays(path.read_bytes(), f"{path}")
-    with named(path, "holds no network of experiments.spotting"):
-        model, units = str(file["model"]), int(file["units"])
-        shapes = jax.eval_shape(lambda key: _cell(model, units).init(key, SETTINGS.bands), jax.random.key(0))
-        leaves = [jnp.asarray(file[f"leaf_{i}"]) for i in range(len(jax.tree.leaves(shapes)))]
-        params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-        made = _spotter(model, units, params, jnp.asarray(file["mean"]), jnp.asarray(file["deviation"]))
-        return made, int(file["digit"]), float(file["threshold"])
+    model, units, digit = (run.flags[name] for name in ("model", "units", "digit"))
+    threshold = float(run.result()["threshold"])
+    file = run.directory / "scale.npz"
+    with named(file, "holds no mean and deviation"):
+        scale = files.arrays(file.read_bytes(), str(file))
+        mean, deviation = (jnp.asarray(scale[name]) for name in ("mean", "deviation"))
+    like = jax.eval_shape(lambda key: _cell(model, units).init(key, SETTINGS.bands), jax.random.key(0))
+    return _spotter(model, units, run.load_params(like), mean, deviation), digit, threshold
 
 
 def _keys(seed: int, minutes: int) -> Key:
@@ -259,7 +252,7 @@ def _microseconds(made: spotter.Spotter, sound: np.ndarray) -> float:
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Detection on test streams at the threshold of the validation streams; network, a stream as wav, and figures.
+    """Detection on test streams at the threshold of the validation streams; a stream as wav, and figures.
 
     "any digit" is the mean over the "digits" that are said in both: in a few minutes some may not be.
     """
@@ -271,13 +264,13 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     places = {digit: detection.choose(chosen_on[digit], config.alarms) for digit in chosen_on if digit in curves}
     place, curve = places[config.digit], curves[config.digit]
     threshold = float(THRESHOLDS[place])
-    write(run.directory / "spotter.npz", config, made, threshold)
+    write_arrays(run.directory / "scale.npz", mean=made.mean, deviation=made.deviation)
     first = streams.draw(_keys(_TEST, config.minutes)[0], data.banks["test"], streams.Mix(MINUTE))
     sound = np.asarray(first.sound)
     wavfile.write(run.directory / "stream.wav", SETTINGS.rate, (sound * 32767).clip(-32768, 32767).astype(np.int16))
     save(_tradeoff(config.digit, curves, places), run.figures / "tradeoff")
     save(_picture(test, config.digit, threshold), run.figures / "stream")
-    np.savez(run.directory / "curve.npz", **curve._asdict(), place=place)
+    write_arrays(run.directory / "curve.npz", **curve._asdict(), place=place)
     found = curve.delays[place][np.isfinite(curve.delays[place])]
     delay = {f"delay_{q}_ms": float(np.percentile(found, q) * MILLISECONDS) if len(found) else None for q in (50, 90)}
     return {

@@ -10,7 +10,7 @@ English sentences of up to --length words and signs; no English sentence stands 
 
     python -m experiments.translation --attention=additive --data_dir=DIR
     python launch.py --experiment=translation --data_dir=DIR           all three, three seeds
-    python -m experiments.demos.translate --run=RUN_DIRECTORY                translates what is typed
+    python -m experiments.demos.translate --run=DIR_OF_A_RUN                 translates what is typed
 
 DIR holds fra-eng.zip of manythings.org/anki. Without --data_dir the pairs are of a made-up grammar. BLEU (Papineni et
 al. 2002; sacrebleu, all translations of a sentence as references, lower case) of greedy and of beam search stands
@@ -268,7 +268,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
 
 
 def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """BLEU and perplexity of the test part; weights, vocabularies, all translations, maps of attention.
+    """BLEU and perplexity of the test part; vocabularies, all translations, maps of attention.
 
     Also BLEU by the words and signs of the source, of lengths that 20 sentences have, and how many translations of each
     search did not end within `longest`.
@@ -295,7 +295,6 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
             by_length[int(n)] = bleu([systems["beam"][i] for i in index], [references[i] for i in index])
     found.english.save(run.directory / "english.json")
     found.french.save(run.directory / "french.json")
-    np.savez(run.directory / "weights.npz", *map(np.asarray, jax.tree.leaves(params)))
     _write(run, sentences, systems, references)
     if config.attention != "none":
         # Long sentences, and not neighbours, which are much alike.

@@ -19,7 +19,6 @@ from seqjax.data import nab
 from seqjax.data.nab_score import PROFILES, Marks, normalized
 from seqjax.models import AnomalyDetector
 from seqjax.models.anomaly import moving_average, seasonal
-from seqjax.train import Run
 from seqjax.unrolling import unroll
 from seqjax.wrappers import with_head
 
@@ -276,44 +275,33 @@ def watched(finished, small, tmp_path):
     lines = [f"{time},{value}" for time, value in zip(one.times.astype(str), one.values, strict=True)]
     file = tmp_path / "stream.csv"
     file.write_text("\n".join(["timestamp,value", *lines]))
-    said = printed("--watch=-", f"--run={finished.directory}", f"--warmup={warmup}", stdin="\n".join(lines))
-    assert said == printed(f"--watch={file}", f"--run={finished.directory}", f"--warmup={warmup}")
+    flags = [f"--run={finished.directory}", f"--warmup={warmup}"]
+    said = printed("--file=-", *flags, stdin="\n".join(lines))
+    assert said == printed(f"--file={file}", *flags)
     rows = [alarm.row for alarm in watch.watch(detector, threshold, zip(one.times, one.values, strict=True), warmup)]
     assert [line.split()[0] for line in said.splitlines()] == one.times[rows].astype(str).tolist()
     file.write_text("\n".join([*lines, "2014-01-01 00:00:00,high"]))
     assert "stream.csv: line 251: '2014-01-01 00:00:00,high', expected a time and a number" in printed(
-        f"--watch={file}", f"--run={finished.directory}", code=2
+        f"--file={file}", f"--run={finished.directory}", code=2
     )
 
 
-def printed(*arguments, stdin="", code=None):
-    """What `python -m experiments.anomalies` prints; on stderr where it fails."""
+def printed(*arguments, stdin="", code=0):
+    """What `python -m experiments.demos.watch` prints; on stderr where it fails."""
     with pytest.MonkeyPatch.context() as patch:
         out, err = io.StringIO(), io.StringIO()
-        for name, value in (("argv", ["anomalies", *arguments]), ("stdin", io.StringIO(stdin)), ("stdout", out)):
+        for name, value in (("stdin", io.StringIO(stdin)), ("stdout", out), ("stderr", err)):
             patch.setattr(sys, name, value)
-        patch.setattr(sys, "stderr", err)
-        if code is None:
-            watch.main()
-        else:
-            with pytest.raises(SystemExit) as stop:
-                watch.main()
-            assert stop.value.code == code
-    return out.getvalue() if code is None else err.getvalue()
+        assert watch.main(arguments) == code
+    return err.getvalue() if code else out.getvalue()
 
 
-def test_watch_and_flags_that_are_refused(tmp_path):
-    assert "--watch needs --run" in printed("--watch=x.csv", code=2)
-    assert "holds no run" in printed("--watch=x.csv", f"--run={tmp_path}", code=2)
-    assert "Unknown command line flag 'models'" in printed("--watch=x.csv", "--models=gru", code=2)
+def test_streams_and_flags_that_are_refused():
     assert "value should be one of <last_value|moving_average|" in refused("anomalies", "--model=arima")
     with pytest.raises(ValueError, match=r"stream: line 2: .* expected a time and a number"):
         list(watch.parsed(["2014-01-01 00:00:00,1", "2014-01-01 00:05:00,inf"], "stream"))
     with pytest.raises(ValueError, match=r"the stream ended after 1 rows, before the first alarm can come \(20 rows\)"):
         list(watch.watch(detector("moving_average"), 1.0, watch.parsed(["2014-01-01 00:00:00,1"], "stream"), 20))
-    other = Run.open(tmp_path / "other", {"model": "lstm"})
-    other.finish({"test_mae": 2.5})
-    assert "other: a run of another experiment" in printed("--watch=-", f"--run={other.directory}", code=2)
 
 
 def test_a_horizon_beyond_the_rows_to_learn_from_is_refused(small, capsys):

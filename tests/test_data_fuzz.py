@@ -39,6 +39,7 @@ from seqjax.data import (
     vectorize,
     words,
 )
+from seqjax.train import Run
 from tests import reader_files
 from tests.reader_files import WAV, Case, Reader, tar, zipped
 from tools import fuzz_readers
@@ -319,9 +320,12 @@ def test_numbers_in_names_that_no_array_holds(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"PK", zipped({"a.npy": b""}), zipped({}), zipped({"model.npy": header((9,))})]
 )
-def test_a_network_that_is_none_is_named(content, tmp_path):
-    with pytest.raises(ValueError, match=r"spotter\.npz: "):
-        spotting.read(write(tmp_path / "spotter.npz", content))
+def test_a_scale_that_is_none_is_named(content, tmp_path):
+    run = Run.open(tmp_path, {"model": "gru", "units": 2, "digit": 3})
+    run.finish({"threshold": 0.0})
+    write(tmp_path / "scale.npz", content)
+    with pytest.raises(ValueError, match=r"scale\.npz: "):
+        spotting.read(run)
 
 
 # Archives

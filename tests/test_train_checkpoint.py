@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from seqjax.train import State, initial_state
-from seqjax.train.checkpoint import Checkpoints, fingerprints
+from seqjax.train.checkpoint import Checkpoints
+from seqjax.train.leaves import fingerprints
 
 # Where a read fails, Orbax leaves coroutines and callbacks behind, and Python warns when it collects them.
 pytestmark = pytest.mark.filterwarnings(

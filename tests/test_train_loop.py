@@ -488,9 +488,9 @@ def test_lanes_refuse_what_they_cannot_do(tmp_path):
     run = open_run(tmp_path)
     with pytest.raises(ValueError, match="cannot stop early: patience must be 0, got 2"):
         fit_lanes(PROGRAM, [numbers()], [run], **PATIENT)
-    with pytest.raises(ValueError, match="one run per lane, got 2 numbers and 1 runs"):
+    with pytest.raises(ValueError, match="one run per lane, got 2 sets of hparams and 1 runs"):
         fit_lanes(PROGRAM, [numbers(), numbers()], [run], steps=5)
-    with pytest.raises(ValueError, match="one run per lane, got 0 numbers and 0 runs"):
+    with pytest.raises(ValueError, match="one run per lane, got 0 sets of hparams and 0 runs"):
         fit_lanes(PROGRAM, [], [], steps=5)
 
 

@@ -1,5 +1,4 @@
 import errno
-import importlib.metadata
 import json
 import math
 import os
@@ -341,17 +340,3 @@ def test_a_result_that_is_not_finite_is_no_success(run, bad):
     assert not run.finished
     run.finish({"accuracy": 1.0, "score": None, "counts": np.arange(2)})
     assert {**run.result(), "records": None} == {"accuracy": 1.0, "score": None, "counts": [0, 1], "records": None}
-
-
-def test_a_source_tree_that_is_not_installed_has_no_version(tmp_path, monkeypatch):
-    known = importlib.metadata.version
-
-    def version(name):
-        if name == "seqjax":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return known(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    versions = Run.open(tmp_path / "run", FLAGS).config["versions"]
-    assert versions["seqjax"] is None
-    assert versions["jax"] == jax.__version__

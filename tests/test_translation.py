@@ -19,7 +19,6 @@ from experiments.shared import translation_baselines
 from seqjax import attention, cells
 from seqjax.data import pairs
 from seqjax.models import Decoder, Translator
-from seqjax.train import Run
 
 SOURCE, LENGTHS = jnp.array([[4, 5, 3], [5, 3, 0]], jnp.int32), jnp.array([3, 2], jnp.int32)
 TARGET = jnp.array([[2, 4, 5, 6], [2, 6, 6, 4]], jnp.int32)
@@ -232,14 +231,6 @@ def test_translation(kind, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.split("\n")[-3:] == [said, "", ""]
 
 
-def test_translate_refuses(tmp_path, capsys):
-    assert translate.main([f"--run={tmp_path}"]) == 1
-    assert "holds no run" in capsys.readouterr().err
-    Run.open(tmp_path / "other", {"model": "lstm"})
-    assert translate.main([f"--run={tmp_path / 'other'}"]) == 1
-    assert "holds a run of another experiment: it has no flag --attention" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        translate.main(["--run=x", "--beam=0"])
-    assert "--beam must be at least 1, got 0" in capsys.readouterr().err
+def test_translation_refuses():
     assert "--sampling" in refused("translation", "--sampling=1.5")
     assert "a rate in [0, 1)" in refused("translation", "--dropout=1")

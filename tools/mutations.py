@@ -653,7 +653,7 @@ MUTATIONS = [
     ),
     Mutation(
         "training: a state that is not finite goes on",
-        "seqjax/train/loop.py",
+        "seqjax/train/lockstep.py",
         "broken = [path for path in lane.watched if not np.atleast_1d(finite[path])[i]]",
         "broken = []",
         "tests/test_train_loop.py::test_a_state_that_is_not_finite_after_the_last_update_is_no_success[params-w-nan]",
@@ -675,7 +675,7 @@ MUTATIONS = [
     Mutation(
         "checkpoints: the digest is not compared",
         "seqjax/train/checkpoint.py",
-        'if _digest(state, _without_digests(described)) != described["digests"][1]:',
+        'if digest(state, _without_digests(described)) != described["digests"][1]:',
         "if False:",
         "tests/test_train_checkpoint.py::test_values_changed_behind_a_valid_format_are_noticed",
     ),

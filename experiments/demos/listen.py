@@ -1,23 +1,30 @@
-"""Prints what a network of `experiments.spotting` hears in a wav file (mono, 8 kHz, 16 bit), as it hears it.
+"""Prints the detections of a trained network of `experiments.spotting` in a wav file (mono, 8 kHz, 16 bit).
 
-    python -m experiments.demos.listen RUN FILE.wav
+    python -m experiments.demos.listen --run=DIR --file=FILE.wav
 
-RUN is a run directory; FILE.wav may be its own stream.wav. Each 10 ms of sound go through `spotter.listen`, whose carry
-is all that is kept; nothing is read ahead. After the last sample come up to 10 ms of silence, to a whole frame.
+FILE.wav may be the run's own stream.wav. Each 10 ms of sound pass through `spotter.listen`, whose carry is all that is
+kept between them; nothing is read ahead. Up to 10 ms of silence complete the last frame.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import spotting
+from experiments.demos import command
 from experiments.shared import detection
 from seqjax.data import spoken_digits
 from seqjax.models import spotter
+
+__all__ = ["detections", "main"]
+
+FLAGS = command.flags("spotting")
+command.path(FLAGS, "file", "wav file (mono, 8 kHz, 16 bit)")
 
 
 def detections(
@@ -27,7 +34,7 @@ def detections(
 
     Args:
       made: the network.
-      digit: what it listens for.
+      digit: the digit to detect.
       threshold: of the log odds.
       samples: int16 [N].
     """
@@ -49,21 +56,18 @@ def detections(
             waiting = max(waiting - 1, 0)
 
 
-def main() -> None:
-    """Exits with 0; with 2 for arguments that are not a run and a wav file."""
-    if len(sys.argv) != 3:
-        print(__doc__, file=sys.stderr)
-        sys.exit(2)
-    run, file = map(Path, sys.argv[1:])
-    try:
-        made, digit, threshold = spotting.read(run / "spotter.npz")
-        samples = spoken_digits.read_wav(file.read_bytes(), str(file))
-    except (OSError, ValueError) as error:
-        print(f"experiments.demos.listen: {error}", file=sys.stderr)
-        sys.exit(2)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the detections line by line; returns the exit code of `command.main`."""
+    return command.main(sys.modules[__name__], _listen, argv)
+
+
+def _listen(config: SimpleNamespace) -> None:
+    run, _ = command.trained(config.run, spotting)
+    made, digit, threshold = spotting.read(run)
+    samples = spoken_digits.read_wav(Path(config.file).read_bytes(), config.file)
     for seconds, score in detections(made, digit, threshold, samples):
         print(f"{seconds:9.2f} s   {digit}   log odds {score:6.2f}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,13 +1,15 @@
-"""A trained detector of `experiments.anomalies` on a stream: alarms as its rows come.
+"""Prints the alarms of a stream of numbers as its rows arrive, by a trained detector of `experiments.anomalies`.
 
-    python -m experiments.anomalies --watch=FILE.csv --run=DIR_OF_A_RUN
+    python -m experiments.demos.watch --run=DIR --file=FILE.csv
+    tail -f FILE.csv | python -m experiments.demos.watch --run=DIR --file=-
 
-The first `warmup` rows standardize the values and tell the detector what is usual, as the probationary rows of the
-benchmark do; from then on every row is one call of a compiled step. The threshold is that of the run.
+The first `--warmup` rows standardize the values and initialize the detector, as the probationary rows of the benchmark
+do; from then on every row is one call of a compiled step. The threshold is that of the run.
 """
 
+import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -18,11 +20,15 @@ import numpy as np
 from absl import flags
 
 from experiments import anomalies
-from experiments.harness import base
-from seqjax.data import files, nab
-from seqjax.data.damaged import named
+from experiments.demos import command
+from seqjax.data import nab
 from seqjax.models.anomaly import AnomalyDetector
-from seqjax.train import Run
+
+__all__ = ["Alarm", "main", "parsed", "trained", "watch"]
+
+FLAGS = command.flags("anomalies")
+command.path(FLAGS, "file", "csv file `timestamp,value`, or - for the standard input")
+flags.DEFINE_integer("warmup", 300, "Rows before the first alarm.", lower_bound=20, flag_values=FLAGS)
 
 
 class Alarm(NamedTuple):
@@ -38,24 +44,18 @@ def trained(directory: str | Path) -> tuple[AnomalyDetector, float]:
     """The detector of a finished run and its threshold (standard profile).
 
     Raises:
-      FileNotFoundError: no finished run there.
-      ValueError: a run of another experiment, or of a network for each series.
+      FileNotFoundError: there is no run, or it is not finished.
+      ValueError: the run is of another experiment, or has a network for each series; or its params are damaged.
     """
-    run = Run.read(directory)
-    config, result = SimpleNamespace(**run.flags), run.result()
-    if "threshold_standard" not in result:
-        raise ValueError(f"{directory}: a run of another experiment, its result has no threshold_standard")
+    run, config = command.trained(directory, anomalies)
     if config.model == "gru_each":
         raise ValueError(
-            f"{directory}: --model=gru_each has a network for each series it was trained on, and none for others"
+            f"{directory}: --model=gru_each has a network for each series it was trained on, and none for others;"
+            " train with --model=gru"
         )
     model = anomalies.detector(config, 1)
-    like = jax.eval_shape(lambda: model.init(base.numbers(anomalies, config), jax.random.key(0)))
-    file = run.directory / "weights.npz"
-    saved = files.arrays(file.read_bytes(), f"{file}")
-    with named(file, "holds other weights than the flags of the run say"):
-        leaves = [jnp.asarray(saved[str(i)]) for i in range(len(jax.tree.leaves(like)))]
-    return model.one(jax.tree.unflatten(jax.tree.structure(like), leaves)), result["threshold_standard"]
+    like = jax.eval_shape(lambda key: model.init({}, key), jax.random.key(0))
+    return model.one(run.load_params(like)), run.result()["threshold_standard"]
 
 
 def parsed(lines: Iterable[str], name: str) -> Iterator[tuple[np.datetime64, float]]:
@@ -73,10 +73,10 @@ def parsed(lines: Iterable[str], name: str) -> Iterator[tuple[np.datetime64, flo
 def watch(
     detector: AnomalyDetector, threshold: float, stream: Iterable[tuple[np.datetime64, float]], warmup: int
 ) -> Iterator[Alarm]:
-    """The alarms of a stream of (time, value), each as soon as its row is read; none of the first `warmup` rows.
+    """The alarms of a stream of (time, value), each as soon as its row is read; none for the first `warmup` rows.
 
     Raises:
-      ValueError: a stream that ends before.
+      ValueError: the stream ends within the first `warmup` rows.
     """
     step = jax.jit(detector.step)
     times: list[np.datetime64] = []
@@ -101,20 +101,18 @@ def watch(
         raise ValueError(f"the stream ended after {len(values)} rows, before the first alarm can come ({warmup} rows)")
 
 
-def main() -> None:
-    """Prints the alarms of a file, or of stdin (-), line by line; exits with 2 where something does not fit."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("watch", None, "A csv `timestamp,value`, or - for stdin.", flag_values=values)
-    flags.DEFINE_string("run", None, "Directory of a finished run.", flag_values=values)
-    flags.DEFINE_integer("warmup", 300, "Rows before the first alarm.", lower_bound=20, flag_values=values)
-    try:
-        values(sys.argv)
-        if values.run is None:
-            raise ValueError("--watch needs --run, the directory of a finished run")
-        detector, threshold = trained(values.run)
-        with sys.stdin if values.watch == "-" else Path(values.watch).open(encoding="utf-8-sig") as lines:
-            for alarm in watch(detector, threshold, parsed(lines, values.watch), values.warmup):
-                print(f"{alarm.time}  {alarm.value:g}  score {alarm.score:.2f}", flush=True)
-    except (ValueError, OSError, flags.Error) as error:
-        print(f"experiments.anomalies: {error}", file=sys.stderr)
-        sys.exit(2)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the alarms line by line; returns the exit code of `command.main`."""
+    return command.main(sys.modules[__name__], _watch, argv)
+
+
+def _watch(config: SimpleNamespace) -> None:
+    detector, threshold = trained(config.run)
+    stdin = config.file == "-"
+    with contextlib.nullcontext(sys.stdin) if stdin else Path(config.file).open(encoding="utf-8-sig") as lines:
+        for alarm in watch(detector, threshold, parsed(lines, config.file), config.warmup):
+            print(f"{alarm.time}  {alarm.value:g}  score {alarm.score:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,7 +3,6 @@
 The experiment `language` trains one, `generate` lets it speak.
 """
 
-import contextlib
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -21,7 +20,6 @@ from seqjax.data import files, text
 from seqjax.data.damaged import named
 from seqjax.models import LanguageModel
 from seqjax.train import Run, write_atomic
-from seqjax.train.checkpoint import Checkpoints
 
 CELLS = (
     *("rnn", "lstm", "peephole_lstm", "layer_norm_lstm", "multiplicative_lstm", "slstm", "gru", "gru_reset_before"),
@@ -163,10 +161,8 @@ def speaker(model: Network, numbers: Any, params: Params) -> decoding.Step:
 
 
 def keep(config: SimpleNamespace, vocabulary: corpora.Vocabulary, params: Params, run: Run) -> None:
-    """Writes vocabulary.json, the weights as the checkpoint model/, and a text that begins after a line break."""
+    """Writes vocabulary.json, and to sample.txt a text that begins after a line break."""
     write_atomic(run.directory / "vocabulary.json", vocabulary.to_json())
-    with contextlib.closing(Checkpoints(run.directory / "model")) as checkpoints:
-        checkpoints.save(0, params, {})
     model, numbers = network(config, vocabulary.size), vars(config)
 
     def draw(params, first, key):
@@ -181,8 +177,8 @@ def load(run: Run) -> tuple[SimpleNamespace, corpora.Vocabulary, Network, Params
     """The flags, the vocabulary, the network and the weights of a finished run.
 
     Raises:
-      FileNotFoundError: the run has no model.
-      ValueError: its model is damaged.
+      FileNotFoundError: the run has trained no network, or not to its end.
+      ValueError: its vocabulary or its params are damaged, or are those of another network.
     """
     file = run.directory / "vocabulary.json"
     if run.config["flags"].get("model") not in CELLS or not file.exists():
@@ -192,8 +188,4 @@ def load(run: Run) -> tuple[SimpleNamespace, corpora.Vocabulary, Network, Params
         vocabulary = corpora.UNITS[config.unit].from_json(files.read_text(file))
     model = network(config, vocabulary.size)
     like = jax.eval_shape(lambda key: model.init(vars(config), key), jax.random.key(0))
-    with contextlib.closing(Checkpoints(run.directory / "model")) as checkpoints:
-        saved = checkpoints.restore(like)
-    if saved is None:
-        raise FileNotFoundError(f"{run.directory / 'model'} holds no checkpoint")
-    return config, vocabulary, model, saved[0]
+    return config, vocabulary, model, run.load_params(like)

@@ -1,18 +1,17 @@
 """Checkpoints of a training state: written by Orbax, verified by a digest when they are read back."""
 
-import hashlib
-import json
 import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
 from seqjax.train.differences import differences, listed
+from seqjax.train.leaves import digest, layout
+
+__all__ = ["Checkpoints"]
 
 KEEP = 3  # one more than needed to survive a corrupt newest checkpoint
 
@@ -56,10 +55,10 @@ class Checkpoints:
         Raises:
           OSError: it could not be written (a full disk, for example); the older checkpoints are as they were.
         """
-        described = {"values": meta, "origin": self._origin, "layout": _layout(state)}
+        described = {"values": meta, "origin": self._origin, "layout": layout(state)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            meta=ocp.args.JsonSave({**described, "digests": [_digest((), described), _digest(state, described)]}),
+            meta=ocp.args.JsonSave({**described, "digests": [digest((), described), digest(state, described)]}),
         )
         try:
             self._manager.save(step, args=items, force=True)
@@ -90,7 +89,7 @@ class Checkpoints:
             try:
                 items = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
                 state = self._manager.restore(step, args=ocp.args.Composite(state=items))["state"]
-                if _digest(state, _without_digests(described)) != described["digests"][1]:
+                if digest(state, _without_digests(described)) != described["digests"][1]:
                     raise ValueError("the content does not match its digest")
             except Exception as error:
                 broken[step] = self._report(step, error)
@@ -109,7 +108,7 @@ class Checkpoints:
     def _described(self, step: int) -> dict[str, Any]:
         """What a checkpoint holds beside its state, read by itself: it tells whether the state can be read at all."""
         described = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        if _digest((), _without_digests(described)) != described["digests"][0]:
+        if digest((), _without_digests(described)) != described["digests"][0]:
             raise ValueError("the content does not match its digest")
         return described
 
@@ -117,7 +116,7 @@ class Checkpoints:
         """Raises ValueError for a sound checkpoint that is not of this training."""
         for what, given, found in (
             ("another training", self._origin, described["origin"]),
-            ("a state of other shapes", _layout(like), described["layout"]),
+            ("a state of other shapes", layout(like), described["layout"]),
         ):
             if different := differences(given, found):
                 raise ValueError(
@@ -136,39 +135,5 @@ class Checkpoints:
         self._manager.close()
 
 
-def fingerprints(tree: Any) -> dict[str, str]:
-    """dtype, shape and a hash of the bytes of each leaf, array or string, by its path: "int32[500] 0f3c..."."""
-    return {path: f"{_type(leaf)} {_hash(leaf).hexdigest()[:16]}" for path, leaf in _leaves(tree)}
-
-
-def _layout(state: Any) -> dict[str, str]:
-    return {path: _type(leaf) for path, leaf in _leaves(state)}
-
-
-def _leaves(tree: Any) -> list[tuple[str, Any]]:
-    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def _type(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__
-
-
-def _hash(leaf: Any) -> Any:
-    if isinstance(leaf, str):
-        return hashlib.blake2b(leaf.encode())
-    if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return hashlib.blake2b(np.ascontiguousarray(leaf).view(np.uint8).data)
-
-
 def _without_digests(described: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in described.items() if name != "digests"}
-
-
-def _digest(state: Any, described: dict[str, Any]) -> str:
-    """Hash of every byte of the state and of its description: the file formats do not notice each flipped bit."""
-    digest = hashlib.blake2b(json.dumps(described, sort_keys=True).encode())
-    for _, leaf in _leaves(state):
-        digest.update(_type(leaf).encode())
-        digest.update(_hash(leaf).digest())
-    return digest.hexdigest()

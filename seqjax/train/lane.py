@@ -4,15 +4,15 @@ import jax
 import numpy as np
 
 from seqjax.train.checkpoint import Checkpoints
-from seqjax.train.program import Numbers, State, finite
+from seqjax.train.program import HParams, State, finite
 from seqjax.train.run import Run
 
 
 class Lane:
-    """A run, its numbers and its state.
+    """A run, its hyperparameters and its state.
 
     Attributes:
-      run, numbers: as given.
+      run, hparams: as given.
       state: of the last step that was taken.
       error: what ended it; None if nothing did.
       update_seconds: spent in updates so far, by all processes.
@@ -22,23 +22,24 @@ class Lane:
       watched: the paths of the leaves that must stay finite.
     """
 
-    def __init__(self, run: Run, numbers: Numbers, state: State, data: dict[str, str]):
+    def __init__(self, run: Run, hparams: HParams, state: State, data: dict[str, str]):
         """The run before its first update.
 
         Args:
           run: one that was opened.
-          numbers: scalars.
+          hparams: scalars.
           state: before the first update.
           data: the fingerprints of what it reads.
         """
-        self.run, self.numbers, self.state = run, numbers, state
+        self.run, self.hparams, self.state = run, hparams, state
         self.error: str | None = None
         self.update_seconds, self.wall_seconds = 0.0, 0.0
         self.memory_bytes: int | None = None
         self.lanes = 1
         # A leaf that is infinite from the start means something by it, the lowest loss so far for example.
         self.watched = {path for path, good in jax.device_get(jax.jit(finite)(state)).items() if good}
-        own = {name: np.asarray(number).tolist() for name, number in numbers.items()}
+        own = {name: np.asarray(value).tolist() for name, value in hparams.items()}
+        # These names are in every checkpoint: another one would refuse the checkpoints that there are.
         parts = {"flag": run.flags, "number": own, "data": data}
         origin = {f"{part} {name}".strip(): value for part, named in parts.items() for name, value in named.items()}
         self._checkpoints = Checkpoints(run.checkpoints, origin)
@@ -47,7 +48,7 @@ class Lane:
         """Goes to the newest checkpoint, if there is one, and drops the records after it.
 
         Raises:
-          ValueError: no checkpoint can be read, it is of other flags, numbers or data, or records are missing that were
+          ValueError: no checkpoint can be read, it is of other flags, hyperparameters or data, or records are missing that were
             there when it was written.
         """
         saved = self._checkpoints.restore(self.state)

@@ -9,24 +9,22 @@ import hashlib
 import resource
 import signal
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from seqjax.train.checkpoint import fingerprints
 from seqjax.train.lane import Lane
+from seqjax.train.leaves import fingerprints
+from seqjax.train.lockstep import Lockstep
 from seqjax.train.metrics import progress_bar
-from seqjax.train.program import Calls, Numbers, Program, State
+from seqjax.train.program import Calls, HParams, Program, State
 from seqjax.train.run import Run
 from seqjax.train.strict_json import encode
 
-SAVES = 4  # checkpoints that are written at the same time; more do not help
+__all__ = ["FitResult", "NonFiniteLoss", "Preempted", "fit", "fit_lanes"]
 
 
 class FitResult(NamedTuple):
@@ -67,7 +65,7 @@ class Preempted(SystemExit):
 
 def fit(
     program: Program,
-    numbers: Numbers,
+    hparams: HParams,
     run: Run,
     *,
     steps: int,
@@ -84,7 +82,7 @@ def fit(
 
     Args:
       program: what is trained.
-      numbers: its numbers.
+      hparams: its hyperparameters.
       run: where records and checkpoints go.
       steps: updates in all.
       steps_per_call: updates in one compiled call; the last call is shorter if `steps` is no multiple.
@@ -94,7 +92,7 @@ def fit(
       progress: show a progress line, if stderr is a terminal.
 
     Raises:
-      ValueError: the arguments do not fit together, no checkpoint can be read, it is of other flags, numbers, data or
+      ValueError: the arguments do not fit together, no checkpoint can be read, it is of other flags, hyperparameters, data or
         shapes, or records that were there when it was written are missing.
       InUse: another process has taken the run from this one.
       NonFiniteLoss: a loss, the state after a call (params, optimizer, carry) or the monitored metric of an evaluation
@@ -106,7 +104,7 @@ def fit(
     schedule.check(program)
     loop = _Loop(program, schedule, lanes=False)
     with contextlib.ExitStack() as opened:
-        [result] = loop.train(loop.restore([numbers], [run], opened), progress)
+        [result] = loop.train(loop.restore([hparams], [run], opened), progress)
     if result.error:
         raise NonFiniteLoss(result.error)
     return result
@@ -114,7 +112,7 @@ def fit(
 
 def fit_lanes(
     program: Program,
-    numbers: Sequence[Numbers],
+    hparams: Sequence[HParams],
     runs: Sequence[Run],
     *,
     steps: int,
@@ -124,7 +122,7 @@ def fit_lanes(
     patience: int = 0,
     progress: bool = True,
 ) -> list[FitResult]:
-    """Trains several runs that differ only in `numbers` as the lanes of one compiled program.
+    """Trains several runs that differ only in `hparams` as the lanes of one compiled program.
 
     As `fit`, lane by lane, except that a lane that cannot be restored, or whose loss, state or validation score is not
     finite, ends with `FitResult.error` while the others are trained, and that times and memory are those of the lanes
@@ -135,15 +133,15 @@ def fit_lanes(
       ValueError: the arguments do not fit together; also for patience > 0, since the lanes take every step together.
       Preempted, OSError: as `fit`.
     """
-    if not numbers or len(numbers) != len(runs):
-        raise ValueError(f"fit_lanes needs one run per lane, got {len(numbers)} numbers and {len(runs)} runs")
+    if not hparams or len(hparams) != len(runs):
+        raise ValueError(f"fit_lanes needs one run per lane, got {len(hparams)} sets of hparams and {len(runs)} runs")
     if patience:
         raise ValueError(f"lanes are trained together and cannot stop early: patience must be 0, got {patience}")
     schedule = _Schedule(steps, steps_per_call, evaluate_every, checkpoint_every, patience)
     schedule.check(program)
     loop = _Loop(program, schedule, lanes=True)
     with contextlib.ExitStack() as opened:
-        return loop.train(loop.restore(numbers, runs, opened), progress)
+        return loop.train(loop.restore(hparams, runs, opened), progress)
 
 
 class _Schedule(NamedTuple):
@@ -172,6 +170,14 @@ class _Schedule(NamedTuple):
                 f" got {self.patience} with evaluate_every={self.evaluate_every}"
             )
 
+    def length(self, step: int, until: int) -> int:
+        """Updates of the call that starts at `step` and may not go beyond `until`."""
+        return min(self.steps_per_call, until - step)
+
+    def lengths(self, step: int, until: int) -> set[int]:
+        """Those of all calls from `step` to `until`."""
+        return {self.length(at, until) for at in range(step, until, self.steps_per_call)}
+
     def due(self, step: int, every: int) -> bool:
         """Whether what is done `every` steps, and at the end, is done at `step`."""
         return step == self.steps or (every > 0 and step % every == 0)
@@ -191,10 +197,10 @@ class _Loop:
         self.data = {part + path: one for part, tree in parts.items() for path, one in fingerprints(tree).items()}
         self.data_hash = hashlib.blake2b(encode(self.data).encode(), digest_size=8).hexdigest()
 
-    def restore(self, numbers: Sequence[Numbers], runs: Sequence[Run], opened: contextlib.ExitStack) -> list[Lane]:
+    def restore(self, hparams: Sequence[HParams], runs: Sequence[Run], opened: contextlib.ExitStack) -> list[Lane]:
         """The lanes as their checkpoints left them; `opened` closes them."""
         init = jax.jit(self.program.init)
-        lanes = [Lane(run, own, init(own), self.data) for own, run in zip(numbers, runs, strict=True)]
+        lanes = [Lane(run, own, init(own), self.data) for own, run in zip(hparams, runs, strict=True)]
         for lane in lanes:
             opened.callback(lane.close)
             try:
@@ -215,6 +221,9 @@ class _Loop:
                 until = min((lane.step for lane in active if lane.step > step), default=self.schedule.steps)
                 self.advance([lane for lane in active if lane.step == step], until, bar, signals)
                 active = [lane for lane in active if not lane.error and not self.ended(lane)]
+        for lane in lanes:
+            if not lane.error:
+                lane.run.save_params(lane.state.best.params if self.program.evaluate else lane.state.params)
         return [self.result(lane) for lane in lanes]
 
     def ended(self, lane: Lane) -> bool:
@@ -223,55 +232,25 @@ class _Loop:
 
     def advance(self, lanes: Sequence[Lane], until: int, bar: tqdm, signals: list[int]) -> None:
         """Takes lanes that are at the same step to the step `until`, or until their patience runs out."""
-        schedule, monitor = self.schedule, self.program.monitor
-        numbers, state = self._joined([lane.numbers for lane in lanes]), self._joined([lane.state for lane in lanes])
-        step = lanes[0].step
-        for length in {min(schedule.steps_per_call, until - at) for at in range(step, until, schedule.steps_per_call)}:
-            self.calls.updates(length, numbers, state)
-        evaluate = self.calls.evaluation(numbers, state)
-        clock, shown = time.perf_counter(), {}
-        while step < until and not all(lane.error for lane in lanes):
-            length = min(schedule.steps_per_call, until - step)
-            called = time.perf_counter()
-            state, metrics, finite = self.calls.updates(length, numbers, state)(numbers, self.program.data, state)
-            metrics = {name: values.reshape(len(lanes), length) for name, values in jax.device_get(metrics).items()}
-            took = time.perf_counter() - called
-            step += length
-            for lane in lanes:
-                lane.update_seconds += took
-            _find_errors(lanes, step, metrics["loss"], jax.device_get(finite))
-            healthy = [i for i, lane in enumerate(lanes) if not lane.error]
-            if not healthy:
+        schedule = self.schedule
+        together = Lockstep(self.program, self.calls, lanes, schedule.lengths(lanes[0].step, until))
+        while together.step < until and together.healthy:
+            length = schedule.length(together.step, until)
+            together.update(length)
+            if together.healthy and schedule.due(together.step, schedule.evaluate_every):
+                together.evaluate()
+            if not together.healthy:
                 break
-            if np.any(np.asarray(state.step) != step):
-                raise ValueError(f"update must add 1 to state.step: it is {state.step} after {step} updates")
-            means = {name: values.mean(axis=1, dtype=np.float64) for name, values in metrics.items()}
-            self._log(lanes, healthy, step, "train", means)
-            shown["loss"] = np.mean(means["loss"][healthy])
-            if evaluate and schedule.due(step, schedule.evaluate_every):
-                state, metrics = evaluate(numbers, self.program.data, state)
-                metrics = {name: np.atleast_1d(values) for name, values in jax.device_get(metrics).items()}
-                for i in healthy:
-                    if not np.isfinite(score := metrics[monitor][i]):
-                        lanes[i].error = f"validation {monitor} is {score} at step {step}"
-                healthy = [i for i in healthy if not lanes[i].error]
-                if not healthy:
-                    break
-                self._log(lanes, healthy, step, "validation", metrics)
-                shown[f"validation {monitor}"] = np.mean(metrics[monitor][healthy])
             bar.update(length)
-            bar.set_postfix(shown)
-
-            stopped = schedule.out_of_patience(step, np.max(np.asarray(state.best.step)))
-            if schedule.due(step, schedule.checkpoint_every) or stopped or signals:
-                clock = self._share(lanes, state, clock)
-                with ThreadPoolExecutor(SAVES) as pool:
-                    list(pool.map(Lane.save, [lanes[i] for i in healthy]))
+            bar.set_postfix(together.shown)
+            stopped = schedule.out_of_patience(together.step, together.best_step)
+            if schedule.due(together.step, schedule.checkpoint_every) or stopped or signals:
+                together.save()
             if signals:
                 raise Preempted(128 + signals[0])
             if stopped:
                 break
-        self._share(lanes, state, clock)
+        together.split()
 
     def result(self, lane: Lane) -> FitResult:
         """How it went."""
@@ -287,39 +266,6 @@ class _Loop:
             data_hash=self.data_hash,
             error=lane.error,
         )
-
-    def _joined(self, trees: Sequence[Any]) -> Any:
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees) if self.lanes else trees[0]
-
-    def _share(self, lanes: Sequence[Lane], state: State, clock: float) -> float:
-        """Gives each lane its state, and its time since `clock`; returns the time of now."""
-        now = time.perf_counter()
-        for i, lane in enumerate(lanes):
-            lane.state = jax.tree.map(lambda leaf, i=i: leaf[i], state) if self.lanes else state
-            lane.wall_seconds += now - clock
-            # The most of any calls: a lane that has to catch up is a program of its own.
-            lane.memory_bytes = max(filter(None, (lane.memory_bytes, self.calls.memory_bytes)), default=None)
-            lane.lanes = max(lane.lanes, len(lanes))
-        return now
-
-    def _log(self, lanes: Sequence[Lane], healthy: Sequence[int], step: int, split: str, values: Mapping) -> None:
-        epoch = self.program.steps_per_epoch and step / self.program.steps_per_epoch
-        for i in healthy:
-            clock = {"step": step, "epoch": epoch, "seconds": lanes[i].update_seconds, "split": split}
-            lanes[i].run.log({**clock, **{name: float(value[i]) for name, value in values.items()}})
-
-
-def _find_errors(lanes: Sequence[Lane], step: int, losses: np.ndarray, finite: Mapping[str, np.ndarray]) -> None:
-    """Notes in each lane what is not finite in the losses [lanes, length] of a call, or in the state after it."""
-    for i, lane in enumerate(lanes):
-        if lane.error:
-            continue
-        bad = np.flatnonzero(~np.isfinite(losses[i]))
-        broken = [path for path in lane.watched if not np.atleast_1d(finite[path])[i]]
-        if bad.size:
-            lane.error = f"loss is {losses[i, bad[0]]} at step {step - len(losses[i]) + bad[0] + 1}"
-        elif broken:
-            lane.error = f"{broken[0]} is not finite after step {step}, whose loss was {losses[i, -1]}"
 
 
 def _peak_memory_bytes() -> int:

@@ -1,7 +1,7 @@
 """What is trained, and what one compiled call of the loop does with it."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from seqjax.train.finite import finite_leaves
 
 PyTree = Any
-Numbers = Mapping[str, jax.Array]
+HParams = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
@@ -46,22 +46,22 @@ class Program(NamedTuple):
     """What is trained; the functions are pure and jittable.
 
     Attributes:
-      init: numbers -> State.
-      update: numbers, data, state -> (state, metrics): ONE optimizer update. The step of the state is one more than
+      init: hparams -> State.
+      update: hparams, data, state -> (state, metrics): ONE optimizer update. The step of the state is one more than
         before, and the metrics are scalars that include "loss".
-      evaluate: numbers, data, state -> metrics on held-out data; None if there is none.
+      evaluate: hparams, data, state -> metrics on held-out data; None if there is none.
       data: device arrays, passed to update and evaluate as an argument, since arrays that are closed over become
         constants of the compiled program.
       held_out: what is read after the training alone, such as a test set; any tree of arrays and strings.
       monitor: the metric of evaluate that `Best` and early stopping watch; lower is better.
       steps_per_epoch: for the records; None if epochs mean nothing here.
 
-    `numbers` is a dict of float32 or int32 scalars: what may differ between the lanes of one compiled program.
+    `hparams` is a dict of float32 or int32 scalars: what may differ between the lanes of one compiled program.
     """
 
-    init: Callable[[Numbers], State]
-    update: Callable[[Numbers, PyTree, State], tuple[State, Metrics]]
-    evaluate: Callable[[Numbers, PyTree, State], Metrics] | None
+    init: Callable[[HParams], State]
+    update: Callable[[HParams, PyTree, State], tuple[State, Metrics]]
+    evaluate: Callable[[HParams, PyTree, State], Metrics] | None
     data: PyTree
     monitor: str = "loss"
     steps_per_epoch: int | None = None
@@ -91,55 +91,63 @@ class Calls:
     """
 
     def __init__(self, program: Program, *, lanes: bool):
-        """`lanes`: whether numbers, states and metrics have a leading axis of lanes."""
+        """`lanes`: whether hparams, states and metrics have a leading axis of lanes."""
         self.compile_seconds = 0.0
         self.memory_bytes: int | None = None
         self._program = program
         self._lanes = lanes
         self._compiled: dict[tuple, jax.stages.Compiled] = {}
 
-    def updates(self, length: int, numbers: Numbers, state: State) -> jax.stages.Compiled:
-        """numbers, data, state -> (state, metrics [(lanes,) length], `finite`): `length` updates."""
-        new = (length, *_shape(numbers)) not in self._compiled
-        compiled = self._compile((length, *_shape(numbers)), _updates(self._program, length), numbers, state)
+    def updates(self, length: int, hparams: HParams, state: State) -> jax.stages.Compiled:
+        """hparams, data, state -> (state, metrics [(lanes,) length], `finite`): `length` updates."""
+        new = (length, *_shape(hparams)) not in self._compiled
+        compiled = self._compile((length, *_shape(hparams)), _updates(self._program, length), hparams, state)
         if new:
             memory = compiled.memory_analysis()
             self.memory_bytes = memory and memory.temp_size_in_bytes
         return compiled
 
-    def evaluation(self, numbers: Numbers, state: State) -> jax.stages.Compiled | None:
-        """numbers, data, state -> (state, metrics): evaluates, and keeps the params if they are the best so far."""
+    def evaluation(self, hparams: HParams, state: State) -> jax.stages.Compiled | None:
+        """hparams, data, state -> (state, metrics): evaluates, and keeps the params if they are the best so far."""
         if self._program.evaluate is None:
             return None
         function = _evaluation(self._program.evaluate, self._program.monitor)
-        return self._compile(("evaluate", *_shape(numbers)), function, numbers, state)
+        return self._compile(("evaluate", *_shape(hparams)), function, hparams, state)
 
-    def _compile(self, key: tuple, function: Callable, numbers: Numbers, state: State) -> jax.stages.Compiled:
+    def joined(self, lanes: Sequence[PyTree]) -> PyTree:
+        """The trees of lanes, equal in structure, as one with a leading axis; without lanes, the one there is."""
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes) if self._lanes else lanes[0]
+
+    def split(self, joined: PyTree, count: int) -> list[PyTree]:
+        """The inverse of `joined`, for `count` lanes."""
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], joined) for i in range(count)] if self._lanes else [joined]
+
+    def _compile(self, key: tuple, function: Callable, hparams: HParams, state: State) -> jax.stages.Compiled:
         if key not in self._compiled:
             began = time.perf_counter()
             each = _each_lane(function) if self._lanes else function
             # Ahead of time, so that compilation is timed apart; the memory of the state is reused for the new one.
-            lowered = jax.jit(each, donate_argnums=2).lower(numbers, self._program.data, state)
+            lowered = jax.jit(each, donate_argnums=2).lower(hparams, self._program.data, state)
             self._compiled[key] = lowered.compile()
             self.compile_seconds += time.perf_counter() - began
         return self._compiled[key]
 
 
-def _shape(numbers: Numbers) -> tuple[int, ...]:
-    return next((jnp.shape(number) for number in numbers.values()), ())
+def _shape(hparams: HParams) -> tuple[int, ...]:
+    return next((jnp.shape(number) for number in hparams.values()), ())
 
 
 def _each_lane(function: Callable) -> Callable:
-    """numbers, data, state -> result, for numbers, state and result with a leading axis of lanes."""
+    """hparams, data, state -> result, for hparams, state and result with a leading axis of lanes."""
     if jax.default_backend() != "cpu":
         return jax.vmap(function, in_axes=(0, None, 0))
-    return lambda numbers, data, state: jax.lax.map(lambda lane: function(lane[0], data, lane[1]), (numbers, state))
+    return lambda hparams, data, state: jax.lax.map(lambda lane: function(lane[0], data, lane[1]), (hparams, state))
 
 
 def _updates(program: Program, length: int) -> Callable:
-    def updates(numbers: Numbers, data: PyTree, state: State) -> tuple[State, Metrics, Metrics]:
+    def updates(hparams: HParams, data: PyTree, state: State) -> tuple[State, Metrics, Metrics]:
         def update(state: State, _: None) -> tuple[State, Metrics]:
-            state, metrics = program.update(numbers, data, state)
+            state, metrics = program.update(hparams, data, state)
             _check_metrics("update", metrics, "loss")
             return state, metrics
 
@@ -150,9 +158,9 @@ def _updates(program: Program, length: int) -> Callable:
     return updates
 
 
-def _evaluation(evaluate: Callable[[Numbers, PyTree, State], Metrics], monitor: str) -> Callable:
-    def evaluation(numbers: Numbers, data: PyTree, state: State) -> tuple[State, Metrics]:
-        metrics = evaluate(numbers, data, state)
+def _evaluation(evaluate: Callable[[HParams, PyTree, State], Metrics], monitor: str) -> Callable:
+    def evaluation(hparams: HParams, data: PyTree, state: State) -> tuple[State, Metrics]:
+        metrics = evaluate(hparams, data, state)
         _check_metrics("evaluate", metrics, monitor)
         value = metrics[monitor].astype(jnp.float32)
         better = jnp.isfinite(value) & (value < state.best.value)

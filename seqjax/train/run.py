@@ -1,29 +1,24 @@
 """The files of a run: what was asked for, what was measured, and how it ended."""
 
-import contextlib
-import functools
 import hashlib
-import importlib.metadata
-import io
 import os
-import platform
-import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
+from seqjax.arrays import Params, Tree
+from seqjax.train.atomic import named_errors, write_atomic
 from seqjax.train.differences import differences
+from seqjax.train.environment import describe, environment
 from seqjax.train.finite import not_finite
 from seqjax.train.lock import Lock
+from seqjax.train.params import read_params, write_params
 from seqjax.train.strict_json import decode, encode
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seqjax")
+__all__ = ["Run"]
 
 
 class Run:
@@ -36,6 +31,7 @@ class Run:
         result.json    the final numbers, all finite, and the mark of the records as "records"; its presence says that
                        the run is finished
         error.txt      why the last attempt failed, if it did
+        params.npz     the trained params (`params`), once training has ended
         .lock          who writes to the run
         checkpoints/   figures/
 
@@ -43,6 +39,21 @@ class Run:
     `rewind` drops what a killed process wrote after that, half a line included.
 
     A run that was opened is written to by this process alone, until it is closed or the process ends.
+
+    `fit` saves the params that were best in validation, so that a trained model is reused without its training code:
+
+        >>> import tempfile
+        >>> from seqjax.train import Run
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     training = Run.open(directory, {"units": 2})
+        ...     training.save_params(seqjax.cells.gru(2).init(jax.random.key(0), 3))  # as `fit` does
+        ...     training.close()
+        ...
+        ...     run = Run.read(directory)
+        ...     cell = seqjax.cells.gru(run.flags["units"])
+        ...     carry, ys = seqjax.unroll(cell, run.params(), None, jnp.zeros((5, 1, 3)))
+        >>> ys.shape
+        (5, 1, 2)
 
     Attributes:
       directory: the path.
@@ -59,6 +70,7 @@ class Run:
         self._metrics = self.directory / "metrics.jsonl"
         self._result = self.directory / "result.json"
         self._error = self.directory / "error.txt"
+        self._params = self.directory / "params.npz"
         self._lock: Lock | None = None
         self._release: Callable[[], Any] = lambda: None
 
@@ -104,7 +116,7 @@ class Run:
     def _begin(cls, directory: Path, flags: dict) -> "Run":
         """The run in a directory that is locked."""
         path = directory / "config.json"
-        now = _describe(flags)
+        now = describe(flags)
         found = cls.read(directory) if path.exists() else None
         run = found or cls(directory, now)
         run.check_flags(flags)
@@ -113,10 +125,10 @@ class Run:
         run.figures.mkdir(exist_ok=True)
         if not any(run.checkpoints.iterdir()):
             run.config = now  # nothing is left of what other code computed
-        elif changes := differences(_environment(now), _environment(run.config)):
+        elif changes := differences(environment(now), environment(run.config)):
             print(f"WARNING: {directory} is resumed by other code: {'; '.join(changes)}", file=sys.stderr)
             since = datetime.now().astimezone().isoformat(timespec="seconds")
-            run.config = {**run.config, "changed": [*run.changed, {"since": since, **_environment(now)}]}
+            run.config = {**run.config, "changed": [*run.changed, {"since": since, **environment(now)}]}
         if before != decode(encode(run.config)):
             write_atomic(path, _json(run.config))
         run._error.unlink(missing_ok=True)
@@ -169,7 +181,7 @@ class Run:
         """
         self._check_open()
         line = encode(record) + "\n"
-        with _named_errors(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
+        with named_errors(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
             file.write(line)
 
     def records(self) -> list[dict]:
@@ -201,7 +213,7 @@ class Run:
         self._check_open().check()
         if not self._metrics.exists():
             return _mark([])
-        with _named_errors(self._metrics), self._metrics.open("rb") as file:
+        with named_errors(self._metrics), self._metrics.open("rb") as file:
             os.fsync(file.fileno())
             return _mark(_lines(file.read()))
 
@@ -225,6 +237,50 @@ class Run:
             )
         if content != b"".join(kept):
             write_atomic(self._metrics, b"".join(kept))
+
+    def save_params(self, params: Params) -> None:
+        """Writes the trained params to params.npz, in place of those that were there.
+
+        Args:
+          params: any tree of arrays; `numpy.load` reads the file too, where each array is named by its path.
+
+        Raises:
+          ValueError: the run is not open to be written.
+          InUse: another process has taken the run from this one, or its directory was removed.
+          TypeError: a leaf is not an array of numbers.
+          OSError: the file could not be written; the old one is as it was.
+        """
+        self._check_open().check()
+        write_params(self._params, params)
+
+    def params(self) -> Params:
+        """The trained params as nested dicts, lists and tuples of arrays, which cells and `nnx.merge` take.
+
+        Raises:
+          FileNotFoundError: the training has not ended.
+          ValueError: params.npz is damaged, or cannot be read without a `like` (`load_params`).
+        """
+        return read_params(self._trained())
+
+    def load_params(self, like: Tree) -> Params:
+        """The trained params in the structure of `like`, after a check that they are params of that model.
+
+        Args:
+          like: params of the model that will use them, or their shapes: `jax.eval_shape(init, key)`.
+
+        Raises:
+          FileNotFoundError: the training has not ended.
+          ValueError: params.npz is damaged, or its paths, shapes or dtypes are not those of `like`; names them.
+        """
+        return read_params(self._trained(), like)
+
+    def _trained(self) -> Path:
+        if not self._params.exists():
+            raise FileNotFoundError(
+                f"{self.directory} holds no trained params: {self._params.name} is missing, which is written when the"
+                " training has ended; resume the run by the command that started it"
+            )
+        return self._params
 
     def finish(self, result: dict) -> None:
         """Writes the final numbers, which marks the run as finished.
@@ -270,40 +326,6 @@ class Run:
         return self._lock
 
 
-def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:
-    """Replaces the file at `path` by `content` (text as UTF-8) as a whole, or, on any failure, not at all.
-
-    Raises:
-      OSError: it could not be written; the old file is as it was.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with _named_errors(path), temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_arrays(path: str | os.PathLike, /, **arrays: Any) -> None:
-    """Writes named arrays as a compressed .npz, which `numpy.load` reads, as `write_atomic` does."""
-    with io.BytesIO() as file:
-        np.savez_compressed(file, **arrays)
-        write_atomic(path, file.getvalue())
-
-
-@contextlib.contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    """A failing write does not say by itself which file it was for."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
 def _lines(content: bytes) -> list[bytes]:
     """The complete lines, each with its end."""
     return [line + b"\n" for line in content.split(b"\n")[:-1]]
@@ -311,52 +333,6 @@ def _lines(content: bytes) -> list[bytes]:
 
 def _mark(lines: list[bytes]) -> dict[str, Any]:
     return {"records": len(lines), "hash": hashlib.blake2b(b"".join(lines), digest_size=16).hexdigest()}
-
-
-def _describe(flags: dict) -> dict:
-    """The content of config.json."""
-    devices = jax.devices()
-    return {
-        "flags": flags,
-        "versions": {
-            "python": platform.python_version(),
-            **{package: _version(package) for package in PACKAGES},
-        },
-        "commit": _commit(),
-        "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
-        "seed": flags.get("seed"),
-    }
-
-
-def _environment(config: dict) -> dict[str, Any]:
-    """Commit, device and versions of a config.json, as it was written or last changed."""
-    if latest := config.get("changed"):
-        return {name: value for name, value in latest[-1].items() if name != "since"}
-    return {"commit": config.get("commit"), "device": config.get("device"), **config.get("versions", {})}
-
-
-def _version(package: str) -> str | None:
-    """The version of an installed distribution; None for a source tree that is merely on the path."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-@functools.cache  # of the code that this process has imported, and it is asked for with every run
-def _commit() -> str | None:
-    """The commit of the source tree that seqjax is imported from; None for an installed copy."""
-    root = Path(__file__).parents[2]
-    # Without this, a copy installed below somebody else's repository would report that repository's commit.
-    if not (root / ".git").exists():
-        return None
-    try:
-        # Ends in "-dirty" where files differ from those of the commit.
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        head = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip()
 
 
 def _json(content: dict) -> str:
