@@ -12,7 +12,7 @@ standardized by the probationary rows of its series. The models are forecasters:
 
     python -m experiments.anomalies --model=gru --data_dir=DIR
     python launch.py --experiment=anomalies --data_dir=DIR                  all models
-    python -m experiments.anomalies --watch=FILE.csv --run=DIR_OF_A_RUN     alarms of a stream as they come; -: stdin
+    python -m experiments.demos.watch --run=DIR_OF_A_RUN FILE.csv           alarms of a stream as they come; -: stdin
 
 DIR holds the repository of the benchmark or an archive of it. Without --data_dir the series are generated.
 
@@ -40,7 +40,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,20 +49,22 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, Hparams, without_data
+from experiments.harness.flags import training_flags
 from experiments.harness.report import COLORS, Section, groups, intervals, mean, panels, save, separate
 from seqjax import cells
 from seqjax.arrays import Array, Key, Params
 from seqjax.core import Cell
 from seqjax.data import nab, nab_score, windows
 from seqjax.models.anomaly import AnomalyDetector, Reading, moving_average, seasonal
-from seqjax.train import Program, Run, State, write_arrays, write_atomic
+from seqjax.train import Run, State, write_arrays, write_atomic
 from seqjax.wrappers import with_head
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLAGS = base.flags(
+FLAGS = training_flags(
     steps=400, steps_per_call=10, evaluate_every=10, batch_size=58, learning_rate=1e-2, schedule="cosine", clip_norm=1.0
 )
 MODELS = ("last_value", "moving_average", "seasonal", "gru", "lstm", "gru_each")
@@ -85,9 +87,9 @@ flags.DEFINE_enum("model", "gru", MODELS, "Which forecaster.", flag_values=FLAGS
 flags.DEFINE_integer("horizon", 4, "Rows that a forecast looks ahead.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("units", 16, "Units of a recurrent network.", lower_bound=1, flag_values=FLAGS)
 
-NUMBERS = ("seed", "learning_rate")
-STUDY = f"model={','.join(MODELS)};seed=0:3"
-generated = base.without_data("series")
+TRACED_FLAGS = ("seed", "learning_rate")
+SWEEP = f"model={','.join(MODELS)};seed=0:3"
+synthetic_data = without_data("series")
 _HELD_OUT = 0.2  # part of the probationary rows that tells which params are best
 _FEATURES = 3
 
@@ -147,7 +149,7 @@ class Detector(NamedTuple):
     """The model as functions of its weights, which have a leading axis of series where each has a network.
 
     Attributes:
-      init: `(numbers, key) -> params`.
+      init: `(hparams, key) -> params`.
       forecasts: `(params, xs [B, T, 3], which [B]) -> [B, T]`, of the series of these numbers.
       readings: `(params, xs [B, T, 3]) -> readings [B, T]`, of all series.
       one: `params -> AnomalyDetector`, of one network.
@@ -162,12 +164,12 @@ class Detector(NamedTuple):
 def detector(config: SimpleNamespace, count: int) -> Detector:
     """The detector of the flags for so many series."""
     cell = _forecaster(config)
-    init, network = supervised.of_module(
-        lambda numbers, rngs: AnomalyDetector(cell, _FEATURES, horizon=config.horizon, rngs=rngs)
+    init, bind = supervised.functional(
+        lambda hparams, rngs: AnomalyDetector(cell, _FEATURES, horizon=config.horizon, rngs=rngs)
     )
 
     def one(params: Params) -> AnomalyDetector:
-        return network({}, params, None)
+        return bind({}, params, None)
 
     if config.model != "gru_each":
         return Detector(
@@ -177,8 +179,8 @@ def detector(config: SimpleNamespace, count: int) -> Detector:
             one,
         )
 
-    def init_each(numbers, key):
-        return jax.vmap(lambda key: init(numbers, key))(jax.random.split(key, count))
+    def init_each(hparams, key):
+        return jax.vmap(lambda key: init(hparams, key))(jax.random.split(key, count))
 
     def forecasts(params, xs, which):
         params = jax.tree.map(lambda leaf: leaf[which], params)
@@ -191,8 +193,8 @@ def detector(config: SimpleNamespace, count: int) -> Detector:
     return Detector(init_each, forecasts, readings, one)
 
 
-def program(config: SimpleNamespace) -> Program:
-    """Mean absolute error of the forecasts on 80 % of the probationary rows; the others tell which params are best."""
+def build(config: SimpleNamespace) -> Experiment:
+    """Mean absolute error of the forecasts on 80 % of the probationary rows; the others choose the best params."""
     series = corpus(config.data_dir)
     data = streams(series.values())
     count, longest = len(data.lengths), int(data.probation.max())
@@ -218,20 +220,29 @@ def program(config: SimpleNamespace) -> Program:
         weights = real.astype(missed.dtype)
         return (jnp.sum(weights * missed, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)).mean()
 
-    def gradient(numbers, data, params, step, k_data, k_noise):
+    def gradient(hparams, data, params, step, k_data, k_noise):
         which = windows.minibatch(k_data, step, batch, count)
         return jax.value_and_grad(lambda params: error(data, params, which, "train"))(params)
 
-    def evaluate(numbers, data, params):
+    def evaluate(hparams, data, params):
         return {"loss": error(data, params, jnp.arange(count, dtype=jnp.int32), "validation")}
 
-    return supervised.descent(config, model.init, gradient, evaluate, data, batches=count // batch, held_out=series)
+    program = supervised.program(config, model.init, gradient, evaluate, data, batches=count // batch, held_out=series)
+    return Experiment(program, partial(_finish, model, series, data))
 
 
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+def _finish(
+    model: Detector,
+    series: Mapping[str, nab.Series],
+    data: Streams,
+    hparams: Hparams,
+    state: State,
+    run: Run,
+) -> dict[str, Any]:
     """Scores by profile and category; the scores of all rows, the weights, the alarms of each series, and a figure."""
-    series, data, params = program.held_out, program.data, state.best.params
-    detect = jax.jit(detector(config, len(series)).readings).lower(params, data.xs).compile()
+    del hparams
+    params = state.best.params
+    detect = jax.jit(model.readings).lower(params, data.xs).compile()
     began = time.perf_counter()
     readings: Reading = jax.block_until_ready(detect(params, data.xs))
     seconds = time.perf_counter() - began
@@ -343,9 +354,4 @@ def report(runs: list[Run]) -> list[Section]:
 
 
 if __name__ == "__main__":
-    if any(argument.startswith("--watch") for argument in sys.argv):
-        from experiments.demos import watch
-
-        watch.main()
-    else:
-        command.main(sys.modules[__name__])
+    command.main(sys.modules[__name__])

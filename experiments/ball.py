@@ -35,6 +35,7 @@ falls after the twentieth. At the first frame no model can know, which alone is 
 """
 
 import sys
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,18 +44,20 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, Hparams
+from experiments.harness.flags import training_flags
 from experiments.harness.report import COLORS, Section, curve, groups, intervals, panels, save, separate
 from seqjax import cells
 from seqjax.arrays import Array, Key, Params
 from seqjax.data import motion
 from seqjax.models.tracker import Tracker
-from seqjax.train import Program, Run, State, write_arrays
+from seqjax.train import Run, State, write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLAGS = base.flags(
+FLAGS = training_flags(
     steps=3000, steps_per_call=300, evaluate_every=600, checkpoint_every=1500, batch_size=64, learning_rate=3e-3,
     schedule="cosine",
 )  # fmt: skip
@@ -76,8 +79,8 @@ flags.DEFINE_integer("length", 40, "Frames that are seen.", lower_bound=2, flag_
 flags.DEFINE_float("noise", 0.0, "Standard deviation of a seen place, in sides of the box.", 0, flag_values=FLAGS)
 flags.DEFINE_float("gravity", 0.0, "Pull downwards, in sides of the box a frame².", 0, flag_values=FLAGS)
 
-NUMBERS = ("seed", "learning_rate", "noise", "gravity")
-STUDY = f"model={','.join(MODELS)};noise=0.0,0.02;seed=0:3"
+TRACED_FLAGS = ("seed", "learning_rate", "noise", "gravity")
+SWEEP = f"model={','.join(MODELS)};noise=0.0,0.02;seed=0:3"
 
 
 class Balls(NamedTuple):
@@ -92,35 +95,35 @@ class Balls(NamedTuple):
     path: motion.Path
 
 
-def draw(config: SimpleNamespace, numbers: supervised.Numbers, key: Key, count: int) -> Balls:
+def draw(config: SimpleNamespace, hparams: Hparams, key: Key, count: int) -> Balls:
     """`count` balls."""
     k_path, k_noise = jax.random.split(key)
-    path = motion.ball(k_path, count, config.length + 1, gravity=numbers["gravity"], radius=RADIUS)
+    path = motion.ball(k_path, count, config.length + 1, gravity=hparams["gravity"], radius=RADIUS)
     places = path.positions[:-1]
-    return Balls(places + numbers["noise"] * jax.random.normal(k_noise, places.shape), path)
+    return Balls(places + hparams["noise"] * jax.random.normal(k_noise, places.shape), path)
 
 
 def model(config: SimpleNamespace) -> supervised.Model:
     """The next places [T, B, 2] from the seen ones [T, B, 2]."""
     if config.model in ("last", "line"):
 
-        def straight(numbers, params, seen, key):
+        def straight(hparams, params, seen, key):
             before = jnp.concatenate([seen[:1], seen[:-1]])
             return 2 * seen - before if config.model == "line" else seen
 
-        return supervised.Model(lambda numbers, key: {}, straight)
+        return supervised.Model(lambda hparams, key: {}, straight)
 
     frames = config.input == "frames"
 
-    def make(numbers, rngs):
+    def make(hparams, rngs):
         memory = MEMORIES[config.model](config.units) if config.model in MEMORIES else MODELS.index(config.model) - 1
         return Tracker(memory, PIXELS**2 if frames else 2, 2, hidden=config.units, rngs=rngs)
 
-    init, network = supervised.of_module(make)
+    init, network = supervised.functional(make)
 
-    def outputs(numbers, params, seen, key):
+    def outputs(hparams, params, seen, key):
         xs = motion.blobs(seen, PIXELS, RADIUS).reshape(*seen.shape[:2], -1) if frames else (seen - 0.5) * 4
-        said = jnp.swapaxes(network(numbers, params, key)(jnp.swapaxes(xs, 0, 1)), 0, 1)
+        said = jnp.swapaxes(network(hparams, params, key)(jnp.swapaxes(xs, 0, 1)), 0, 1)
         # A picture does not tell the place as a number, to which a displacement could be added.
         return 0.5 + said / 4 if frames else seen + SPEED * said
 
@@ -132,32 +135,33 @@ def _distance(forecasts: Array, balls: Balls) -> Array:
     return 100 * jnp.sqrt(jnp.square(forecasts - balls.path.positions[1:]).sum(-1))
 
 
-def program(config: SimpleNamespace) -> Program:
-    """Squared error of the next place; the best params are those of the smallest distance on the validation balls."""
+def build(config: SimpleNamespace) -> Experiment:
+    """Squared error of the next place; the best params have the smallest distance on the validation balls."""
     forecaster = model(config)
     keys = dict(zip(("validation", "test"), jax.random.split(jax.random.key(20_150_216)), strict=True))
 
-    def gradient(numbers, data, params, step, k_data, k_noise):
-        balls = draw(config, numbers, jax.random.fold_in(k_data, step), config.batch_size)
+    def gradient(hparams, data, params, step, k_data, k_noise):
+        balls = draw(config, hparams, jax.random.fold_in(k_data, step), config.batch_size)
 
         def loss(params):
-            error = forecaster.outputs(numbers, params, balls.seen, k_noise) - balls.path.positions[1:]
+            error = forecaster.outputs(hparams, params, balls.seen, k_noise) - balls.path.positions[1:]
             return jnp.square(error / SPEED).sum(-1).mean()
 
         return jax.value_and_grad(loss)(params)
 
-    def evaluate(numbers, data, params):
-        balls = draw(config, numbers, data["validation"], HELD_OUT)
-        return {"distance": _distance(forecaster.outputs(numbers, params, balls.seen, None), balls).mean()}
+    def evaluate(hparams, data, params):
+        balls = draw(config, hparams, data["validation"], HELD_OUT)
+        return {"distance": _distance(forecaster.outputs(hparams, params, balls.seen, None), balls).mean()}
 
-    return supervised.descent(config, forecaster.init, gradient, evaluate, keys, monitor="distance")
+    program = supervised.program(config, forecaster.init, gradient, evaluate, keys, monitor="distance")
+    return Experiment(program, partial(_finish, config, forecaster, keys["test"]))
 
 
-def roll_out(forecaster: supervised.Model, numbers: supervised.Numbers, params: Params, seen: Array, given: int):
+def roll_out(forecaster: supervised.Model, hparams: Hparams, params: Params, seen: Array, given: int):
     """Places [T, B, 2]: the first `given` as they were seen, the others the model's own forecasts, fed back to it."""
 
     def forward(t, places):
-        return places.at[t].set(forecaster.outputs(numbers, params, places, None)[t - 1])
+        return places.at[t].set(forecaster.outputs(hparams, params, places, None)[t - 1])
 
     return jax.lax.fori_loop(given, len(seen), forward, seen)
 
@@ -172,19 +176,20 @@ def _where(hits: np.ndarray) -> dict[str, np.ndarray]:
     return {"free": ~hits, "wall": hits}
 
 
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+def _finish(
+    config: SimpleNamespace, forecaster: supervised.Model, key: Key, hparams: Hparams, state: State, run: Run
+) -> dict[str, Any]:
     """Test distances of all frames; of those after the first `KNOWN`, where a wall is hit and where not; a figure."""
-    forecaster, numbers = model(config), vars(config)
 
     @jax.jit
     def test(params, key):
-        balls = draw(config, numbers, key, HELD_OUT)
-        forecasts = forecaster.outputs(numbers, params, balls.seen, None)
+        balls = draw(config, hparams, key, HELD_OUT)
+        forecasts = forecaster.outputs(hparams, params, balls.seen, None)
         few = balls.seen[:, :4]
-        return balls, forecasts, _distance(forecasts, balls), roll_out(forecaster, numbers, params, few, len(few) // 2)
+        return balls, forecasts, _distance(forecasts, balls), roll_out(forecaster, hparams, params, few, len(few) // 2)
 
-    balls, forecasts, errors, ahead = jax.tree.map(np.asarray, test(state.best.params, program.data["test"]))
-    hits = _hits(balls.path, config.gravity)
+    balls, forecasts, errors, ahead = jax.tree.map(np.asarray, test(state.best.params, key))
+    hits = _hits(balls.path, float(hparams["gravity"]))
     write_arrays(run.directory / "errors.npz", errors=errors, hits=hits)
     save(_figure(config, balls, forecasts, errors, hits, ahead), run.figures / "balls")
     return {

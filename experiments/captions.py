@@ -41,14 +41,16 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, Hparams, without_data
+from experiments.harness.flags import training_flags
 from experiments.harness.report import Section, groups, intervals, panels, save, separate
 from experiments.shared import tasks
 from seqjax import attention, cells
-from seqjax.arrays import Array, Key, Params
+from seqjax.arrays import Array, Key
 from seqjax.data import mnist, pairs, scenes
 from seqjax.models import Captioner
-from seqjax.train import Program, Run, State, write_atomic
+from seqjax.train import Run, State, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +63,7 @@ _BATCH = 100
 # Scenes of a figure.
 SHOWN = 6
 
-FLAGS = base.flags(
+FLAGS = training_flags(
     steps=4000,
     steps_per_call=50,
     evaluate_every=500,
@@ -76,9 +78,9 @@ flags.DEFINE_integer("units", 128, "Units of the decoder, a GRU.", lower_bound=1
 flags.DEFINE_integer("channels", 64, "Features of a place of the picture.", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_integer("beam", 1, "Captions that the search keeps; 1: greedy.", lower_bound=1, flag_values=FLAGS)
 
-NUMBERS = ("seed", "learning_rate")
-STUDY = f"model={','.join(MODELS)};seed=0:3"
-generated = base.without_data("digits")
+TRACED_FLAGS = ("seed", "learning_rate")
+SWEEP = f"model={','.join(MODELS)};seed=0:3"
+synthetic_data = without_data("digits")
 
 
 class Frequent(nnx.Module):
@@ -112,17 +114,17 @@ def _digits(data_dir: str | None) -> dict[str, scenes.ByLabel]:
 
 
 def network(config: SimpleNamespace) -> tuple[Any, Any]:
-    """The model of the flags as functions of its weights, see `supervised.of_module`."""
+    """`init` and `bind` of the model of the flags, see `supervised.functional`."""
 
-    def make(numbers, rngs):
-        del numbers
+    def make(hparams, rngs):
+        del hparams
         if config.model == "frequent":
             return Frequent(scenes.CAPTIONS[tuple(scenes.kinds()["seen"][0])])
         attend = attention.bahdanau if config.model == "attention" else None
         sizes = SIZE, scenes.VOCABULARY.size, config.units // 4 or 1
         return Captioner(cells.gru(config.units), *sizes, channels=config.channels, attend=attend, rngs=rngs)
 
-    return supervised.of_module(make)
+    return supervised.functional(make)
 
 
 def draw(config: SimpleNamespace, digits: scenes.ByLabel, part: str, key: Key, count: int) -> scenes.Scenes:
@@ -139,26 +141,28 @@ def _losses(model: Any, drawn: scenes.Scenes) -> tuple[Array, Array, Array]:
     return (real * tasks.cross_entropy(logits, labels)).sum(1), (real * right).sum(1), real.sum(1)
 
 
-def program(config: SimpleNamespace) -> Program:
-    """Cross-entropy of the next word; the best params are those of the lowest loss on the validation digits."""
-    init, module = network(config)
+def build(config: SimpleNamespace) -> Experiment:
+    """Cross-entropy of the next word; the best params have the lowest loss on the validation digits."""
+    init, bind = network(config)
+    digits = _digits(config.data_dir)
 
-    def gradient(numbers, data, params, step, k_data, k_noise):
+    def gradient(hparams, data, params, step, k_data, k_noise):
         drawn = draw(config, data["train"], "seen", jax.random.fold_in(k_data, step), config.batch_size)
 
         def loss(params):
-            losses, _, counts = _losses(module(numbers, params, k_noise), drawn)
+            losses, _, counts = _losses(bind(hparams, params, k_noise), drawn)
             return losses.sum() / counts.sum()
 
         return jax.value_and_grad(loss)(params)
 
-    def evaluate(numbers, data, params):
-        model = module(numbers, params, None)
+    def evaluate(hparams, data, params):
+        model = bind(hparams, params, None)
         held_out = scenes_of(config, data["validation"], "validation", "seen")
         losses, right, counts = jax.lax.map(lambda drawn: _losses(model, drawn), held_out)
         return {"loss": losses.sum() / counts.sum(), "token_accuracy": right.sum() / counts.sum()}
 
-    return supervised.descent(config, init, gradient, evaluate, _digits(config.data_dir))
+    program = supervised.program(config, init, gradient, evaluate, digits)
+    return Experiment(program, partial(_finish, config, bind, digits["test"]))
 
 
 def scenes_of(config: SimpleNamespace, digits: scenes.ByLabel, part: str, kinds: str) -> scenes.Scenes:
@@ -188,9 +192,8 @@ class Answers(NamedTuple):
     weights: Any
 
 
-def answers(config: SimpleNamespace, params: Params, found: scenes.Scenes) -> Answers:
-    """What is said of scenes in batches, see `scenes_of`."""
-    model = network(config)[1](vars(config), params, None)
+def answers(config: SimpleNamespace, model: Any, found: scenes.Scenes) -> Answers:
+    """Captions of scenes in batches, see `scenes_of`."""
 
     def of_batch(drawn):
         said = model.caption(
@@ -207,7 +210,6 @@ def answers(config: SimpleNamespace, params: Params, found: scenes.Scenes) -> An
     return Answers(kinds, said, right, counts, first, weights)
 
 
-@cache
 def _meanings() -> dict[tuple[int, ...], list[int]]:
     """The kind of scene that a caption tells of, by its tokens as a search gives them: STOP after the end."""
     every = np.concatenate(list(scenes.kinds().values()))
@@ -216,34 +218,32 @@ def _meanings() -> dict[tuple[int, ...], list[int]]:
     return {tuple(caption): kind for caption, kind in zip(captions.tolist(), every.tolist(), strict=True)}
 
 
-@cache
-def _seen() -> set[tuple[int, ...]]:
-    return set(map(tuple, scenes.kinds()["seen"].tolist()))
-
-
 def scores(found: Answers) -> dict[str, float]:
     """Shares of what is right: words (teacher forcing), whole captions, both digits, the relation.
 
     And "from_training", the share of captions that are captions of the training, right or not.
     """
-    nothing = [-1, -1, -1]
-    said = np.array([_meanings().get(tuple(row), nothing) for row in found.said.tolist()])
+    meanings, nothing = _meanings(), [-1, -1, -1]
+    seen = set(map(tuple, scenes.kinds()["seen"].tolist()))
+    said = np.array([meanings.get(tuple(row), nothing) for row in found.said.tolist()])
     same = said == found.kinds
     return {
         "token_accuracy": float(found.right.sum() / found.counts.sum()),
         "exact": float(same.all(1).mean()),
         "digits": float((same[:, 0] & same[:, 2]).mean()),
         "relation": float(same[:, 1].mean()),
-        "from_training": float(np.mean([row in _seen() for row in map(tuple, said.tolist())])),
+        "from_training": float(np.mean([row in seen for row in map(tuple, said.tolist())])),
     }
 
 
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Scores of both parts of the test; what is said of each scene, and figures of the first ones."""
+def _finish(
+    config: SimpleNamespace, bind: Any, digits: scenes.ByLabel, hparams: Hparams, state: State, run: Run
+) -> dict[str, Any]:
+    """Scores of both parts of the test; the caption of each scene, and figures of the first ones."""
     result = {}
-    answer = jax.jit(partial(answers, config))
+    answer = jax.jit(lambda params, found: answers(config, bind(hparams, params, None), found))
     for part in ("seen", "held_out"):
-        drawn = jax.jit(partial(scenes_of, config, part="test", kinds=part))(program.data["test"])
+        drawn = jax.jit(partial(scenes_of, config, part="test", kinds=part))(digits)
         found = jax.tree.map(np.asarray, answer(state.best.params, drawn))
         result |= {f"test_{name}_{part}": score for name, score in scores(found).items()}
         lines = [

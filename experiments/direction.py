@@ -32,6 +32,7 @@ turn, and one frame after a wall its accuracy is back at 83 %.
 """
 
 import sys
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -41,19 +42,21 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, Hparams, without_data
+from experiments.harness.flags import training_flags
 from experiments.harness.report import COLORS, Section, curve, groups, intervals, save, separate
 from experiments.shared import videos
 from seqjax import cells
 from seqjax.arrays import Array, Key
 from seqjax.data import motion
 from seqjax.models.video import FrameClassifier
-from seqjax.train import Program, Run, State, write_arrays
+from seqjax.train import Run, State, write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLAGS = base.flags(
+FLAGS = training_flags(
     steps=1200, steps_per_call=100, evaluate_every=200, checkpoint_every=600, batch_size=16, learning_rate=2e-3,
     schedule="cosine",
 )  # fmt: skip
@@ -66,67 +69,69 @@ flags.DEFINE_float("noise", 0.2, "Standard deviation of the noise on a pixel.", 
 videos.define(FLAGS, digits=1)
 flags.register_validator("digits", lambda count: count == 1, "the direction is that of one digit", flag_values=FLAGS)
 
-NUMBERS = ("seed", "learning_rate", "noise")
-STUDY = f"model={','.join(MODELS)};seed=0:3"
-generated = base.without_data("digits")
+TRACED_FLAGS = ("seed", "learning_rate", "noise")
+SWEEP = f"model={','.join(MODELS)};seed=0:3"
+synthetic_data = without_data("digits")
 
 
-def draw(config: SimpleNamespace, numbers: supervised.Numbers, digits: Array, key: Key, count: int):
+def draw(config: SimpleNamespace, hparams: Hparams, digits: Array, key: Key, count: int):
     """`count` videos: noisy frames [B, T, H, W], directions int32 [B, T], velocities [B, T, 2]."""
     k_video, k_noise = jax.random.split(key)
     frames, _, path = videos.draw(config, digits, k_video, count)
     velocities = jnp.swapaxes(path.velocities[:, :, 0], 0, 1)
-    frames = frames + numbers["noise"] * jax.random.normal(k_noise, frames.shape)
+    frames = frames + hparams["noise"] * jax.random.normal(k_noise, frames.shape)
     return frames, motion.directions(velocities), velocities
 
 
 def model(config: SimpleNamespace) -> supervised.Model:
     """Logits [B, T, 8] of frames [B, T, H, W]."""
 
-    def make(numbers, rngs):
+    def make(hparams, rngs):
         memory = CELLS[config.model](config.units) if config.model in CELLS else 1
         frames = 2 if config.model == "pair" else 1
         return FrameClassifier(memory, config.size, 8, frames=frames, features=config.units, rngs=rngs)
 
-    init, network = supervised.of_module(make)
-    return supervised.Model(init, lambda numbers, params, frames, key: network(numbers, params, key)(frames))
+    init, network = supervised.functional(make)
+    return supervised.Model(init, lambda hparams, params, frames, key: network(hparams, params, key)(frames))
 
 
-def program(config: SimpleNamespace) -> Program:
-    """Cross-entropy of the direction at every frame; the best params are those of the lowest on validation videos."""
+def build(config: SimpleNamespace) -> Experiment:
+    """Cross-entropy of the direction at every frame; the best params have the lowest on validation videos."""
     classifier, digits = model(config), videos.images(config)
     cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
 
-    def gradient(numbers, data, params, step, k_data, k_noise):
-        drawn = draw(config, numbers, data["train"], jax.random.fold_in(k_data, step), config.batch_size)
+    def gradient(hparams, data, params, step, k_data, k_noise):
+        drawn = draw(config, hparams, data["train"], jax.random.fold_in(k_data, step), config.batch_size)
         frames, labels, _ = drawn
 
         def loss(params):
-            return cross_entropy(classifier.outputs(numbers, params, frames, k_noise), labels).mean()
+            return cross_entropy(classifier.outputs(hparams, params, frames, k_noise), labels).mean()
 
         return jax.value_and_grad(loss)(params)
 
-    def evaluate(numbers, data, params):
+    def evaluate(hparams, data, params):
         key = videos.held_out("validation")
-        frames, labels, _ = draw(config, numbers, data["validation"], key, videos.HELD_OUT)
-        logits = classifier.outputs(numbers, params, frames, None)
+        frames, labels, _ = draw(config, hparams, data["validation"], key, videos.HELD_OUT)
+        logits = classifier.outputs(hparams, params, frames, None)
         right = jnp.argmax(logits, -1) == labels
         return {"loss": cross_entropy(logits, labels).mean(), "accuracy": right.astype(jnp.float32).mean()}
 
-    return supervised.descent(config, classifier.init, gradient, evaluate, digits)
+    program = supervised.program(config, classifier.init, gradient, evaluate, digits)
+    return Experiment(program, partial(_finish, config, classifier, digits["test"]))
 
 
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+def _finish(
+    config: SimpleNamespace, classifier: supervised.Model, digits: Array, hparams: Hparams, state: State, run: Run
+) -> dict[str, Any]:
     """Test accuracy, all and by frame; answers.npz, and a figure."""
 
     @jax.jit
     def test(params, digits):
-        numbers = vars(config)
-        frames, labels, velocities = draw(config, numbers, digits, videos.held_out("test"), videos.HELD_OUT)
-        logits = model(config).outputs(numbers, params, frames, None)
+        frames, labels, velocities = draw(config, hparams, digits, videos.held_out("test"), videos.HELD_OUT)
+        logits = classifier.outputs(hparams, params, frames, None)
         return frames[:3], labels, velocities, jnp.argmax(logits, -1)
 
-    frames, labels, velocities, said = map(np.asarray, test(state.best.params, program.data["test"]))
+    frames, labels, velocities, said = map(np.asarray, test(state.best.params, digits))
     right, flight = said == labels, _since_wall(velocities)
     write_arrays(run.directory / "answers.npz", said=said, labels=labels, flight=flight)
     save(_figure(frames, labels, said, flight), run.figures / "directions")

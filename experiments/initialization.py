@@ -36,17 +36,21 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment
+from experiments.harness.flags import training_flags
 from experiments.harness.report import COLORS, Section, groups, separate, summary
 from experiments.harness.task import Task
 from experiments.shared import tasks
 from seqjax import cells, initializers
 from seqjax.core import Cell, batch_shape
 from seqjax.diagnostics import gradient_against_lag
-from seqjax.train import Program, Run, State, write_atomic
+from seqjax.train import Run, write_atomic
 from seqjax.wrappers import with_head
 
-FLAGS = base.flags(steps=2000, steps_per_call=100, evaluate_every=100, batch_size=64, learning_rate=3e-3, clip_norm=1.0)
+FLAGS = training_flags(
+    steps=2000, steps_per_call=100, evaluate_every=100, batch_size=64, learning_rate=3e-3, clip_norm=1.0
+)
 RECURRENT = {
     "orthogonal": initializers.orthogonal(),
     "identity": initializers.identity(),
@@ -74,8 +78,8 @@ flags.register_multi_flags_validator(
     flag_values=FLAGS,
 )
 
-NUMBERS = ("seed", "learning_rate")
-STUDY = "recurrent=orthogonal,identity,glorot,uniform;forget_bias=0,1,chrono;seed=0:2"
+TRACED_FLAGS = ("seed", "learning_rate")
+SWEEP = "recurrent=orthogonal,identity,glorot,uniform;forget_bias=0,1,chrono;seed=0:2"
 
 
 def model(config: SimpleNamespace, task: Task) -> Cell:
@@ -88,21 +92,14 @@ def model(config: SimpleNamespace, task: Task) -> Cell:
     return with_head(getattr(cells, config.cell)(config.hidden, **weights), task.outputs)
 
 
-def program(config: SimpleNamespace) -> Program:
+def build(config: SimpleNamespace) -> Experiment:
     """Full BPTT of the cell as it was initialized."""
     task = tasks.task_of(config)
-    return supervised.program(config, task, supervised.of_cell(model(config, task), task.features))
-
-
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Test scores of the best params; the gradient against the lag before the first update in gradients.npy."""
-    task = tasks.task_of(config)
     cell = model(config, task)
-    trained = supervised.of_cell(cell, task.features)
-    params, _ = supervised.first_params(trained.init, vars(config))
+    trained = supervised.cell_model(cell, task.features)
 
     @jax.jit
-    def by_lag(data, params):
+    def gradient_by_lag(data, params):
         batch = task.train(data, jax.random.key(7), jnp.int32(0))
 
         def loss(ys):
@@ -111,16 +108,21 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
         carry = cell.initial_carry(params, batch_shape(batch.xs))
         return gradient_against_lag(cell, params, carry, batch.xs, loss)[::-1]
 
-    norms = np.asarray(by_lag(program.data, params))
-    with io.BytesIO() as file:
-        np.save(file, norms)
-        write_atomic(run.directory / "gradients.npy", file.getvalue())
-    return {
-        **supervised.test_scores(config, task, trained, program, state),
-        "best_validation_loss": float(state.best.value),
-        # A gradient may be 0 in float32.
-        "first_gradient_log10": math.log10(max(norms[-1] / norms[0], 1e-38)),
-    }
+    def finish(hparams, state, run):
+        """Test scores of the best params; the gradient against the lag before the first update in gradients.npy."""
+        initial_params, _ = supervised.first_params(trained.init, hparams)
+        norms = np.asarray(gradient_by_lag(task.data, initial_params))
+        with io.BytesIO() as file:
+            np.save(file, norms)
+            write_atomic(run.directory / "gradients.npy", file.getvalue())
+        return {
+            **supervised.test_scores(task, trained, hparams, state.best.params),
+            "best_validation_loss": float(state.best.value),
+            # A gradient may be 0 in float32.
+            "first_gradient_log10": math.log10(max(norms[-1] / norms[0], 1e-38)),
+        }
+
+    return Experiment(supervised.task_program(config, task, trained), finish)
 
 
 def report(runs: list[Run]) -> list[Section]:

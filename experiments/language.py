@@ -53,10 +53,13 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, Hparams, without_data
+from experiments.harness.flags import training_flags
+from experiments.harness.optimizer import make_optimizer
 from experiments.harness.report import COLORS, Section, groups, intervals, panels, save, separate
 from experiments.shared import corpora, tasks
-from experiments.shared.reading import CELLS, RATES, keep, network, or_default, read, read_and_learn
+from experiments.shared.reading import CELLS, RATES, Network, keep, network, or_default, read, read_and_learn
 from seqjax import regularizers
 from seqjax.arrays import Array, Params
 from seqjax.data import text
@@ -66,7 +69,9 @@ from seqjax.train import Program, Run, State, initial_state, write_arrays
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLAGS = base.flags(steps=3000, steps_per_call=100, evaluate_every=500, batch_size=32, learning_rate=2e-3, clip_norm=1.0)
+FLAGS = training_flags(
+    steps=3000, steps_per_call=100, evaluate_every=500, batch_size=32, learning_rate=2e-3, clip_norm=1.0
+)
 COUNTED = ("unigram", "kneser_ney")
 PENALTIES = {"activation": (2.0, "mean squared output"), "temporal": (1.0, "mean squared change of the output")}
 
@@ -117,9 +122,9 @@ flags.register_multi_flags_validator(
     FLAGS,
 )
 
-NUMBERS = ("seed", "learning_rate", *RATES, *PENALTIES)
-STUDY = "model=unigram,kneser_ney,rnn,gru,lstm;seed=0:3"
-generated = base.without_data("sentences", corpus="ptb")
+TRACED_FLAGS = ("seed", "learning_rate", *RATES, *PENALTIES)
+SWEEP = "model=unigram,kneser_ney,rnn,gru,lstm;seed=0:3"
+synthetic_data = without_data("sentences", corpus="ptb")
 
 
 class Average(NamedTuple):
@@ -129,46 +134,40 @@ class Average(NamedTuple):
     since: Array  # int32 [], 0: not yet
 
 
-def left_out(config: SimpleNamespace) -> str | None:
-    """The training tokens at the ends of the lanes; all are counted."""
-    if config.model in COUNTED:
-        return None
-    count = len(corpora.of_flags(config).parts["train"])
-    return corpora.left_over(count, config.batch_size, config.length, config.unit)
-
-
-def program(config: SimpleNamespace) -> Program:
-    """Truncated BPTT over the text; the best params are those of the lowest validation loss."""
+def build(config: SimpleNamespace) -> Experiment:
+    """Truncated BPTT over the text; the best params have the lowest validation loss."""
     corpus = corpora.of_flags(config)
-    if config.model in COUNTED:
-        return _counted(config, corpus)
+    return _counted(config, corpus) if config.model in COUNTED else _trained(config, corpus)
+
+
+def _trained(config: SimpleNamespace, corpus: corpora.Corpus) -> Experiment:
     model = network(config, corpus.vocabulary.size)
     streams = jnp.asarray(text.lanes(corpus.parts["train"], config.batch_size))
     epoch = text.chunks(streams, config.length)
     held_out = corpora.windows(corpus.parts["validation"], config.length, config.batch_size)
 
-    def init(numbers):
-        params, key = supervised.first_params(model.init, numbers)
-        opt_state = base.optimizer(config, numbers["learning_rate"]).init(params)
+    def init(hparams):
+        params, key = supervised.first_params(model.init, hparams)
+        opt_state = make_optimizer(config, hparams["learning_rate"]).init(params)
         average = Average(params, jnp.int32(0)) if config.nonmonotone else None
-        return initial_state(key, params, opt_state, (model.start(numbers, params, config.batch_size), average))
+        return initial_state(key, params, opt_state, (model.start(hparams, params, config.batch_size), average))
 
-    def update(numbers, data, state: State):
+    def update(hparams, data, state: State):
         hidden, average = state.carry
         params = average.params if average else state.params
         place = state.step % epoch
-        start = model.start(numbers, params, config.batch_size)
+        start = model.start(hparams, params, config.batch_size)
         hidden = jax.tree.map(lambda new, old: jnp.where(place == 0, new, old), start, hidden)
         xs, targets = text.chunk(data[0], place, config.length)
         key = jax.random.fold_in(state.key, state.step) if config.awd else None
 
         def loss(params):
-            carry, ys, logits = model.of(numbers, params, key)(xs, hidden)
+            carry, ys, logits = model.of(hparams, params, key)(xs, hidden)
             nats = tasks.cross_entropy(logits, targets).mean()
-            return nats + (_penalties(numbers, ys) if config.awd else 0.0), (nats, carry)
+            return nats + (_penalties(hparams, ys) if config.awd else 0.0), (nats, carry)
 
         (_, (nats, hidden)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        optimizer = base.optimizer(config, numbers["learning_rate"])
+        optimizer = make_optimizer(config, hparams["learning_rate"])
         changes, opt_state = optimizer.update(grads, state.opt_state, params)
         rate = decayed(config, state.step // epoch)
         params = optax.apply_updates(params, jax.tree.map(lambda change: rate * change, changes))
@@ -181,15 +180,24 @@ def program(config: SimpleNamespace) -> Program:
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state, carry=(hidden, average))
         return state, {"loss": nats}
 
-    def evaluate(numbers, data, state: State):
-        nats = read(model, numbers, state.params, data[1])
+    def evaluate(hparams, data, state: State):
+        nats = read(model, hparams, state.params, data[1])
         return _scores(config, supervised.weighted_mean(nats, data[1].real.astype(nats.dtype)))
 
-    return Program(init, update, evaluate, (streams, held_out), "loss", epoch, corpus.parts["test"])
+    def finish(hparams, state, run):
+        """Test scores, and the best weights with a text sample."""
+        params = state.best.params
+        nats = _read_test(config, model, corpus.parts["test"], hparams, streams, params)
+        keep(config, model, hparams, corpus.vocabulary, params, run)
+        return {**_tested(config, corpus, nats, state, run), "best_step": int(state.best.step)}
+
+    program = Program(init, update, evaluate, (streams, held_out), "loss", epoch, corpus.parts["test"])
+    left_out = corpora.left_over(len(corpus.parts["train"]), config.batch_size, config.length, config.unit)
+    return Experiment(program, finish, left_out)
 
 
-def _penalties(numbers: Any, ys: Array) -> Array:
-    alpha, beta = (or_default(numbers[name], value) for name, (value, _) in PENALTIES.items())
+def _penalties(hparams: Any, ys: Array) -> Array:
+    alpha, beta = (or_default(hparams[name], value) for name, (value, _) in PENALTIES.items())
     return alpha * regularizers.activation_penalty(ys) + beta * regularizers.temporal_activation_penalty(ys)
 
 
@@ -205,37 +213,35 @@ def _scores(config: SimpleNamespace, nats: Any) -> dict[str, Any]:
     return {"loss": nats, "perplexity": jnp.exp(nats)}
 
 
-def _counted(config: SimpleNamespace, corpus: corpora.Corpus) -> Program:
+def _counted(config: SimpleNamespace, corpus: corpora.Corpus) -> Experiment:
     """A model that is counted, not trained: the updates do nothing."""
-    nats = jnp.float32(_count(config, corpus).nats(corpus.parts["validation"])[1:].mean())
+    order = 1 if config.model == "unigram" else config.order
+    counted = KneserNey.fit(corpus.parts["train"], corpus.vocabulary.size, order)
+    nats = jnp.float32(counted.nats(corpus.parts["validation"])[1:].mean())
 
-    def update(numbers, data, state: State):
+    def update(hparams, data, state: State):
         return state._replace(step=state.step + 1), {"loss": data}
 
-    def init(numbers):
-        return initial_state(jax.random.key(numbers["seed"]), {}, {})
+    def init(hparams):
+        return initial_state(jax.random.key(hparams["seed"]), {}, {})
 
-    # The part that is counted is no argument of an update, so it stands with what is read after the training.
+    def finish(hparams, state, run):
+        """Test scores."""
+        del hparams
+        nats = {"nats": counted.nats(corpus.parts["test"])[1:]}
+        return {**_tested(config, corpus, nats, state, run), "ngrams": counted.ngrams}
+
+    # No update reads the training part, so its hash is recorded with that of the test part.
     read = {name: corpus.parts[name] for name in ("train", "test")}
-    return Program(init, update, lambda numbers, data, state: _scores(config, data), nats, held_out=read)
+    program = Program(init, update, lambda hparams, data, state: _scores(config, data), nats, held_out=read)
+    return Experiment(program, finish)
 
 
-def _count(config: SimpleNamespace, corpus: corpora.Corpus) -> KneserNey:
-    order = 1 if config.model == "unigram" else config.order
-    return KneserNey.fit(corpus.parts["train"], corpus.vocabulary.size, order)
-
-
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Test scores; what each test token cost in nats.npz and a figure; of a network, its best weights and a sample."""
-    corpus = corpora.of_flags(config)
-    test, params = corpus.parts["test"], state.best.params
-    if config.model in COUNTED:
-        counted = _count(config, corpus)
-        nats, more = {"nats": counted.nats(test)[1:]}, {"ngrams": counted.ngrams}
-    else:
-        nats, more = _read_test(config, corpus, program.data[0], params), {"best_step": int(state.best.step)}
-        keep(config, corpus.vocabulary, params, run)
-    counts = np.bincount(corpus.parts["train"], minlength=corpus.vocabulary.size)[test[1:]]
+def _tested(
+    config: SimpleNamespace, corpus: corpora.Corpus, nats: dict[str, np.ndarray], state: State, run: Run
+) -> dict[str, Any]:
+    """Test scores; the cost of each test token in nats.npz and a figure."""
+    counts = np.bincount(corpus.parts["train"], minlength=corpus.vocabulary.size)[corpus.parts["test"][1:]]
     write_arrays(run.directory / "nats.npz", count=counts, **nats)
     save(_figure(counts, nats), run.figures / "nats")
     scores = {name: _scores(config, float(values.mean())) for name, values in nats.items()}
@@ -243,24 +249,23 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
         **{f"test_{name}": float(value) for name, value in scores["nats"].items()},
         **{f"test_dynamic_{name}": float(value) for name, value in scores.get("dynamic", {}).items()},
         "validation_loss": float(state.best.value),
-        **more,
     }
 
 
-def _read_test(config: SimpleNamespace, corpus: corpora.Corpus, train: Array, params: Params) -> dict[str, np.ndarray]:
-    """Nats of the test tokens, in their order, read as one text; "dynamic" with learning on the way."""
-    model, numbers = network(config, corpus.vocabulary.size), vars(config)
-    test = corpus.parts["test"]
+def _read_test(
+    config: SimpleNamespace, model: Network, test: np.ndarray, hparams: Hparams, train: Array, params: Params
+) -> dict[str, np.ndarray]:
+    """Nats of the test tokens in order, read as one text; "dynamic" with dynamic evaluation."""
 
     def flat(nats: Array, windows: corpora.Windows) -> np.ndarray:
         return np.asarray(nats, np.float64)[np.asarray(windows.real)]
 
     windows = corpora.windows(test, config.length, 1)
-    found = {"nats": flat(jax.jit(lambda *given: read(model, numbers, *given))(params, windows), windows)}
+    found = {"nats": flat(jax.jit(lambda *given: read(model, hparams, *given))(params, windows), windows)}
     if config.dynamic_rate:
         windows = corpora.windows(test, config.dynamic_length, 1)
         rates = {"rate": config.dynamic_rate, "decay": config.dynamic_decay}
-        learn = jax.jit(lambda *given: read_and_learn(model, numbers, *given, **rates))
+        learn = jax.jit(lambda *given: read_and_learn(model, hparams, *given, **rates))
         found["dynamic"] = flat(learn(params, train, windows), windows)
     return found
 

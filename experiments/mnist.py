@@ -37,7 +37,7 @@ Measured on the official test part, mean and 95 % interval where there are sever
 
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -47,16 +47,17 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from experiments import series
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, Hparams, without_data
+from experiments.harness.flags import training_flags
 from experiments.harness.report import Section, curve, groups, intervals, panels, save, separate
-from experiments.shared import tasks
+from experiments.shared import confusion, layers, tasks
 from seqjax import cells, presets
 from seqjax.arrays import Array, Tree
 from seqjax.core import Cell
 from seqjax.data import mnist, windows
 from seqjax.models import DenseClassifier, SeriesClassifier
-from seqjax.train import Program, Run, State, write_arrays
+from seqjax.train import Run, State, write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +67,7 @@ RECURRENT = ("rnn", "irnn", "lstm", "chrono_lstm", "gru", "min_gru", "lru")
 CLASSES = tuple("0123456789")
 _BATCH = 500  # of an evaluation
 
-FLAGS = base.flags(
+FLAGS = training_flags(
     steps=2750,
     steps_per_call=50,
     evaluate_every=550,
@@ -80,9 +81,9 @@ flags.DEFINE_enum("order", "rows", list(SHAPES), "How a digit is read.", flag_va
 flags.DEFINE_enum("model", "lstm", ["logistic", "dense", *RECURRENT], "Which model.", flag_values=FLAGS)
 flags.DEFINE_integer("units", 128, "Units of a recurrent layer.", lower_bound=1, flag_values=FLAGS)
 
-NUMBERS = ("seed", "learning_rate")
-STUDY = f"model=logistic,dense,{','.join(RECURRENT)};seed=0:3"
-generated = base.without_data("digits")
+TRACED_FLAGS = ("seed", "learning_rate")
+SWEEP = f"model=logistic,dense,{','.join(RECURRENT)};seed=0:3"
+synthetic_data = without_data("digits")
 
 
 @cache
@@ -96,9 +97,8 @@ def _parts(data_dir: str | None) -> dict[str, mnist.Digits]:
     return {"train": train, "validation": validation, "test": parts["test"]}
 
 
-def _on_device(data_dir: str | None, name: str) -> tuple[Array, Array]:
+def _on_device(digits: mnist.Digits) -> tuple[Array, Array]:
     """Pixels uint8 [N, 784] and labels int32 [N]."""
-    digits = _parts(data_dir)[name]
     return jnp.asarray(digits.images.reshape(len(digits.labels), -1)), jnp.asarray(digits.labels)
 
 
@@ -115,63 +115,70 @@ def cell(model: str, units: int, steps: int) -> Cell:
         return cells.rnn(units, **presets.irnn())
     if model == "chrono_lstm":
         return cells.lstm(units, **presets.chrono(steps))
-    return series.CELLS[model](units)
+    return layers.CELLS[model](units)
 
 
 def network(config: SimpleNamespace) -> tuple[Callable, Callable]:
-    """`init(numbers, key)` and `module(numbers, params, key)`, which maps [B, T, D] to logits [B, 10]."""
+    """`init(hparams, key) -> params` and `bind(hparams, params, key) -> module`: [B, T, D] to logits [B, 10]."""
     steps, features = SHAPES[config.order]
 
-    def make(numbers, rngs: nnx.Rngs) -> nnx.Module:
-        del numbers
+    def make(hparams, rngs: nnx.Rngs) -> nnx.Module:
+        del hparams
         if config.model not in RECURRENT:
             return DenseClassifier(steps, features, 10, hidden=(128,) if config.model == "dense" else (), rngs=rngs)
-        encoder = config.units if config.model in series.AS_WIDE else 0
+        encoder = config.units if config.model in layers.AS_WIDE else 0
         return SeriesClassifier(
             cell(config.model, config.units, steps), features, len(CLASSES), encoder=encoder, rngs=rngs
         )
 
-    return supervised.of_module(make)
+    return supervised.functional(make)
 
 
-def program(config: SimpleNamespace) -> Program:
-    """Cross-entropy of the digits; the best params are those of the lowest validation loss."""
-    data = {name: _on_device(config.data_dir, name) for name in ("train", "validation")}
-    test = _on_device(config.data_dir, "test")
-    init, module = network(config)
+def build(config: SimpleNamespace) -> Experiment:
+    """Cross-entropy of the digits; the best params have the lowest validation loss."""
+    parts = _parts(config.data_dir)
+    data, test = {name: _on_device(parts[name]) for name in ("train", "validation")}, _on_device(parts["test"])
+    init, bind = network(config)
     count = len(data["train"][1])
 
-    def gradient(numbers, data: Tree, params, step, k_data, k_noise):
+    def gradient(hparams, data: Tree, params, step, k_data, k_noise):
         pixels, labels = (leaf[windows.minibatch(k_data, step, config.batch_size, count)] for leaf in data["train"])
 
         def loss(params):
-            logits = module(numbers, params, k_noise)(sequences(pixels, config.order))
+            logits = bind(hparams, params, k_noise)(sequences(pixels, config.order))
             return tasks.cross_entropy(logits, labels).mean()
 
         return jax.value_and_grad(loss)(params)
 
-    def evaluate(numbers, data: Tree, params):
+    def evaluate(hparams, data: Tree, params):
         def scores(rows):
             pixels, labels = (leaf[rows] for leaf in data["validation"])
-            logits = module(numbers, params, None)(sequences(pixels, config.order))
+            logits = bind(hparams, params, None)(sequences(pixels, config.order))
             right = (logits.argmax(1) == labels).astype(jnp.float32)
             return {"loss": tasks.cross_entropy(logits, labels), "accuracy": right}
 
         return jax.tree.map(jnp.mean, windows.every(len(data["validation"][1]), _BATCH, scores))
 
-    return supervised.descent(config, init, gradient, evaluate, data, batches=count // config.batch_size, held_out=test)
+    batches = count // config.batch_size
+    program = supervised.program(config, init, gradient, evaluate, data, batches=batches, held_out=test)
+    return Experiment(program, partial(_finish, config, bind, test))
 
 
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+def _finish(
+    config: SimpleNamespace,
+    bind: Callable,
+    test: tuple[Array, Array],
+    hparams: Hparams,
+    state: State,
+    run: Run,
+) -> dict[str, Any]:
     """Test accuracy; answers.npz with the answer of every test digit and the accuracy after each step, and a figure."""
-    test = program.held_out
-    _, module = network(config)
 
     @jax.jit
     def answers(params, test):
         def of_batch(rows):
             pixels, labels = (leaf[rows] for leaf in test)
-            model = module(vars(config), params, None)
+            model = bind(hparams, params, None)
             xs = sequences(pixels, config.order)
             if config.model not in RECURRENT:
                 return model(xs).argmax(1), jnp.zeros((len(rows), 0), bool)
@@ -186,9 +193,9 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     labels = np.asarray(test[1])
     found, after = (np.asarray(leaf) for leaf in answers(state.best.params, test))
     write_arrays(run.directory / "answers.npz", labels=labels, answers=found, accuracy_after=after)
-    counts = series.confusion(labels, found, len(CLASSES))
+    counts = confusion.count(labels, found, len(CLASSES))
     figure, axes = panels(1, 3, width=3.6)
-    series.draw_confusion(axes[0, 0], counts, CLASSES)
+    confusion.draw(axes[0, 0], counts, CLASSES)
     axes[0, 1].plot(np.arange(1, len(after) + 1), after)
     axes[0, 1].set(xlabel="steps that were read", ylabel="test accuracy", ylim=(0, 1))
     wrong = np.flatnonzero(found != labels)[:36]

@@ -50,7 +50,7 @@ the folk tunes, held chords that change together under a melody, 3.6 notes all a
 
 import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -60,18 +60,20 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, Hparams, without_data
+from experiments.harness.flags import training_flags
 from experiments.harness.report import COLORS, Section, groups, intervals, panels, save, separate
 from seqjax import cells
 from seqjax.arrays import Array, Params, Tree
 from seqjax.data import buckets, midi, music
 from seqjax.models.music import Chain, RollModel
-from seqjax.train import Program, Run, State, write_arrays, write_atomic
+from seqjax.train import Run, State, write_arrays, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLAGS = base.flags(
+FLAGS = training_flags(
     steps=1000,
     steps_per_call=100,
     evaluate_every=100,
@@ -121,9 +123,9 @@ flags.register_multi_flags_validator(
     flag_values=FLAGS,
 )
 
-NUMBERS = ("seed", "learning_rate", "dropout")
-STUDY = f"model={','.join([*CHAINS, *CELLS])};seed=0:3"
-generated = base.without_data("pieces")
+TRACED_FLAGS = ("seed", "learning_rate", "dropout")
+SWEEP = f"model={','.join([*CHAINS, *CELLS])};seed=0:3"
+synthetic_data = without_data("pieces")
 
 
 @cache
@@ -149,13 +151,14 @@ def log_odds(rolls: Sequence[np.ndarray], pooled: tuple[int, ...]) -> np.ndarray
     return np.broadcast_to(odds, (2, music.KEYS)).astype(np.float32)
 
 
-def _network(config: SimpleNamespace, numbers: Any, rngs: nnx.Rngs) -> RollModel:
+def network(config: SimpleNamespace, train: Sequence[np.ndarray], hparams: Hparams, rngs: nnx.Rngs) -> RollModel:
+    """The model of the flags; a chain has the frequencies of the training pieces."""
     if config.model in CHAINS:
-        table = log_odds(_parts(config.data_dir, config.data)["train"], CHAINS[config.model])
+        table = log_odds(train, CHAINS[config.model])
         return RollModel(None, Chain(jnp.asarray(table)), rngs=rngs)
     make, units = CELLS[config.model]
     cell = make(config.units or units)
-    return RollModel.recurrent(cell, layers=config.layers, nade=config.nade, dropout=numbers["dropout"], rngs=rngs)
+    return RollModel.recurrent(cell, layers=config.layers, nade=config.nade, dropout=hparams["dropout"], rngs=rngs)
 
 
 def _scores(model: RollModel, part: tuple[buckets.Bucket, ...]) -> dict[str, Array]:
@@ -173,46 +176,47 @@ def _bucketed(config: SimpleNamespace, pieces: Sequence[np.ndarray], least: int 
     return buckets.make(pieces, buckets.reaching(BORDERS[config.data], max(map(len, pieces))), least)
 
 
-def program(config: SimpleNamespace) -> Program:
-    """The mean NLL of the steps of a batch; the best params are those of the lowest validation NLL."""
+def build(config: SimpleNamespace) -> Experiment:
+    """The mean NLL of the steps of a batch; the best params have the lowest validation NLL."""
     parts = _parts(config.data_dir, config.data)
     if config.start >= (shortest := min(map(len, parts["test"]))):
         raise ValueError(f"--start={config.start}: a test piece has {shortest} steps, expected fewer to go on from")
     least = {"train": config.batch_size, "validation": 1}
     data = {part: _bucketed(config, parts[part], count) for part, count in least.items()}
-    init, network = supervised.of_module(lambda numbers, rngs: _network(config, numbers, rngs))
+    init, bind = supervised.functional(lambda hparams, rngs: network(config, parts["train"], hparams, rngs))
 
-    def gradient(numbers, data: Tree, params, step, k_data, k_noise):
+    def gradient(hparams, data: Tree, params, step, k_data, k_noise):
         def of_batch(bucket, rows):
             lengths = bucket.lengths[rows]
 
             def loss(params):
-                nll = network(numbers, params, k_noise).nll(bucket.rows[rows], lengths)
+                nll = bind(hparams, params, k_noise).nll(bucket.rows[rows], lengths)
                 return nll.sum() / (lengths - 1).sum().astype(nll.dtype)
 
             return jax.value_and_grad(loss)(params)
 
         return buckets.minibatch(k_data, step, config.batch_size, data["train"], of_batch)
 
-    def evaluate(numbers, data: Tree, params):
-        return _scores(network(numbers, params, None), data["validation"])
+    def evaluate(hparams, data: Tree, params):
+        return _scores(bind(hparams, params, None), data["validation"])
 
     batches, test = buckets.batches(data["train"], config.batch_size), np.concatenate(parts["test"])
-    return supervised.descent(config, init, gradient, evaluate, data, monitor="nll", batches=batches, held_out=test)
+    program = supervised.program(config, init, gradient, evaluate, data, "nll", batches, held_out=test)
+    return Experiment(program, partial(_finish, config, bind, parts))
 
 
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Test NLL; compositions that go on from the test pieces, as MIDI, arrays and a figure, and what they are like."""
-    parts = _parts(config.data_dir, config.data)
+def _finish(
+    config: SimpleNamespace, bind: Any, parts: music.Parts, hparams: Hparams, state: State, run: Run
+) -> dict[str, Any]:
+    """Test NLL; compositions that continue the test pieces, as MIDI, arrays and a figure, and statistics of them."""
     pieces = parts["test"]
     part, start = _bucketed(config, pieces), config.start
     starts = jnp.asarray(np.stack([piece[:start] for piece in pieces]))
-    _, network = supervised.of_module(lambda numbers, rngs: _network(config, numbers, rngs))
 
     @jax.jit
     def tested(params: Params, part: Tree, starts: Array, shown: Array) -> tuple[dict[str, Array], Array, Array]:
-        model = network(vars(config), params, None)
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        model = bind(hparams, params, None)
+        key = jax.random.fold_in(jax.random.key(hparams["seed"]), 1)
         composed = model.compose(starts, config.composed, key, config.temperature)
         return _scores(model, part), composed, jax.nn.sigmoid(model.logits(shown))
 

@@ -35,6 +35,7 @@ the sixth unseen frame on.
 
 import io
 import sys
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -44,19 +45,21 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, Hparams, without_data
+from experiments.harness.flags import training_flags
 from experiments.harness.report import COLORS, Section, curve, groups, intervals, panels, save, separate
 from experiments.shared import videos
 from seqjax import cells
 from seqjax.arrays import Array
 from seqjax.data import motion
 from seqjax.models.video import ConvPredictor, LastFrame, RecurrentPredictor, predict
-from seqjax.train import Program, Run, State, write_arrays, write_atomic
+from seqjax.train import Run, State, write_arrays, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLAGS = base.flags(
+FLAGS = training_flags(
     steps=1000, steps_per_call=50, evaluate_every=100, checkpoint_every=500, batch_size=16, learning_rate=3e-3,
     schedule="cosine", clip_norm=1.0,
 )  # fmt: skip
@@ -74,15 +77,15 @@ flags.register_multi_flags_validator(
     ("size", "patch"), lambda f: f["size"] % f["patch"] == 0, "--patch must divide --size", flag_values=FLAGS
 )
 
-NUMBERS = ("seed", "learning_rate")
-STUDY = f"model={','.join(MODELS)};seed=0:3"
-generated = base.without_data("digits")
+TRACED_FLAGS = ("seed", "learning_rate")
+SWEEP = f"model={','.join(MODELS)};seed=0:3"
+synthetic_data = without_data("digits")
 
 
 def model(config: SimpleNamespace) -> supervised.Model:
     """The logits of the next frames [B, T, H, W] from the frames [B, T, H, W] of which the first ones are seen."""
 
-    def make(numbers, rngs):
+    def make(hparams, rngs):
         if config.model == "last":
             return LastFrame()
         if config.model == "conv":
@@ -91,10 +94,10 @@ def model(config: SimpleNamespace) -> supervised.Model:
         cell = layer if config.model == "conv_lstm" else cells.stack(layer, layer)
         return RecurrentPredictor(cell, config.patch, rngs=rngs)
 
-    init, network = supervised.of_module(make)
+    init, network = supervised.functional(make)
 
-    def outputs(numbers, params, frames, key):
-        return predict(network(numbers, params, key), frames, config.given)
+    def outputs(hparams, params, frames, key):
+        return predict(network(hparams, params, key), frames, config.given)
 
     return supervised.Model(init, outputs)
 
@@ -104,24 +107,25 @@ def _losses(logits: Array, frames: Array) -> Array:
     return optax.losses.sigmoid_binary_cross_entropy(logits[:, :-1], frames[:, 1:]).mean((2, 3))
 
 
-def program(config: SimpleNamespace) -> Program:
-    """Cross-entropy of all next frames; the best params are those of the lowest on the unseen validation frames."""
+def build(config: SimpleNamespace) -> Experiment:
+    """Cross-entropy of all next frames; the best params have the lowest on the unseen validation frames."""
     predictor, digits = model(config), videos.images(config)
 
-    def gradient(numbers, data, params, step, k_data, k_noise):
+    def gradient(hparams, data, params, step, k_data, k_noise):
         frames = videos.draw(config, data["train"], jax.random.fold_in(k_data, step), config.batch_size).frames
 
         def loss(params):
-            return _losses(predictor.outputs(numbers, params, frames, k_noise), frames).mean()
+            return _losses(predictor.outputs(hparams, params, frames, k_noise), frames).mean()
 
         return jax.value_and_grad(loss)(params)
 
-    def evaluate(numbers, data, params):
+    def evaluate(hparams, data, params):
         frames = videos.draw(config, data["validation"], videos.held_out("validation"), videos.HELD_OUT // 4).frames
-        losses = _losses(predictor.outputs(numbers, params, frames, None), frames)
+        losses = _losses(predictor.outputs(hparams, params, frames, None), frames)
         return {"loss": losses[:, config.given - 1 :].mean(), "loss_seen": losses[:, : config.given - 1].mean()}
 
-    return supervised.descent(config, predictor.init, gradient, evaluate, digits)
+    program = supervised.program(config, predictor.init, gradient, evaluate, digits)
+    return Experiment(program, partial(_finish, config, predictor, digits["test"]))
 
 
 def straight(config: SimpleNamespace, drawn: videos.Videos) -> Array:
@@ -136,22 +140,23 @@ def straight(config: SimpleNamespace, drawn: videos.Videos) -> Array:
     return jnp.swapaxes(jax.vmap(frame)(drawn.path.positions, ahead), 0, 1)
 
 
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+def _finish(
+    config: SimpleNamespace, predictor: supervised.Model, digits: Array, hparams: Hparams, state: State, run: Run
+) -> dict[str, Any]:
     """Test errors of the unseen frames; errors.npz, three videos as strips, and all of six as an animation."""
-    predictor = model(config)
 
     @jax.jit
     def test(params, digits):
         def part(key):
             drawn = videos.draw(config, digits, key, 64)
-            logits = predictor.outputs(vars(config), params, drawn.frames, None)
+            logits = predictor.outputs(hparams, params, drawn.frames, None)
             said = jax.nn.sigmoid(logits[:, :-1])
             errors = [jnp.square(x - drawn.frames[:, 1:]).sum((2, 3)) for x in (said, straight(config, drawn)[:, 1:])]
             return _losses(logits, drawn.frames), *errors, drawn.frames[:6], said[:6]
 
         return jax.lax.map(part, jax.random.split(videos.held_out("test"), videos.HELD_OUT // 64))
 
-    losses, errors, oracle, frames, said = map(np.asarray, test(state.best.params, program.data["test"]))
+    losses, errors, oracle, frames, said = map(np.asarray, test(state.best.params, digits))
     losses, errors, oracle = (x.reshape(-1, x.shape[-1]).mean(0) for x in (losses, errors, oracle))
     write_arrays(
         run.directory / "errors.npz", losses=losses, errors=errors, straight=oracle, frames=frames[0], said=said[0]

@@ -31,27 +31,29 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, without_data
+from experiments.harness.flags import training_flags
 from experiments.harness.report import Section, groups, separate, summary
 from experiments.harness.task import Task
 from experiments.shared import tasks
 from seqjax import cells
 from seqjax.core import batch_shape, open_const
 from seqjax.regularizers import input_dropout, recurrent_dropout
-from seqjax.train import Program, Run, State
+from seqjax.train import Run
 from seqjax.unrolling import unroll
 from seqjax.wrappers import with_head
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLAGS = base.flags(steps=1200, steps_per_call=100, evaluate_every=200, batch_size=128, learning_rate=5e-3)
+FLAGS = training_flags(steps=1200, steps_per_call=100, evaluate_every=200, batch_size=128, learning_rate=5e-3)
 per_step = partial(recurrent_dropout, per_step=True)
 WHERE: dict[str, tuple[Callable, ...]] = {
     "none": (),
@@ -68,43 +70,43 @@ flags.DEFINE_enum("where", "recurrent", list(WHERE), "What is dropped.", flag_va
 flags.DEFINE_float("rate", 0.25, "Probability of dropping a unit.", lower_bound=0.0, flag_values=FLAGS)
 flags.register_validator("rate", lambda rate: rate < 1, "a rate lies in [0, 1)", flag_values=FLAGS)
 
-NUMBERS = ("seed", "learning_rate", "rate")
-STUDY = f"where={','.join(WHERE)};seed=0:2"
-generated = base.without_data("record", task="temperature")
+TRACED_FLAGS = ("seed", "learning_rate", "rate")
+SWEEP = f"where={','.join(WHERE)};seed=0:2"
+synthetic_data = without_data("record", task="temperature")
 
 
 def model(config: SimpleNamespace, task: Task) -> supervised.Model:
     """The cell with a head; a training batch sees it through the masks of --where."""
     cell = with_head(getattr(cells, config.cell)(config.hidden), task.outputs)
 
-    def outputs(numbers, params, xs, key):
+    def outputs(hparams, params, xs, key):
         noisy, inputs, carry = cell, xs, cell.initial_carry(params, batch_shape(xs))
         if key is not None:
             for regularizer in WHERE[config.where]:
                 key, k_mask = jax.random.split(key)
-                noisy, sample = regularizer(noisy, numbers["rate"])
+                noisy, sample = regularizer(noisy, hparams["rate"])
                 inputs = (inputs, sample(k_mask, carry, inputs))
         return unroll(noisy, params, carry, inputs)[1]
 
-    return supervised.Model(lambda numbers, key: cell.init(key, task.features), outputs)
+    return supervised.Model(lambda hparams, key: cell.init(key, task.features), outputs)
 
 
-def program(config: SimpleNamespace) -> Program:
+def build(config: SimpleNamespace) -> Experiment:
     """Noisy cell in training, bare cell in evaluation."""
     task = tasks.task_of(config)
-    return supervised.program(config, task, model(config, task))
+    trained = model(config, task)
 
+    def finish(hparams, state, run):
+        """Test scores of the best params, and the gap between the validation loss and the noiseless training loss."""
+        last = [record for record in run.records() if record["split"] == "validation"][-1]
+        return {
+            **supervised.test_scores(task, trained, hparams, state.best.params),
+            "best_validation_loss": float(state.best.value),
+            "last_validation_loss": last["loss"],
+            "last_gap": last["loss"] - last["training_loss"],
+        }
 
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Test scores of the best params, and how far the training loss without noise lies below the validation loss."""
-    task = tasks.task_of(config)
-    last = [record for record in run.records() if record["split"] == "validation"][-1]
-    return {
-        **supervised.test_scores(config, task, model(config, task), program, state),
-        "best_validation_loss": float(state.best.value),
-        "last_validation_loss": last["loss"],
-        "last_gap": last["loss"] - last["training_loss"],
-    }
+    return Experiment(supervised.task_program(config, task, trained), finish)
 
 
 def report(runs: list[Run]) -> list[Section]:

@@ -59,7 +59,7 @@ stars.
 
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,18 +71,20 @@ import optax
 from absl import flags
 from flax import nnx
 
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, Hparams, without_data
+from experiments.harness.flags import training_flags
 from experiments.harness.report import COLORS, DASHES, Section, groups, intervals, panels, save, separate
 from seqjax import cells
 from seqjax.arrays import Array, Key, Params, Tree
 from seqjax.data import buckets, embeddings, reviews, vectorize
 from seqjax.models import BagClassifier, SequenceClassifier
-from seqjax.train import Program, Run, State, write_atomic
+from seqjax.train import Run, State, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLAGS = base.flags(
+FLAGS = training_flags(
     steps=3000, steps_per_call=100, evaluate_every=500, checkpoint_every=1000, batch_size=32, learning_rate=1e-3
 )
 BAGS = {
@@ -108,9 +110,9 @@ for name, rate in (("word_dropout", 0.0), ("recurrent_dropout", 0.0), ("dropout"
     flags.DEFINE_float(name, rate, "Rate, in [0, 1).", flag_values=FLAGS)
     flags.register_validator(name, lambda rate: 0 <= rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
 
-NUMBERS = ("seed", "learning_rate", "word_dropout", "recurrent_dropout", "dropout")
-STUDY = f"model={','.join(MODELS)};seed=0:3"
-generated = base.without_data("reviews")
+TRACED_FLAGS = ("seed", "learning_rate", "word_dropout", "recurrent_dropout", "dropout")
+SWEEP = f"model={','.join(MODELS)};seed=0:3"
+synthetic_data = without_data("reviews")
 
 
 class Corpus(NamedTuple):
@@ -139,53 +141,27 @@ def _reviews(data_dir: str | None) -> dict[str, reviews.Reviews]:
     return {"train": train, "validation": validation, "test": parts["test"]}
 
 
-@cache
-def _vectorizer(data_dir: str | None, rules: vectorize.Rules, tokens: int) -> vectorize.Vectorizer:
-    return vectorize.fit(_reviews(data_dir)["train"].texts, size=tokens, rules=rules)
-
-
-def _rules(config: SimpleNamespace) -> vectorize.Rules:
-    return vectorize.Rules(ngrams=(1, 2) if config.model in PAIRS else (1,))
-
-
 def _corpus(config: SimpleNamespace) -> Corpus:
-    return Corpus(_reviews(config.data_dir), _vectorizer(config.data_dir, _rules(config), config.tokens))
+    parts = _reviews(config.data_dir)
+    rules = vectorize.Rules(ngrams=(1, 2) if config.model in PAIRS else (1,))
+    return Corpus(parts, vectorize.fit(parts["train"].texts, size=config.tokens, rules=rules))
 
 
-@cache
-def _aligned(data_dir: str | None, rules: vectorize.Rules, size: int, length: int, name: str) -> tuple[np.ndarray, int]:
-    """The first `length` tokens of the reviews of a part, int32 [N, length, K], and how many reviews are longer."""
-    tokens = _vectorizer(data_dir, rules, size).aligned(_reviews(data_dir)[name].texts, length + 1)
-    return tokens[:, :length], int((tokens[:, length, 0] != vectorize.MASK).sum())
-
-
-def _first_tokens(config: SimpleNamespace, name: str) -> tuple[np.ndarray, int]:
-    return _aligned(config.data_dir, _rules(config), config.tokens, config.length, name)
-
-
-def left_out(config: SimpleNamespace) -> str | None:
-    """How many reviews of each part a sequence model does not read to the end."""
-    if config.model in BAGS:
-        return None
-    counts = {name: len(part.texts) for name, part in _reviews(config.data_dir).items()}
-    cut = " and ".join(
-        f"{_first_tokens(config, name)[1]:,} of {count:,} {name} reviews" for name, count in counts.items()
-    )
-    return f"what {cut} say after {config.length} words"
-
-
-def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> Part:
-    """One part as arrays."""
+def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> tuple[Part, int]:
+    """One part as arrays, and how many of its reviews --length cuts, for a sequence model."""
     found, vectorizer = corpus.parts[name], corpus.vectorizer
     least = config.batch_size if name == "train" else 1
+    labels = jnp.asarray(found.labels)
     if config.model in BAGS:
         bags = BAGS[config.model](vectorizer, found.texts)
         rows = np.split(bags.indices.astype(np.int32), bags.indptr[1:-1])
         values = np.split(bags.data, bags.indptr[1:-1])
         borders = buckets.reaching(BAG_BORDERS, max(1, *map(len, rows)))
         tokens, weights = (buckets.make(part, borders, least) for part in (rows, values))
-        return Part(tokens, tuple(bucket.rows for bucket in weights), jnp.asarray(found.labels))
-    tokens, _ = _first_tokens(config, name)
+        return Part(tokens, tuple(bucket.rows for bucket in weights), labels), 0
+    tokens = vectorizer.aligned(found.texts, config.length + 1)  # int32 [N, T + 1, K]
+    longer = int((tokens[:, config.length, 0] != vectorize.MASK).sum())
+    tokens = tokens[:, : config.length]
     words = tokens[..., 0]
     lengths = np.maximum((words != vectorize.MASK).sum(1), 1)  # of a review without a word the padding is read
     if config.model in PADDED:
@@ -194,12 +170,12 @@ def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> Part:
         read = tokens if config.model in PAIRS else words
         rows = [row[:length] for row, length in zip(read, lengths, strict=True)]
         borders = buckets.reaching(BORDERS, config.length)
-    return Part(buckets.make(rows, borders, least), (), jnp.asarray(found.labels))
+    return Part(buckets.make(rows, borders, least), (), labels), longer
 
 
-def _network(config: SimpleNamespace, numbers: Any, vectors: np.ndarray | None, rngs: nnx.Rngs) -> nnx.Module:
+def _network(config: SimpleNamespace, hparams: Hparams, vectors: np.ndarray | None, rngs: nnx.Rngs) -> nnx.Module:
     if config.model in BAGS:
-        return BagClassifier(config.tokens, dropout=numbers["dropout"], rngs=rngs)
+        return BagClassifier(config.tokens, dropout=hparams["dropout"], rngs=rngs)
     sru = config.model in SRUS
     cell = (cells.peephole_sru if sru else cells.lstm)(config.units)
     features = 0 if sru or config.model == "one_hot" else config.features
@@ -212,9 +188,9 @@ def _network(config: SimpleNamespace, numbers: Any, vectors: np.ndarray | None, 
         vectors=None if vectors is None else jnp.asarray(vectors),
         frozen=config.model == "glove",
         pooled=config.model == "pooled" or sru,
-        word_dropout=numbers["word_dropout"],
-        recurrent_dropout=0.0 if sru else numbers["recurrent_dropout"],  # the SRU has no recurrent product
-        dropout=numbers["dropout"],
+        word_dropout=hparams["word_dropout"],
+        recurrent_dropout=0.0 if sru else hparams["recurrent_dropout"],  # the SRU has no recurrent product
+        dropout=hparams["dropout"],
         rngs=rngs,
     )
 
@@ -238,8 +214,8 @@ class Network(NamedTuple):
     """The model as functions of its weights.
 
     Attributes:
-      init: `(numbers, key) -> params`.
-      logits: `(numbers, params, part, bucket's number, rows [B], key) -> [B]`; without noise where the key is None.
+      init: `(hparams, key) -> params`.
+      logits: `(hparams, params, part, bucket's number, rows [B], key) -> [B]`; without noise where the key is None.
     """
 
     init: Callable[[Any, Key], Params]
@@ -251,10 +227,10 @@ def network(config: SimpleNamespace, corpus: Corpus) -> Network:
     config = SimpleNamespace(**{**vars(config), "tokens": corpus.vectorizer.size})
     vectors = _vectors(config, corpus)
 
-    init, module = supervised.of_module(lambda numbers, rngs: _network(config, numbers, vectors, rngs))
+    init, bind = supervised.functional(lambda hparams, rngs: _network(config, hparams, vectors, rngs))
 
-    def logits(numbers, params, part, number, rows, key):
-        model, bucket = module(numbers, params, key), part.tokens[number]
+    def logits(hparams, params, part, number, rows, key):
+        model, bucket = bind(hparams, params, key), part.tokens[number]
         if config.model in BAGS:
             return model(bucket.rows[rows], part.weights[number][rows])
         return model(bucket.rows[rows], None if config.model in PADDED else bucket.lengths[rows])
@@ -266,25 +242,26 @@ def _number(part: Part, bucket: buckets.Bucket) -> int:
     return next(i for i, one in enumerate(part.tokens) if one is bucket)
 
 
-def _every_logit(model: Network, numbers: Any, params: Params, part: Part) -> tuple[Array, Array]:
+def _every_logit(model: Network, hparams: Hparams, params: Params, part: Part) -> tuple[Array, Array]:
     """`(index [N], logits [N])` without noise."""
     return buckets.every(
-        part.tokens, 256, lambda bucket, rows: model.logits(numbers, params, part, _number(part, bucket), rows, None)
+        part.tokens, 256, lambda bucket, rows: model.logits(hparams, params, part, _number(part, bucket), rows, None)
     )
 
 
-def program(config: SimpleNamespace) -> Program:
-    """Cross-entropy of the labels; the best params are those of the lowest validation loss."""
+def build(config: SimpleNamespace) -> Experiment:
+    """Cross-entropy of the labels; the best params have the lowest validation loss."""
     corpus = _corpus(config)
-    data = {name: _part(config, corpus, name) for name in ("train", "validation")}
+    parts = {name: _part(config, corpus, name) for name in corpus.parts}
+    data, test = {name: parts[name][0] for name in ("train", "validation")}, parts["test"][0]
     model = network(config, corpus)
 
-    def gradient(numbers, data: Tree, params, step, k_data, k_noise):
+    def gradient(hparams, data: Tree, params, step, k_data, k_noise):
         part: Part = data["train"]
 
         def of_bucket(bucket, rows):
             def loss(params):
-                logits = model.logits(numbers, params, part, _number(part, bucket), rows, k_noise)
+                logits = model.logits(hparams, params, part, _number(part, bucket), rows, k_noise)
                 labels = part.labels[bucket.which[rows]].astype(logits.dtype)
                 return optax.losses.sigmoid_binary_cross_entropy(logits, labels).mean()
 
@@ -292,24 +269,24 @@ def program(config: SimpleNamespace) -> Program:
 
         return buckets.minibatch(k_data, step, config.batch_size, part.tokens, of_bucket)
 
-    def evaluate(numbers, data: Tree, params):
+    def evaluate(hparams, data: Tree, params):
         part: Part = data["validation"]
-        index, logits = _every_logit(model, numbers, params, part)
+        index, logits = _every_logit(model, hparams, params, part)
         labels = part.labels[index]
         losses = optax.losses.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
         return {"loss": losses.mean(), "accuracy": ((logits > 0) == (labels == 1)).astype(jnp.float32).mean()}
 
-    batches, test = buckets.batches(data["train"].tokens, config.batch_size), _part(config, corpus, "test")
-    return supervised.descent(config, model.init, gradient, evaluate, data, batches=batches, held_out=test)
+    batches = buckets.batches(data["train"].tokens, config.batch_size)
+    program = supervised.program(config, model.init, gradient, evaluate, data, batches=batches, held_out=test)
+    cut = [f"{parts[name][1]:,} of {len(part.texts):,} {name} reviews" for name, part in corpus.parts.items()]
+    left_out = None if config.model in BAGS else f"what {' and '.join(cut)} say after {config.length} words"
+    return Experiment(program, partial(_finish, corpus, model, test), left_out)
 
 
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+def _finish(corpus: Corpus, model: Network, part: Part, hparams: Hparams, state: State, run: Run) -> dict[str, Any]:
     """Test accuracy; the vocabulary, all test logits, the reviews that were most wrong, and a figure."""
-    corpus = _corpus(config)
-    part, model = program.held_out, network(config, corpus)
-    index, found = jax.jit(lambda params, part: _every_logit(model, vars(config), params, part))(
-        state.best.params, part
-    )
+    run_network = jax.jit(lambda params, part: _every_logit(model, hparams, params, part))
+    index, found = run_network(state.best.params, part)
     logits = np.zeros(len(part.labels), np.float32)
     logits[np.asarray(index)] = np.asarray(found)
     np.save(run.directory / "test_logits.npy", logits)

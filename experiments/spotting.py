@@ -35,6 +35,7 @@ begun to learn by then: a validation loss of 0.87 nats a frame, where gru has 0.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
@@ -46,11 +47,12 @@ import numpy as np
 from absl import flags
 from scipy.io import wavfile
 
-from experiments import speech
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, Hparams, without_data
+from experiments.harness.flags import training_flags
 from experiments.harness.report import COLORS, Section, groups, intervals, panels, save, separate
 from experiments.harness.task import Batch, Task
-from experiments.shared import detection, tasks
+from experiments.shared import detection, recordings, tasks
 from seqjax import cells
 from seqjax.arrays import Array, Key, Params
 from seqjax.core import Cell
@@ -58,14 +60,14 @@ from seqjax.data import files, spectrogram, spoken_digits, streams, windows
 from seqjax.data.damaged import named
 from seqjax.models import spotter
 from seqjax.regularizers import recurrent_dropout
-from seqjax.train import Program, Run, State
+from seqjax.train import Run, State
 from seqjax.unrolling import unroll
 from seqjax.wrappers import with_head
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLAGS = base.flags(
+FLAGS = training_flags(
     steps=800, steps_per_call=100, evaluate_every=200, batch_size=16, learning_rate=1e-2, schedule="cosine"
 )
 MODELS = ("rnn", "lstm", "gru")
@@ -89,9 +91,9 @@ flags.DEFINE_float("alarms", 20.0, "False alarms an hour that are allowed.", low
 flags.DEFINE_float("recurrent_dropout", 0.1, "Rate, in [0, 1).", flag_values=FLAGS)
 flags.register_validator("recurrent_dropout", lambda rate: 0 <= rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
 
-NUMBERS = ("seed", "learning_rate", "recurrent_dropout")
-STUDY = f"model={','.join(MODELS)};seed=0:3"
-generated = base.without_data("recordings")
+TRACED_FLAGS = ("seed", "learning_rate", "recurrent_dropout")
+SWEEP = f"model={','.join(MODELS)};seed=0:3"
+synthetic_data = without_data("recordings")
 
 
 class Data(NamedTuple):
@@ -111,7 +113,7 @@ class Heard(NamedTuple):
 
 
 def _data(config: SimpleNamespace) -> Data:
-    parts = spoken_digits.by_speaker(speech.recordings(config.data_dir), config.held_out)
+    parts = spoken_digits.by_speaker(recordings.load(config.data_dir), config.held_out)
     banks = {name: streams.bank(part) for name, part in parts.items()}
 
     @jax.jit
@@ -171,19 +173,21 @@ def _model(config: SimpleNamespace) -> supervised.Model:
     """The cell with its head; in training with recurrent dropout."""
     cell = _cell(config.model, config.units)
 
-    def outputs(numbers, params, xs, key):
+    def outputs(hparams, params, xs, key):
         if key is None:
             return unroll(cell, params, None, xs)[1]
-        noisy, sample = recurrent_dropout(cell, numbers["recurrent_dropout"])
+        noisy, sample = recurrent_dropout(cell, hparams["recurrent_dropout"])
         carry = cell.initial_carry(params, xs.shape[1:2])
         return unroll(noisy, params, carry, (xs, sample(key, carry, xs)))[1]
 
-    return supervised.Model(lambda numbers, key: cell.init(key, SETTINGS.bands), outputs)
+    return supervised.Model(lambda hparams, key: cell.init(key, SETTINGS.bands), outputs)
 
 
-def program(config: SimpleNamespace) -> Program:
-    """Cross-entropy of the class of each frame; the best params are those of the lowest validation loss."""
-    return supervised.program(config, _task(config, _data(config)), _model(config))
+def build(config: SimpleNamespace) -> Experiment:
+    """Cross-entropy of the class of each frame; the best params have the lowest validation loss."""
+    data = _data(config)
+    program = supervised.task_program(config, _task(config, data), _model(config))
+    return Experiment(program, partial(_finish, config, data))
 
 
 def _spotter(model: str, units: int, params: Params, mean: Any, deviation: Any) -> spotter.Spotter:
@@ -258,12 +262,12 @@ def _microseconds(made: spotter.Spotter, sound: np.ndarray) -> float:
     return 1e6 * float(np.median(times))
 
 
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+def _finish(config: SimpleNamespace, data: Data, hparams: Hparams, state: State, run: Run) -> dict[str, Any]:
     """Detection on test streams at the threshold of the validation streams; network, a stream as wav, and figures.
 
     "any digit" is the mean over the "digits" that are said in both: in a few minutes some may not be.
     """
-    data: Data = program.data
+    del hparams
     made = _spotter(config.model, config.units, state.best.params, data.mean, data.deviation)
     validation = hear(made, data.banks["validation"], _VALIDATION, config.minutes)
     test = hear(made, data.banks["test"], _TEST, config.minutes)

@@ -38,8 +38,8 @@ unknown or others. Scheduled sampling (--sampling=0.25) changes nothing that one
 """
 
 import sys
-from collections.abc import Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,19 +50,21 @@ import optax
 from absl import flags
 from flax import nnx
 
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, Hparams, without_data
+from experiments.harness.flags import training_flags
 from experiments.harness.report import COLORS, Section, groups, intervals, panels, save, separate
 from experiments.shared import translation_baselines
 from seqjax import attention, cells
 from seqjax.arrays import Array, Tree
 from seqjax.data import buckets, pairs
 from seqjax.models import Translator
-from seqjax.train import Program, Run, State, write_atomic
+from seqjax.train import Run, State, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLAGS = base.flags(
+FLAGS = training_flags(
     steps=5000,
     steps_per_call=50,
     evaluate_every=500,
@@ -96,9 +98,9 @@ for name, rate, about in (
 flags.register_validator("dropout", lambda rate: rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
 flags.DEFINE_float("length_penalty", 1.0, "Of beam search.", lower_bound=0.0, flag_values=FLAGS)
 
-NUMBERS = ("seed", "learning_rate", "dropout", "sampling")
-STUDY = f"attention={','.join(ATTENTION)};seed=0:3"
-generated = base.without_data("pairs of sentences")
+TRACED_FLAGS = ("seed", "learning_rate", "dropout", "sampling")
+SWEEP = f"attention={','.join(ATTENTION)};seed=0:3"
+synthetic_data = without_data("pairs of sentences")
 
 
 class Corpus(NamedTuple):
@@ -110,48 +112,37 @@ class Corpus(NamedTuple):
     longer: int = 0
 
 
-@cache
-def corpus(data_dir: str | None, length: int, minimum: int) -> Corpus:
-    """The pairs of which the English sentence has at most `length` tokens."""
-    if data_dir is None:
+def corpus_of(config: SimpleNamespace) -> Corpus:
+    """The pairs whose English sentence has at most --length tokens."""
+    if config.data_dir is None:
         print("no --data_dir: the pairs are of a made-up grammar, and their numbers say nothing", file=sys.stderr)
         found, held_out = pairs.generated(600), FEW
     else:
-        found, held_out = pairs.load(data_dir), HELD_OUT
-    short = [len(pairs.tokens(source)) <= length for source in found.source]
+        found, held_out = pairs.load(config.data_dir), HELD_OUT
+    short = [len(pairs.tokens(source)) <= config.length for source in found.source]
     parts = pairs.split(found.take(np.flatnonzero(short)), *held_out)
-    train = parts["train"]
-    vocabularies = (pairs.vocabulary(texts, minimum) for texts in train)
-    return Corpus(parts, *vocabularies, longer=len(short) - sum(short))
-
-
-def corpus_of(config: SimpleNamespace) -> Corpus:
-    """The pairs of the flags."""
-    return corpus(config.data_dir, config.length, config.minimum)
+    english, french = (pairs.vocabulary(texts, config.minimum) for texts in parts["train"])
+    return Corpus(parts, english, french, longer=len(short) - sum(short))
 
 
 def longest(words: int) -> int:
-    """Tokens of the longest translation of so many words and signs."""
+    """Tokens of the longest translation of a sentence of this many words and signs."""
     return words + words // 2
 
 
-@cache
-def taught(data_dir: str | None, length: int, minimum: int) -> pairs.Pairs:
-    """The training pairs of `corpus` whose French sentence is not too long to learn from."""
-    train = corpus(data_dir, length, minimum).parts["train"]
+def _taught(train: pairs.Pairs, length: int) -> pairs.Pairs:
+    """The training pairs whose French sentence is not too long to learn from."""
     short = [len(pairs.tokens(target)) <= longest(length) for target in train.target]
     return train.take(np.flatnonzero(short))
 
 
-def left_out(config: SimpleNamespace) -> str:
+def _left_out(corpus: Corpus, taught: pairs.Pairs, length: int) -> str:
     """How many pairs have sentences that are too long."""
-    found = corpus_of(config)
-    train, longer = len(found.parts["train"].source), found.longer
-    untaught = train - len(taught(config.data_dir, config.length, config.minimum).source)
-    whole = longer + sum(len(part.source) for part in found.parts.values())
+    train = len(corpus.parts["train"].source)
+    whole = corpus.longer + sum(len(part.source) for part in corpus.parts.values())
     return (
-        f"{longer:,} of {whole:,} pairs, with more than {config.length} English words and signs; {untaught:,} of"
-        f" {train:,} training pairs, with more than {longest(config.length)} French ones"
+        f"{corpus.longer:,} of {whole:,} pairs, with more than {length} English words and signs;"
+        f" {train - len(taught.source):,} of {train:,} training pairs, with more than {longest(length)} French ones"
     )
 
 
@@ -166,21 +157,21 @@ def _rows(corpus: Corpus, part: pairs.Pairs, least: int = 1) -> tuple[buckets.Bu
     return buckets.make(rows, buckets.reaching(BORDERS, max(map(len, rows))), least)
 
 
-def _translator(config: SimpleNamespace, corpus: Corpus, numbers: Any, rngs: nnx.Rngs) -> Translator:
+def _translator(config: SimpleNamespace, corpus: Corpus, hparams: Hparams, rngs: nnx.Rngs) -> Translator:
     return Translator(
         CELLS[config.cell](config.units),
         corpus.english.size,
         corpus.french.size,
         config.features,
         attend=ATTENTION[config.attention],
-        dropout=numbers["dropout"],
+        dropout=hparams["dropout"],
         rngs=rngs,
     )
 
 
 def network(config: SimpleNamespace, corpus: Corpus) -> tuple[Any, Any]:
-    """The model of the flags as functions of its weights, see `supervised.of_module`."""
-    return supervised.of_module(partial(_translator, config, corpus))
+    """`init` and `bind` of the model of the flags, see `supervised.functional`."""
+    return supervised.functional(partial(_translator, config, corpus))
 
 
 def _lengths(source: Array) -> Array:
@@ -200,52 +191,52 @@ def _losses(model: Translator, rows: Array, rate: Array | float = 0.0, key: Arra
     return (real * losses).sum(-1), real.sum(-1)
 
 
-def _mean_loss(module: Any, numbers: Any, params: Tree, part: Sequence[buckets.Bucket]) -> Array:
-    """Cross-entropy a token, without noise."""
+def _mean_loss(bind: Any, hparams: Hparams, params: Tree, part: Sequence[buckets.Bucket]) -> Array:
+    """Cross-entropy per token, without noise."""
 
     def of(bucket: buckets.Bucket, index: Array) -> tuple[Array, Array]:
-        return _losses(module(numbers, params, None), bucket.rows[index])
+        return _losses(bind(hparams, params, None), bucket.rows[index])
 
     _, (losses, counts) = buckets.every(part, 100, of)
     return losses.sum() / counts.sum()
 
 
-def program(config: SimpleNamespace) -> Program:
-    """Cross-entropy of the next token; the best params are those of the lowest validation loss."""
+def build(config: SimpleNamespace) -> Experiment:
+    """Cross-entropy of the next token; the best params have the lowest validation loss."""
     found = corpus_of(config)
-    data = {
-        "train": _rows(found, taught(config.data_dir, config.length, config.minimum), config.batch_size),
-        "validation": _rows(found, found.parts["validation"]),
-    }
-    init, module = network(config, found)
+    taught = _taught(found.parts["train"], config.length)
+    data = {"train": _rows(found, taught, config.batch_size), "validation": _rows(found, found.parts["validation"])}
+    init, bind = network(config, found)
 
-    def gradient(numbers, data: Tree, params, step, k_data, k_noise):
+    def gradient(hparams, data: Tree, params, step, k_data, k_noise):
         k_dropout, k_sampling = jax.random.split(k_noise)
 
         def of_bucket(bucket, rows):
             def loss(params):
-                model = module(numbers, params, k_dropout)
-                losses, counts = _losses(model, bucket.rows[rows], numbers["sampling"], k_sampling)
+                model = bind(hparams, params, k_dropout)
+                losses, counts = _losses(model, bucket.rows[rows], hparams["sampling"], k_sampling)
                 return losses.sum() / counts.sum()
 
             return jax.value_and_grad(loss)(params)
 
         return buckets.minibatch(k_data, step, config.batch_size, data["train"], of_bucket)
 
-    def evaluate(numbers, data: Tree, params):
-        return {"loss": _mean_loss(module, numbers, params, data["validation"])}
+    def evaluate(hparams, data: Tree, params):
+        return {"loss": _mean_loss(bind, hparams, params, data["validation"])}
 
     batches, test = buckets.batches(data["train"], config.batch_size), ["\n".join(one) for one in found.parts["test"]]
-    return supervised.descent(config, init, gradient, evaluate, data, batches=batches, held_out=test)
+    program = supervised.program(config, init, gradient, evaluate, data, batches=batches, held_out=test)
+    finish = partial(_finish, config, bind, found)
+    return Experiment(program, finish, _left_out(found, taught, config.length))
 
 
-def said(module: Any, numbers: Any, config: SimpleNamespace, width: int) -> Any:
+def said(bind: Any, hparams: Mapping[str, Any], config: SimpleNamespace, width: int) -> Any:
     """`(params, source int [B, S]) -> tokens int [B, longest(S - 1) + 1]`, compiled; `width` is that of the beam."""
 
     @jax.jit
     def run(params, source):
         options: Any = {"start": pairs.START, "stop": pairs.STOP, "length_penalty": config.length_penalty}
-        model = module(numbers, params, None)
+        model = bind(hparams, params, None)
         limit = longest(source.shape[1] - 1) + 1  # with STOP, as the source
         return model.translate(source, _lengths(source), limit, width=width, **options)
 
@@ -267,22 +258,23 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
     return sacrebleu.corpus_bleu(list(hypotheses), streams, lowercase=True).score
 
 
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+def _finish(
+    config: SimpleNamespace, bind: Any, found: Corpus, hparams: Hparams, state: State, run: Run
+) -> dict[str, Any]:
     """BLEU and perplexity of the test part; weights, vocabularies, all translations, maps of attention.
 
     Also BLEU by the words and signs of the source, of lengths that 20 sentences have, and how many translations of each
     search did not end within `longest`.
     """
-    found, numbers, params = corpus_of(config), vars(config), state.best.params
-    _, module = network(config, found)
+    params = state.best.params
     test = found.parts["test"].references()
     sentences, references = list(test), list(test.values())
-    loss = float(jax.jit(partial(_mean_loss, module, numbers))(params, _rows(found, found.parts["test"])))
+    loss = float(jax.jit(partial(_mean_loss, bind, hparams))(params, _rows(found, found.parts["test"])))
     source = _padded([found.english.encode(sentence) for sentence in sentences], config.length + 1)
     searched: dict[int, list[str]] = {}
     unfinished: dict[int, int] = {}
     for width in sorted({1, config.beam}):
-        rows = _by_batch(said(module, numbers, config, width), params, source)
+        rows = _by_batch(said(bind, hparams, config, width), params, source)
         searched[width] = [pairs.join(found.french.decode(row)) for row in rows]
         unfinished[width] = int((rows != pairs.STOP).all(1).sum())
     systems = {"greedy": searched[1], "beam": searched[config.beam]}
@@ -300,7 +292,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     if config.attention != "none":
         # Long sentences, and not neighbours, which are much alike.
         chosen = np.argsort(-lengths, kind="stable")[:: max(len(lengths) // 12, 1)][:4]
-        save(_maps(module, config, found, params, [sentences[i] for i in chosen]), run.figures / "attention")
+        save(_maps(bind, config, hparams, found, params, [sentences[i] for i in chosen]), run.figures / "attention")
     return {
         "test_loss": loss,
         "test_perplexity": float(np.exp(loss)),
@@ -340,13 +332,15 @@ def _write(
     write_atomic(run.directory / "translations.txt", "\n\n".join(blocks) + "\n")
 
 
-def _maps(module: Any, config: SimpleNamespace, found: Corpus, params: Tree, sentences: Sequence[str]) -> "Figure":
-    """Which words of a sentence the decoder looks at as it says each word."""
+def _maps(
+    bind: Any, config: SimpleNamespace, hparams: Hparams, found: Corpus, params: Tree, sentences: Sequence[str]
+) -> "Figure":
+    """Which words of a sentence the decoder attends to at each word of the translation."""
     source = _padded([found.english.encode(sentence) for sentence in sentences], config.length + 1)
 
     @jax.jit
     def seen(params, source):
-        model = module(vars(config), params, None)
+        model = bind(hparams, params, None)
         start, memory = model.encode(source, _lengths(source))
         options = {"start": pairs.START, "stop": pairs.STOP}
         tokens = model.translate(source, _lengths(source), longest(config.length) + 1, **options)

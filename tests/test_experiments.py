@@ -15,7 +15,8 @@ import pytest
 
 import launch
 from experiments import bptt_vs_tbptt, initialization, language, recurrent_dropout, temperature
-from experiments.harness import base, command, report, supervised
+from experiments.harness import command, report, supervised
+from experiments.harness.experiment import define
 from experiments.harness.task import Batch, Task, evaluate
 from experiments.shared import tasks
 from seqjax.data import jena
@@ -56,7 +57,7 @@ def run(name, directory, *flags):
 def refused(name, *flags):
     """The one line that bad flags are refused with."""
     with pytest.raises(ValueError, match="flag") as error:
-        base.parse(import_module(f"experiments.{name}"), list(flags))
+        define(import_module(f"experiments.{name}")).parse(list(flags))
     return str(error.value)
 
 
@@ -127,8 +128,8 @@ def test_what_training_on_a_text_leaves_over_is_said(tmp_path):
     (tmp_path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
     flags = {"corpus": str(tmp_path / "corpus.txt"), "batch_size": 2, "length": 8}
     line = "15 of 1,584 training characters, at the ends of 2 lanes of windows of 8"
-    assert language.left_out(base.parse(language, flags)) == line
-    assert language.left_out(base.parse(language, {**flags, "model": "unigram"})) is None
+    assert language.build(define(language).parse(flags)).left_out == line
+    assert language.build(define(language).parse({**flags, "model": "unigram"})).left_out is None
 
 
 @pytest.mark.parametrize(
@@ -147,11 +148,11 @@ def test_what_training_on_a_text_leaves_over_is_said(tmp_path):
 )
 def test_temperature_models(model, parameters):
     """Every model has the weights of the table and can be trained: all but the compiler's part of a run."""
-    made = temperature.program(base.parse(temperature, {"model": model}))
-    numbers = base.numbers(temperature, base.parse(temperature, {"model": model}))
-    state = jax.eval_shape(made.init, numbers)
+    made = temperature.build(define(temperature).parse({"model": model})).program
+    hparams = define(temperature).hparams(define(temperature).parse({"model": model}))
+    state = jax.eval_shape(made.init, hparams)
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)) == parameters
-    after, _ = jax.eval_shape(made.update, numbers, made.data, state)
+    after, _ = jax.eval_shape(made.update, hparams, made.data, state)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
 
 
@@ -228,7 +229,7 @@ def test_recurrent_dropout_on_the_climate_record(tmp_path):
 
 def outputs_of(**flags):
     """Outputs of a training batch of the dropout study, for a key of the noise, and without noise for None."""
-    config = base.parse(recurrent_dropout, {"task": "adding", "length": 12, "hidden": 8, **flags})
+    config = define(recurrent_dropout).parse({"task": "adding", "length": 12, "hidden": 8, **flags})
     task = tasks.task_of(config)
     model = recurrent_dropout.model(config, task)
     params = model.init({}, jax.random.key(0))
@@ -274,7 +275,7 @@ def test_initialization(cell, forget_bias, recurrent, task, tmp_path):
 
 
 def initial(**flags):
-    config = base.parse(initialization, {"task": "adding", "length": 50, "hidden": 4, **flags})
+    config = define(initialization).parse({"task": "adding", "length": 50, "hidden": 4, **flags})
     cell = initialization.model(config, tasks.task_of(config))
     return cell.init(jax.random.key(0), 2)["cell"]
 
@@ -325,18 +326,18 @@ def test_noise_is_new_at_every_step():
         scores=lambda ys, targets: {},
     )
 
-    def outputs(numbers, params, xs, key):
+    def outputs(hparams, params, xs, key):
         return jax.random.normal(key, (*xs.shape, 1)) + params["w"]
 
-    model = supervised.Model(lambda numbers, key: {"w": jnp.zeros((1, 1, 1))}, outputs)
+    model = supervised.Model(lambda hparams, key: {"w": jnp.zeros((1, 1, 1))}, outputs)
     config = SimpleNamespace(optimizer="sgd", schedule="constant", warmup_steps=0, steps=9, clip_norm=0.0)
-    program = supervised.program(config, task, model)
-    numbers = {"seed": jnp.int32(0), "learning_rate": jnp.float32(0.0)}
-    first = program.init(numbers)
-    second, at_first = program.update(numbers, (), first)
-    _, at_second = program.update(numbers, (), second)
+    program = supervised.task_program(config, task, model)
+    hparams = {"seed": jnp.int32(0), "learning_rate": jnp.float32(0.0)}
+    first = program.init(hparams)
+    second, at_first = program.update(hparams, (), first)
+    _, at_second = program.update(hparams, (), second)
     assert at_first["loss"] != at_second["loss"]
-    assert program.update(numbers, (), first)[1]["loss"] == at_first["loss"]
+    assert program.update(hparams, (), first)[1]["loss"] == at_first["loss"]
 
 
 def test_a_fresh_process_says_that_the_record_is_generated(tmp_path):

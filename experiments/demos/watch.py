@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from experiments import anomalies
-from experiments.harness import base
+from experiments.harness.experiment import define
 from seqjax.data import files, nab
 from seqjax.data.damaged import named
 from seqjax.models.anomaly import AnomalyDetector
@@ -50,7 +50,7 @@ def trained(directory: str | Path) -> tuple[AnomalyDetector, float]:
             f"{directory}: --model=gru_each has a network for each series it was trained on, and none for others"
         )
     model = anomalies.detector(config, 1)
-    like = jax.eval_shape(lambda: model.init(base.numbers(anomalies, config), jax.random.key(0)))
+    like = jax.eval_shape(lambda: model.init(define(anomalies).hparams(config), jax.random.key(0)))
     file = run.directory / "weights.npz"
     saved = files.arrays(file.read_bytes(), f"{file}")
     with named(file, "holds other weights than the flags of the run say"):

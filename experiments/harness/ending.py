@@ -46,6 +46,11 @@ def sentence(error: BaseException) -> str:
     return " ".join(f"{place}{error.strerror}{f'; {cure}' if cure else ''}".split())
 
 
+def summary(error: BaseException) -> str:
+    """Returns the type and the message of an error, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split("\n", 1)[0].split())
+
+
 def exit_code(name: str, body: Callable[[], int]) -> int:
     """Calls `body` and returns the exit code of the command `name`: that of `body`, or what ended it.
 

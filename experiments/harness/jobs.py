@@ -16,7 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from experiments.harness import base
+from experiments.harness import runs
+from experiments.harness.experiment import define
 from experiments.harness.workers import Stops
 
 # All in seconds.
@@ -71,7 +72,7 @@ class Job:
             signal.signal(number, lambda number, _: sys.exit(128 + number))
         try:
             # A job that is queued again may start while its predecessor is ending.
-            base.run_one(importlib.import_module(experiment), config, directory, wait=60)
+            runs.run_one(define(importlib.import_module(experiment)), config, directory, wait=60)
         except SystemExit:
             if announced:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes with being queued again

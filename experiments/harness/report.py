@@ -10,10 +10,10 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from experiments.harness import ending, ledger, page, plots
+from experiments.harness.experiment import Definition
 from experiments.harness.ledger import Missing, measured
 from experiments.harness.page import Mean, Section, Table, cell_text
 from experiments.harness.plots import COLORS, DASHES, curve, intervals, panels, save, separate
@@ -97,12 +97,12 @@ def generated(runs: Sequence[Run]) -> str:
     return names and f"Generated {names}, not real data{'' if all(found) else ' (some of the runs)'}."
 
 
-def mixed_data(runs: Sequence[Run], numbers: Sequence[str]) -> str:
-    """Returns that runs which differ in nothing but `numbers` read different data; "" where none did."""
+def mixed_data(runs: Sequence[Run], traced_flags: Sequence[str]) -> str:
+    """Returns that runs which differ only in traced flags read different data; "" where none did."""
     read: dict[str, dict[str, Any]] = {}
     for run in runs:
         if (data := run.result().get("data_hash")) is not None:
-            rest = encode({name: value for name, value in run.flags.items() if name not in ("seed", *numbers)})
+            rest = encode({name: value for name, value in run.flags.items() if name not in ("seed", *traced_flags)})
             read.setdefault(rest, {}).setdefault(data, run.directory.name)
     mixed = [" and ".join(names.values()) for names in read.values() if len(names) > 1]
     return f"Different data, though the flags are the same, were read by {'; by '.join(mixed)}." if mixed else ""
@@ -199,7 +199,7 @@ def learning_curves(runs: Sequence[Run], metric: str) -> "list[Figure]":
     return drawn
 
 
-def write(module: ModuleType, directory: str | Path) -> str | None:
+def write(definition: Definition, directory: str | Path) -> str | None:
     """Writes report.html and figures/ of a sweep directory, with what is there.
 
     Returns what could not be made, in one line: it is then left out, and the page says so. Else None.
@@ -218,12 +218,12 @@ def write(module: ModuleType, directory: str | Path) -> str | None:
     sections, problems = _generic_sections(runs, missing), []
     if runs:
         try:
-            sections[1:1] = module.report(runs)
+            sections[1:1] = definition.report(runs)
         except Exception as error:
             # The runs cost hours, and their tables do not depend on the experiment's own section.
             problems.append(_reported(error))
             sections.append(Section("Error in the experiment's report", problems[-1]))
-    notices = [generated(runs), mixed_data(runs, module.NUMBERS)]
+    notices = [generated(runs), mixed_data(runs, definition.traced_flags)]
     if notices[1]:
         print(f"WARNING  {notices[1]}", file=sys.stderr)
     if missing:
@@ -233,7 +233,7 @@ def write(module: ModuleType, directory: str | Path) -> str | None:
     # Everything up to here rests on the data of the runs.
     sections = [section._replace(caption=section.caption or notice) for section in sections]
     sections += _failures(sweep) + _configuration(sweep, runs, directory)
-    head, body = (module.__doc__ or "").strip().split("\n", 1)[0], []
+    head, body = definition.doc.strip().split("\n", 1)[0], []
     for section in sections:
         try:
             body.append(page.section(section, directory / "figures"))

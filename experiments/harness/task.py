@@ -37,8 +37,9 @@ class Task(NamedTuple):
       blank: the input that says nothing, for padding.
       losses: `(ys [T, B, O], targets [T, B]) -> [T, B]`.
       scores: `(ys, targets) -> dict of [T, B]`: what is averaged, by weight, over held-out data.
-      batches: training batches an epoch; None for endless tasks.
+      batches: training batches per epoch; None for endless tasks.
       vocabulary: of a text.
+      left_out: what training does not read in an epoch, in one line; None if it reads all.
     """
 
     data: Tree
@@ -53,6 +54,7 @@ class Task(NamedTuple):
     scores: Callable[[Array, Array], dict[str, Array]]
     batches: int | None = None
     vocabulary: Any = None
+    left_out: str | None = None
 
 
 def evaluate(

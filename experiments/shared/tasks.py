@@ -23,24 +23,15 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
 
 
-def _parts_of(corpus: str) -> tuple[str, ...]:
-    everything = text.language_reference() if corpus == "pydoc" else text.read(Path(corpus))
-    return text.split(everything, (0.85, 0.05, 0.1))
-
-
-def characters_left_out(corpus: str, *, length: int, batch_size: int) -> str:
-    """What training on `characters` leaves over, in one line."""
-    return corpora.left_over(len(_parts_of(corpus)[0]), batch_size, length, "character")
-
-
 def characters(corpus: str, *, length: int, batch_size: int) -> Task:
     """The next character of a text (of "pydoc", Python's own language reference, or of a file or directory).
 
-    85 % of the text are for training, 5 % for validation, the last 10 % for the test. Lane i of a batch continues
-    lane i of the batch before. Scores are of all characters of a part but its first; training leaves over what
-    `text.left_over` counts.
+    85 % of the text are for training, 5 % for validation, the last 10 % for the test. Stream i of a batch continues
+    stream i of the batch before. Scores cover all characters of a part but its first; `left_out` counts those at the
+    ends of the training streams.
     """
-    train, *parts = _parts_of(corpus)
+    everything = text.language_reference() if corpus == "pydoc" else text.read(Path(corpus))
+    train, *parts = text.split(everything, (0.85, 0.05, 0.1))
     vocabulary = text.Vocabulary.of(train)
     streams = jnp.asarray(text.lanes(vocabulary.encode(train), batch_size))
     count = text.chunks(streams, length)
@@ -74,6 +65,7 @@ def characters(corpus: str, *, length: int, batch_size: int) -> Task:
         scores=scores,
         batches=count,
         vocabulary=vocabulary,
+        left_out=corpora.left_over(len(train), batch_size, length, "character"),
     )
 
 
