@@ -1,24 +1,21 @@
 """What does truncating back-propagation through time cost, and what does it save?
 
 Full BPTT over the training length against truncated BPTT(k1, k2): an update every k1 steps, from a gradient that
-reaches k2 steps back (Williams & Peng 1990). Every step of training shows every run the same `--length` time steps of
-data, so a run with k1 = length / 8 makes eight updates of what full BPTT makes one of.
+reaches k2 steps back (Williams & Peng 1990). Every training step shows each run the same `--length` time steps of data,
+so a run with k1 = length / 8 makes eight updates where full BPTT makes one.
 
 Tasks: "text" (the next character, of the embedded corpus or of any file: --corpus=input.txt), "recall" and "copy"
 (a truncation shorter than the lag --length must stay at chance), and "adding" (where it need not: see `ADDING`).
 
-    python -m experiments.bptt_vs_tbptt                                the study: all truncations, three seeds
-    python -m experiments.bptt_vs_tbptt --truncation=8:32              one run
-    python launch.py --sweep="truncation=full,25:25;seed=0:3" --task=recall --length=100 --chrono=100 --hidden=64
+    python launch.py                                             the main job: all truncations, three seeds
+    python -m experiments.bptt_vs_tbptt --truncation=8:32        one run
+    python launch.py --sweep="truncation=full,25:25;seed=0:3" --task=recall --length=100 --chrono=100 --units=64
 
-For each run: loss against updates and wall clock, memory of the compiled program, steps per second, the cosine and the
-norm ratio of its gradient to the full one along training, and a text sample.
+Reported for each run: loss against updates and wall clock, memory of the compiled program, steps per second, the cosine
+and the norm ratio of its gradient to the full one along training, and a text sample.
 
-Measured (docs/results.md has the commands and the rest): on the embedded text, after the same 150 windows, 3.05 bits
-per character by full BPTT (128), 2.31 by 16:16 and by 16:64, 2.17 by 4:4, in 70 seconds for three seeds each; recall
-at lag 100, 100 % by full BPTT and 13 % (chance 12.5 %) by 25:25; adding at T = 100, squared error 0.001 by full BPTT
-and 0.006 by 25:25; tiny Shakespeare, 2.415 bits per character on the last tenth with 875,202 parameters after 6,000
-updates.
+Measured on the embedded text after the same 150 windows: 3.05 bits per character by full BPTT, 2.17 by 4:4
+(docs/results.md).
 """
 
 import math
@@ -59,15 +56,15 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_string("truncation", "full", "full, or k1:k2 with k1 <= k2 (steps).", flag_values=FLAGS)
 flags.DEFINE_enum(
-    "cell",
+    "model",
     "lstm",
     ["rnn", "lstm", "peephole_lstm", "gru", "gru_reset_before", "min_gru"],
-    "Which recurrence.",
+    "Which recurrent cell.",
     flag_values=FLAGS,
 )
-flags.DEFINE_integer("hidden", 128, "Units of a layer.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("units", 128, "Units of a layer.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("layers", 1, "Layers.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("embedding", 32, "Features of a token.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("embedding_size", 32, "Features of a token.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_float("chrono", 0.0, "Chrono initialization up to this many steps; 0: off.", flag_values=FLAGS)
 flags.DEFINE_integer("sample", 400, "Characters of the text sample.", lower_bound=1, flag_values=FLAGS)
 flags.register_validator("truncation", lambda value: bool(_truncation(value)), flag_values=FLAGS)
@@ -101,9 +98,9 @@ def _task(config: SimpleNamespace) -> Task:
 def model(config: SimpleNamespace, task: Task) -> Cell:
     """Embedding (of tokens), layers, head, as one cell."""
     bias = {"b": initializers.chrono(config.chrono)} if config.chrono else {}
-    cell = cells.stack(*(getattr(cells, config.cell)(config.hidden, **bias) for _ in range(config.layers)))
+    cell = cells.stack(*(getattr(cells, config.model)(config.units, **bias) for _ in range(config.layers)))
     if task.tokens:
-        cell = with_embedding(cell, task.tokens, config.embedding)
+        cell = with_embedding(cell, task.tokens, config.embedding_size)
     return with_head(cell, task.outputs)
 
 

@@ -1,46 +1,22 @@
 """Which character, which word comes next? Recurrent networks against counted n-grams, on any text.
 
-Truncated back-propagation through one unbroken text: every update reads --length further tokens in each of --batch_size
-stretches, and the carry goes on. Sources: Zaremba, Sutskever & Vinyals 2014, arXiv 1409.2329 (the plain LSTM); Merity,
-Keskar & Socher 2017, arXiv 1708.02182 (--awd and --nonmonotone: AWD-LSTM); Krause et al. 2018, arXiv 1709.07432
-(--dynamic_rate: the network goes on learning from the test text that it has read).
+Truncated back-propagation through one continuous text: every update reads --length further tokens in each of
+--batch_size streams, and the carry is kept. Sources: Zaremba, Sutskever & Vinyals 2014, arXiv 1409.2329 (the plain
+LSTM); Merity, Keskar & Socher 2017, arXiv 1708.02182 (--awd and --nonmonotone: AWD-LSTM); Krause et al. 2018, arXiv
+1709.07432 (--dynamic_rate: dynamic evaluation, which keeps learning from the test text that it has read).
 
     unigram       how often a token occurs
     kneser_ney    n-grams up to --order tokens, interpolated (modified Kneser-Ney)
-    rnn, lstm...  embedding, --layers of --hidden units, softmax; --tied: one matrix for embedding and softmax
+    rnn, lstm...  embedding, --layers of --units, softmax; --tied: one matrix for embedding and softmax
 
     python -m experiments.language --model=lstm
     python -m experiments.language --model=kneser_ney --corpus=ptb --unit=word --data_dir=DIR
-
-The small LSTM of Zaremba et al. on Penn Treebank. Their loss is the sum over the 20 steps of a window, here it is the
-mean, so that their learning rate 1 and clipping norm 5 are 20 and 0.25:
-
-    python -m experiments.language --model=lstm --corpus=ptb --unit=word --data_dir=DIR --layers=2 --hidden=200
-        --batch_size=20 --length=20 --optimizer=sgd --learning_rate=20 --clip_norm=0.25 --init_range=0.1
-        --decay=0.5 --decay_after=4 --steps=30199 --steps_per_call=101 --evaluate_every=2323 --checkpoint_every=2323
+    python launch.py --experiment=language
 
 `python -m experiments.demos.generate --run=DIR` then writes text.
 
-Measured on the test part, on a busy machine:
-
-    tiny Shakespeare, the last 5 %, bits per character (--corpus=shakespeare --data_dir=DIR)
-    unigram       4.850
-    kneser_ney    2.279    --order=7: 872,748 n-grams
-    lstm          2.307    --hidden=256 --steps=2500 --learning_rate=4e-3 --schedule=cosine: 559,170 parameters, four
-                           epochs, one seed, 10 minutes
-                  2.078    the same with --dynamic_rate=1e-4, 3 minutes more
-                  2.673    the same with --tied --awd, one seed, 95 s: rates for 750 epochs of Penn Treebank hold back a
-                           network that reads its text four times
-                  2.340 ± 0.024, with dynamic evaluation 2.116 ± 0.028: three seeds, --steps=2000, 35 minutes
-
-    Penn Treebank, words, perplexity (--corpus=ptb --unit=word --data_dir=DIR)
-    unigram       639.3
-    lstm          114.3    the command above, one seed, 4,651,600 parameters, 99 minutes; published 114.5
-    kneser_ney    141.1    --order=5: 2,540,738 n-grams, seconds; published 141.2 (Mikolov et al. 2011)
-    kneser_ney    148.4    --order=3; published 148.3
-
-Three fifths of the test part of tiny Shakespeare are The Tempest, of which the training part has nothing: so learning
-on the way is worth much. Its rate was chosen among 1e-4, 5e-4 and 2e-3 on 20,000 characters of the validation part.
+Measured: the small LSTM of Zaremba et al. has a perplexity of 114.3 on Penn Treebank, published 114.5
+(docs/results.md).
 """
 
 import sys
@@ -80,10 +56,10 @@ flags.DEFINE_enum("model", "lstm", [*COUNTED, *CELLS], "Which model.", flag_valu
 for name, value, lower, what in (
     ("order", 5, 1, "Tokens of the longest n-gram of kneser_ney."),
     ("length", 50, 2, "Time steps of an update."),
-    ("hidden", 128, 1, "Units of a layer."),
+    ("units", 128, 1, "Units of a layer."),
     ("layers", 1, 1, "Layers."),
-    ("embedding", 0, 0, "Features of a token; 0: as many as units."),
-    ("decay_after", 0, 0, "Epochs at the full learning rate; --decay acts from then on."),
+    ("embedding_size", 0, 0, "Features of a token; 0: as many as units."),
+    ("learning_rate_decay_after", 0, 0, "Epochs at the full learning rate; --learning_rate_decay acts from then on."),
     ("nonmonotone", 0, 0, "NT-ASGD: average the weights after so many evaluations without a new best; 0: never."),
     ("dynamic_length", 20, 2, "Tokens of a step of dynamic evaluation."),
     ("sample", 400, 1, "Tokens of the text sample."),
@@ -91,7 +67,7 @@ for name, value, lower, what in (
     flags.DEFINE_integer(name, value, what, lower_bound=lower, flag_values=FLAGS)
 for name, value, what in (
     ("init_range", 0.0, "Draw all weights from U(-r, r); 0: as the layers do."),
-    ("decay", 1.0, "Factor of the learning rate each epoch."),
+    ("learning_rate_decay", 1.0, "Factor of the learning rate each epoch."),
     ("dynamic_rate", 0.0, "Learning rate of dynamic evaluation; 0: none."),
     ("dynamic_decay", 0.002, "How fast dynamic evaluation returns to the trained weights."),
 ):
@@ -110,9 +86,9 @@ for name, (value, what) in (RATES | PENALTIES).items():
     else:
         flags.register_validator(name, lambda factor: factor == -1 or factor >= 0, "a factor from 0 on, or -1", FLAGS)
 flags.register_multi_flags_validator(
-    ("tied", "embedding", "hidden"),
-    lambda given: not given["tied"] or given["embedding"] in (0, given["hidden"]),
-    "--tied needs an --embedding as wide as --hidden",
+    ("tied", "embedding_size", "units"),
+    lambda given: not given["tied"] or given["embedding_size"] in (0, given["units"]),
+    "--tied needs an --embedding_size as wide as --units",
     FLAGS,
 )
 flags.register_multi_flags_validator(
@@ -192,7 +168,7 @@ def _trained(config: SimpleNamespace, corpus: corpora.Corpus) -> Experiment:
         return {**_tested(config, corpus, nats, state, run), "best_step": int(state.best.step)}
 
     program = Program(init, update, evaluate, (streams, held_out), "loss", epoch, corpus.parts["test"])
-    left_out = corpora.left_over(len(corpus.parts["train"]), config.batch_size, config.length, config.unit)
+    left_out = corpora.left_out(len(corpus.parts["train"]), config.batch_size, config.length, config.unit)
     return Experiment(program, finish, left_out)
 
 
@@ -203,7 +179,9 @@ def _penalties(hparams: Any, ys: Array) -> Array:
 
 def decayed(config: SimpleNamespace, epoch: Array) -> Array:
     """The factor of the learning rate in an epoch, the first being 0."""
-    return jnp.float32(config.decay) ** jnp.maximum(epoch + 1 - config.decay_after, 0).astype(jnp.float32)
+    return jnp.float32(config.learning_rate_decay) ** jnp.maximum(
+        epoch + 1 - config.learning_rate_decay_after, 0
+    ).astype(jnp.float32)
 
 
 def _scores(config: SimpleNamespace, nats: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@
     --order=pixels     784 steps of one pixel, row after row
     --order=permuted   the same in one random order, which is the same for all digits and runs
 
-The last 5,000 training digits say which params are best; the answer is read from the last output. Sources: Le et al.
+The last 5,000 training digits choose the best params; the answer is read from the last output. Sources: Le et al.
 2015 (arXiv 1504.00941), which proposed the task and the IRNN; Tallec & Ollivier 2018 (arXiv 1804.11188) for the biases.
 
     logistic, dense    logistic regression, and Dense(128, relu), on the picture
@@ -17,22 +17,7 @@ The last 5,000 training digits say which params are best; the answer is read fro
 
 DIR holds the four files of MNIST, or a folder mnist with them. Without --data_dir the digits are generated.
 
-Measured on the official test part, mean and 95 % interval where there are several seeds:
-
-    rows, lstm, 128 units, 81,674 parameters, three epochs (--steps=1650): 98.28 ± 0.42 %, three seeds, in 9.4 minutes
-    for the three as lanes, on a busy machine. Published for a GRU of 512 units after ten epochs: 98 % or more. It was
-    trained to answer after the last row, and is at chance before the 18th; after the 25th it is right in 95 %.
-    With one seed, chrono_lstm: 97.81 %, irnn (21,386 parameters): 97.33 %.
-
-    784 pixels, 64 units, three epochs (--units=64 --steps=1650), one seed, 2 minutes for a gru and 12 for an lru:
-
-        pixels      gru    18.2 %    --learning_rate=5e-3; 13,386 parameters; it has just begun to learn
-                    lru    61.2 %    --learning_rate=3e-3; 42,378 parameters
-                    irnn   22.3 %    --learning_rate=1e-3; 4,874 parameters; published 97.0 % (arXiv 1603.09025)
-        permuted    gru    75.8 %    --learning_rate=5e-3; published 87.3 %, 70,000 parameters, ten epochs (Bai et
-                                     al. 2018, arXiv 1803.01271)
-
-    Not measured: chrono_lstm pixel by pixel, irnn and chrono_lstm on permuted pixels.
+Measured row by row: lstm has a test accuracy of 98.28 ± 0.42 % after three epochs (docs/results.md).
 """
 
 import sys

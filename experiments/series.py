@@ -1,4 +1,4 @@
-"""Which class is a series of? Recurrent networks against the nearest neighbour, on the UCR and UEA archives.
+"""Which class does a series belong to? Recurrent networks against the nearest neighbour, on the UCR and UEA archives.
 
 ECG200 (heart beats), ItalyPowerDemand, GunPoint, ArrowHead, OSULeaf (outlines); JapaneseVowels (12 variables, unequal
 lengths) and BasicMotions (6 variables). The official parts; a fifth of the training part, of each class, is held out to
@@ -17,24 +17,7 @@ watch. It has 8 to 54 series, too few to choose by: the test is at the last para
 DIR holds NAME_TRAIN and NAME_TEST as the archive publishes them, see `seqjax.data.ucr`. Without --data_dir the series
 are generated.
 
-Measured, accuracy on the official test part; lstm: mean and 95 % interval of three seeds, 1,500 updates:
-
-                       euclidean   dtw    published (both)   lstm, 64 units
-    ECG200               0.880    0.770    0.880 / 0.770     0.850 ± 0.086
-    ItalyPowerDemand     0.955    0.950    0.955 / 0.950     0.884 ± 0.015
-    GunPoint             0.913    0.907    0.913 / 0.907     0.924 ± 0.126
-    ArrowHead            0.800    0.703    0.800 / 0.703
-    OSULeaf              0.521    0.591    0.521 / 0.591
-    JapaneseVowels       0.916    0.949        - / 0.949     0.929 ± 0.033
-    BasicMotions         0.600    0.975        - / 0.975     0.808 ± 0.190
-
-So 1-NN gives what the archives publish, and a plain LSTM on 32 to 216 series is nowhere clearly better than the better
-of the two: it learns the training part by heart (a loss under 0.005). At the params of the lowest validation loss, of
-those at --evaluate_every=50, it has 0.833, 0.883, 0.936, 0.935 and 0.858, in the order of the table. The three seeds of
-a problem are lanes of one program: 14 to 170 s of training, on a busy machine.
-
-After 300 updates (--steps=300 --evaluate_every=300), three seeds: JapaneseVowels, logistic 0.975 ± 0.008 (3,141
-parameters), conv 0.982 ± 0.004 (20,137); ECG200, logistic 0.813 ± 0.038. The other models are not measured.
+Measured on JapaneseVowels: lstm has a test accuracy of 0.929 ± 0.033, dtw 0.949 (docs/results.md).
 """
 
 import sys

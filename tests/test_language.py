@@ -173,11 +173,11 @@ def test_windows_have_every_token_once_as_a_target_after_its_own(length, lanes):
     np.testing.assert_array_equal(found.targets[found.real], found.xs[found.real] + 1)
     if lanes == 1:
         assert np.asarray(found.xs)[found.real].tolist() == list(range(10))
-    with pytest.raises(ValueError, match="11 tokens cannot be read in 11 lanes"):
+    with pytest.raises(ValueError, match="11 tokens cannot be read in 11 streams"):
         corpora.windows(tokens, 2, 11)
 
 
-SMALL = {"hidden": 4, "length": 3, "batch_size": 2, "unit": "word", "corpus": "ptb"}
+SMALL = {"units": 4, "length": 3, "batch_size": 2, "unit": "word", "corpus": "ptb"}
 
 
 def small(**flags):
@@ -190,7 +190,7 @@ def small(**flags):
 
 @pytest.mark.parametrize("cell", reading.CELLS)
 def test_a_network_of_any_cell_says_a_logit_a_token(cell):
-    config = define(language).parse({**SMALL, "model": cell, "layers": 2, "embedding": 3})
+    config = define(language).parse({**SMALL, "model": cell, "layers": 2, "embedding_size": 3})
     model = reading.network(config, 7)
 
     def logits(key):
@@ -269,7 +269,7 @@ def updates(config, count):
 
 def test_the_carry_goes_on_and_starts_anew_with_the_text_and_the_rate_falls_then():
     # With next to no learning, the carry after some updates is that of the text up to there.
-    flags = {"optimizer": "sgd", "learning_rate": 1e-12, "decay": 0.0, "decay_after": 1}
+    flags = {"optimizer": "sgd", "learning_rate": 1e-12, "learning_rate_decay": 0.0, "learning_rate_decay_after": 1}
     config = define(language).parse({**SMALL, **flags, "model": "rnn", "batch_size": 300})
     states, program = updates(config, 4)
     assert program.steps_per_epoch == 3
@@ -289,7 +289,7 @@ def test_the_carry_goes_on_and_starts_anew_with_the_text_and_the_rate_falls_then
 
 
 def test_the_learning_rate_falls_by_epochs():
-    config = SimpleNamespace(decay=0.5, decay_after=4)
+    config = SimpleNamespace(learning_rate_decay=0.5, learning_rate_decay_after=4)
     factors = [float(language.decayed(config, jnp.int32(epoch))) for epoch in range(7)]
     assert factors == [1, 1, 1, 1, 0.5, 0.25, 0.125]
 
@@ -307,13 +307,13 @@ def test_nt_asgd_averages_after_evaluations_without_a_new_best():
 
 
 def test_all_weights_start_in_the_given_range():
-    _, _, _, params = small(init_range=0.25, hidden=16)
+    _, _, _, params = small(init_range=0.25, units=16)
     leaves = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
     assert 0.24 < np.abs(leaves).max() <= 0.25
     assert abs(leaves.mean()) < 0.01
 
 
-FAST = ("--batch_size=4", "--hidden=4", "--length=5", "--corpus=ptb", "--unit=word", "--sample=6")
+FAST = ("--batch_size=4", "--units=4", "--length=5", "--corpus=ptb", "--unit=word", "--sample=6")
 
 
 @pytest.fixture(scope="module")
@@ -407,7 +407,7 @@ def test_generate_refuses(trained, capsys, flags, message):
         (["--output_dropout=0.5"], "--output_dropout is for --awd"),
         (["--awd", "--weight_drop=1"], "a rate in [0, 1), or -1"),
         (["--awd", "--temporal=-2"], "a factor from 0 on, or -1"),
-        (["--tied", "--embedding=3"], "--tied needs an --embedding as wide as --hidden"),
+        (["--tied", "--embedding_size=3"], "--tied needs an --embedding_size as wide as --units"),
         (["--nonmonotone=1"], "--nonmonotone counts evaluations: it needs --evaluate_every"),
         (["--model=bigram"], "value should be one of <unigram|kneser_ney|rnn|"),
     ],

@@ -121,7 +121,7 @@ def test_a_learned_embedding_starts_around_zero():
     assert 0.049 < float(jnp.abs(table).max()) <= 0.05
 
 
-SMALL = ("--batch_size=8", "--units=2", "--features=3", "--length=12", "--tokens=12")
+SMALL = ("--batch_size=8", "--units=2", "--embedding_size=3", "--length=12", "--tokens=12")
 
 
 QUICK = ("tf_idf", "masked", "sru_pairs")

@@ -223,7 +223,7 @@ def test_optimizers_are_those_of_optax(name):
 # ---- plans and directories
 
 
-def test_study_loses_the_axes_that_are_fixed(tmp_path):
+def test_the_proposed_sweep_loses_the_axes_that_are_fixed(tmp_path):
     plan = sweep.plan(define(toy), None, {"seed": 5}, tmp_path)
     assert [member.point for member in plan.members] == [{"model": "line"}, {"model": "curve"}]
     assert {member.config.seed for member in plan.members} == {5}

@@ -140,7 +140,7 @@ def test_bleu_takes_the_best_of_several_references(monkeypatch):
         translation.bleu(["x"], [["x"]])
 
 
-SMALL = ("--batch_size=8", "--units=3", "--features=2", "--minimum=1")
+SMALL = ("--batch_size=8", "--units=3", "--embedding_size=2", "--min_count=1")
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def long_translations(monkeypatch):
 
 def test_perplexity_is_over_all_tokens_of_all_pairs(long_translations):
     """Against one pair at a time, without padding; what is left out is counted."""
-    flags = {"length": 5, "units": 3, "features": 2, "minimum": 1, "batch_size": 4, "attention": "none"}
+    flags = {"length": 5, "units": 3, "embedding_size": 2, "min_count": 1, "batch_size": 4, "attention": "none"}
     config = define(translation).parse(flags)
     experiment, hparams = translation.build(config), define(translation).hparams(config)
     program = experiment.program
@@ -208,7 +208,7 @@ def test_translation(kind, tmp_path, monkeypatch, capsys):
     pytest.importorskip("sacrebleu", reason="BLEU is that of sacrebleu, which is not installed")
     monkeypatch.setattr(translation, "BORDERS", ())
     beam = 2 if kind == "additive" else 1  # one program less to be compiled
-    flags = (f"--attention={kind}", f"--beam={beam}", "--sampling=0.5", *SMALL)
+    flags = (f"--attention={kind}", f"--beam={beam}", "--scheduled_sampling=0.5", *SMALL)
     finished = run("translation", tmp_path / "run", *flags)
     result = finished.result()
     assert result["test_perplexity"] == pytest.approx(np.exp(result["test_loss"]))
@@ -237,5 +237,5 @@ def test_translate_refuses(tmp_path, capsys):
     with pytest.raises(SystemExit):
         translate.main(["--run=x", "--beam=0"])
     assert "--beam must be at least 1, got 0" in capsys.readouterr().err
-    assert "--sampling" in refused("translation", "--sampling=1.5")
+    assert "--scheduled_sampling" in refused("translation", "--scheduled_sampling=1.5")
     assert "a rate in [0, 1)" in refused("translation", "--dropout=1")

@@ -4,7 +4,7 @@ An experiment is a module `experiments/NAME.py` with
 
     FLAGS = training_flags(steps=2000)            # its own FlagValues: the training flags and its own
     TRACED_FLAGS = ("seed", "learning_rate")      # flags that are traced scalars in the compiled program
-    SWEEP = "cell=lstm,gru;seed=0:3"              # the sweep it proposes, which answers its question
+    SWEEP = "model=lstm,gru;seed=0:3"             # the sweep it proposes, which answers its question
     def build(config): ...                        # -> Experiment(program, finish) of one configuration
     def report(runs): ...                         # -> its sections of the report (`experiments.harness.report.Section`)
     synthetic_data = without_data("digits")       # optional: what is generated where there is no data set

@@ -51,9 +51,9 @@ class Network(NamedTuple):
     init: Callable[[Any, Key], Params]
     of: Callable[[Any, Params, Key | None], LanguageModel]
 
-    def start(self, hparams: Any, params: Params, lanes: int) -> Carry:
-        """The carry before the first token of so many texts."""
-        return self.of(hparams, params, None).initial_carry(lanes)
+    def start(self, hparams: Any, params: Params, streams: int) -> Carry:
+        """The carry before the first token of this many streams."""
+        return self.of(hparams, params, None).initial_carry(streams)
 
 
 def network(config: SimpleNamespace, size: int) -> Network:
@@ -61,8 +61,8 @@ def network(config: SimpleNamespace, size: int) -> Network:
 
     def make(hparams, rngs: nnx.Rngs) -> LanguageModel:
         rates = {name: or_default(hparams[name], value) if config.awd else 0.0 for name, (value, _) in RATES.items()}
-        cell = getattr(cells, config.model)(config.hidden)
-        features = config.embedding or config.hidden
+        cell = getattr(cells, config.model)(config.units)
+        features = config.embedding_size or config.units
         return LanguageModel([cell] * config.layers, size, features, tied=config.tied, **rates, rngs=rngs)
 
     init, of = supervised.functional(make)

@@ -65,7 +65,7 @@ def characters(corpus: str, *, length: int, batch_size: int) -> Task:
         scores=scores,
         batches=count,
         vocabulary=vocabulary,
-        left_out=corpora.left_over(len(train), batch_size, length, "character"),
+        left_out=corpora.left_out(len(train), batch_size, length, "character"),
     )
 
 
