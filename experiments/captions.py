@@ -93,7 +93,7 @@ class Frequent(nnx.Module):
 def _digits(data_dir: str | None) -> dict[str, scenes.ByLabel]:
     """The digits of each part."""
     if data_dir is None:
-        print("no --data_dir: the digits are generated, and their numbers say nothing", file=sys.stderr)
+        print("no --data_dir: the digits are generated, and their numbers mean nothing", file=sys.stderr)
         parts = {"train": mnist.generated(1200, seed=0), "test": mnist.generated(200, seed=1)}
     else:
         parts = mnist.load(data_dir)

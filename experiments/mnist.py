@@ -74,7 +74,7 @@ synthetic_data = without_data("digits")
 @cache
 def _parts(data_dir: str | None) -> dict[str, mnist.Digits]:
     if data_dir is None:
-        print("no --data_dir: the digits are generated, and their numbers say nothing", file=sys.stderr)
+        print("no --data_dir: the digits are generated, and their numbers mean nothing", file=sys.stderr)
         train, validation = mnist.split(mnist.generated(1200, seed=0), 200)
         return {"train": train, "validation": validation, "test": mnist.generated(200, seed=1)}
     parts = mnist.load(data_dir)

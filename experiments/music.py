@@ -104,7 +104,7 @@ synthetic_data = without_data("pieces")
 def _parts(data_dir: str | None, name: str) -> music.Parts:
     if data_dir is not None:
         return music.load(data_dir, name)
-    print("no --data_dir: the pieces are generated, and their numbers say nothing about music", file=sys.stderr)
+    print("no --data_dir: the pieces are generated, and their numbers mean nothing for music", file=sys.stderr)
     counts = {"train": 64, "validation": 24, "test": 24}
     return {part: music.generated(count, seed) for seed, (part, count) in enumerate(counts.items())}
 

@@ -95,7 +95,7 @@ class Part(NamedTuple):
 @cache
 def _reviews(data_dir: str | None) -> dict[str, reviews.Reviews]:
     if data_dir is None:
-        print("no --data_dir: the reviews are generated, and their numbers say nothing about films", file=sys.stderr)
+        print("no --data_dir: the reviews are generated, and their numbers mean nothing for films", file=sys.stderr)
         parts = {"train": reviews.generated(600, seed=0), "test": reviews.generated(200, seed=1)}
     else:
         parts = reviews.load(data_dir)

@@ -95,7 +95,7 @@ class Examples(NamedTuple):
 def _parts(data_dir: str | None, name: str, normalize: bool) -> dict[str, ucr.Series]:
     """ "train", "validation", "test", and "official", the first two as one."""
     if data_dir is None:
-        print("no --data_dir: the series are generated, and their numbers say nothing", file=sys.stderr)
+        print("no --data_dir: the series are generated, and their numbers mean nothing", file=sys.stderr)
         parts = {part: ucr.generated(90, seed) for seed, part in enumerate(("train", "test"))}
     else:
         parts = ucr.load(data_dir, name)

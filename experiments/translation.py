@@ -97,7 +97,7 @@ class Corpus(NamedTuple):
 def corpus_of(config: SimpleNamespace) -> Corpus:
     """The pairs whose English sentence has at most --length tokens."""
     if config.data_dir is None:
-        print("no --data_dir: the pairs are of a made-up grammar, and their numbers say nothing", file=sys.stderr)
+        print("no --data_dir: the pairs are of a made-up grammar, and their numbers mean nothing", file=sys.stderr)
         found, held_out = pairs.generated(600), FEW
     else:
         found, held_out = pairs.load(config.data_dir), HELD_OUT

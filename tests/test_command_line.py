@@ -47,7 +47,7 @@ def test_flagfiles_are_read_where_they_stand_one_in_the_other(tmp_path):
         ("fifo", "it is not a regular file"),
         (b"--steps=5\n\xff\xfe\x00\x80", "expected flags in UTF-8, one a line; its bytes are no text"),
         (b"--seed=1\n" * 150_000, "expected at most 1,048,576 bytes of flags, it has more"),
-        (b"--flagfile=FILE", "it is read already, by itself or by another flagfile"),
+        (b"--flagfile=FILE", "it is already being read, by itself or by another flagfile"),
     ],
 )
 def test_what_is_no_flagfile_is_named_at_once(content, message, tmp_path, capsys):
@@ -208,14 +208,14 @@ def test_a_signal_while_jax_is_imported(arguments, number, code, tmp_path):
     assert process.stdout.readline() == "importing\n"
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (code, "interrupted; the same command goes on from here\n")
+    assert (process.returncode, err) == (code, "interrupted; the same command resumes\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_the_sweep_is_planned(number, code, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(flags, "parse", lambda *_: os.kill(os.getpid(), number))
     assert launch.main(["--experiment=toy_experiment", f"--workdir={tmp_path}"]) == code
-    assert capsys.readouterr() == ("", "interrupted; the same command goes on from here\n")
+    assert capsys.readouterr() == ("", "interrupted; the same command resumes\n")
     assert not list(tmp_path.iterdir())
 
 
@@ -223,7 +223,7 @@ def test_a_signal_while_the_report_is_made(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report, "write", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     arguments = ["--experiment=toy_experiment", "--sweep=seed=0", "--steps=10", f"--workdir={tmp_path}"]
     assert launch.main(arguments) == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
+    assert capsys.readouterr().err == "interrupted; the same command resumes\n"
     monkeypatch.undo()
     assert launch.main(arguments) == 0
     assert (tmp_path / "report.html").exists()
@@ -256,7 +256,7 @@ def test_nobody_reads_the_output():
         text=True,
     )
     os.close(writer)
-    line = "launch.py: nobody reads its output any more; interrupted; the same command goes on from here\n"
+    line = "launch.py: the reader of its output is gone; interrupted; the same command resumes\n"
     assert (done.returncode, done.stderr) == (141, line)
 
 
@@ -269,7 +269,7 @@ def test_a_full_disk_under_the_output():
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment, stdout=full, stderr=subprocess.PIPE, text=True
         )
-    line = "x: No space left on device; make room; the same command goes on from here\n"
+    line = "x: No space left on device; make room; the same command resumes\n"
     assert (done.returncode, done.stderr) == (1, line)
 
 

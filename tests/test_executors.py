@@ -139,7 +139,7 @@ def test_what_a_worker_started_ends_with_it(start, tmp_path, end):
 
 def test_a_stopped_worker_is_named_once_each_time(start, capsys):
     worker = start("sleep 60")
-    line = f"seed=0 is stopped; it goes on after: kill -CONT {worker.pid}\n"
+    line = f"seed=0 is stopped; it resumes after: kill -CONT {worker.pid}\n"
     for said in (line, line * 2):
         worker.signal(signal.SIGSTOP)
         wait_for(lambda: worker.ended() is None and worker._stopped)
@@ -214,7 +214,7 @@ def test_a_stopped_worker_does_not_keep_the_launcher(tmp_path):
         wait_for(lambda: "seed=0 is stopped" in launcher.said)
         for _ in range(10):
             launcher.process.send_signal(signal.SIGTERM)
-        launcher.end(143, "the same command goes on from here", within=60)
+        launcher.end(143, "the same command resumes", within=60)
         none_left(launcher.sweep)
     finally:
         launcher.process.kill()
@@ -338,7 +338,7 @@ def test_what_keeps_jobs_from_running_is_said(played, tmp_path, monkeypatch, cap
     time.sleep(0.2)
     for _ in range(3):
         watch.look(["12_0", "12_1"])
-    said = "no job runs, 2 wait: PENDING (PartitionDown); squeue --me says for what\n"
+    said = "no job runs, 2 wait: PENDING (PartitionDown); squeue --me shows why\n"
     assert capsys.readouterr().err == said
 
 

@@ -78,7 +78,7 @@ def test_sigterm_ends_the_children_and_leaves_the_sweep_resumable(tmp_path):
     finally:
         process.kill()
     assert process.returncode == 143
-    assert err == "interrupted; the same command goes on from here\n"
+    assert err == "interrupted; the same command resumes\n"
     assert not processes_naming(tmp_path)
     runs = json.loads((tmp_path / "sweep.json").read_text())["runs"]
     assert [run["status"] for run in runs] == ["pending"] * 3

@@ -397,7 +397,7 @@ def test_generated_data_are_said_at_every_table_figure_and_listing(sweep_directo
         for path, content in zip(paths, before, strict=True):
             path.write_text(content)
     page = Page(text)
-    absent = "1 of 6 runs have no result and are not in it: the tables of runs at the end say why."
+    absent = "1 of 6 runs have no result and are not in it: the tables of runs at the end give the reasons."
     assert page.captions == [f"Generated digits, not real data (some of the runs). {absent}"] * (5 + 3 + 1)
     assert '<p class="notice">Generated digits' in text
     assert page.cells[:3] == ["line", "generated", "3"]

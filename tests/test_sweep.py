@@ -416,7 +416,7 @@ def test_one_damaged_member_is_named_and_the_others_are_shown(name, kept, copied
     [line] = err.splitlines()
     assert line.startswith("DAMAGED  seed=0: ")
     assert str(path) in line
-    assert line.endswith(f"; remove {path.parent}, and the same command trains it anew")
+    assert line.endswith(f"; remove {path.parent}, and the same command trains it again")
     assert {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file()} == before
     expected = str(Run.read(copied / "seed=1").result()["final_loss"])
     assert [row["final_loss"] for row in results(copied).values()] == ["", expected]
@@ -455,7 +455,7 @@ def test_a_report_that_fails_does_not_fail_the_sweep_and_is_written_by_the_next_
     out, err = capsys.readouterr()
     assert "final_loss" in out
     warning = "WARNING  the report is not whole, the next launch writes it again"
-    assert err == f"{warning}: {page}: Is a directory; move it away; the same command goes on from here\n"
+    assert err == f"{warning}: {page}: Is a directory; move it away; the same command resumes\n"
     page.rmdir()
 
     def broken(*_, **__):

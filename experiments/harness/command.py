@@ -59,7 +59,7 @@ def _lines(file: str, seen: set[Path]) -> list[str]:
         if not path.is_file():
             raise ValueError(f"{about}: {'it is not a regular file' if path.exists() else 'there is no such file'}")
         if path in seen:
-            raise ValueError(f"{about}: it is read already, by itself or by another flagfile")
+            raise ValueError(f"{about}: it is already being read, by itself or by another flagfile")
         seen.add(path)
         with path.open("rb") as opened:
             content = opened.read(LARGEST_FLAGFILE + 1)

@@ -106,7 +106,7 @@ def slurm(
 ) -> Outcomes:
     """Submits each run as a job of an array, at most `processes` at a time, and waits for them.
 
-    A job that Slurm preempts, or whose node fails, is queued again and goes on from its last checkpoint. Ending this
+    A job that Slurm preempts, or whose node fails, is queued again and resumes from its last checkpoint. Ending this
     process cancels the jobs; where it was killed, the next one waits for those that it left behind. `cluster` is
     submitit's: "slurm", or "local" to try it without one.
     """
@@ -143,7 +143,7 @@ def slurm(
                     over = watch.look([job.job_id for job in running])
                 else:
                     over = {job.job_id: "it ended, without a result" for job in running if job.done()}
-                files = set(os.listdir(folder))  # over a network: anew, unlike whether one file exists
+                files = set(os.listdir(folder))  # refreshes a network file system, unlike a test for a file
                 ended = [job for job in running if job.job_id in over or job.paths.result_pickle.name in files]
                 for job in ended:
                     member = running.pop(job)
@@ -204,7 +204,7 @@ def _left_behind(folder: Path, members: Sequence[Member], stops: workers.Stops) 
         job = submitit.SlurmJob(folder, number)
         try:
             directory = job.submission().args[2]
-        except Exception as error:  # whatever is wrong with the file: most often it was never written
+        except Exception as error:  # whatever is wrong with the file: usually it was never written
             print(f"job {number} of an earlier launcher is cancelled: {ending.summary(error)}", file=sys.stderr)
             jobs.ask("scancel", number)
             continue
@@ -216,7 +216,7 @@ def _left_behind(folder: Path, members: Sequence[Member], stops: workers.Stops) 
 
 
 def _failure(job: Any, reason: str) -> str:
-    """What submitit wrote about a job that failed, or how it ended and its last words where it wrote nothing."""
+    """The error that submitit wrote for a failed job; without one, how it ended and the last line of its log."""
     if not job.paths.result_pickle.exists():
         words = _last_words(job.paths.stderr)
         if "User defined signal 2" in words:
@@ -230,7 +230,7 @@ def _failure(job: Any, reason: str) -> str:
 
 
 def _ending(code: int, log: Path) -> str:
-    """How a worker ended, or its last words where they say more."""
+    """How a worker ended, or the last line of its log if that is more informative."""
     number = -code if code < 0 else code - 128
     if code == 0:
         return "it ended, without a result"
@@ -242,7 +242,7 @@ def _ending(code: int, log: Path) -> str:
 
 
 def _outcome(member: Member, otherwise: str) -> str | None:
-    """None for a run that has a result, or else why not, in one line: what the run itself says, or `otherwise`."""
+    """None for a run with a result, else why it has none, in one line: the error of the run, or `otherwise`."""
     with contextlib.suppress(OSError):
         os.listdir(member.directory)  # as above: over a network, files that were missing are looked for again
     try:

@@ -36,13 +36,13 @@ def training_flags(**defaults: Any) -> FlagValues:
     number("clip_norm", 0.0, "Clip the global gradient norm at this value; 0: off.", lower_bound=0.0, **own)
     integer("evaluate_every", 0, "Updates between evaluations; 0: only at the end.", lower_bound=0, **own)
     integer("checkpoint_every", 0, "Updates between checkpoints; 0: only at the end.", lower_bound=0, **own)
-    integer("patience", 0, "Stop after so many evaluations without a new best; 0: never.", lower_bound=0, **own)
+    integer("patience", 0, "Stop after this many evaluations without a new best; 0: never.", lower_bound=0, **own)
     absl_flags.DEFINE_string("workdir", None, "Directory of the run (default: runs/NAME/<hash>).", **own)
     absl_flags.DEFINE_string("data_dir", None, "Directory of the data sets.", **own)
     absl_flags.DEFINE_boolean("progress", True, "Show a progress bar on a terminal.", **own)
     absl_flags.DEFINE_boolean("compilation_cache", True, "Keep compiled programs in ~/.cache/seqjax/jax.", **own)
 
-    # Before the validators, which would judge the first of two defaults that only hold together.
+    # Before the validators, which would check the first of two defaults that are only valid together.
     for name, value in defaults.items():
         values.set_default(name, value)
 
@@ -116,7 +116,7 @@ def _read(values: FlagValues, given: Sequence[str] | Mapping[str, Any], beside: 
 
 
 def unknown_flag(name: str, known: Sequence[str]) -> str:
-    """Returns the message for a flag that is not known, with the names that are close to it."""
+    """Returns the message for an unknown flag, with the names that are close to it."""
     close = difflib.get_close_matches(name, known)
     hint = f"did you mean {' or '.join('--' + match for match in close)}?" if close else "--help lists the flags"
     return f"unknown flag --{name}; {hint}"

@@ -38,7 +38,7 @@ STYLE: dict = {
     "savefig.dpi": 160,
     "svg.hashsalt": "seqjax",
 }
-# With two runs the quantile of Student's t is 12.7, and the interval says nothing but that.
+# With two runs the quantile of Student's t is 12.7, and the interval would show only that.
 FEWEST_RUNS = 3
 # A legend of more is longer than the figure that it explains, and takes minutes to lay out.
 MOST_LABELS = 60
@@ -70,7 +70,7 @@ def _glyphs() -> frozenset[int]:
 
 
 def plain(figure: "Figure") -> None:
-    """Makes every text of a figure be drawn as it is written, whoever wrote it: no "$" in it begins a formula.
+    """Makes every text of a figure be drawn literally: no "$" in it begins a formula.
 
     The numbers at logarithmic axes are formulas of matplotlib's own, and stay so.
     """

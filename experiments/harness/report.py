@@ -51,7 +51,7 @@ __all__ = [
     "write",
 ]
 
-# What a run cost, as opposed to what it found out.
+# The cost of a run, as opposed to its findings.
 COSTS = (
     "wall_seconds",
     "steps_per_second",
@@ -67,7 +67,7 @@ SHARED = ("wall_seconds", "steps_per_second", "compile_seconds", "program_memory
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """Returns the mean of runs that differ in nothing but the seed; from three runs on with its 95 % interval."""
+    """Returns the mean of runs that differ only in the seed; with its 95 % interval for three runs or more."""
     return Mean(*plots.interval(values))
 
 
@@ -91,7 +91,7 @@ def groups(runs: Sequence[Run], by: Sequence[str] | None = None) -> dict[str, li
 
 
 def generated(runs: Sequence[Run]) -> str:
-    """Returns what was generated in place of data, in all of the runs or in some; "" where nothing was."""
+    """Returns what was generated in place of data, in all of the runs or in some; "" if nothing was."""
     found = [run.result().get("generated") for run in runs]
     names = ", ".join(dict.fromkeys(filter(None, found)))
     return names and f"Generated {names}, not real data{'' if all(found) else ' (some of the runs)'}."
@@ -109,7 +109,7 @@ def mixed_data(runs: Sequence[Run], traced_flags: Sequence[str]) -> str:
 
 
 def shared_lanes(runs: Sequence[Run]) -> str:
-    """Returns how many lanes share a clock, as "3 lanes together"; "" where every run has its own."""
+    """Returns how many lanes share a clock, as "3 lanes together"; "" if every run has its own."""
     numbers = sorted({run.result().get("lanes", 1) for run in runs})
     return f"{' or '.join(map(str, numbers))} lanes together" if numbers[-1:] > [1] else ""
 
@@ -119,9 +119,9 @@ def summary(
 ) -> list[list[Any]]:
     """Returns a table: one row for each group of `groups`, the varying flags, the number of runs, and means.
 
-    The head of what lanes share says so, and such a number has no interval: it was measured once. Where data were
-    generated, a column says in which rows. Where runs are missing, they are counted in their rows, "2 of 3", and a
-    column says why: a mean over seeds that leaves out the one that diverged is not that of the method.
+    Columns that lanes share are marked in the header, and have no interval: they were measured once. If data were
+    generated, a column shows in which rows. Missing runs are counted in their rows, "2 of 3", and a column gives the
+    reason: a mean over seeds that leaves out the one that diverged is not the mean of the method.
 
     Args:
         runs: finished runs.
@@ -202,7 +202,7 @@ def learning_curves(runs: Sequence[Run], metric: str) -> "list[Figure]":
 def write(definition: Definition, directory: str | Path) -> str | None:
     """Writes report.html and figures/ of a sweep directory, with what is there.
 
-    Returns what could not be made, in one line: it is then left out, and the page says so. Else None.
+    Returns what could not be made, in one line, or None; the page leaves it out and mentions it.
 
     Raises:
         FileNotFoundError: there is no sweep.json.
@@ -228,7 +228,7 @@ def write(definition: Definition, directory: str | Path) -> str | None:
         print(f"WARNING  {notices[1]}", file=sys.stderr)
     if missing:
         share = f"{len(missing)} of {len(sweep['runs'])} runs"
-        notices.append(f"{share} have no result and are not in it: the tables of runs at the end say why.")
+        notices.append(f"{share} have no result and are not in it: the tables of runs at the end give the reasons.")
     notice = " ".join(filter(None, notices))
     # Everything up to here rests on the data of the runs.
     sections = [section._replace(caption=section.caption or notice) for section in sections]

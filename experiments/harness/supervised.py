@@ -186,12 +186,12 @@ def define_task(values: flags.FlagValues, task: str, length: int) -> None:
 def each_run(
     axes: "Axes", label: str, xs: Sequence[Sequence[float]], ys: Sequence[Sequence[float]], index: int
 ) -> None:
-    """Draws a line for each run of a group: an interval over two or three seeds is wider than what it is about.
+    """Draws a line for each run of a group: an interval over two or three seeds would be wider than the effect.
 
     Args:
       axes: where to draw.
       label: of the group.
-      xs: for each run its [N] places; one that stopped early has fewer than another.
+      xs: for each run its [N] abscissas; one that stopped early has fewer than another.
       ys: for each run its [N] values.
       index: of the group; chooses colour and dashes.
     """

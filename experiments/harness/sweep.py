@@ -32,7 +32,7 @@ from seqjax.train.lock import InUse, Lock
 from seqjax.train.run import Run
 from seqjax.train.strict_json import decode, encode
 
-# A launch plans and checks that many within a quarter of a minute, and a page still holds their table.
+# A launch plans and checks this many within a quarter of a minute, and one page still holds their table.
 MOST_RUNS = 10_000
 
 
@@ -50,8 +50,8 @@ def parse(text: str, flags: FlagValues) -> dict[str, list[Any]]:
     """Returns the axes of a sweep: for each flag its values, of the flag's type. The empty text has no axes.
 
     Raises:
-        ValueError: no "name=values", an unknown flag, a repeated one, one that names a place and not a
-            computation, no values, a repeated value, an empty range, a value that the flag refuses, or more than
+        ValueError: no "name=values", an unknown flag, a repeated one, one that does not affect
+            the result, no values, a repeated value, an empty range, a value that the flag refuses, or more than
             `MOST_RUNS` runs, which is seen before any range is expanded.
     """
     items: dict[str, list[str | range]] = {}
@@ -207,7 +207,7 @@ def _check_flags(member: Member) -> None:
     """Refuses a run with other flags: a default in the code may have changed since. Nothing is touched."""
     try:
         run = Run.read(member.directory)
-    except (OSError, ValueError, RecursionError):  # there is none, or one that the ledger will call damaged
+    except (OSError, ValueError, RecursionError):  # it does not exist, or the ledger will call it damaged
         return
     run.check_flags(recorded(member.config))
 
@@ -218,10 +218,10 @@ def _header(plan: Plan) -> dict[str, Any]:
 
 
 def run(plan: Plan, executor: Callable[..., executors.Outcomes] = executors.debug) -> int:
-    """Trains the runs that are not finished, writes results.csv and report.html, and prints what came out.
+    """Trains the runs that are not finished, writes results.csv and report.html, and prints the results.
 
     Returns the exit code: 0; 1 where a run has no result, or sweep.json or results.csv could not be written; 2 where
-    others work in the directory. A report that fails is said on stderr: the next launch writes it again.
+    others work in the directory. A report that fails is reported on stderr, and written again by the next launch.
     """
     if plan.directory.is_dir() and not os.access(plan.directory, os.W_OK):
         found = Ledger(_header(plan), plan.members, plan.directory)
@@ -253,7 +253,7 @@ def _run(plan: Plan, executor: Callable[..., executors.Outcomes]) -> int:
 
 
 def _problem_of(write: Callable[[], str | None]) -> str | None:
-    """Writes; returns what went wrong, in one line. The runs cost hours, and do not depend on what is made of them."""
+    """Writes; returns what went wrong, in one line. The runs took hours and do not depend on their report."""
     try:
         return write()
     except (OSError, ValueError) as error:
@@ -264,7 +264,7 @@ def _problem_of(write: Callable[[], str | None]) -> str | None:
 
 
 def _close(plan: Plan, found: Ledger, problem: str | None) -> int:
-    """Prints what came out, and what went wrong with the report; returns the exit code."""
+    """Prints the results, and what went wrong with the report; returns the exit code."""
     print("\n" + report.text_table(report.summary(found.runs(), missing=found.missing())))
     print(f"\nreport   {plan.directory / 'report.html'}\nfigures  {plan.directory / 'figures'}")
     for name, (status, error, *_) in found.entries.items():
@@ -288,7 +288,7 @@ def _train(plan: Plan, waiting: Sequence[Member], executor: Callable, found: Led
             remaining = f" (about {left:.0f} s left)" if done < total else ""
             bar.update()
             bar.write(f"[{done}/{total}] {member.name} {outcome}{remaining}", file=sys.stdout)
-            # What is written is of all runs: of thousands, not after each. A failure is tried again at the end.
+            # A write covers all runs: with thousands, not after each of them. A failed one is tried again at the end.
             if (began := time.monotonic()) >= due:
                 with contextlib.suppress(OSError):
                     found.write()

@@ -100,7 +100,7 @@ def _texts(name: str, data_dir: str | None) -> dict[str, str]:
     if name == "ptb":
         if data_dir is not None:
             return ptb.load(data_dir)
-        print("no --data_dir: the sentences are generated, and their numbers say nothing about news", file=sys.stderr)
+        print("no --data_dir: the sentences are generated, and their numbers mean nothing for news", file=sys.stderr)
         return ptb.generated()
     if name == "shakespeare":
         if data_dir is None:

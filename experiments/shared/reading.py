@@ -1,6 +1,6 @@
-"""A recurrent language model as functions of its weights: it reads a text, learns from it on the way, and speaks.
+"""A recurrent language model as functions of its weights: it reads a text, learns from it on the way, and generates.
 
-The experiment `language` trains one, `generate` lets it speak.
+The experiment `language` trains one, `demos.generate` generates text with it.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ class Network(NamedTuple):
 
 
 def network(config: SimpleNamespace, size: int) -> Network:
-    """The network of the flags, for a vocabulary of so many tokens."""
+    """The network of the flags, for a vocabulary of this size."""
 
     def make(hparams, rngs: nnx.Rngs) -> LanguageModel:
         rates = {name: or_default(hparams[name], value) if config.awd else 0.0 for name, (value, _) in RATES.items()}
@@ -153,7 +153,7 @@ def read_and_learn(
 
 
 def speaker(model: Network, hparams: Any, params: Params) -> decoding.Step:
-    """The network as `decoding` wants it; it never says the unknown token."""
+    """The network as `decoding` wants it; it never outputs the unknown token."""
     module = model.of(hparams, params, None)
 
     def step(carry, tokens):

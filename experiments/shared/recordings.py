@@ -13,5 +13,5 @@ def load(data_dir: str | None) -> spoken_digits.Recordings:
     """The recordings in --data_dir; without one, generated ones, with a note on stderr."""
     if data_dir is not None:
         return spoken_digits.load(data_dir)
-    print("no --data_dir: the recordings are generated, and their numbers say nothing about speech", file=sys.stderr)
+    print("no --data_dir: the recordings are generated, and their numbers mean nothing for speech", file=sys.stderr)
     return spoken_digits.generated(speakers=SPEAKERS)

@@ -1,4 +1,4 @@
-"""The tasks that the studies train on: batches as pure functions of (data, key, step), time-major, and their scores."""
+"""The tasks that the experiments share: batches as pure functions of (data, key, step), time-major, and scores."""
 
 import sys
 from collections.abc import Callable
@@ -121,7 +121,7 @@ def copy(*, length: int, batch_size: int) -> Task:
 
 
 def _last_step(xs: Array, target: Array) -> Batch:
-    """A target [B] that is wanted at the last step only."""
+    """A target [B] at the last step only."""
     wanted = (jnp.arange(xs.shape[0]) == xs.shape[0] - 1).astype(jnp.float32)
     return Batch(xs, jnp.broadcast_to(target, xs.shape[:2]), jnp.broadcast_to(jnp.expand_dims(wanted, 1), xs.shape[:2]))
 
@@ -147,7 +147,7 @@ def adding(*, length: int, batch_size: int) -> Task:
 def climate(data_dir: str | None) -> jena.Climate:
     """The record of the temperature task: that of `data_dir`, or, without one, a small generated one."""
     if data_dir is None:
-        print("no --data_dir: the record is generated, and its numbers say nothing about Jena", file=sys.stderr)
+        print("no --data_dir: the record is generated, and its numbers mean nothing for Jena", file=sys.stderr)
         record = jena.synthetic_climate(jax.random.key(0), 8_000)
     else:
         record = jena.load(data_dir)
