@@ -134,7 +134,7 @@ class Detector(NamedTuple):
 
     Attributes:
       init: `(hparams, key) -> params`.
-      forecasts: `(params, xs [B, T, 3], which [B]) -> [B, T]`, of the series of these numbers.
+      forecasts: `(params, xs [B, T, 3], which [B]) -> [B, T]`, of the series with these indices.
       readings: `(params, xs [B, T, 3]) -> readings [B, T]`, of all series.
       one: `params -> AnomalyDetector`, of one network.
     """
@@ -146,7 +146,7 @@ class Detector(NamedTuple):
 
 
 def detector(config: SimpleNamespace, count: int) -> Detector:
-    """The detector of the flags for so many series."""
+    """The detector of the flags for this many series."""
     cell = _forecaster(config)
     init, bind = supervised.functional(
         lambda hparams, rngs: AnomalyDetector(cell, _FEATURES, horizon=config.horizon, rngs=rngs)
@@ -247,7 +247,7 @@ def _finish(
 
 
 def _scores(marks: Mapping[str, nab_score.Marks]) -> dict[str, float]:
-    """What the detector is worth by profile, and, on the standard profile, by category."""
+    """Scores by profile, and, on the standard profile, by category."""
     by_category: dict[str, list[nab_score.Marks]] = {}
     for name, one in marks.items():
         by_category.setdefault(name.split("/")[0], []).append(one)
@@ -277,7 +277,7 @@ def _alarms(
     marks: Mapping[str, nab_score.Marks],
     threshold: float,
 ) -> Iterator[str]:
-    """What was found in each series, and all alarms."""
+    """A summary of each series, and all alarms."""
     yield f"alarms are scores of {threshold:.3f} or more; + in a window, - outside of one\n"
     for name, one in series.items():
         found, false = _counts(marks[name], threshold)

@@ -47,7 +47,7 @@ FLAGS = training_flags(
 )  # fmt: skip
 MODELS = ("last", "line", "one", "two", "rnn", "gru", "lstm")
 MEMORIES = {"rnn": cells.rnn, "gru": cells.gru, "lstm": cells.lstm}
-# Displacements are said in units of this, so that a learning rate means the same everywhere.
+# Displacements are predicted in units of this, so that a learning rate means the same everywhere.
 SPEED = 0.05
 RADIUS = 0.1
 # Pixels of a side of a picture.
@@ -68,7 +68,7 @@ SWEEP = f"model={','.join(MODELS)};noise=0.0,0.02;seed=0:3"
 
 
 class Balls(NamedTuple):
-    """What is seen of balls, and what is wanted.
+    """Observations of balls, and their targets.
 
     Attributes:
       seen: float32 [T, B, 2].
@@ -107,9 +107,9 @@ def model(config: SimpleNamespace) -> supervised.Model:
 
     def outputs(hparams, params, seen, key):
         xs = motion.blobs(seen, PIXELS, RADIUS).reshape(*seen.shape[:2], -1) if frames else (seen - 0.5) * 4
-        said = jnp.swapaxes(network(hparams, params, key)(jnp.swapaxes(xs, 0, 1)), 0, 1)
+        predicted = jnp.swapaxes(network(hparams, params, key)(jnp.swapaxes(xs, 0, 1)), 0, 1)
         # A picture does not tell the place as a number, to which a displacement could be added.
-        return 0.5 + said / 4 if frames else seen + SPEED * said
+        return 0.5 + predicted / 4 if frames else seen + SPEED * predicted
 
     return supervised.Model(init, outputs)
 
@@ -142,7 +142,7 @@ def build(config: SimpleNamespace) -> Experiment:
 
 
 def roll_out(forecaster: supervised.Model, hparams: Hparams, params: Params, seen: Array, given: int):
-    """Places [T, B, 2]: the first `given` as they were seen, the others the model's own forecasts, fed back to it."""
+    """Places [T, B, 2]: the first `given` as they were seen, the others the model's own forecasts, fed back."""
 
     def forward(t, places):
         return places.at[t].set(forecaster.outputs(hparams, params, places, None)[t - 1])
@@ -151,7 +151,7 @@ def roll_out(forecaster: supervised.Model, hparams: Hparams, params: Params, see
 
 
 def _hits(path: motion.Path, gravity: float) -> np.ndarray:
-    """Whether a wall stands between a frame and the next, bool [T, B]."""
+    """Whether there is a wall between a frame and the next, bool [T, B]."""
     ahead = path.positions[:-1] + path.velocities[:-1] - np.array([0, gravity / 2])
     return np.any(np.abs(ahead - 0.5) > 0.5 - RADIUS, axis=-1)
 
@@ -195,7 +195,7 @@ def _figure(
     hits: np.ndarray,
     ahead: np.ndarray,
 ) -> "Figure":
-    """What is said (crosses) of where balls go, where its own forecasts lead, and the error against what was seen."""
+    """Forecasts (crosses), a roll-out of them, and the error against the number of frames seen."""
     figure, axes = panels(1, 4, width=3.4, height=3.4)
     first, one, far, time = axes[0]
     places, given = balls.path.positions, len(ahead) // 2

@@ -64,7 +64,7 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_integer("units", 128, "Units of a layer.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("layers", 1, "Layers.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("embedding_size", 32, "Features of a token.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("embedding_size", 32, "Size of a token's embedding.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_float("chrono", 0.0, "Chrono initialization up to this many steps; 0: off.", flag_values=FLAGS)
 flags.DEFINE_integer("sample", 400, "Characters of the text sample.", lower_bound=1, flag_values=FLAGS)
 flags.register_validator("truncation", lambda value: bool(_truncation(value)), flag_values=FLAGS)
@@ -73,7 +73,7 @@ TRACED_FLAGS = ("seed", "learning_rate")
 SWEEP = "truncation=full,16:64,16:16,4:4;seed=0:3"
 
 ADDING = """Why a short truncation can learn to add. The two marked values must be added whenever they come, and the
-same weights do it at every step. In some sequences the second marker stands a few steps before the end, within reach of
+same weights do it at every step. In some sequences the second marker is a few steps before the end, within reach of
 the truncated gradient, and there the network learns to add a marked value to what it holds. A gated carry that holds
 then holds for any lag: nothing else has to be learned from far away. Recall has no such late examples: its one symbol
 is always the whole lag away, so a gradient shorter than the lag never sees it."""
@@ -105,7 +105,7 @@ def model(config: SimpleNamespace, task: Task) -> Cell:
 
 
 def _padded(batch: Batch, blank: int | float, multiple: int) -> Batch:
-    """The batch with blanks before it, so that its steps are a multiple: what is wanted last ends a chunk."""
+    """The batch with blanks before it, so that its length is a multiple: the last target ends a chunk."""
     pad = -batch.xs.shape[0] % multiple
 
     def before(leaf, value):

@@ -73,20 +73,20 @@ synthetic_data = without_data("digits")
 
 
 class Frequent(nnx.Module):
-    """Says one caption, int [T] with its start, of every picture; its logits are all but certain."""
+    """Outputs one caption, int [T] with its start, for every picture; its logits are all but certain."""
 
     def __init__(self, caption: np.ndarray):
-        self.said = nnx.static(tuple(caption[1:].tolist()))
+        self.predicted = nnx.static(tuple(caption[1:].tolist()))
 
     def __call__(self, pictures: Array, captions: Array) -> Array:
         """As that of `Captioner`."""
-        logits = 10 * jax.nn.one_hot(jnp.array(self.said[: captions.shape[1]]), scenes.VOCABULARY.size)
+        logits = 10 * jax.nn.one_hot(jnp.array(self.predicted[: captions.shape[1]]), scenes.VOCABULARY.size)
         return jnp.broadcast_to(logits, (len(pictures), *logits.shape))
 
     def caption(self, pictures: Array, length: int, **options: Any) -> Array:
         """As that of `Captioner`."""
-        said = jnp.array([token or options["stop"] for token in self.said[:length]], jnp.int32)
-        return jnp.broadcast_to(said, (len(pictures), length))
+        predicted = jnp.array([token or options["stop"] for token in self.predicted[:length]], jnp.int32)
+        return jnp.broadcast_to(predicted, (len(pictures), length))
 
 
 @cache
@@ -162,19 +162,19 @@ def scenes_of(config: SimpleNamespace, digits: scenes.ByLabel, part: str, kinds:
 
 
 class Answers(NamedTuple):
-    """What is said of scenes.
+    """Captions of scenes.
 
     Attributes:
-      kinds: int32 [N, 3], what is there.
-      said: int32 [N, 7], captions without START, and STOP after the end.
-      right: float32 [N], words that are the likeliest after the given ones.
+      kinds: int32 [N, 3], the contents of the scenes.
+      predicted: int32 [N, 7], generated captions without START, and STOP after the end.
+      right: float32 [N], words that are the likeliest after the preceding ones.
       counts: float32 [N], words of the captions, with STOP.
       pictures: float32 [B, H, W], the first ones.
-      weights: float32 [B, 7, H / 4, W / 4], where was looked for each word of these; None without attention.
+      weights: float32 [B, 7, H / 4, W / 4], the attention for each word of these; None without attention.
     """
 
     kinds: Any
-    said: Any
+    predicted: Any
     right: Any
     counts: Any
     pictures: Any
@@ -185,18 +185,18 @@ def answers(config: SimpleNamespace, model: Any, found: scenes.Scenes) -> Answer
     """Captions of scenes in batches, see `scenes_of`."""
 
     def of_batch(drawn):
-        said = model.caption(
+        predicted = model.caption(
             drawn.pictures, drawn.captions.shape[1] - 1, start=pairs.START, stop=pairs.STOP, width=config.beam
         )
-        return drawn.kinds, said, *_losses(model, drawn)[1:]
+        return drawn.kinds, predicted, *_losses(model, drawn)[1:]
 
     first, weights = found.pictures[0], None
     batches = jax.lax.map(of_batch, found)
     if config.model == "attention":
         read = jnp.pad(batches[1][0, :, :-1], ((0, 0), (1, 0)), constant_values=pairs.START)
         weights = model.weights(first, read)
-    kinds, said, right, counts = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batches)
-    return Answers(kinds, said, right, counts, first, weights)
+    kinds, predicted, right, counts = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batches)
+    return Answers(kinds, predicted, right, counts, first, weights)
 
 
 def _meanings() -> dict[tuple[int, ...], list[int]]:
@@ -214,14 +214,14 @@ def scores(found: Answers) -> dict[str, float]:
     """
     meanings, nothing = _meanings(), [-1, -1, -1]
     seen = set(map(tuple, scenes.kinds()["seen"].tolist()))
-    said = np.array([meanings.get(tuple(row), nothing) for row in found.said.tolist()])
-    same = said == found.kinds
+    predicted = np.array([meanings.get(tuple(row), nothing) for row in found.predicted.tolist()])
+    same = predicted == found.kinds
     return {
         "token_accuracy": float(found.right.sum() / found.counts.sum()),
         "exact": float(same.all(1).mean()),
         "digits": float((same[:, 0] & same[:, 2]).mean()),
         "relation": float(same[:, 1].mean()),
-        "from_training": float(np.mean([row in seen for row in map(tuple, said.tolist())])),
+        "from_training": float(np.mean([row in seen for row in map(tuple, predicted.tolist())])),
     }
 
 
@@ -236,31 +236,31 @@ def _finish(
         found = jax.tree.map(np.asarray, answer(state.best.params, drawn))
         result |= {f"test_{name}_{part}": score for name, score in scores(found).items()}
         lines = [
-            f"{scenes.sentence(*kind):30} {' '.join(scenes.VOCABULARY.decode(said))}"
-            for kind, said in zip(found.kinds.tolist(), found.said, strict=True)
+            f"{scenes.sentence(*kind):30} {' '.join(scenes.VOCABULARY.decode(predicted))}"
+            for kind, predicted in zip(found.kinds.tolist(), found.predicted, strict=True)
         ]
-        write_atomic(run.directory / f"{part}.txt", "\n".join([f"{'is':30} said", *lines]) + "\n")
+        write_atomic(run.directory / f"{part}.txt", "\n".join([f"{'is':30} predicted", *lines]) + "\n")
         save(_captioned(found) if found.weights is None else _looks(found), run.figures / part)
     return {**result, "validation_loss": float(state.best.value), "best_step": int(state.best.step)}
 
 
 def _captioned(found: Answers) -> "Figure":
-    """Pictures under what is said of them."""
+    """Pictures under their generated captions."""
     figure, axes = panels(2, SHOWN // 2, width=2.4, height=2.4)
-    for axis, picture, said in zip(axes.flat, found.pictures, found.said, strict=False):
+    for axis, picture, predicted in zip(axes.flat, found.pictures, found.predicted, strict=False):
         axis.imshow(picture, cmap="gray")
-        axis.set_title(" ".join(scenes.VOCABULARY.decode(said)), fontsize=8)
+        axis.set_title(" ".join(scenes.VOCABULARY.decode(predicted)), fontsize=8)
         axis.set(xticks=[], yticks=[])
         axis.grid(visible=False)
     return figure
 
 
 def _looks(found: Answers) -> "Figure":
-    """Pictures, and where the decoder looks for each word that it says (red)."""
-    words = found.said.shape[1]
+    """Pictures, and where the decoder attends for each word that it generates (red)."""
+    words = found.predicted.shape[1]
     figure, axes = panels(SHOWN, words + 1, width=1.15, height=1.3)
-    for row, picture, said, weights in zip(axes, found.pictures, found.said, found.weights, strict=False):
-        texts = [*scenes.VOCABULARY.decode(said), "(end)"][:words]
+    for row, picture, predicted, weights in zip(axes, found.pictures, found.predicted, found.weights, strict=False):
+        texts = [*scenes.VOCABULARY.decode(predicted), "(end)"][:words]
         for axis, text, looks in zip(row, ["", *texts], [None, *weights], strict=False):
             axis.imshow(picture, cmap="gray", extent=(0, 1, 0, 1))
             axis.set_title(text, fontsize=8)

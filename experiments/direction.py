@@ -117,10 +117,10 @@ def _finish(
         logits = classifier.outputs(hparams, params, frames, None)
         return frames[:3], labels, velocities, jnp.argmax(logits, -1)
 
-    frames, labels, velocities, said = map(np.asarray, test(state.best.params, digits))
-    right, flight = said == labels, _since_wall(velocities)
-    write_arrays(run.directory / "answers.npz", said=said, labels=labels, flight=flight)
-    save(_figure(frames, labels, said, flight), run.figures / "directions")
+    frames, labels, velocities, predicted = map(np.asarray, test(state.best.params, digits))
+    right, flight = predicted == labels, _since_wall(velocities)
+    write_arrays(run.directory / "answers.npz", predicted=predicted, labels=labels, flight=flight)
+    save(_figure(frames, labels, predicted, flight), run.figures / "directions")
     counts = np.bincount(labels.ravel(), minlength=8)
     return {
         "test_accuracy": float(right.mean()),
@@ -145,8 +145,8 @@ def _shares(right: np.ndarray, flight: np.ndarray) -> tuple[list[int], list[floa
     return frames, [float(right[flight == n].mean()) for n in frames]
 
 
-def _figure(frames: np.ndarray, labels: np.ndarray, said: np.ndarray, flight: np.ndarray) -> "Figure":
-    """A video with what was said; accuracy by the frames seen and since a wall; what is taken for what."""
+def _figure(frames: np.ndarray, labels: np.ndarray, predicted: np.ndarray, flight: np.ndarray) -> "Figure":
+    """A video with its predictions; accuracy by the frames seen and since a wall; a confusion matrix."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6.4), layout="constrained")
@@ -156,24 +156,24 @@ def _figure(frames: np.ndarray, labels: np.ndarray, said: np.ndarray, flight: np
         for t, panel in zip(shown, panels_, strict=True):
             panel.imshow(frames[row, t], cmap="gray", vmin=0, vmax=1)
             _arrow(panel, labels[row, t], "white", 4.0)
-            _arrow(panel, said[row, t], COLORS[2] if said[row, t] == labels[row, t] else COLORS[1], 2.0)
+            _arrow(panel, predicted[row, t], COLORS[2] if predicted[row, t] == labels[row, t] else COLORS[1], 2.0)
             panel.axis("off")
             if row == 0:
                 panel.set_title(f"frame {t + 1}", fontsize=8)
-    strips.suptitle("white: the direction of motion; green: said and right; orange: said and wrong", fontsize=9)
+    strips.suptitle("white: the direction of motion; green: a right prediction; orange: a wrong one", fontsize=9)
     seen, wall, confusion = below.subplots(1, 3)
-    right = said == labels
+    right = predicted == labels
     seen.plot(np.arange(1, right.shape[1] + 1), right.mean(0))
     wall.plot(*_shares(right, flight), "o-")
     for panel, label in ((seen, "frames seen"), (wall, "frames since it turned at a wall, up to 7")):
         panel.axhline(1 / 8, color="0.6", linestyle="--", linewidth=1)
         panel.set(xlabel=label, ylabel="accuracy", ylim=(0, 1))
     counts = np.zeros((8, 8))
-    np.add.at(counts, (labels.ravel(), said.ravel()), 1)
+    np.add.at(counts, (labels.ravel(), predicted.ravel()), 1)
     confusion.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
     confusion.set_xticks(range(8), motion.COMPASS, rotation=60, ha="right", fontsize=7)
     confusion.set_yticks(range(8), motion.COMPASS, fontsize=7)
-    confusion.set(xlabel="said", ylabel="is")
+    confusion.set(xlabel="predicted", ylabel="true")
     return figure
 
 
@@ -194,14 +194,14 @@ def report(runs: list[Run]) -> list[Section]:
     axes[0].set(xlabel="test accuracy (chance: 0.125)")
     for index, (label, members) in enumerate(by_label.items()):
         found = [np.load(run.directory / "answers.npz") for run in members]
-        right = [one["said"] == one["labels"] for one in found]
+        right = [one["predicted"] == one["labels"] for one in found]
         by_time = np.stack([values.mean(0) for values in right], axis=1)
         curve(axes[1], label, list(range(1, len(by_time) + 1)), by_time.tolist(), index)
         since = [_shares(values, one["flight"]) for values, one in zip(right, found, strict=True)]
         curve(axes[2], label, since[0][0], np.array([shares for _, shares in since]).T.tolist(), index)
     axes[1].set(xlabel="frames seen", ylabel="test accuracy", ylim=(0, 1))
     axes[2].set(xlabel="frames since it turned at a wall, up to 7", ylabel="test accuracy", ylim=(0, 1))
-    text = "Share of the frames of the test videos whose direction is said rightly, of eight."
+    text = "Share of the frames of the test videos whose direction, one of eight, is predicted correctly."
     return [Section("Directions", text, figures)]
 
 

@@ -73,7 +73,7 @@ SWEEP = "recurrent=orthogonal,identity,glorot,uniform;forget_bias=0,1,chrono;see
 
 
 def model(config: SimpleNamespace, task: Task) -> Cell:
-    """The cell, initialized as the flags say, with a head."""
+    """The cell, initialized by the flags, with a head."""
     weights: dict[str, Any] = {"w_h": RECURRENT[config.recurrent]}
     if config.forget_bias == "chrono":
         weights["b"] = initializers.chrono(config.length)

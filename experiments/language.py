@@ -55,13 +55,13 @@ corpora.define(FLAGS)
 flags.DEFINE_enum("model", "lstm", [*COUNTED, *CELLS], "Which model.", flag_values=FLAGS)
 for name, value, lower, what in (
     ("order", 5, 1, "Tokens of the longest n-gram of kneser_ney."),
-    ("length", 50, 2, "Time steps of an update."),
+    ("length", 50, 2, "Time steps per update."),
     ("units", 128, 1, "Units of a layer."),
     ("layers", 1, 1, "Layers."),
-    ("embedding_size", 0, 0, "Features of a token; 0: as many as units."),
+    ("embedding_size", 0, 0, "Size of a token's embedding; 0: that of --units."),
     ("learning_rate_decay_after", 0, 0, "Epochs at the full learning rate; --learning_rate_decay acts from then on."),
-    ("nonmonotone", 0, 0, "NT-ASGD: average the weights after so many evaluations without a new best; 0: never."),
-    ("dynamic_length", 20, 2, "Tokens of a step of dynamic evaluation."),
+    ("nonmonotone", 0, 0, "NT-ASGD: average the weights after this many evaluations without a new best; 0: never."),
+    ("dynamic_length", 20, 2, "Tokens per step of dynamic evaluation."),
     ("sample", 400, 1, "Tokens of the text sample."),
 ):
     flags.DEFINE_integer(name, value, what, lower_bound=lower, flag_values=FLAGS)
@@ -104,7 +104,7 @@ synthetic_data = without_data("sentences", corpus="ptb")
 
 
 class Average(NamedTuple):
-    """What NT-ASGD carries: the weights that descend, of which `State.params` is the mean since step `since`."""
+    """The carry of NT-ASGD: the weights that are updated, of which `State.params` is the mean since step `since`."""
 
     params: Params
     since: Array  # int32 [], 0: not yet
@@ -185,7 +185,7 @@ def decayed(config: SimpleNamespace, epoch: Array) -> Array:
 
 
 def _scores(config: SimpleNamespace, nats: Any) -> dict[str, Any]:
-    """The mean nats of a token, and as it is printed: bits of a character, perplexity of a word."""
+    """The mean nats per token, and in the usual unit: bits per character, perplexity per word."""
     if config.unit == "character":
         return {"loss": nats, "bits_per_character": nats / np.log(2).astype(np.float32)}
     return {"loss": nats, "perplexity": jnp.exp(nats)}
@@ -256,7 +256,7 @@ def _by_count(counts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _figure(counts: np.ndarray, nats: dict[str, np.ndarray]) -> "Figure":
-    """What a token costs by how often it occurs, and along the text."""
+    """The nats of a token by its frequency, and along the text."""
     figure, axes = panels(1, 2)
     by_count, along = axes[0]
     found = _by_count(counts)
@@ -266,8 +266,8 @@ def _figure(counts: np.ndarray, nats: dict[str, np.ndarray]) -> "Figure":
         parts = np.array_split(values, min(50, len(values)))
         places = np.cumsum([len(part) for part in parts])
         along.plot(places, [part.mean() for part in parts], color=COLORS[i], label=name)
-    by_count.set(xlabel="times in the training text, at least", ylabel="nats a token")
-    along.set(xlabel="test token", ylabel="nats a token, mean of a fiftieth")
+    by_count.set(xlabel="times in the training text, at least", ylabel="nats per token")
+    along.set(xlabel="test token", ylabel="nats per token, mean of a fiftieth")
     if len(nats) > 1:
         along.legend()
     return figure
@@ -283,8 +283,8 @@ def report(runs: list[Run]) -> list[Section]:
         found = _by_count(saved[0]["count"])
         means = [np.mean([one["nats"][mask].mean() for one in saved]) for mask in found.values()]
         by_count.plot(list(found), means, "o-", color=COLORS[i % len(COLORS)], label=label, markersize=3)
-    table.set(xlabel="test loss, nats a token")
-    by_count.set(xlabel="times in the training text, at least", ylabel="nats a token")
+    table.set(xlabel="test loss, nats per token")
+    by_count.set(xlabel="times in the training text, at least", ylabel="nats per token")
     sections = [Section("Test text", "Read as one, at the params of the lowest validation loss.", figures)]
     samples = {
         label: path.read_text()

@@ -56,9 +56,9 @@ FLAGS = training_flags(
 )
 # Over which axes of the counts [before, after, key] a chain has one probability.
 CHAINS = {"marginal": (0,), "repeat": (2,), "markov": ()}
-# With so many units in one layer, each model has about 300,000 parameters, as in the table of Bai et al.
+# With this many units in one layer, each model has about 300,000 parameters, as in the table of Bai et al.
 CELLS = {"rnn": (cells.rnn, 460), "lstm": (cells.lstm, 220), "gru": (cells.gru, 260)}
-# Steps of the buckets, the last of which reaches to the longest piece; and seconds of a step.
+# Steps of the buckets, the last of which reaches to the longest piece; and seconds per step.
 BORDERS = {
     "jsb": (48, 64, 96, 160),
     "jsb_quarter": (48, 64, 96, 160),
@@ -82,7 +82,7 @@ flags.DEFINE_enum("model", "lstm", [*CHAINS, *CELLS], "Which model.", flag_value
 flags.DEFINE_integer("layers", 1, "Recurrent layers.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("units", 0, "Units of a layer; 0: for 300,000 parameters.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_integer("nade", 0, "Hidden units of the NADE head; 0: independent keys.", lower_bound=0, flag_values=FLAGS)
-flags.DEFINE_integer("start", 16, "Steps of a piece that a composition goes on from.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("start", 16, "Steps of a piece that a composition continues.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("composed", 64, "Steps that are composed.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_float("temperature", 1.0, "Divides the logits of a composition.", flag_values=FLAGS)
 flags.register_validator("temperature", lambda value: value > 0, "must be positive", flag_values=FLAGS)
@@ -134,7 +134,7 @@ def network(config: SimpleNamespace, train: Sequence[np.ndarray], hparams: Hpara
 
 
 def _scores(model: RollModel, part: tuple[buckets.Bucket, ...]) -> dict[str, Array]:
-    """The NLL a step: of all steps together, and as a mean over pieces."""
+    """The NLL per step: over all steps together, and as a mean over pieces."""
 
     def of_rows(bucket, rows):
         lengths = bucket.lengths[rows]
@@ -152,7 +152,7 @@ def build(config: SimpleNamespace) -> Experiment:
     """The mean NLL of the steps of a batch; the best params have the lowest validation NLL."""
     parts = _parts(config.data_dir, config.data)
     if config.start >= (shortest := min(map(len, parts["test"]))):
-        raise ValueError(f"--start={config.start}: a test piece has {shortest} steps, expected fewer to go on from")
+        raise ValueError(f"--start={config.start}: a test piece has {shortest} steps, expected fewer for the start")
     least = {"train": config.batch_size, "validation": 1}
     data = {part: _bucketed(config, parts[part], count) for part, count in least.items()}
     init, bind = supervised.functional(lambda hparams, rngs: network(config, parts["train"], hparams, rngs))
@@ -193,13 +193,13 @@ def _finish(
         return _scores(model, part), composed, jax.nn.sigmoid(model.logits(shown))
 
     shown = buckets.make(pieces[:SHOWN], (max(map(len, pieces[:SHOWN])),))[0].rows
-    scores, found, said = jax.device_get(tested(state.best.params, part, starts, shown))
+    scores, found, predicted = jax.device_get(tested(state.best.params, part, starts, shown))
     composed = [np.concatenate([piece[:start], new.astype(np.uint8)]) for piece, new in zip(pieces, found, strict=True)]
     for i, (piece, made) in enumerate(zip(pieces[:SHOWN], composed, strict=False)):
         for name, roll in (("piece", piece), ("composed", made)):
             content = midi.encode(roll, lowest=music.LOWEST, step_seconds=SECONDS[config.data])
             write_atomic(run.directory / f"{name}_{i}.mid", content)
-        save(_figure(piece, made, said[i, : len(piece) - 1], start), run.figures / f"rolls_{i}")
+        save(_figure(piece, made, predicted[i, : len(piece) - 1], start), run.figures / f"rolls_{i}")
     write_arrays(run.directory / "composed.npz", composed=np.stack(composed), start=start)
     return {
         **{f"test_{name}": float(value) for name, value in scores.items()},
@@ -214,7 +214,7 @@ def _finish(
 
 
 def _likeness(pieces: Sequence[np.ndarray], train: Sequence[np.ndarray], start: int) -> dict[str, float]:
-    """What the steps after the start are like.
+    """Statistics of the steps after the start.
 
     Keys that sound at a step; the share of them that sounded at the step before; of notes whose pitch class (C, C
     sharp, ..., B) occurs in the start of their piece; of chords that occur in the training part.
@@ -237,8 +237,8 @@ def _likeness(pieces: Sequence[np.ndarray], train: Sequence[np.ndarray], start: 
     }
 
 
-def _figure(piece: np.ndarray, composed: np.ndarray, said: np.ndarray, start: int) -> "Figure":
-    """A piece, what was composed from its start, and how probable each key of the piece was said to be.
+def _figure(piece: np.ndarray, composed: np.ndarray, predicted: np.ndarray, start: int) -> "Figure":
+    """A piece, what was composed from its start, and the predicted probability of each key of the piece.
 
     Before a key come all earlier steps, and with a NADE head the keys below it.
     """
@@ -247,7 +247,7 @@ def _figure(piece: np.ndarray, composed: np.ndarray, said: np.ndarray, start: in
     rows = [
         ("The piece", piece),
         (f"Composed from its first {start} steps on", composed),
-        ("Probability of each key, given all before it", np.concatenate([np.zeros_like(said[:1]), said])),
+        ("Probability of each key, given all before it", np.concatenate([np.zeros_like(predicted[:1]), predicted])),
     ]
     for axis, (title, roll) in zip(axes[:, 0], rows, strict=True):
         extent = (-0.5, len(roll) - 0.5, music.LOWEST - 0.5, music.LOWEST + music.KEYS - 0.5)
@@ -265,11 +265,11 @@ def _figure(piece: np.ndarray, composed: np.ndarray, said: np.ndarray, start: in
 
 
 def report(runs: list[Run]) -> list[Section]:
-    """The test NLL of each model, and what its compositions are like beside the pieces."""
+    """The test NLL of each model, and statistics of its compositions beside those of the pieces."""
     figures, (nll, composed) = separate("nll", "compositions")
     by_label = groups(runs)
     intervals(nll, by_label, "test_nll", (0, np.inf))
-    nll.set(xlabel="test NLL, nats a step")
+    nll.set(xlabel="test NLL, nats per step")
     likeness = ("held", "in_key", "known")
     for i, (label, members) in enumerate(by_label.items()):
         values = [np.mean([run.result()[f"composed_{name}"] for run in members]) for name in likeness]

@@ -135,19 +135,26 @@ def _finish(
         def part(key):
             drawn = videos.draw(config, digits, key, 64)
             logits = predictor.outputs(hparams, params, drawn.frames, None)
-            said = jax.nn.sigmoid(logits[:, :-1])
-            errors = [jnp.square(x - drawn.frames[:, 1:]).sum((2, 3)) for x in (said, straight(config, drawn)[:, 1:])]
-            return _losses(logits, drawn.frames), *errors, drawn.frames[:6], said[:6]
+            predicted = jax.nn.sigmoid(logits[:, :-1])
+            errors = [
+                jnp.square(x - drawn.frames[:, 1:]).sum((2, 3)) for x in (predicted, straight(config, drawn)[:, 1:])
+            ]
+            return _losses(logits, drawn.frames), *errors, drawn.frames[:6], predicted[:6]
 
         return jax.lax.map(part, jax.random.split(videos.held_out("test"), videos.HELD_OUT // 64))
 
-    losses, errors, oracle, frames, said = map(np.asarray, test(state.best.params, digits))
+    losses, errors, oracle, frames, predicted = map(np.asarray, test(state.best.params, digits))
     losses, errors, oracle = (x.reshape(-1, x.shape[-1]).mean(0) for x in (losses, errors, oracle))
     write_arrays(
-        run.directory / "errors.npz", losses=losses, errors=errors, straight=oracle, frames=frames[0], said=said[0]
+        run.directory / "errors.npz",
+        losses=losses,
+        errors=errors,
+        straight=oracle,
+        frames=frames[0],
+        predicted=predicted[0],
     )
-    save(_strips(frames[0], said[0], config.given), run.figures / "strips")
-    write_atomic(run.figures / "videos.gif", _animation(frames[0], said[0], config.given))
+    save(_strips(frames[0], predicted[0], config.given), run.figures / "strips")
+    write_atomic(run.figures / "videos.gif", _animation(frames[0], predicted[0], config.given))
     unseen = slice(config.given - 1, None)
     return {
         "test_loss": float(losses[unseen].mean()),
@@ -160,30 +167,30 @@ def _finish(
     }
 
 
-def _strips(frames: np.ndarray, said: np.ndarray, given: int) -> "Figure":
-    """Three videos: above what came, below what was said; the forecasts of seen frames are framed in grey."""
+def _strips(frames: np.ndarray, predicted: np.ndarray, given: int) -> "Figure":
+    """Three videos: above the true frames, below the predicted ones; the forecasts of seen frames are framed in grey."""
     shown = range(max(1, given - 4), frames.shape[1])
     figure, axes = panels(6, len(shown), width=0.75, height=0.78)
     for row, panels_ in enumerate(axes):
         for t, panel in zip(shown, panels_, strict=True):
-            panel.imshow((said[row // 2, t - 1], frames[row // 2, t])[row % 2 == 0], cmap="gray", vmin=0, vmax=1)
+            panel.imshow((predicted[row // 2, t - 1], frames[row // 2, t])[row % 2 == 0], cmap="gray", vmin=0, vmax=1)
             panel.set(xticks=[], yticks=[])
             panel.grid(False)
             for spine in panel.spines.values():
                 spine.set(visible=True, color="0.6" if t < given else COLORS[row % 2], linewidth=1.5)
             if row == 0:
                 panel.set_title(f"{t + 1}", fontsize=8)
-        axes[row, 0].set_ylabel(("is", "said")[row % 2], fontsize=8)
+        axes[row, 0].set_ylabel(("true", "predicted")[row % 2], fontsize=8)
     return figure
 
 
-def _animation(frames: np.ndarray, said: np.ndarray, given: int) -> bytes:
-    """Videos side by side as a GIF: above what came, below what was said; a white line where frames are unseen."""
+def _animation(frames: np.ndarray, predicted: np.ndarray, given: int) -> bytes:
+    """Videos side by side as a GIF: above the true frames, below the predicted ones; a white line where frames are unseen."""
     from PIL import Image
 
     pictures = []
     for t in range(1, frames.shape[1]):
-        rows = [np.pad(np.concatenate(list(row), axis=1), 2) for row in (frames[:, t], said[:, t - 1])]
+        rows = [np.pad(np.concatenate(list(row), axis=1), 2) for row in (frames[:, t], predicted[:, t - 1])]
         line = np.full((2, rows[0].shape[1]), float(t >= given))
         pixels = np.round(255 * np.concatenate([rows[0], line, rows[1]])).astype(np.uint8)
         pictures.append(Image.fromarray(pixels.repeat(3, 0).repeat(3, 1)))

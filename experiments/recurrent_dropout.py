@@ -106,8 +106,8 @@ def report(runs: list[Run]) -> list[Section]:
     axes[1].set(ylabel="validation loss", xlabel="updates")
     columns = [name for name in runs[0].result() if name.startswith(("test_", "best_", "last_"))]
     text = (
-        "A line is a run. Both losses are those of the bare cell. Where the training loss goes on falling and the "
-        "validation loss does not, the network learns the training years by heart, and dropout should help. On the "
+        "A line is a run. Both losses are those of the bare cell. Where the training loss keeps falling and the "
+        "validation loss does not, the network memorizes the training years, and dropout should help. On the "
         "adding problem every sequence is new, and there is no such gap."
     )
     return [

@@ -258,7 +258,10 @@ def _finish(corpus: Corpus, model: Network, part: Part, hparams: Hparams, state:
     right = (logits > 0) == (test.labels == 1)
     save(_figure(logits, test.labels, words), run.figures / "answers")
     worst = np.argsort(np.where(test.labels == 1, logits, -logits))[:20]
-    lines = [f"{test.stars[i]} stars, said {1 / (1 + np.exp(-logits[i])):.3f} kind\n{test.texts[i]}\n" for i in worst]
+    lines = [
+        f"{test.stars[i]} stars, predicted {1 / (1 + np.exp(-logits[i])):.3f} positive\n{test.texts[i]}\n"
+        for i in worst
+    ]
     write_atomic(run.directory / "most_wrong.txt", "\n".join(lines))
     return {
         "test_accuracy": float(right.mean()),
@@ -269,25 +272,25 @@ def _finish(corpus: Corpus, model: Network, part: Part, hparams: Hparams, state:
 
 
 def _by_length(words: np.ndarray) -> dict[int, np.ndarray]:
-    """The reviews of at least so many words, up to the next number."""
+    """The reviews of at least this many words, up to the next number."""
     lows = [0, 100, 200, 300, 400, 600]
     return {a: (words >= a) & (words < b) for a, b in zip(lows, [*lows[1:], np.inf], strict=True)}
 
 
 def _figure(logits: np.ndarray, labels: np.ndarray, words: np.ndarray) -> "Figure":
-    """What was said of kind and of unkind reviews, whether probabilities are right, and accuracy by length."""
+    """Predictions for positive and negative reviews, their calibration, and accuracy by length."""
     figure, axes = panels(1, 3, width=3.6)
-    said, trust, length = axes[0]
+    predicted, trust, length = axes[0]
     probability = 1 / (1 + np.exp(-logits))
     for label, name in ((0, "4 stars or fewer"), (1, "7 stars or more")):
-        said.hist(probability[labels == label], np.linspace(0, 1, 26).tolist(), alpha=0.6, label=name)
-    said.set(xlabel="said probability of a kind review", ylabel="reviews")
-    said.legend()
+        predicted.hist(probability[labels == label], np.linspace(0, 1, 26).tolist(), alpha=0.6, label=name)
+    predicted.set(xlabel="predicted probability of a positive review", ylabel="reviews")
+    predicted.legend()
     place = np.minimum((probability * 10).astype(int), 9)
     full = [i for i in range(10) if (place == i).any()]
     trust.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
     trust.plot([probability[place == i].mean() for i in full], [labels[place == i].mean() for i in full], "o-")
-    trust.set(xlabel="said probability", ylabel="share of kind reviews")
+    trust.set(xlabel="predicted probability", ylabel="share of positive reviews")
     right = (logits > 0) == (labels == 1)
     found = {low: mask for low, mask in _by_length(words).items() if mask.any()}
     length.bar([str(low) for low in found], [right[mask].mean() for mask in found.values()], color=COLORS[0])

@@ -154,7 +154,7 @@ def build(config: SimpleNamespace) -> Experiment:
 def _finish(
     config: SimpleNamespace, bind: Callable, part: Words, hparams: Hparams, state: State, run: Run
 ) -> dict[str, Any]:
-    """Test accuracy, of all words and of each digit that is said; logits in answers.npz, and a figure of confusions."""
+    """Test accuracy, of all recordings and of each spoken digit; logits in answers.npz, and a figure of confusions."""
     run_network = jax.jit(lambda params, part: bind(hparams, params, None)(part.frames, part.lengths))
     logits, digits = np.asarray(run_network(state.best.params, part)), np.asarray(part.digits)
     write_arrays(run.directory / "answers.npz", logits=logits, digits=digits)

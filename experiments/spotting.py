@@ -68,11 +68,11 @@ _VALIDATION, _TEST = 2, 3
 
 flags.DEFINE_enum("model", "gru", MODELS, "Which recurrent cell.", flag_values=FLAGS)
 flags.DEFINE_integer("units", 64, "Its units.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("digit", 7, "The digit that is looked for.", lower_bound=0, upper_bound=9, flag_values=FLAGS)
+flags.DEFINE_integer("digit", 7, "The digit to detect.", lower_bound=0, upper_bound=9, flag_values=FLAGS)
 flags.DEFINE_string("held_out", "theo", "Speaker of the test streams.", flag_values=FLAGS)
 flags.DEFINE_integer("seconds", 4, "Length of a training stream.", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_integer("minutes", 60, "Of validation and of test streams.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_float("alarms", 20.0, "False alarms an hour that are allowed.", lower_bound=0.0, flag_values=FLAGS)
+flags.DEFINE_float("alarms", 20.0, "Allowed false alarms per hour.", lower_bound=0.0, flag_values=FLAGS)
 flags.DEFINE_float("recurrent_dropout", 0.1, "Rate, in [0, 1).", flag_values=FLAGS)
 flags.register_validator("recurrent_dropout", lambda rate: 0 <= rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
 
@@ -90,11 +90,11 @@ class Data(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """Streams of a minute: frames [T, B, M], logits [T, B, K], and what was said, each leaf [B, ...], without sound."""
+    """Streams of a minute: frames [T, B, M], logits [T, B, K], and the spoken words, each leaf [B, ...], without sound."""
 
     frames: np.ndarray
     logits: np.ndarray
-    said: streams.Stream
+    spoken: streams.Stream
 
 
 def _data(config: SimpleNamespace) -> Data:
@@ -207,7 +207,7 @@ def _keys(seed: int, minutes: int) -> Key:
 
 
 def hear(made: spotter.Spotter, bank: streams.Bank, seed: int, minutes: int) -> Heard:
-    """Streams of a minute each, as the network hears them."""
+    """Streams of a minute each, with the network's logits."""
 
     @jax.jit
     def run(params, bank, keys):
@@ -215,23 +215,23 @@ def hear(made: spotter.Spotter, bank: streams.Bank, seed: int, minutes: int) -> 
             drawn = streams.draw(key, bank, streams.Mix(MINUTE))
             return spectrogram.log_mel(SETTINGS, drawn.sound), drawn._replace(sound=jnp.zeros(()))
 
-        frames, said = jax.lax.map(one, keys)
+        frames, spoken = jax.lax.map(one, keys)
         frames = jnp.moveaxis(frames, 1, 0)
-        return frames, spotter.logits(made._replace(params=params), frames), said
+        return frames, spotter.logits(made._replace(params=params), frames), spoken
 
     return Heard(*jax.tree.map(np.asarray, run(made.params, bank, _keys(seed, minutes))))
 
 
 def _of_digit(heard: Heard, digit: int) -> tuple[np.ndarray, detection.Words]:
-    """The scores of a digit [T, B], and where it was said, in frames."""
-    stream, place = np.nonzero(heard.said.digits == digit)
-    times = (np.asarray(times)[stream, place] // SETTINGS.hop for times in (heard.said.starts, heard.said.ends))
+    """The scores of a digit [T, B], and where it was spoken, in frames."""
+    stream, place = np.nonzero(heard.spoken.digits == digit)
+    times = (np.asarray(times)[stream, place] // SETTINGS.hop for times in (heard.spoken.starts, heard.spoken.ends))
     return np.asarray(spotter.log_odds(jnp.asarray(heard.logits), digit)), detection.Words(stream, *times)
 
 
 def _curves(heard: Heard, wanted: int) -> dict[int, detection.Curve]:
-    """What each threshold gives, for the digit that is looked for and for all others that were said."""
-    digits = sorted({wanted, *heard.said.digits.ravel().tolist()} - {streams.NOTHING})
+    """What each threshold gives, for the target digit and for all others that were spoken."""
+    digits = sorted({wanted, *heard.spoken.digits.ravel().tolist()} - {streams.NOTHING})
     return {digit: detection.measure(*_of_digit(heard, digit), THRESHOLDS, FRAMES_IN_HOUR) for digit in digits}
 
 
@@ -250,7 +250,7 @@ def _microseconds(made: spotter.Spotter, sound: np.ndarray) -> float:
 def _finish(config: SimpleNamespace, data: Data, hparams: Hparams, state: State, run: Run) -> dict[str, Any]:
     """Detection on test streams at the threshold of the validation streams; network, a stream as wav, and figures.
 
-    "any digit" is the mean over the "digits" that are said in both: in a few minutes some may not be.
+    "any digit" is the mean over the "digits" that are spoken in both: in a few minutes some may not be.
     """
     del hparams
     made = _spotter(config.model, config.units, state.best.params, data.mean, data.deviation)
@@ -272,7 +272,7 @@ def _finish(config: SimpleNamespace, data: Data, hparams: Hparams, state: State,
     return {
         "detected": float(curve.detected[place]),
         "false_alarms_an_hour": float(curve.alarms[place]),
-        # At a threshold that the test streams chose: what the scores are worth, whoever speaks.
+        # At a threshold that the test streams chose: the value of the scores for any speaker.
         "detected_at_alarms": float(curve.detected[curve.alarms <= config.alarms].max(initial=0.0)),
         **delay,
         "words": len(curve.delays[place]),
@@ -288,7 +288,7 @@ def _finish(config: SimpleNamespace, data: Data, hparams: Hparams, state: State,
 
 
 def _tradeoff(digit: int, curves: dict[int, detection.Curve], places: dict[int, int]) -> "Figure":
-    """Missed words against false alarms: the digit that is looked for, and the others."""
+    """Missed words against false alarms: the target digit, and the others."""
     figure, axes = panels(width=5)
     for number, other in enumerate(places.keys() - {digit}):
         label = "" if number else "other digits"
@@ -300,10 +300,10 @@ def _tradeoff(digit: int, curves: dict[int, detection.Curve], places: dict[int, 
 
 
 def _picture(heard: Heard, digit: int, threshold: float, seconds: int = 20) -> "Figure":
-    """The stream with the digit in it most often near its beginning: its frames, what was said, and the score."""
+    """The stream with the digit in it most often near its beginning: its frames, what was spoken, and the score."""
     count = int(min(seconds * SETTINGS.rate // SETTINGS.hop, len(heard.frames)))
-    said = (heard.said.digits == digit) & (heard.said.ends // SETTINGS.hop < count)
-    stream = int(said.sum(1).argmax())
+    spoken = (heard.spoken.digits == digit) & (heard.spoken.ends // SETTINGS.hop < count)
+    stream = int(spoken.sum(1).argmax())
     score = np.asarray(spotter.log_odds(jnp.asarray(heard.logits[:count, stream]), digit))
     fired = np.flatnonzero(detection.fires(jnp.asarray(score[:, None]), jnp.float32(threshold))[:, 0])
     figure, axes = panels(2, 1, width=9, height=2.2)
@@ -313,7 +313,9 @@ def _picture(heard: Heard, digit: int, threshold: float, seconds: int = 20) -> "
     sound.imshow(image, aspect="auto", origin="lower", extent=(0, ends, 0, SETTINGS.bands), cmap="magma")
     sound.set(ylabel="mel band")
     sound.grid(visible=False)
-    words = zip(*(values[stream] for values in (heard.said.digits, heard.said.starts, heard.said.ends)), strict=True)
+    words = zip(
+        *(values[stream] for values in (heard.spoken.digits, heard.spoken.starts, heard.spoken.ends)), strict=True
+    )
     for what, first, after in words:
         if what != streams.NOTHING and after / SETTINGS.rate < ends:
             begin, end = first / SETTINGS.rate, after / SETTINGS.rate
@@ -323,7 +325,7 @@ def _picture(heard: Heard, digit: int, threshold: float, seconds: int = 20) -> "
     line.plot(fired * SETTINGS.hop / SETTINGS.rate, score[fired], "rv", markersize=6)
     line.axhline(threshold, color="0.3", linestyle="--", linewidth=0.8)
     line.set(xlim=(0, ends), xlabel="seconds", ylabel=f"log odds of {digit}")
-    line.set_title(f"Green: {digit} is said; triangles: the detector fires")
+    line.set_title(f"Green: {digit} is spoken; triangles: the detector fires")
     return figure
 
 
@@ -339,7 +341,7 @@ def report(runs: list[Run]) -> list[Section]:
                 place, curve = int(file["place"]), detection.Curve(*(file[name] for name in detection.Curve._fields))
             detection.draw_tradeoff(tradeoff, curve, "" if number else label, place, color=COLORS[index % len(COLORS)])
     text = (
-        f"At the threshold that gives at most {runs[0].flags['alarms']:g} false alarms an hour on validation streams "
+        f"At the threshold that gives at most {runs[0].flags['alarms']:g} false alarms per hour on validation streams "
         "(dots). A line is a run."
     )
     return [Section("Spotting", text, figures)]

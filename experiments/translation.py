@@ -306,7 +306,7 @@ def _by_batch(run: Any, params: Tree, source: np.ndarray, size: int = 100) -> np
 def _write(
     run: Run, sentences: Sequence[str], systems: dict[str, list[str]], references: Sequence[Sequence[str]]
 ) -> None:
-    """All test sentences with what each system says and all references."""
+    """All test sentences with the output of each system and all references."""
     blocks = []
     for i, sentence in enumerate(sentences):
         lines = [f"{name:>10}  {texts[i]}" for name, texts in systems.items()]

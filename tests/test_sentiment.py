@@ -141,7 +141,7 @@ def test_sentiment(model, tmp_path, monkeypatch):
     assert saved.rules.ngrams == ((1, 2) if model in ("bigram", "tf_idf", "sru_pairs") else (1,))
     assert (finished.figures / "answers.png").stat().st_size > 10_000
     worst = (finished.directory / "most_wrong.txt").read_text()
-    assert worst.count(" stars, said 0.") == 20
+    assert worst.count(" stars, predicted 0.") == 20
     result, logits = finished.result(), np.load(finished.directory / "test_logits.npy")
     assert result["test_accuracy"] == np.mean((logits > 0) == (small["test"].labels == 1))
     assert result["validation_loss"] == min(r["loss"] for r in finished.records() if r["split"] == "validation")

@@ -153,7 +153,7 @@ def test_every_model_can_be_trained(module, model):
 def test_direction(tmp_path):
     finished = run("direction", tmp_path / "run", "--model=pair", *SMALL)
     saved, result = np.load(finished.directory / "answers.npz"), finished.result()
-    right = saved["said"] == saved["labels"]
+    right = saved["predicted"] == saved["labels"]
     assert right.shape == (64, 6)
     assert result["test_accuracy"] == pytest.approx(right.mean())
     assert result["test_accuracy_wall"] == pytest.approx(right[saved["flight"] == 0].mean())
@@ -173,7 +173,7 @@ def test_next_frame(model, tmp_path, monkeypatch):
     assert result["test_error"] == pytest.approx(saved["errors"][2:].mean(), rel=1e-5)
     assert saved["straight"][:2].max() < 1e-3
     if model == "last":
-        expected = np.square(saved["frames"][:, 0] - saved["said"][:, 0])
+        expected = np.square(saved["frames"][:, 0] - saved["predicted"][:, 0])
         assert expected.max() < 1e-4  # the next frame is said to be this one
         return
     assert (finished.figures / "strips.png").stat().st_size > 5_000
