@@ -168,7 +168,7 @@ def _finish(
 
 
 def _strips(frames: np.ndarray, predicted: np.ndarray, given: int) -> "Figure":
-    """Three videos: above the true frames, below the predicted ones; the forecasts of seen frames are framed in grey."""
+    """Three videos: the true frames above the predicted ones; the forecasts of seen frames are framed in grey."""
     shown = range(max(1, given - 4), frames.shape[1])
     figure, axes = panels(6, len(shown), width=0.75, height=0.78)
     for row, panels_ in enumerate(axes):
@@ -185,7 +185,7 @@ def _strips(frames: np.ndarray, predicted: np.ndarray, given: int) -> "Figure":
 
 
 def _animation(frames: np.ndarray, predicted: np.ndarray, given: int) -> bytes:
-    """Videos side by side as a GIF: above the true frames, below the predicted ones; a white line where frames are unseen."""
+    """Videos side by side as a GIF: the true frames above the predicted ones; a white line where frames are unseen."""
     from PIL import Image
 
     pictures = []

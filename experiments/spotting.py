@@ -90,7 +90,7 @@ class Data(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """Streams of a minute: frames [T, B, M], logits [T, B, K], and the spoken words, each leaf [B, ...], without sound."""
+    """Streams of a minute: frames [T, B, M], logits [T, B, K], and the words, each leaf [B, ...], without sound."""
 
     frames: np.ndarray
     logits: np.ndarray
