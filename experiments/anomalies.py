@@ -72,7 +72,6 @@ flags.DEFINE_integer("horizon", 4, "Rows that a forecast looks ahead.", lower_bo
 flags.DEFINE_integer("units", 16, "Units of a recurrent network.", lower_bound=1, flag_values=FLAGS)
 
 TRACED_FLAGS = ("seed", "learning_rate")
-SWEEP = f"model={','.join(MODELS)};seed=0:3"
 synthetic_data = without_data("series")
 _HELD_OUT = 0.2  # part of the probationary rows that tells which params are best
 _FEATURES = 3
@@ -313,6 +312,9 @@ def _figure(series: Mapping[str, nab.Series], data: Streams, readings: Reading, 
         )
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+SWEEP = f"model={','.join(MODELS)};seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

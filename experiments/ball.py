@@ -64,7 +64,6 @@ flags.DEFINE_float("noise", 0.0, "Standard deviation of a seen place, in sides o
 flags.DEFINE_float("gravity", 0.0, "Pull downwards, in sides of the box a frame².", 0, flag_values=FLAGS)
 
 TRACED_FLAGS = ("seed", "learning_rate", "noise", "gravity")
-SWEEP = f"model={','.join(MODELS)};noise=0.0,0.02;seed=0:3"
 
 
 class Balls(NamedTuple):
@@ -231,6 +230,9 @@ def _box():
 def _by_time(errors: np.ndarray, at: np.ndarray) -> np.ndarray:
     """The mean of [T, B] at each frame, where `at` is true."""
     return (errors * at).sum(1) / np.maximum(at.sum(1), 1)
+
+
+SWEEP = f"model={','.join(MODELS)};noise=0.0,0.02;seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

@@ -70,7 +70,6 @@ flags.DEFINE_integer("sample", 400, "Characters of the text sample.", lower_boun
 flags.register_validator("truncation", lambda value: bool(_truncation(value)), flag_values=FLAGS)
 
 TRACED_FLAGS = ("seed", "learning_rate")
-SWEEP = "truncation=full,16:64,16:16,4:4;seed=0:3"
 
 ADDING = """Why a short truncation can learn to add. The two marked values must be added whenever they come, and the
 same weights do it at every step. In some sequences the second marker is a few steps before the end, within reach of
@@ -240,6 +239,9 @@ def _sample(cell: Cell, params: Params, vocabulary: Any, key: Array, count: int)
     start = jnp.asarray(vocabulary.encode("\n"))
     run = jax.jit(lambda params: generate(cell, params, cell.initial_carry(params, (1,)), start, count, key, choose))
     return vocabulary.decode(run(params)[1][:, 0])
+
+
+SWEEP = "truncation=full,16:64,16:16,4:4;seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

@@ -68,7 +68,6 @@ flags.DEFINE_integer("channels", 64, "Features of a place of the picture.", lowe
 flags.DEFINE_integer("beam", 1, "Captions that the search keeps; 1: greedy.", lower_bound=1, flag_values=FLAGS)
 
 TRACED_FLAGS = ("seed", "learning_rate")
-SWEEP = f"model={','.join(MODELS)};seed=0:3"
 synthetic_data = without_data("digits")
 
 
@@ -273,6 +272,9 @@ def _looks(found: Answers) -> "Figure":
         for axis in row[len(texts) + 1 :]:
             axis.set_visible(False)
     return figure
+
+
+SWEEP = f"model={','.join(MODELS)};seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

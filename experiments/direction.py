@@ -56,7 +56,6 @@ videos.define(FLAGS, digits=1)
 flags.register_validator("digits", lambda count: count == 1, "the direction is that of one digit", flag_values=FLAGS)
 
 TRACED_FLAGS = ("seed", "learning_rate", "noise")
-SWEEP = f"model={','.join(MODELS)};seed=0:3"
 synthetic_data = without_data("digits")
 
 
@@ -184,6 +183,9 @@ def _arrow(panel: Any, direction: int, color: str, width: float) -> None:
     tip = (middle + reach * np.cos(angle), middle - reach * np.sin(angle))
     style = {"arrowstyle": "-|>", "color": color, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
     panel.annotate("", tip, (middle, middle), arrowprops=style)
+
+
+SWEEP = f"model={','.join(MODELS)};seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

@@ -69,7 +69,6 @@ flags.register_multi_flags_validator(
 )
 
 TRACED_FLAGS = ("seed", "learning_rate")
-SWEEP = "recurrent=orthogonal,identity,glorot,uniform;forget_bias=0,1,chrono;seed=0:2"
 
 
 def model(config: SimpleNamespace, task: Task) -> Cell:
@@ -113,6 +112,9 @@ def build(config: SimpleNamespace) -> Experiment:
         }
 
     return Experiment(supervised.task_program(config, task, trained), finish)
+
+
+SWEEP = "recurrent=orthogonal,identity,glorot,uniform;forget_bias=0,1,chrono;seed=0:2"
 
 
 def report(runs: list[Run]) -> list[Section]:

@@ -99,7 +99,6 @@ flags.register_multi_flags_validator(
 )
 
 TRACED_FLAGS = ("seed", "learning_rate", *RATES, *PENALTIES)
-SWEEP = "model=unigram,kneser_ney,rnn,gru,lstm;seed=0:3"
 synthetic_data = without_data("sentences", corpus="ptb")
 
 
@@ -271,6 +270,9 @@ def _figure(counts: np.ndarray, nats: dict[str, np.ndarray]) -> "Figure":
     if len(nats) > 1:
         along.legend()
     return figure
+
+
+SWEEP = "model=unigram,kneser_ney,rnn,gru,lstm;seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

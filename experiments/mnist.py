@@ -67,7 +67,6 @@ flags.DEFINE_enum("model", "lstm", ["logistic", "dense", *RECURRENT], "Which mod
 flags.DEFINE_integer("units", 128, "Units of a recurrent layer.", lower_bound=1, flag_values=FLAGS)
 
 TRACED_FLAGS = ("seed", "learning_rate")
-SWEEP = f"model=logistic,dense,{','.join(RECURRENT)};seed=0:3"
 synthetic_data = without_data("digits")
 
 
@@ -202,6 +201,9 @@ def _draw_wrong(axes: "Axes", pixels: Array, answers: np.ndarray) -> None:
         axes.text(column + 1, row + 1, str(answer), color="red", fontsize=7, va="top")
     axes.imshow(sheet, cmap="gray_r")
     axes.set(xticks=[], yticks=[], xlabel="the first wrong answers (red)")
+
+
+SWEEP = f"model=logistic,dense,{','.join(RECURRENT)};seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

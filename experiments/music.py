@@ -96,7 +96,6 @@ flags.register_multi_flags_validator(
 )
 
 TRACED_FLAGS = ("seed", "learning_rate", "dropout")
-SWEEP = f"model={','.join([*CHAINS, *CELLS])};seed=0:3"
 synthetic_data = without_data("pieces")
 
 
@@ -262,6 +261,9 @@ def _figure(piece: np.ndarray, composed: np.ndarray, predicted: np.ndarray, star
         axis.set_yticks([c for c in range(24, 108, 12) if sounds.min() - 2 <= c <= sounds.max() + 2])
     axes[-1, 0].set(xlabel="step (dashed: where the composition begins; ticks at every C)")
     return figure
+
+
+SWEEP = f"model={','.join([*CHAINS, *CELLS])};seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

@@ -63,7 +63,6 @@ flags.register_multi_flags_validator(
 )
 
 TRACED_FLAGS = ("seed", "learning_rate")
-SWEEP = f"model={','.join(MODELS)};seed=0:3"
 synthetic_data = without_data("digits")
 
 
@@ -197,6 +196,9 @@ def _animation(frames: np.ndarray, predicted: np.ndarray, given: int) -> bytes:
     with io.BytesIO() as file:
         pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=150, loop=0)
         return file.getvalue()
+
+
+SWEEP = f"model={','.join(MODELS)};seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

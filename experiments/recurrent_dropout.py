@@ -58,7 +58,6 @@ flags.DEFINE_float("dropout", 0.25, "Probability of dropping a unit, in [0, 1)."
 flags.register_validator("dropout", lambda rate: rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
 
 TRACED_FLAGS = ("seed", "learning_rate", "dropout")
-SWEEP = f"where={','.join(WHERE)};seed=0:2"
 synthetic_data = without_data("record", task="temperature")
 
 
@@ -94,6 +93,9 @@ def build(config: SimpleNamespace) -> Experiment:
         }
 
     return Experiment(supervised.task_program(config, task, trained), finish)
+
+
+SWEEP = f"where={','.join(WHERE)};seed=0:2"
 
 
 def report(runs: list[Run]) -> list[Section]:

@@ -73,7 +73,6 @@ for name, rate in (("word_dropout", 0.0), ("recurrent_dropout", 0.0), ("dropout"
     flags.register_validator(name, lambda rate: 0 <= rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
 
 TRACED_FLAGS = ("seed", "learning_rate", "word_dropout", "recurrent_dropout", "dropout")
-SWEEP = f"model={','.join(MODELS)};seed=0:3"
 synthetic_data = without_data("reviews")
 
 
@@ -296,6 +295,9 @@ def _figure(logits: np.ndarray, labels: np.ndarray, words: np.ndarray) -> "Figur
     length.bar([str(low) for low in found], [right[mask].mean() for mask in found.values()], color=COLORS[0])
     length.set(xlabel="words, at least", ylabel="test accuracy", ylim=(0.5, 1))
     return figure
+
+
+SWEEP = f"model={','.join(MODELS)};seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

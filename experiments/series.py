@@ -79,7 +79,6 @@ flags.DEFINE_float("dropout", 0.0, "Rate before the dense layers, in [0, 1).", f
 flags.register_validator("dropout", lambda rate: 0 <= rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
 
 TRACED_FLAGS = ("seed", "learning_rate", "dropout")
-SWEEP = f"data={','.join(PUBLISHED)};model={','.join(MODELS)};seed=0:3"
 synthetic_data = without_data("series")
 
 
@@ -249,6 +248,9 @@ def _finish(
         "validation_loss": float(state.best.value),
         "best_step": int(state.best.step),
     }
+
+
+SWEEP = f"data={','.join(PUBLISHED)};model={','.join(MODELS)};seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

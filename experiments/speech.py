@@ -62,7 +62,6 @@ for name, rate in (("recurrent_dropout", 0.25), ("dropout", 0.5)):
     flags.register_validator(name, lambda rate: 0 <= rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
 
 TRACED_FLAGS = ("seed", "learning_rate", "recurrent_dropout", "dropout")
-SWEEP = f"model={','.join(MODELS)};held_out={','.join(recordings.SPEAKERS)};seed=0:3"
 synthetic_data = without_data("recordings")
 
 
@@ -169,6 +168,9 @@ def _finish(
         "best_step": int(state.best.step),
         **{f"accuracy_{i}": float(row[i] / row.sum()) for i, row in enumerate(table) if row.any()},
     }
+
+
+SWEEP = f"model={','.join(MODELS)};held_out={','.join(recordings.SPEAKERS)};seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

@@ -77,7 +77,6 @@ flags.DEFINE_float("recurrent_dropout", 0.1, "Rate, in [0, 1).", flag_values=FLA
 flags.register_validator("recurrent_dropout", lambda rate: 0 <= rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
 
 TRACED_FLAGS = ("seed", "learning_rate", "recurrent_dropout")
-SWEEP = f"model={','.join(MODELS)};seed=0:3"
 synthetic_data = without_data("recordings")
 
 
@@ -327,6 +326,9 @@ def _picture(heard: Heard, digit: int, threshold: float, seconds: int = 20) -> "
     line.set(xlim=(0, ends), xlabel="seconds", ylabel=f"log odds of {digit}")
     line.set_title(f"Green: {digit} is spoken; triangles: the detector fires")
     return figure
+
+
+SWEEP = f"model={','.join(MODELS)};seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

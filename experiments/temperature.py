@@ -73,7 +73,6 @@ flags.register_multi_flags_validator(
 )
 
 TRACED_FLAGS = ("seed", "learning_rate", "recurrent_dropout", "dropout")
-SWEEP = f"model={','.join(UNITS)};seed=0:3"
 synthetic_data = without_data("record")
 
 
@@ -216,6 +215,9 @@ def _figure(name: str, series: Mapping[str, np.ndarray]) -> "Figure":
     for axis in axes[:, 0]:
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
+
+
+SWEEP = f"model={','.join(UNITS)};seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

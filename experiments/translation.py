@@ -81,7 +81,6 @@ flags.register_validator("dropout", lambda rate: rate < 1, "a rate in [0, 1)", f
 flags.DEFINE_float("length_penalty", 1.0, "Of beam search.", lower_bound=0.0, flag_values=FLAGS)
 
 TRACED_FLAGS = ("seed", "learning_rate", "dropout", "scheduled_sampling")
-SWEEP = f"attention={','.join(ATTENTION)};seed=0:3"
 synthetic_data = without_data("pairs of sentences")
 
 
@@ -338,6 +337,9 @@ def _maps(
         axis.set_yticks(range(len(rows)), rows)
         axis.grid(visible=False)
     return figure
+
+
+SWEEP = f"attention={','.join(ATTENTION)};seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

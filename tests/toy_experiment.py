@@ -29,7 +29,6 @@ flags.DEFINE_enum(
 )
 
 TRACED_FLAGS = ("seed", "learning_rate")
-SWEEP = "model=line,curve;seed=0:2"
 
 
 def build(config):
@@ -70,6 +69,9 @@ def build(config):
         return {"final_loss": evaluate(hparams, program.data, state)["loss"].item(), "sample": "not a number"}
 
     return Experiment(program, finish)
+
+
+SWEEP = "model=line,curve;seed=0:2"
 
 
 def report(runs):
