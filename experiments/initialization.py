@@ -29,7 +29,7 @@ from absl import flags
 from experiments.harness import command, supervised
 from experiments.harness.experiment import Experiment
 from experiments.harness.flags import training_flags
-from experiments.harness.report import COLORS, Section, groups, separate, summary
+from experiments.harness.report import COLORS, Section, evaluation_lines, groups, run_lines, separate, summary
 from experiments.harness.task import Task
 from experiments.shared import tasks
 from seqjax import cells, initializers
@@ -50,7 +50,7 @@ RECURRENT = {
 BIASES = ["0", "1", "chrono"]
 KEEPS = {"lstm": "forget", "gru": "update"}
 
-supervised.define_task(FLAGS, "adding", 100)
+tasks.define(FLAGS, "adding", 100)
 flags.DEFINE_enum("model", "lstm", ["rnn", "lstm", "gru"], "Which recurrent cell.", flag_values=FLAGS)
 flags.DEFINE_integer("units", 32, "Units.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_enum("recurrent", "orthogonal", list(RECURRENT), "Recurrent weights of each gate.", flag_values=FLAGS)
@@ -83,7 +83,7 @@ def model(config: SimpleNamespace, task: Task) -> Cell:
 
 def build(config: SimpleNamespace) -> Experiment:
     """Full BPTT of the cell as it was initialized."""
-    task = tasks.task_of(config)
+    task = tasks.make_task(config)
     cell = model(config, task)
     trained = supervised.cell_model(cell, task.features)
 
@@ -127,8 +127,8 @@ def report(runs: list[Run]) -> list[Section]:
         index = BIASES.index(bias) + len(COLORS) * list(RECURRENT).index(matrix)
         norms = np.array([np.load(run.directory / "gradients.npy") for run in members])
         lags = [range(norms.shape[1])] * len(norms)
-        supervised.each_run(at_start, label, lags, (norms / norms[:, :1]).tolist(), index)
-        supervised.evaluations(learning, label, members, "loss", index)
+        run_lines(at_start, label, lags, (norms / norms[:, :1]).tolist(), index)
+        evaluation_lines(learning, label, members, "loss", index)
     # Below this a gradient is lost among the others; a line that falls to 1e-30 would hide the rest.
     at_start.set(xlabel="time lag", ylabel="|dL/dh| before training, lag 0 = 1", yscale="log")
     at_start.set_ylim(bottom=max(1e-8, at_start.get_ylim()[0]))

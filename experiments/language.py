@@ -111,7 +111,7 @@ class Average(NamedTuple):
 
 def build(config: SimpleNamespace) -> Experiment:
     """Truncated BPTT over the text; the best params have the lowest validation loss."""
-    corpus = corpora.of_flags(config)
+    corpus = corpora.load(config)
     return _counted(config, corpus) if config.model in COUNTED else _trained(config, corpus)
 
 

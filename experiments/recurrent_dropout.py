@@ -27,7 +27,7 @@ from absl import flags
 from experiments.harness import command, supervised
 from experiments.harness.experiment import Experiment, without_data
 from experiments.harness.flags import training_flags
-from experiments.harness.report import Section, groups, separate, summary
+from experiments.harness.report import Section, evaluation_lines, groups, separate, summary
 from experiments.harness.task import Task
 from experiments.shared import tasks
 from seqjax import cells
@@ -50,7 +50,7 @@ WHERE: dict[str, tuple[Callable, ...]] = {
     "per_step": (per_step,),
 }
 
-supervised.define_task(FLAGS, "temperature", 120)
+tasks.define(FLAGS, "temperature", 120)
 flags.DEFINE_enum("model", "lstm", ["rnn", "lstm", "gru"], "Which recurrent cell.", flag_values=FLAGS)
 flags.DEFINE_integer("units", 32, "Units.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_enum("where", "recurrent", list(WHERE), "What is dropped.", flag_values=FLAGS)
@@ -79,7 +79,7 @@ def model(config: SimpleNamespace, task: Task) -> supervised.Model:
 
 def build(config: SimpleNamespace) -> Experiment:
     """Noisy cell in training, bare cell in evaluation."""
-    task = tasks.task_of(config)
+    task = tasks.make_task(config)
     trained = model(config, task)
 
     def finish(hparams, state, run):
@@ -103,7 +103,7 @@ def report(runs: list[Run]) -> list[Section]:
     figures, axes = separate("training", "validation")
     for axis, name in zip(axes, ("training_loss", "loss"), strict=True):
         for index, (label, members) in enumerate(groups(runs).items()):
-            supervised.evaluations(axis, label, members, name, index)
+            evaluation_lines(axis, label, members, name, index)
     axes[0].set(ylabel="training loss, without noise", xlabel="updates")
     axes[1].set(ylabel="validation loss", xlabel="updates")
     columns = [name for name in runs[0].result() if name.startswith(("test_", "best_", "last_"))]

@@ -93,7 +93,7 @@ class Corpus(NamedTuple):
     longer: int = 0
 
 
-def corpus_of(config: SimpleNamespace) -> Corpus:
+def load_corpus(config: SimpleNamespace) -> Corpus:
     """The pairs whose English sentence has at most --length tokens."""
     if config.data_dir is None:
         print("no --data_dir: the pairs are of a made-up grammar, and their numbers mean nothing", file=sys.stderr)
@@ -184,7 +184,7 @@ def _mean_loss(bind: Any, hparams: Hparams, params: Tree, part: Sequence[buckets
 
 def build(config: SimpleNamespace) -> Experiment:
     """Cross-entropy of the next token; the best params have the lowest validation loss."""
-    found = corpus_of(config)
+    found = load_corpus(config)
     taught = _taught(found.parts["train"], config.length)
     data = {"train": _rows(found, taught, config.batch_size), "validation": _rows(found, found.parts["validation"])}
     init, bind = network(config, found)

@@ -104,7 +104,7 @@ def test_a_run_that_stopped_early_is_drawn_to_its_end():
         return SimpleNamespace(records=lambda: losses)
 
     _, axes = report.panels()
-    supervised.evaluations(axes[0, 0], "two", [stopped(2), stopped(4)], "loss", 0)
+    report.evaluation_lines(axes[0, 0], "two", [stopped(2), stopped(4)], "loss", 0)
     assert [line.get_xdata().tolist() for line in axes[0, 0].lines] == [[1, 2], [1, 2, 3, 4]]
 
 
@@ -230,7 +230,7 @@ def test_recurrent_dropout_on_the_climate_record(tmp_path):
 def outputs_of(**flags):
     """Outputs of a training batch of the dropout study, for a key of the noise, and without noise for None."""
     config = define(recurrent_dropout).parse({"task": "adding", "length": 12, "units": 8, **flags})
-    task = tasks.task_of(config)
+    task = tasks.make_task(config)
     model = recurrent_dropout.model(config, task)
     params = model.init({}, jax.random.key(0))
     xs = task.train(task.data, jax.random.key(1), jnp.int32(0)).xs
@@ -276,7 +276,7 @@ def test_initialization(cell, forget_bias, recurrent, task, tmp_path):
 
 def initial(**flags):
     config = define(initialization).parse({"task": "adding", "length": 50, "units": 4, **flags})
-    cell = initialization.model(config, tasks.task_of(config))
+    cell = initialization.model(config, tasks.make_task(config))
     return cell.init(jax.random.key(0), 2)["cell"]
 
 

@@ -183,7 +183,7 @@ SMALL = {"units": 4, "length": 3, "batch_size": 2, "unit": "word", "corpus": "pt
 def small(**flags):
     """A configuration, its corpus, its network and weights."""
     config = define(language).parse({**SMALL, **flags})
-    corpus = corpora.of_flags(config)
+    corpus = corpora.load(config)
     model = reading.network(config, corpus.vocabulary.size)
     return config, corpus, model, jax.jit(lambda key: model.init(vars(config), key))(jax.random.key(0))
 
@@ -273,7 +273,7 @@ def test_the_carry_goes_on_and_starts_anew_with_the_text_and_the_rate_falls_then
     config = define(language).parse({**SMALL, **flags, "model": "rnn", "batch_size": 300})
     states, program = updates(config, 4)
     assert program.steps_per_epoch == 3
-    model = reading.network(config, corpora.of_flags(config).vocabulary.size)
+    model = reading.network(config, corpora.load(config).vocabulary.size)
     params = states[0].params
 
     @jax.jit
@@ -329,7 +329,7 @@ def test_language(trained):
     assert result["test_dynamic_loss"] < result["test_loss"]
     saved = np.load(trained.directory / "nats.npz")
     assert saved["nats"].mean() == pytest.approx(result["test_loss"])
-    test = corpora.of_flags(define(language).parse({"corpus": "ptb", "unit": "word"})).parts["test"]
+    test = corpora.load(define(language).parse({"corpus": "ptb", "unit": "word"})).parts["test"]
     assert saved["nats"].shape == saved["dynamic"].shape == saved["count"].shape == (len(test) - 1,)
     assert (trained.figures / "nats.png").stat().st_size > 10_000
     assert len((trained.directory / "sample.txt").read_text().split()) <= 6
@@ -418,8 +418,8 @@ def test_language_refuses(flags, message):
 
 def test_shakespeare_is_in_the_data_directory(tmp_path):
     with pytest.raises(ValueError, match="--corpus=shakespeare needs --data_dir"):
-        corpora.of_flags(define(language).parse({"corpus": "shakespeare"}))
+        corpora.load(define(language).parse({"corpus": "shakespeare"}))
     (tmp_path / "tinyshakespeare").mkdir()
     (tmp_path / "tinyshakespeare" / "input.txt").write_text("to be or not to be, that is the question\n" * 3)
     flags = {"corpus": "shakespeare", "data_dir": str(tmp_path)}
-    assert len(corpora.of_flags(define(language).parse(flags)).parts["test"]) == 6
+    assert len(corpora.load(define(language).parse(flags)).parts["test"]) == 6

@@ -162,7 +162,7 @@ def test_perplexity_is_over_all_tokens_of_all_pairs(long_translations):
     program = experiment.program
     params = program.init(hparams).params
     assert program.evaluate is not None
-    found = translation.corpus_of(config)
+    found = translation.load_corpus(config)
     part = found.parts["validation"]
     lengths = {name: [len(text.split()) for text in one.target] for name, one in found.parts.items()}
     assert max(lengths["validation"]) > translation.longest(5) == 7

@@ -263,3 +263,24 @@ def save(figure: "Figure", path: Path) -> bytes:
 def _themed(svg: str) -> str:
     head, tag, rest = svg.partition("<defs>")
     return head + _SVG_STYLE + tag + rest.replace("#000000", "currentColor")
+
+
+def run_lines(
+    axes: "Axes", label: str, xs: Sequence[Sequence[float]], ys: Sequence[Sequence[float]], index: int
+) -> None:
+    """Draws a line for each run of a group: an interval over two or three seeds would be wider than the effect.
+
+    Args:
+      axes: where to draw.
+      label: of the group.
+      xs: for each run its [N] abscissas; one that stopped early has fewer than another.
+      ys: for each run its [N] values.
+      index: of the group; chooses colour and dashes.
+    """
+    style: Any = {
+        "color": COLORS[index % len(COLORS)],
+        "linestyle": DASHES[index // len(COLORS) % len(DASHES)],
+        "linewidth": 1.2,
+    }
+    for number, (x, values) in enumerate(zip(xs, ys, strict=True)):
+        axes.plot(x, values, label=None if number else label, **style)

@@ -16,12 +16,13 @@ from experiments.harness import ending, ledger, page, plots
 from experiments.harness.experiment import Definition
 from experiments.harness.ledger import Missing, measured
 from experiments.harness.page import Mean, Section, Table, cell_text
-from experiments.harness.plots import COLORS, DASHES, curve, intervals, panels, save, separate
+from experiments.harness.plots import COLORS, DASHES, curve, intervals, panels, run_lines, save, separate
 from experiments.harness.texts import shortened
 from seqjax.train.run import Run, write_atomic
 from seqjax.train.strict_json import encode
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "cell_text",
     "command",
     "curve",
+    "evaluation_lines",
     "groups",
     "intervals",
     "learning_curves",
@@ -43,6 +45,7 @@ __all__ = [
     "mean",
     "measured",
     "panels",
+    "run_lines",
     "save",
     "separate",
     "summary",
@@ -197,6 +200,13 @@ def learning_curves(runs: Sequence[Run], metric: str) -> "list[Figure]":
         plots.scale([by_step, by_time])
         drawn += figures
     return drawn
+
+
+def evaluation_lines(axes: "Axes", label: str, members: Sequence[Run], metric: str, index: int) -> None:
+    """Draws a metric of the evaluations of each run of a group against updates; see `run_lines`."""
+    records = [[record for record in run.records() if record["split"] == "validation"] for run in members]
+    steps = [[record["step"] for record in rows] for rows in records]
+    run_lines(axes, label, steps, [[record[metric] for record in rows] for rows in records], index)
 
 
 def write(definition: Definition, directory: str | Path) -> str | None:

@@ -4,28 +4,23 @@
 sequences by full back-propagation through time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from absl import flags
 from flax import nnx
 
 from experiments.harness.experiment import Hparams
 from experiments.harness.optimizer import make_optimizer
-from experiments.harness.report import COLORS, DASHES
 from experiments.harness.task import Task, evaluate
 from seqjax.arrays import Array, Key, Params, Tree
 from seqjax.core import Cell
-from seqjax.train import Program, Run, State, initial_state
+from seqjax.train import Program, State, initial_state
 from seqjax.unrolling import unroll
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 # Training batches that are evaluated, without noise, to show the gap to the validation part.
 TRAINING_SAMPLE = 8
@@ -175,37 +170,3 @@ def test_scores(task: Task, model: Model, hparams: Hparams, params: Params) -> d
     """The task's scores on the test part, as results of a run."""
     run = jax.jit(lambda data, params: scores(task, model, "test", hparams, data, params))
     return {f"test_{name}": float(value) for name, value in run(task.data, params).items()}
-
-
-def define_task(values: flags.FlagValues, task: str, length: int) -> None:
-    """Adds the flags --task and --length with these defaults."""
-    flags.DEFINE_enum("task", task, ["temperature", "adding"], "What is learned.", flag_values=values)
-    flags.DEFINE_integer("length", length, "Time steps of a sequence.", lower_bound=2, flag_values=values)
-
-
-def each_run(
-    axes: "Axes", label: str, xs: Sequence[Sequence[float]], ys: Sequence[Sequence[float]], index: int
-) -> None:
-    """Draws a line for each run of a group: an interval over two or three seeds would be wider than the effect.
-
-    Args:
-      axes: where to draw.
-      label: of the group.
-      xs: for each run its [N] abscissas; one that stopped early has fewer than another.
-      ys: for each run its [N] values.
-      index: of the group; chooses colour and dashes.
-    """
-    style: Any = {
-        "color": COLORS[index % len(COLORS)],
-        "linestyle": DASHES[index // len(COLORS) % len(DASHES)],
-        "linewidth": 1.2,
-    }
-    for number, (x, values) in enumerate(zip(xs, ys, strict=True)):
-        axes.plot(x, values, label=None if number else label, **style)
-
-
-def evaluations(axes: "Axes", label: str, members: Sequence[Run], metric: str, index: int) -> None:
-    """Draws a metric of the evaluations of each run of a group against updates; see `each_run`."""
-    records = [[record for record in run.records() if record["split"] == "validation"] for run in members]
-    steps = [[record["step"] for record in rows] for rows in records]
-    each_run(axes, label, steps, [[record[metric] for record in rows] for rows in records], index)

@@ -54,7 +54,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("unit", "character", list(UNITS), "What a token is.", flag_values=values)
 
 
-def of_flags(config: SimpleNamespace) -> Corpus:
+def load(config: SimpleNamespace) -> Corpus:
     """The corpus of the flags --corpus, --unit and --data_dir; a text without parts is cut at 90 and at 95 %."""
     return _corpus(config.corpus, config.unit, config.data_dir)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import flags
 
 from experiments.harness.task import Batch, Task
 from experiments.shared import corpora
@@ -199,7 +200,13 @@ def temperature(data_dir: str | None, *, length: int, batch_size: int) -> Task:
     )
 
 
-def task_of(config: SimpleNamespace) -> Task:
+def define(values: flags.FlagValues, task: str, length: int) -> None:
+    """Adds the flags --task and --length with these defaults."""
+    flags.DEFINE_enum("task", task, ["temperature", "adding"], "What is learned.", flag_values=values)
+    flags.DEFINE_integer("length", length, "Time steps of a sequence.", lower_bound=2, flag_values=values)
+
+
+def make_task(config: SimpleNamespace) -> Task:
     """The task of the flags."""
     if config.task == "adding":
         return adding(length=config.length, batch_size=config.batch_size)
