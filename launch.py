@@ -1,12 +1,14 @@
-"""Launches sweeps: `python launch.py --experiment=temperature --sweep="model=lstm,gru;seed=0:3" --executor=local`.
+"""Launches a sweep: `python launch.py --experiment=temperature --sweep="model=lstm,gru;seed=0:3" --executor=local`.
 
 Without any flag: the main job, truncated against full back-propagation through time on the embedded corpus.
 
 A sweep is a product of axes: ";" between axes, "," between values, and a:b for the integers a, ..., b - 1
-(seed=0:3 is 0, 1, 2), at most 10,000 runs in all. Without --sweep the experiment's own STUDY is run. Any flag of the
-experiment may be given beside the flags below and then holds for all runs (--steps=100 --data_dir=DIR). Everything is
-checked before the first run starts. The same command again goes on where it was ended: finished runs are not run
-again, broken ones are.
+(seed=0:3 is 0, 1, 2), at most 10,000 runs in all. Without --sweep it is the one that the experiment proposes, which
+`--experiment=NAME --help` shows. Any flag of the experiment may be given as well and then holds for all runs
+(--steps=100 --data_dir=DIR); one that the proposed sweep varies is fixed at the given value. Everything is checked
+before the first run starts. The same command again resumes: finished runs are kept, failed ones are run again.
+
+A single run is `python -m experiments.NAME`.
 """
 
 import copy
@@ -17,23 +19,26 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 
 from absl import flags
 
 import experiments
-from experiments.harness import base, command, ending, executors, sweep
+from experiments.harness import command, ending, executors, sweep
+from experiments.harness.experiment import ATTRIBUTES, Definition, define
+from experiments.harness.flags import given_flags
 from experiments.harness.texts import shortened
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("experiment", "bptt_vs_tbptt", "A module of experiments/, or any other module.", flag_values=FLAGS)
-flags.DEFINE_string("sweep", None, "Axes of the sweep (default: the experiment's STUDY).", flag_values=FLAGS)
+flags.DEFINE_string(
+    "sweep", None, "Axes of the sweep (default: those that the experiment proposes).", flag_values=FLAGS
+)
 flags.DEFINE_enum(
     "executor",
     "vmap",
     ["debug", "local", "vmap", "slurm"],
-    "debug: in this process; local: --processes at a time; vmap: runs that differ only in numbers as one compiled"
-    " program; slurm: jobs of a cluster, through submitit.",
+    "debug: in this process; local: --processes at a time; vmap: runs that differ only in traced flags as one"
+    " compiled program; slurm: jobs of a cluster, through submitit.",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer("processes", 2, "Runs at the same time (local, slurm).", lower_bound=1, flag_values=FLAGS)
@@ -42,15 +47,11 @@ flags.DEFINE_string("slurm_partition", None, "Partition of the cluster.", flag_v
 flags.DEFINE_integer("slurm_minutes", 60, "Time limit of a job.", lower_bound=1, flag_values=FLAGS)
 
 
-# What an experiment is made of (experiments/harness/base.py).
-CONTRACT = ("FLAGS", "NUMBERS", "STUDY", "program", "finish", "report")
-
-
-def experiment(name: str) -> ModuleType:
-    """Returns the experiment module of that name.
+def experiment(name: str) -> Definition:
+    """Returns the experiment of that name.
 
     Raises:
-        ValueError: there is none, or it cannot be imported, or it lacks what makes an experiment.
+        ValueError: there is no such module, it cannot be imported, or it lacks an attribute of an experiment.
     """
     about = f"experiment {shortened(name)!r}"
     module = None
@@ -62,18 +63,16 @@ def experiment(name: str) -> ModuleType:
     except ending.Stopped:
         raise
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{about} cannot be imported: {base.summary(error)}") from None
-    if module is None or not hasattr(module, "STUDY"):
+        raise ValueError(f"{about} cannot be imported: {ending.summary(error)}") from None
+    if module is None or not hasattr(module, "SWEEP"):
         files = sorted(Path(experiments.__file__).parent.glob("*.py"))
-        known = [file.stem for file in files if "\nSTUDY = " in file.read_text()]
+        known = [file.stem for file in files if "\nSWEEP = " in file.read_text()]
         stem = re.sub(r".*/|\.py$", "", name)
         hint = f" (give the name alone: {stem})" if stem != name and stem in known else ""
         raise ValueError(f"no {about}{hint}; expected one of {', '.join(known)}, or any importable module")
-    if lacking := [part for part in CONTRACT if not hasattr(module, part)]:
-        raise ValueError(
-            f"{about} lacks {', '.join(lacking)}: experiments/harness/base.py says what an experiment is made of"
-        )
-    return module
+    if lacking := [attribute for attribute in ATTRIBUTES if not hasattr(module, attribute)]:
+        raise ValueError(f"{about} lacks {', '.join(lacking)}: see experiments/harness/experiment.py")
+    return define(module)
 
 
 def _exists(name: str) -> bool:
@@ -99,12 +98,16 @@ def _main(argv: Sequence[str]) -> int:
         raise ValueError(str(error)) from None
     if wants_help:
         print(f"{__doc__}\n{FLAGS.get_help(include_special_flags=False)}")
+        definition = experiment(options.experiment)
         if options["experiment"].present:
-            print(command.usage(experiment(options.experiment)))
+            print(command.usage(definition))
+        else:
+            print(f"The sweep that {options.experiment} proposes is {definition.sweep!r}.")
         return 0
-    module = experiment(options.experiment)
+    definition = experiment(options.experiment)
     executor = _executor(options)
-    plan = sweep.plan(module, options.sweep, base.given_flags(module, rest, beside=list(FLAGS)), options.workdir)
+    fixed = given_flags(definition.flags, rest, beside=list(FLAGS))
+    plan = sweep.plan(definition, options.sweep, fixed, options.workdir)
     if options.executor == "vmap" and any(member.config.patience for member in plan.members):
         raise ValueError("--patience: the lanes of --executor=vmap cannot stop early; take debug or local")
     return sweep.run(plan, executor)

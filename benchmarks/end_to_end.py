@@ -87,6 +87,6 @@ def verdict(what: str, value: float, bound: float, *, at_least: bool = False) ->
 
 def configuration(module: Any, **flags: Any) -> Any:
     """The shipped configuration of an experiment on the record that is there, with other flags."""
-    from experiments.harness import base
+    from experiments.harness.experiment import define
 
-    return base.parse(module, {"data_dir": data_dir(), "progress": False, **flags})
+    return define(module).parse({"data_dir": data_dir(), "progress": False, **flags})

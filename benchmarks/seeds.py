@@ -17,7 +17,7 @@ import jax
 
 from benchmarks.end_to_end import Command, configuration, verdict
 from experiments import temperature
-from experiments.harness import base
+from experiments.harness.experiment import define
 from experiments.harness.report import markdown_table
 from experiments.shared import tasks
 from seqjax.train import Run, fit, fit_lanes
@@ -40,15 +40,15 @@ class Took(NamedTuple):
 
 def train(config: SimpleNamespace, seeds: Sequence[int]) -> Took:
     """Trains with these seeds: one as a single run, several as lanes."""
-    program = temperature.program(config)
-    numbers = [{**base.numbers(temperature, config), "seed": jax.numpy.int32(seed)} for seed in seeds]
+    program = temperature.build(config).program
+    hparams = [{**define(temperature).hparams(config), "seed": jax.numpy.int32(seed)} for seed in seeds]
     options = {"steps": config.steps, "steps_per_call": config.steps_per_call, "progress": False}
     with tempfile.TemporaryDirectory() as folder:
         runs = [Run.open(Path(folder, str(seed)), {"seed": seed}) for seed in seeds]
         if len(seeds) == 1:
-            result = fit(program, numbers[0], runs[0], **options)
+            result = fit(program, hparams[0], runs[0], **options)
         else:
-            result, *_ = fit_lanes(program, numbers, runs, **options)
+            result, *_ = fit_lanes(program, hparams, runs, **options)
         clock = [record["seconds"] for record in runs[0].records() if record["split"] == "train"]
     updates = [(end - begin) / config.steps_per_call for begin, end in itertools.pairwise(clock)]
     return Took(updates, result.compile_seconds + result.wall_seconds)

@@ -21,7 +21,7 @@ from experiments.harness.report import markdown_table
 BUDGET = 100.0  # s, after which no pair is started
 PAIRS = 5
 TARGET = 0.5  # of the first launch
-TINY = ("--hidden=4", "--length=8", "--steps_per_call=1", "--evaluate_every=0", "--truncation=full", "--sweep=seed=0:1")
+TINY = ("--units=4", "--length=8", "--steps_per_call=1", "--evaluate_every=0", "--truncation=full", "--sweep=seed=0:1")
 
 
 def launch(cache: Path, job: Sequence[str]) -> float:

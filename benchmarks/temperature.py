@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.end_to_end import Command, configuration, verdict
 from experiments import temperature
-from experiments.harness import base
+from experiments.harness.experiment import define
 from experiments.harness.report import COLORS, markdown_table, panels, save
 from experiments.shared import tasks
 from seqjax.data import jena
@@ -98,13 +98,14 @@ def seqjax_fit(problem: Problem) -> Took:
     """`fit` of the experiment's program; evaluation and checkpoints are not in the rates, nor are they elsewhere."""
     config = problem.config
     start = time.perf_counter()
-    program = temperature.program(config)
+    program = temperature.build(config).program
     built = time.perf_counter() - start
     names = ("steps", "steps_per_call", "evaluate_every", "checkpoint_every", "progress")
     with tempfile.TemporaryDirectory() as folder:
         run = Run.open(folder, vars(config))
         start = time.perf_counter()
-        result = fit(program, base.numbers(temperature, config), run, **{name: getattr(config, name) for name in names})
+        options = {name: getattr(config, name) for name in names}
+        result = fit(program, define(temperature).hparams(config), run, **options)
         began = time.perf_counter() - start - result.wall_seconds
         calls = [record for record in run.records() if record["split"] == "train"]
     clock = [record["seconds"] for record in calls]

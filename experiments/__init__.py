@@ -1,5 +1,7 @@
 """Experiments: one readable file each, whose docstring has the question, the commands and the headline number.
 
+`python -m experiments.NAME` is one run, `python launch.py --experiment=NAME` a sweep.
+
 Studies of gradients, noise and initial weights:
     bptt_vs_tbptt, recurrent_dropout, initialization
 Tasks:
@@ -7,10 +9,12 @@ Tasks:
     next_frame, captions
 Commands that use what a task trained:
     demos/: generate (writes text), translate, listen (to a wav file), watch (a stream of numbers)
-What several of them lean on:
-    shared/: tasks, corpora, language models, detection, moving digits, baselines of translation
-What carries all of them:
-    harness/: flags and runs, training on whole sequences, the command, sweeps, executors, reports
+What several of them share:
+    shared/: tasks, corpora, recordings, moving digits, recurrent layers, language models, detection, confusion
+    matrices, baselines of translation
+What runs all of them:
+    harness/: the contract (experiment.py), flags, optimizer, runs, training programs, the command, sweeps, executors,
+    reports
 """
 
 import sys
@@ -18,7 +22,7 @@ from pathlib import Path
 
 from experiments.harness import ending
 
-# `python -m experiments.NAME` and launch.py, at their first import: the next ones take seconds, in which nothing is
-# started yet. Where somebody else imports an experiment, signals are none of our business.
+# `python -m experiments.NAME` and launch.py, at their first import: the next ones take seconds, in which nothing has
+# started yet. Anyone else who imports an experiment keeps their own signal handlers.
 if sys.argv[:1] == ["-m"] or Path((sys.argv or [""])[0]).name == "launch.py":
     ending.at_once()

@@ -1,46 +1,30 @@
 """When does something go wrong in a stream? The Numenta anomaly benchmark (Lavin & Ahmad 2015, arXiv 1510.03336).
 
-58 series of single values, 365,558 rows, 116 windows. A forecaster says the value 4 rows ahead, `AnomalyDetector` how
-unusual its error is, and an alarm is a score above one threshold for all series. Nothing but the probationary rows (the
-first 15 %, 750 at most) is learned from, without labels. A row is (value, sin, cos of the time of day), the value
+58 series of single values, 365,558 rows, 116 windows. A forecaster predicts the value 4 rows ahead, `AnomalyDetector`
+scores how unusual its error is, and an alarm is a score above one threshold for all series. Only the probationary rows
+(the first 15 %, 750 at most) are learned from, without labels. A row is (value, sin, cos of the time of day), the value
 standardized by the probationary rows of its series. The models are forecasters:
 
     last_value       the last value                      moving_average   an exponential average of 100 values
-    seasonal         what followed this time of day the day before
+    seasonal         the value after this time of day on the day before
     gru, lstm        16 units, Dense(1): one network for all series
-    gru_each         a network for every series, as lanes of one program; series are padded to one length and masked
+    gru_each         a network per series, as lanes of one program; series are padded to one length and masked
 
     python -m experiments.anomalies --model=gru --data_dir=DIR
-    python launch.py --experiment=anomalies --data_dir=DIR                  all models
-    python -m experiments.anomalies --watch=FILE.csv --run=DIR_OF_A_RUN     alarms of a stream as they come; -: stdin
+    python launch.py --experiment=anomalies --data_dir=DIR                   all models
+    python -m experiments.demos.watch --run=DIR_OF_A_RUN FILE.csv            alarms of a stream as they come; -: stdin
 
-DIR holds the repository of the benchmark or an archive of it. Without --data_dir the series are generated.
+DIR holds the repository of the benchmark or an archive of it. Without --data_dir the series are generated. `score_*`
+take the threshold from all series with their labels, as published; `held_out_*` from the other categories of series.
 
-The benchmark chooses the threshold on all series with their labels, and so do the published numbers and `score_*`;
-`held_out_*` takes the threshold of every category of series from the other categories.
-
-Measured on the benchmark: profiles standard / reward low FP / reward low FN, standard with the threshold held out,
-windows found of 116, false alarms. Mean and 95 % interval of three seeds as lanes; wall clock on a busy machine.
-
-    last_value       56.1 / 52.8 / 59.0                            55.3          75    75
-    moving_average   60.8 / 57.4 / 63.8                            60.5          81    76
-    seasonal         57.6 / 54.5 / 61.1                            56.2          79   140
-    gru              61.8 ± 2.6 / 58.1 ± 2.0 / 64.8 ± 3.0          61.1 ± 2.9    82    82      993 parameters, 49 s
-    lstm             61.97 ± 0.40 / 58.41 ± 0.83 / 64.88 ± 0.27    60.8 ± 2.6    82    79    1,297 parameters, 98 s
-    gru_each         62.8 ± 1.2 / 59.5 ± 1.3 / 65.6 ± 1.2          62.0 ± 1.5    83    73    58 x 993, --steps=100, 46 s
-
-Published (`PUBLISHED`): Numenta HTM 70.1, CAD OSE 69.9, KNN CAD 58.0, relative entropy 54.6. An alarm wherever a value
-leaves its range so far, a rule that the detector shares with Numenta's, is worth 50.8 alone; a moving average adds ten
-points to it, and a network one or two more. What keeps its range and changes its shape is missed: four of the six
-artificial anomalies. The horizon and the constants of the detector were chosen by this score, with these labels.
-A row takes about 1 µs where all 58 series are read at once, 4 µs in one series, and 0.3 to 0.5 ms if it is sent alone.
+Measured: gru_each scores 62.8 ± 1.2 on the standard profile, moving_average 60.8, Numenta HTM 70.1 (docs/results.md).
 """
 
 import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,20 +33,22 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, Hparams, without_data
+from experiments.harness.flags import training_flags
 from experiments.harness.report import COLORS, Section, groups, intervals, mean, panels, save, separate
 from seqjax import cells
 from seqjax.arrays import Array, Key, Params
 from seqjax.core import Cell
 from seqjax.data import nab, nab_score, windows
 from seqjax.models.anomaly import AnomalyDetector, Reading, moving_average, seasonal
-from seqjax.train import Program, Run, State, write_arrays, write_atomic
+from seqjax.train import Run, State, write_arrays, write_atomic
 from seqjax.wrappers import with_head
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLAGS = base.flags(
+FLAGS = training_flags(
     steps=400, steps_per_call=10, evaluate_every=10, batch_size=58, learning_rate=1e-2, schedule="cosine", clip_norm=1.0
 )
 MODELS = ("last_value", "moving_average", "seasonal", "gru", "lstm", "gru_each")
@@ -85,9 +71,8 @@ flags.DEFINE_enum("model", "gru", MODELS, "Which forecaster.", flag_values=FLAGS
 flags.DEFINE_integer("horizon", 4, "Rows that a forecast looks ahead.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("units", 16, "Units of a recurrent network.", lower_bound=1, flag_values=FLAGS)
 
-NUMBERS = ("seed", "learning_rate")
-STUDY = f"model={','.join(MODELS)};seed=0:3"
-generated = base.without_data("series")
+TRACED_FLAGS = ("seed", "learning_rate")
+synthetic_data = without_data("series")
 _HELD_OUT = 0.2  # part of the probationary rows that tells which params are best
 _FEATURES = 3
 
@@ -147,8 +132,8 @@ class Detector(NamedTuple):
     """The model as functions of its weights, which have a leading axis of series where each has a network.
 
     Attributes:
-      init: `(numbers, key) -> params`.
-      forecasts: `(params, xs [B, T, 3], which [B]) -> [B, T]`, of the series of these numbers.
+      init: `(hparams, key) -> params`.
+      forecasts: `(params, xs [B, T, 3], which [B]) -> [B, T]`, of the series with these indices.
       readings: `(params, xs [B, T, 3]) -> readings [B, T]`, of all series.
       one: `params -> AnomalyDetector`, of one network.
     """
@@ -160,14 +145,14 @@ class Detector(NamedTuple):
 
 
 def detector(config: SimpleNamespace, count: int) -> Detector:
-    """The detector of the flags for so many series."""
+    """The detector of the flags for this many series."""
     cell = _forecaster(config)
-    init, network = supervised.of_module(
-        lambda numbers, rngs: AnomalyDetector(cell, _FEATURES, horizon=config.horizon, rngs=rngs)
+    init, bind = supervised.functional(
+        lambda hparams, rngs: AnomalyDetector(cell, _FEATURES, horizon=config.horizon, rngs=rngs)
     )
 
     def one(params: Params) -> AnomalyDetector:
-        return network({}, params, None)
+        return bind({}, params, None)
 
     if config.model != "gru_each":
         return Detector(
@@ -177,8 +162,8 @@ def detector(config: SimpleNamespace, count: int) -> Detector:
             one,
         )
 
-    def init_each(numbers, key):
-        return jax.vmap(lambda key: init(numbers, key))(jax.random.split(key, count))
+    def init_each(hparams, key):
+        return jax.vmap(lambda key: init(hparams, key))(jax.random.split(key, count))
 
     def forecasts(params, xs, which):
         params = jax.tree.map(lambda leaf: leaf[which], params)
@@ -191,8 +176,8 @@ def detector(config: SimpleNamespace, count: int) -> Detector:
     return Detector(init_each, forecasts, readings, one)
 
 
-def program(config: SimpleNamespace) -> Program:
-    """Mean absolute error of the forecasts on 80 % of the probationary rows; the others tell which params are best."""
+def build(config: SimpleNamespace) -> Experiment:
+    """Mean absolute error of the forecasts on 80 % of the probationary rows; the others choose the best params."""
     series = corpus(config.data_dir)
     data = streams(series.values())
     count, longest = len(data.lengths), int(data.probation.max())
@@ -218,20 +203,29 @@ def program(config: SimpleNamespace) -> Program:
         weights = real.astype(missed.dtype)
         return (jnp.sum(weights * missed, axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1)).mean()
 
-    def gradient(numbers, data, params, step, k_data, k_noise):
+    def gradient(hparams, data, params, step, k_data, k_noise):
         which = windows.minibatch(k_data, step, batch, count)
         return jax.value_and_grad(lambda params: error(data, params, which, "train"))(params)
 
-    def evaluate(numbers, data, params):
+    def evaluate(hparams, data, params):
         return {"loss": error(data, params, jnp.arange(count, dtype=jnp.int32), "validation")}
 
-    return supervised.descent(config, model.init, gradient, evaluate, data, batches=count // batch, held_out=series)
+    program = supervised.program(config, model.init, gradient, evaluate, data, batches=count // batch, held_out=series)
+    return Experiment(program, partial(_finish, model, series, data))
 
 
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+def _finish(
+    model: Detector,
+    series: Mapping[str, nab.Series],
+    data: Streams,
+    hparams: Hparams,
+    state: State,
+    run: Run,
+) -> dict[str, Any]:
     """Scores by profile and category; the scores of all rows, the alarms of each series, and a figure."""
-    series, data, params = program.held_out, program.data, state.best.params
-    detect = jax.jit(detector(config, len(series)).readings).lower(params, data.xs).compile()
+    del hparams
+    params = state.best.params
+    detect = jax.jit(model.readings).lower(params, data.xs).compile()
     began = time.perf_counter()
     readings: Reading = jax.block_until_ready(detect(params, data.xs))
     seconds = time.perf_counter() - began
@@ -251,7 +245,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
 
 
 def _scores(marks: Mapping[str, nab_score.Marks]) -> dict[str, float]:
-    """What the detector is worth by profile, and, on the standard profile, by category."""
+    """Scores by profile, and, on the standard profile, by category."""
     by_category: dict[str, list[nab_score.Marks]] = {}
     for name, one in marks.items():
         by_category.setdefault(name.split("/")[0], []).append(one)
@@ -281,7 +275,7 @@ def _alarms(
     marks: Mapping[str, nab_score.Marks],
     threshold: float,
 ) -> Iterator[str]:
-    """What was found in each series, and all alarms."""
+    """A summary of each series, and all alarms."""
     yield f"alarms are scores of {threshold:.3f} or more; + in a window, - outside of one\n"
     for name, one in series.items():
         found, false = _counts(marks[name], threshold)
@@ -319,6 +313,9 @@ def _figure(series: Mapping[str, nab.Series], data: Streams, readings: Reading, 
     return figure
 
 
+SWEEP = f"model={','.join(MODELS)};seed=0:3"
+
+
 def report(runs: list[Run]) -> list[Section]:
     """Scores beside the published ones, and by category."""
     by_label = groups(runs)
@@ -342,9 +339,4 @@ def report(runs: list[Run]) -> list[Section]:
 
 
 if __name__ == "__main__":
-    if any(argument.startswith("--watch") for argument in sys.argv):
-        from experiments.demos import watch
-
-        watch.main()
-    else:
-        command.main(sys.modules[__name__])
+    command.main(sys.modules[__name__])

@@ -1,24 +1,21 @@
 """What does truncating back-propagation through time cost, and what does it save?
 
 Full BPTT over the training length against truncated BPTT(k1, k2): an update every k1 steps, from a gradient that
-reaches k2 steps back (Williams & Peng 1990). Every step of training shows every run the same `--length` time steps of
-data, so a run with k1 = length / 8 makes eight updates of what full BPTT makes one of.
+reaches k2 steps back (Williams & Peng 1990). Every training step shows each run the same `--length` time steps of data,
+so a run with k1 = length / 8 makes eight updates where full BPTT makes one.
 
 Tasks: "text" (the next character, of the embedded corpus or of any file: --corpus=input.txt), "recall" and "copy"
 (a truncation shorter than the lag --length must stay at chance), and "adding" (where it need not: see `ADDING`).
 
-    python -m experiments.bptt_vs_tbptt                                the study: all truncations, three seeds
-    python -m experiments.bptt_vs_tbptt --truncation=8:32              one run
-    python launch.py --sweep="truncation=full,25:25;seed=0:3" --task=recall --length=100 --chrono=100 --hidden=64
+    python launch.py                                             the main job: all truncations, three seeds
+    python -m experiments.bptt_vs_tbptt --truncation=8:32        one run
+    python launch.py --sweep="truncation=full,25:25;seed=0:3" --task=recall --length=100 --chrono=100 --units=64
 
-For each run: loss against updates and wall clock, memory of the compiled program, steps per second, the cosine and the
-norm ratio of its gradient to the full one along training, and a text sample.
+Reported for each run: loss against updates and wall clock, memory of the compiled program, steps per second, the cosine
+and the norm ratio of its gradient to the full one along training, and a text sample.
 
-Measured (docs/results.md has the commands and the rest): on the embedded text, after the same 150 windows, 3.05 bits
-per character by full BPTT (128), 2.31 by 16:16 and by 16:64, 2.17 by 4:4, in 70 seconds for three seeds each; recall
-at lag 100, 100 % by full BPTT and 13 % (chance 12.5 %) by 25:25; adding at T = 100, squared error 0.001 by full BPTT
-and 0.006 by 25:25; tiny Shakespeare, 2.415 bits per character on the last tenth with 875,202 parameters after 6,000
-updates.
+Measured on the embedded text after the same 150 windows: 3.05 bits per character by full BPTT, 2.17 by 4:4
+(docs/results.md).
 """
 
 import math
@@ -32,7 +29,10 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 
-from experiments.harness import base, command
+from experiments.harness import command
+from experiments.harness.experiment import Experiment
+from experiments.harness.flags import training_flags
+from experiments.harness.optimizer import make_optimizer
 from experiments.harness.report import Section, curve, groups, separate, summary
 from experiments.harness.task import Batch, Task, evaluate
 from experiments.shared import tasks
@@ -46,7 +46,7 @@ from seqjax.train.run import Run, write_atomic
 from seqjax.unrolling import generate, unroll
 from seqjax.wrappers import with_embedding, with_head
 
-FLAGS = base.flags(
+FLAGS = training_flags(
     steps=150, steps_per_call=25, evaluate_every=25, batch_size=16, learning_rate=4e-3, clip_norm=1.0, optimizer="adam"
 )
 flags.DEFINE_enum("task", "text", ["text", "recall", "copy", "adding"], "What is learned.", flag_values=FLAGS)
@@ -56,25 +56,23 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_string("truncation", "full", "full, or k1:k2 with k1 <= k2 (steps).", flag_values=FLAGS)
 flags.DEFINE_enum(
-    "cell",
+    "model",
     "lstm",
     ["rnn", "lstm", "peephole_lstm", "gru", "gru_reset_before", "min_gru"],
-    "Which recurrence.",
+    "Which recurrent cell.",
     flag_values=FLAGS,
 )
-flags.DEFINE_integer("hidden", 128, "Units of a layer.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("units", 128, "Units of a layer.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("layers", 1, "Layers.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("embedding", 32, "Features of a token.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("embedding_size", 32, "Size of a token's embedding.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_float("chrono", 0.0, "Chrono initialization up to this many steps; 0: off.", flag_values=FLAGS)
 flags.DEFINE_integer("sample", 400, "Characters of the text sample.", lower_bound=1, flag_values=FLAGS)
 flags.register_validator("truncation", lambda value: bool(_truncation(value)), flag_values=FLAGS)
 
-NUMBERS = ("seed", "learning_rate")
-STUDY = "truncation=full,16:64,16:16,4:4;seed=0:3"
-generated = base.without_data("record", task="temperature")
+TRACED_FLAGS = ("seed", "learning_rate")
 
 ADDING = """Why a short truncation can learn to add. The two marked values must be added whenever they come, and the
-same weights do it at every step. In some sequences the second marker stands a few steps before the end, within reach of
+same weights do it at every step. In some sequences the second marker is a few steps before the end, within reach of
 the truncated gradient, and there the network learns to add a marked value to what it holds. A gated carry that holds
 then holds for any lag: nothing else has to be learned from far away. Recall has no such late examples: its one symbol
 is always the whole lag away, so a gradient shorter than the lag never sees it."""
@@ -96,24 +94,17 @@ def _task(config: SimpleNamespace) -> Task:
     return make(length=config.length, batch_size=config.batch_size)
 
 
-def left_out(config: SimpleNamespace) -> str | None:
-    """The training characters at the ends of the lanes."""
-    if config.task != "text":
-        return None
-    return tasks.characters_left_out(config.corpus, length=config.length, batch_size=config.batch_size)
-
-
 def model(config: SimpleNamespace, task: Task) -> Cell:
     """Embedding (of tokens), layers, head, as one cell."""
     bias = {"b": initializers.chrono(config.chrono)} if config.chrono else {}
-    cell = cells.stack(*(getattr(cells, config.cell)(config.hidden, **bias) for _ in range(config.layers)))
+    cell = cells.stack(*(getattr(cells, config.model)(config.units, **bias) for _ in range(config.layers)))
     if task.tokens:
-        cell = with_embedding(cell, task.tokens, config.embedding)
+        cell = with_embedding(cell, task.tokens, config.embedding_size)
     return with_head(cell, task.outputs)
 
 
 def _padded(batch: Batch, blank: int | float, multiple: int) -> Batch:
-    """The batch with blanks before it, so that its steps are a multiple: what is wanted last ends a chunk."""
+    """The batch with blanks before it, so that its length is a multiple: the last target ends a chunk."""
     pad = -batch.xs.shape[0] % multiple
 
     def before(leaf, value):
@@ -122,16 +113,9 @@ def _padded(batch: Batch, blank: int | float, multiple: int) -> Batch:
     return Batch(before(batch.xs, blank), before(batch.targets, 0), before(batch.weights, 0))
 
 
-def _window(config: SimpleNamespace, steps: int) -> tuple[int, int]:
-    """(k1, k2) of the flags, for sequences of so many steps."""
-    truncation = _truncation(config.truncation)
-    return (steps, steps) if isinstance(truncation, str) else truncation
-
-
-def _updates_a_step(config: SimpleNamespace, task: Task) -> int:
-    """Optimizer updates in one training step: one for each chunk in which something is wanted."""
+def _updates_per_step(task: Task, k1: int) -> int:
+    """Optimizer updates in one training step: one per chunk of k1 time steps that has a target."""
     batch = task.train(task.data, jax.random.key(0), jnp.int32(0))
-    k1, _ = _window(config, batch.xs.shape[0])
     weights = _in_chunks(_padded(batch, task.blank, k1).weights, k1)
     return int((weights.sum((1, 2)) > 0).sum())
 
@@ -153,12 +137,21 @@ def _gradient(estimator: Estimator, k: int, params: Params, carry: Any, batch: B
     return jax.tree.map(lambda g: g.sum(0) * (k * batch.weights.shape[1] / batch.weights.sum()), grads)
 
 
-def program(config: SimpleNamespace) -> Program:
+def _scores(task: Task, cell: Cell, part: str, data: Tree, params: Params) -> dict[str, Array]:
+    _, batch = task.held_out[part]
+    size = jax.eval_shape(batch, data, jnp.int32(0)).xs.shape[1]
+    return evaluate(
+        task, part, data, cell.initial_carry(params, (size,)), lambda carry, xs: unroll(cell, params, carry, xs)
+    )
+
+
+def build(config: SimpleNamespace) -> Experiment:
     """Training by truncated or full BPTT; one step of the program is `--length` time steps of data."""
     task = _task(config)
     cell = model(config, task)
-    draw = jax.eval_shape(task.train, task.data, jax.random.key(0), jnp.int32(0))
-    k1, k2 = _window(config, draw.xs.shape[0])
+    drawn = jax.eval_shape(task.train, task.data, jax.random.key(0), jnp.int32(0))
+    truncation = _truncation(config.truncation)
+    k1, k2 = (len(drawn.xs), len(drawn.xs)) if isinstance(truncation, str) else truncation
     if task.continues and config.length % k1:
         raise ValueError(f"--length={config.length} of a text must be a multiple of k1 = {k1} (--truncation)")
 
@@ -169,26 +162,27 @@ def program(config: SimpleNamespace) -> Program:
     estimator = gradients.truncated_bptt(cell, losses, k1, k2)
     full = gradients.bptt(cell, losses)
     pad = partial(_padded, blank=task.blank, multiple=k1)
-    updates = SimpleNamespace(**{**vars(config), "steps": config.steps * _updates_a_step(config, task)})
+    updates_per_step = _updates_per_step(task, k1)
+    schedule = SimpleNamespace(**{**vars(config), "steps": config.steps * updates_per_step})
 
-    def initial(params):
+    def initial_carry(params):
         return cell.initial_carry(params, (config.batch_size,))
 
     def start(params) -> Any:
         """The estimator's state at the start of a stream."""
-        return estimator.init(params, initial(params), jnp.zeros((k1, *draw.xs.shape[1:]), draw.xs.dtype))
+        return estimator.init(params, initial_carry(params), jnp.zeros((k1, *drawn.xs.shape[1:]), drawn.xs.dtype))
 
-    def init(numbers):
-        k_params, key = jax.random.split(jax.random.key(numbers["seed"]))
+    def init(hparams):
+        k_params, key = jax.random.split(jax.random.key(hparams["seed"]))
         params = cell.init(k_params, task.features)
-        opt_state = base.optimizer(updates, numbers["learning_rate"]).init(params)
+        opt_state = make_optimizer(schedule, hparams["learning_rate"]).init(params)
         return initial_state(key, params, opt_state, start(params))
 
-    def update(numbers, data, state: State):
-        optimizer = base.optimizer(updates, numbers["learning_rate"])
+    def update(hparams, data, state: State):
+        optimizer = make_optimizer(schedule, hparams["learning_rate"])
         batch = pad(task.train(data, state.key, state.step))
-        anew = (state.step % task.batches == 0) if task.continues and task.batches else jnp.bool_(True)
-        carried = jax.tree.map(lambda new, old: jnp.where(anew, new, old), start(state.params), state.carry)
+        restart = (state.step % task.batches == 0) if task.continues and task.batches else jnp.bool_(True)
+        carried = jax.tree.map(lambda new, old: jnp.where(restart, new, old), start(state.params), state.carry)
 
         def chunk_update(state, chunk):
             params, opt_state, carried = state
@@ -198,7 +192,7 @@ def program(config: SimpleNamespace) -> Program:
             grads = jax.tree.map(lambda g: g * scale, grads)
             change, new_opt_state = optimizer.update(grads, opt_state, params)
             new = optax.apply_updates(params, change), new_opt_state
-            # A chunk where nothing is wanted has no gradient; it must not move the optimizer either.
+            # A chunk without targets has no gradient; it must not move the optimizer either.
             kept = jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), new, (params, opt_state))
             return (*kept, carried), (loss * chunk.weights.size, weight)
 
@@ -208,41 +202,32 @@ def program(config: SimpleNamespace) -> Program:
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state, carry=carried)
         return state, {"loss": sums.sum() / weights.sum()}
 
-    def evaluate(numbers, data, state: State):
-        del numbers
+    def evaluate(hparams, data, state: State):
+        del hparams
         batch = pad(task.train(data, jax.random.key(7), jnp.int32(0)))
-        steps = batch.xs.shape[0]
-        reference = _gradient(full, steps, state.params, initial(state.params), batch)
-        estimate = _gradient(estimator, k1, state.params, initial(state.params), batch)
+        carry = initial_carry(state.params)
+        reference = _gradient(full, len(batch.xs), state.params, carry, batch)
+        estimate = _gradient(estimator, k1, state.params, carry, batch)
         cosine, ratio = alignment(estimate, reference)
         return {**_scores(task, cell, "validation", data, state.params), "cosine": cosine, "norm_ratio": ratio}
 
-    return Program(init, update, evaluate, task.data, "loss", task.batches if task.continues else None)
+    def finish(hparams, state, run):
+        """Scores on the test part with the best params, and a text sample in sample.txt."""
+        del hparams
+        params = state.best.params
+        test = jax.jit(partial(_scores, task, cell, "test"))(task.data, params)
+        if task.vocabulary:
+            write_atomic(run.directory / "sample.txt", _sample(cell, params, task.vocabulary, state.key, config.sample))
+        last = [record for record in run.records() if record["split"] == "validation"][-1]
+        return {
+            **{f"test_{name}": float(value) for name, value in test.items()},
+            "updates": int(state.step) * updates_per_step,
+            "cosine": last["cosine"],
+            "norm_ratio": last["norm_ratio"],
+        }
 
-
-def _scores(task: Task, cell: Cell, part: str, data: Tree, params: Params) -> dict[str, Array]:
-    _, batch = task.held_out[part]
-    size = jax.eval_shape(batch, data, jnp.int32(0)).xs.shape[1]
-    return evaluate(
-        task, part, data, cell.initial_carry(params, (size,)), lambda carry, xs: unroll(cell, params, carry, xs)
-    )
-
-
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Scores on the test part with the best params, and a text sample in sample.txt."""
-    task = _task(config)
-    cell = model(config, task)
-    params = state.best.params
-    test = jax.jit(partial(_scores, task, cell, "test"))(program.data, params)
-    if task.vocabulary:
-        write_atomic(run.directory / "sample.txt", _sample(cell, params, task.vocabulary, state.key, config.sample))
-    last = [record for record in run.records() if record["split"] == "validation"][-1]
-    return {
-        **{f"test_{name}": float(value) for name, value in test.items()},
-        "updates": int(state.step) * _updates_a_step(config, task),
-        "cosine": last["cosine"],
-        "norm_ratio": last["norm_ratio"],
-    }
+    program = Program(init, update, evaluate, task.data, "loss", task.batches if task.continues else None)
+    return Experiment(program, finish, task.left_out)
 
 
 def _sample(cell: Cell, params: Params, vocabulary: Any, key: Array, count: int) -> str:
@@ -254,6 +239,9 @@ def _sample(cell: Cell, params: Params, vocabulary: Any, key: Array, count: int)
     start = jnp.asarray(vocabulary.encode("\n"))
     run = jax.jit(lambda params: generate(cell, params, cell.initial_carry(params, (1,)), start, count, key, choose))
     return vocabulary.decode(run(params)[1][:, 0])
+
+
+SWEEP = "truncation=full,16:64,16:16,4:4;seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

@@ -1,46 +1,22 @@
 """Which character, which word comes next? Recurrent networks against counted n-grams, on any text.
 
-Truncated back-propagation through one unbroken text: every update reads --length further tokens in each of --batch_size
-stretches, and the carry goes on. Sources: Zaremba, Sutskever & Vinyals 2014, arXiv 1409.2329 (the plain LSTM); Merity,
-Keskar & Socher 2017, arXiv 1708.02182 (--awd and --nonmonotone: AWD-LSTM); Krause et al. 2018, arXiv 1709.07432
-(--dynamic_rate: the network goes on learning from the test text that it has read).
+Truncated back-propagation through one continuous text: every update reads --length further tokens in each of
+--batch_size streams, and the carry is kept. Sources: Zaremba, Sutskever & Vinyals 2014, arXiv 1409.2329 (the plain
+LSTM); Merity, Keskar & Socher 2017, arXiv 1708.02182 (--awd and --nonmonotone: AWD-LSTM); Krause et al. 2018, arXiv
+1709.07432 (--dynamic_rate: dynamic evaluation, which keeps learning from the test text that it has read).
 
     unigram       how often a token occurs
     kneser_ney    n-grams up to --order tokens, interpolated (modified Kneser-Ney)
-    rnn, lstm...  embedding, --layers of --hidden units, softmax; --tied: one matrix for embedding and softmax
+    rnn, lstm...  embedding, --layers of --units, softmax; --tied: one matrix for embedding and softmax
 
     python -m experiments.language --model=lstm
     python -m experiments.language --model=kneser_ney --corpus=ptb --unit=word --data_dir=DIR
-
-The small LSTM of Zaremba et al. on Penn Treebank. Their loss is the sum over the 20 steps of a window, here it is the
-mean, so that their learning rate 1 and clipping norm 5 are 20 and 0.25:
-
-    python -m experiments.language --model=lstm --corpus=ptb --unit=word --data_dir=DIR --layers=2 --hidden=200
-        --batch_size=20 --length=20 --optimizer=sgd --learning_rate=20 --clip_norm=0.25 --init_range=0.1
-        --decay=0.5 --decay_after=4 --steps=30199 --steps_per_call=101 --evaluate_every=2323 --checkpoint_every=2323
+    python launch.py --experiment=language
 
 `python -m experiments.demos.generate --run=DIR` then writes text.
 
-Measured on the test part, on a busy machine:
-
-    tiny Shakespeare, the last 5 %, bits per character (--corpus=shakespeare --data_dir=DIR)
-    unigram       4.850
-    kneser_ney    2.279    --order=7: 872,748 n-grams
-    lstm          2.307    --hidden=256 --steps=2500 --learning_rate=4e-3 --schedule=cosine: 559,170 parameters, four
-                           epochs, one seed, 10 minutes
-                  2.078    the same with --dynamic_rate=1e-4, 3 minutes more
-                  2.673    the same with --tied --awd, one seed, 95 s: rates for 750 epochs of Penn Treebank hold back a
-                           network that reads its text four times
-                  2.340 ± 0.024, with dynamic evaluation 2.116 ± 0.028: three seeds, --steps=2000, 35 minutes
-
-    Penn Treebank, words, perplexity (--corpus=ptb --unit=word --data_dir=DIR)
-    unigram       639.3
-    lstm          114.3    the command above, one seed, 4,651,600 parameters, 99 minutes; published 114.5
-    kneser_ney    141.1    --order=5: 2,540,738 n-grams, seconds; published 141.2 (Mikolov et al. 2011)
-    kneser_ney    148.4    --order=3; published 148.3
-
-Three fifths of the test part of tiny Shakespeare are The Tempest, of which the training part has nothing: so learning
-on the way is worth much. Its rate was chosen among 1e-4, 5e-4 and 2e-3 on 20,000 characters of the validation part.
+Measured: the small LSTM of Zaremba et al. has a perplexity of 114.3 on Penn Treebank, published 114.5
+(docs/results.md).
 """
 
 import sys
@@ -53,10 +29,13 @@ import numpy as np
 import optax
 from absl import flags
 
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, Hparams, without_data
+from experiments.harness.flags import training_flags
+from experiments.harness.optimizer import make_optimizer
 from experiments.harness.report import COLORS, Section, groups, intervals, panels, save, separate
 from experiments.shared import corpora, tasks
-from experiments.shared.reading import CELLS, RATES, keep, network, or_default, read, read_and_learn
+from experiments.shared.reading import CELLS, RATES, Network, keep, network, or_default, read, read_and_learn
 from seqjax import regularizers
 from seqjax.arrays import Array, Params
 from seqjax.data import text
@@ -66,7 +45,9 @@ from seqjax.train import Program, Run, State, initial_state, write_arrays
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLAGS = base.flags(steps=3000, steps_per_call=100, evaluate_every=500, batch_size=32, learning_rate=2e-3, clip_norm=1.0)
+FLAGS = training_flags(
+    steps=3000, steps_per_call=100, evaluate_every=500, batch_size=32, learning_rate=2e-3, clip_norm=1.0
+)
 COUNTED = ("unigram", "kneser_ney")
 PENALTIES = {"activation": (2.0, "mean squared output"), "temporal": (1.0, "mean squared change of the output")}
 
@@ -74,19 +55,19 @@ corpora.define(FLAGS)
 flags.DEFINE_enum("model", "lstm", [*COUNTED, *CELLS], "Which model.", flag_values=FLAGS)
 for name, value, lower, what in (
     ("order", 5, 1, "Tokens of the longest n-gram of kneser_ney."),
-    ("length", 50, 2, "Time steps of an update."),
-    ("hidden", 128, 1, "Units of a layer."),
+    ("length", 50, 2, "Time steps per update."),
+    ("units", 128, 1, "Units of a layer."),
     ("layers", 1, 1, "Layers."),
-    ("embedding", 0, 0, "Features of a token; 0: as many as units."),
-    ("decay_after", 0, 0, "Epochs at the full learning rate; --decay acts from then on."),
-    ("nonmonotone", 0, 0, "NT-ASGD: average the weights after so many evaluations without a new best; 0: never."),
-    ("dynamic_length", 20, 2, "Tokens of a step of dynamic evaluation."),
+    ("embedding_size", 0, 0, "Size of a token's embedding; 0: that of --units."),
+    ("learning_rate_decay_after", 0, 0, "Epochs at the full learning rate; --learning_rate_decay acts from then on."),
+    ("nonmonotone", 0, 0, "NT-ASGD: average the weights after this many evaluations without a new best; 0: never."),
+    ("dynamic_length", 20, 2, "Tokens per step of dynamic evaluation."),
     ("sample", 400, 1, "Tokens of the text sample."),
 ):
     flags.DEFINE_integer(name, value, what, lower_bound=lower, flag_values=FLAGS)
 for name, value, what in (
     ("init_range", 0.0, "Draw all weights from U(-r, r); 0: as the layers do."),
-    ("decay", 1.0, "Factor of the learning rate each epoch."),
+    ("learning_rate_decay", 1.0, "Factor of the learning rate each epoch."),
     ("dynamic_rate", 0.0, "Learning rate of dynamic evaluation; 0: none."),
     ("dynamic_decay", 0.002, "How fast dynamic evaluation returns to the trained weights."),
 ):
@@ -105,9 +86,9 @@ for name, (value, what) in (RATES | PENALTIES).items():
     else:
         flags.register_validator(name, lambda factor: factor == -1 or factor >= 0, "a factor from 0 on, or -1", FLAGS)
 flags.register_multi_flags_validator(
-    ("tied", "embedding", "hidden"),
-    lambda given: not given["tied"] or given["embedding"] in (0, given["hidden"]),
-    "--tied needs an --embedding as wide as --hidden",
+    ("tied", "embedding_size", "units"),
+    lambda given: not given["tied"] or given["embedding_size"] in (0, given["units"]),
+    "--tied needs an --embedding_size as wide as --units",
     FLAGS,
 )
 flags.register_multi_flags_validator(
@@ -117,58 +98,51 @@ flags.register_multi_flags_validator(
     FLAGS,
 )
 
-NUMBERS = ("seed", "learning_rate", *RATES, *PENALTIES)
-STUDY = "model=unigram,kneser_ney,rnn,gru,lstm;seed=0:3"
-generated = base.without_data("sentences", corpus="ptb")
+TRACED_FLAGS = ("seed", "learning_rate", *RATES, *PENALTIES)
+synthetic_data = without_data("sentences", corpus="ptb")
 
 
 class Average(NamedTuple):
-    """What NT-ASGD carries: the weights that descend, of which `State.params` is the mean since step `since`."""
+    """The carry of NT-ASGD: the weights that are updated, of which `State.params` is the mean since step `since`."""
 
     params: Params
     since: Array  # int32 [], 0: not yet
 
 
-def left_out(config: SimpleNamespace) -> str | None:
-    """The training tokens at the ends of the lanes; all are counted."""
-    if config.model in COUNTED:
-        return None
-    count = len(corpora.of_flags(config).parts["train"])
-    return corpora.left_over(count, config.batch_size, config.length, config.unit)
+def build(config: SimpleNamespace) -> Experiment:
+    """Truncated BPTT over the text; the best params have the lowest validation loss."""
+    corpus = corpora.load(config)
+    return _counted(config, corpus) if config.model in COUNTED else _trained(config, corpus)
 
 
-def program(config: SimpleNamespace) -> Program:
-    """Truncated BPTT over the text; the best params are those of the lowest validation loss."""
-    corpus = corpora.of_flags(config)
-    if config.model in COUNTED:
-        return _counted(config, corpus)
+def _trained(config: SimpleNamespace, corpus: corpora.Corpus) -> Experiment:
     model = network(config, corpus.vocabulary.size)
     streams = jnp.asarray(text.lanes(corpus.parts["train"], config.batch_size))
     epoch = text.chunks(streams, config.length)
     held_out = corpora.windows(corpus.parts["validation"], config.length, config.batch_size)
 
-    def init(numbers):
-        params, key = supervised.first_params(model.init, numbers)
-        opt_state = base.optimizer(config, numbers["learning_rate"]).init(params)
+    def init(hparams):
+        params, key = supervised.first_params(model.init, hparams)
+        opt_state = make_optimizer(config, hparams["learning_rate"]).init(params)
         average = Average(params, jnp.int32(0)) if config.nonmonotone else None
-        return initial_state(key, params, opt_state, (model.start(numbers, params, config.batch_size), average))
+        return initial_state(key, params, opt_state, (model.start(hparams, params, config.batch_size), average))
 
-    def update(numbers, data, state: State):
+    def update(hparams, data, state: State):
         hidden, average = state.carry
         params = average.params if average else state.params
         place = state.step % epoch
-        start = model.start(numbers, params, config.batch_size)
+        start = model.start(hparams, params, config.batch_size)
         hidden = jax.tree.map(lambda new, old: jnp.where(place == 0, new, old), start, hidden)
         xs, targets = text.chunk(data[0], place, config.length)
         key = jax.random.fold_in(state.key, state.step) if config.awd else None
 
         def loss(params):
-            carry, ys, logits = model.of(numbers, params, key)(xs, hidden)
+            carry, ys, logits = model.of(hparams, params, key)(xs, hidden)
             nats = tasks.cross_entropy(logits, targets).mean()
-            return nats + (_penalties(numbers, ys) if config.awd else 0.0), (nats, carry)
+            return nats + (_penalties(hparams, ys) if config.awd else 0.0), (nats, carry)
 
         (_, (nats, hidden)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        optimizer = base.optimizer(config, numbers["learning_rate"])
+        optimizer = make_optimizer(config, hparams["learning_rate"])
         changes, opt_state = optimizer.update(grads, state.opt_state, params)
         rate = decayed(config, state.step // epoch)
         params = optax.apply_updates(params, jax.tree.map(lambda change: rate * change, changes))
@@ -181,61 +155,70 @@ def program(config: SimpleNamespace) -> Program:
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state, carry=(hidden, average))
         return state, {"loss": nats}
 
-    def evaluate(numbers, data, state: State):
-        nats = read(model, numbers, state.params, data[1])
+    def evaluate(hparams, data, state: State):
+        nats = read(model, hparams, state.params, data[1])
         return _scores(config, supervised.weighted_mean(nats, data[1].real.astype(nats.dtype)))
 
-    return Program(init, update, evaluate, (streams, held_out), "loss", epoch, corpus.parts["test"])
+    def finish(hparams, state, run):
+        """Test scores, and the best weights with a text sample."""
+        params = state.best.params
+        nats = _read_test(config, model, corpus.parts["test"], hparams, streams, params)
+        keep(config, model, hparams, corpus.vocabulary, params, run)
+        return {**_tested(config, corpus, nats, state, run), "best_step": int(state.best.step)}
+
+    program = Program(init, update, evaluate, (streams, held_out), "loss", epoch, corpus.parts["test"])
+    left_out = corpora.left_out(len(corpus.parts["train"]), config.batch_size, config.length, config.unit)
+    return Experiment(program, finish, left_out)
 
 
-def _penalties(numbers: Any, ys: Array) -> Array:
-    alpha, beta = (or_default(numbers[name], value) for name, (value, _) in PENALTIES.items())
+def _penalties(hparams: Any, ys: Array) -> Array:
+    alpha, beta = (or_default(hparams[name], value) for name, (value, _) in PENALTIES.items())
     return alpha * regularizers.activation_penalty(ys) + beta * regularizers.temporal_activation_penalty(ys)
 
 
 def decayed(config: SimpleNamespace, epoch: Array) -> Array:
     """The factor of the learning rate in an epoch, the first being 0."""
-    return jnp.float32(config.decay) ** jnp.maximum(epoch + 1 - config.decay_after, 0).astype(jnp.float32)
+    return jnp.float32(config.learning_rate_decay) ** jnp.maximum(
+        epoch + 1 - config.learning_rate_decay_after, 0
+    ).astype(jnp.float32)
 
 
 def _scores(config: SimpleNamespace, nats: Any) -> dict[str, Any]:
-    """The mean nats of a token, and as it is printed: bits of a character, perplexity of a word."""
+    """The mean nats per token, and in the usual unit: bits per character, perplexity per word."""
     if config.unit == "character":
         return {"loss": nats, "bits_per_character": nats / np.log(2).astype(np.float32)}
     return {"loss": nats, "perplexity": jnp.exp(nats)}
 
 
-def _counted(config: SimpleNamespace, corpus: corpora.Corpus) -> Program:
+def _counted(config: SimpleNamespace, corpus: corpora.Corpus) -> Experiment:
     """A model that is counted, not trained: the updates do nothing."""
-    nats = jnp.float32(_count(config, corpus).nats(corpus.parts["validation"])[1:].mean())
+    order = 1 if config.model == "unigram" else config.order
+    counted = KneserNey.fit(corpus.parts["train"], corpus.vocabulary.size, order)
+    nats = jnp.float32(counted.nats(corpus.parts["validation"])[1:].mean())
 
-    def update(numbers, data, state: State):
+    def update(hparams, data, state: State):
         return state._replace(step=state.step + 1), {"loss": data}
 
-    def init(numbers):
-        return initial_state(jax.random.key(numbers["seed"]), {}, {})
+    def init(hparams):
+        return initial_state(jax.random.key(hparams["seed"]), {}, {})
 
-    # The part that is counted is no argument of an update, so it stands with what is read after the training.
+    def finish(hparams, state, run):
+        """Test scores."""
+        del hparams
+        nats = {"nats": counted.nats(corpus.parts["test"])[1:]}
+        return {**_tested(config, corpus, nats, state, run), "ngrams": counted.ngrams}
+
+    # No update reads the training part, so its hash is recorded with that of the test part.
     read = {name: corpus.parts[name] for name in ("train", "test")}
-    return Program(init, update, lambda numbers, data, state: _scores(config, data), nats, held_out=read)
+    program = Program(init, update, lambda hparams, data, state: _scores(config, data), nats, held_out=read)
+    return Experiment(program, finish)
 
 
-def _count(config: SimpleNamespace, corpus: corpora.Corpus) -> KneserNey:
-    order = 1 if config.model == "unigram" else config.order
-    return KneserNey.fit(corpus.parts["train"], corpus.vocabulary.size, order)
-
-
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Test scores; what each test token cost in nats.npz and a figure; of a network, its vocabulary and a sample."""
-    corpus = corpora.of_flags(config)
-    test, params = corpus.parts["test"], state.best.params
-    if config.model in COUNTED:
-        counted = _count(config, corpus)
-        nats, more = {"nats": counted.nats(test)[1:]}, {"ngrams": counted.ngrams}
-    else:
-        nats, more = _read_test(config, corpus, program.data[0], params), {"best_step": int(state.best.step)}
-        keep(config, corpus.vocabulary, params, run)
-    counts = np.bincount(corpus.parts["train"], minlength=corpus.vocabulary.size)[test[1:]]
+def _tested(
+    config: SimpleNamespace, corpus: corpora.Corpus, nats: dict[str, np.ndarray], state: State, run: Run
+) -> dict[str, Any]:
+    """Test scores; the cost of each test token in nats.npz and a figure."""
+    counts = np.bincount(corpus.parts["train"], minlength=corpus.vocabulary.size)[corpus.parts["test"][1:]]
     write_arrays(run.directory / "nats.npz", count=counts, **nats)
     save(_figure(counts, nats), run.figures / "nats")
     scores = {name: _scores(config, float(values.mean())) for name, values in nats.items()}
@@ -243,24 +226,23 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
         **{f"test_{name}": float(value) for name, value in scores["nats"].items()},
         **{f"test_dynamic_{name}": float(value) for name, value in scores.get("dynamic", {}).items()},
         "validation_loss": float(state.best.value),
-        **more,
     }
 
 
-def _read_test(config: SimpleNamespace, corpus: corpora.Corpus, train: Array, params: Params) -> dict[str, np.ndarray]:
-    """Nats of the test tokens, in their order, read as one text; "dynamic" with learning on the way."""
-    model, numbers = network(config, corpus.vocabulary.size), vars(config)
-    test = corpus.parts["test"]
+def _read_test(
+    config: SimpleNamespace, model: Network, test: np.ndarray, hparams: Hparams, train: Array, params: Params
+) -> dict[str, np.ndarray]:
+    """Nats of the test tokens in order, read as one text; "dynamic" with dynamic evaluation."""
 
     def flat(nats: Array, windows: corpora.Windows) -> np.ndarray:
         return np.asarray(nats, np.float64)[np.asarray(windows.real)]
 
     windows = corpora.windows(test, config.length, 1)
-    found = {"nats": flat(jax.jit(lambda *given: read(model, numbers, *given))(params, windows), windows)}
+    found = {"nats": flat(jax.jit(lambda *given: read(model, hparams, *given))(params, windows), windows)}
     if config.dynamic_rate:
         windows = corpora.windows(test, config.dynamic_length, 1)
         rates = {"rate": config.dynamic_rate, "decay": config.dynamic_decay}
-        learn = jax.jit(lambda *given: read_and_learn(model, numbers, *given, **rates))
+        learn = jax.jit(lambda *given: read_and_learn(model, hparams, *given, **rates))
         found["dynamic"] = flat(learn(params, train, windows), windows)
     return found
 
@@ -273,7 +255,7 @@ def _by_count(counts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _figure(counts: np.ndarray, nats: dict[str, np.ndarray]) -> "Figure":
-    """What a token costs by how often it occurs, and along the text."""
+    """The nats of a token by its frequency, and along the text."""
     figure, axes = panels(1, 2)
     by_count, along = axes[0]
     found = _by_count(counts)
@@ -283,11 +265,14 @@ def _figure(counts: np.ndarray, nats: dict[str, np.ndarray]) -> "Figure":
         parts = np.array_split(values, min(50, len(values)))
         places = np.cumsum([len(part) for part in parts])
         along.plot(places, [part.mean() for part in parts], color=COLORS[i], label=name)
-    by_count.set(xlabel="times in the training text, at least", ylabel="nats a token")
-    along.set(xlabel="test token", ylabel="nats a token, mean of a fiftieth")
+    by_count.set(xlabel="times in the training text, at least", ylabel="nats per token")
+    along.set(xlabel="test token", ylabel="nats per token, mean of a fiftieth")
     if len(nats) > 1:
         along.legend()
     return figure
+
+
+SWEEP = "model=unigram,kneser_ney,rnn,gru,lstm;seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:
@@ -300,8 +285,8 @@ def report(runs: list[Run]) -> list[Section]:
         found = _by_count(saved[0]["count"])
         means = [np.mean([one["nats"][mask].mean() for one in saved]) for mask in found.values()]
         by_count.plot(list(found), means, "o-", color=COLORS[i % len(COLORS)], label=label, markersize=3)
-    table.set(xlabel="test loss, nats a token")
-    by_count.set(xlabel="times in the training text, at least", ylabel="nats a token")
+    table.set(xlabel="test loss, nats per token")
+    by_count.set(xlabel="times in the training text, at least", ylabel="nats per token")
     sections = [Section("Test text", "Read as one, at the params of the lowest validation loss.", figures)]
     samples = {
         label: path.read_text()

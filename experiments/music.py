@@ -1,56 +1,28 @@
-"""Which keys sound next? Chorales and folk tunes as piano rolls, and music composed by what was learned.
+"""Which keys sound next? Chorales and folk tunes as piano rolls, and music composed by the trained models.
 
-The negative log likelihood (NLL) of a chord given all chords before, in nats a step, summed over the 88 keys. Data:
+The negative log likelihood (NLL) of a chord given all chords before, in nats per step, summed over the 88 keys. Data:
 Boulanger-Lewandowski et al. 2012 (arXiv 1206.6392); settings and published values: Bai et al. 2018 (arXiv 1803.01271).
-
-    marginal         how often each key sounds
-    repeat           the last chord; two numbers say how often a key stays on, and how often one comes on
-    markov           the same, two numbers for each key
-    rnn, lstm, gru   one layer (--layers), dropout (--dropout) before the head; the keys are independent of each
-                     other given the past, or with --nade=64 each is given those below it (RNN-NADE of the first paper)
-
 `test_nll` is the mean over all steps of all pieces but the first of each, as Bai et al. count; `test_nll_sequence` is
 the mean over pieces of the mean over their steps, in which a long piece counts no more than a short one.
 
-    python -m experiments.music --model=lstm --data_dir=DIR
+    marginal         how often each key sounds
+    repeat           the last chord, and the probabilities that a key stays on and that one comes on
+    markov           the same, two probabilities per key
+    rnn, lstm, gru   one layer (--layers), dropout before the head; the keys are independent given the past, or with
+                     --nade=64 each is also given those below it (RNN-NADE of the first paper)
+
     python -m experiments.music --model=lstm --nade=64 --data=nottingham --data_dir=DIR
     python launch.py --experiment=music --data_dir=DIR            all models
 
-DIR holds JSB_Chorales.mat, jsb-chorales-16th.json, Nottingham.mat, Piano_midi.mat or MuseData.mat; the last two
-(--data=piano_midi, --data=musedata) were not at hand, so nothing is measured on them. Without --data_dir the pieces are
-generated. A run directory holds, for three test pieces, `piece_N.mid` and `composed_N.mid`, which begins with the same
---start steps.
+DIR holds the files of --data (`seqjax.data.music.FILES`). Without --data_dir the pieces are generated. For three test
+pieces a run directory has `piece_N.mid` and `composed_N.mid`, which begins with the same --start steps.
 
-Measured on the chorales, at the params of the lowest validation NLL, with the default flags, three seeds as lanes of a
-program:
-
-                     validation     test (a piece)               published   parameters   seconds
-    marginal            10.98       11.09 (11.04)
-    repeat              13.19       13.71 (13.79)
-    markov              10.15       10.49 (10.49)
-    rnn              8.83 ± 0.16    8.93 ± 0.13 (8.90 ± 0.11)      8.91        293,108       29
-    lstm             8.35 ± 0.03    8.43 ± 0.08 (8.38 ± 0.08)      8.45        291,368       24
-    gru              8.45 ± 0.02    8.52 ± 0.10 (8.47 ± 0.09)      8.43        295,448       25
-    lstm --nade=64   5.64 ± 0.10    5.60 ± 0.10 (5.53 ± 0.10)                  316,776      203
-
-On the folk tunes, one seed (--data=nottingham --steps=6000, the lowest validation NLL after 48 epochs; the published
-LSTM has a million parameters):
-
-    marginal            10.01     10.26 (10.13)
-    repeat               7.00      6.83  (6.94)
-    markov               5.24      5.15  (5.20)
-    lstm                 3.32      3.36  (3.40)      3.29        291,368     282
-
-What is composed on the chorales, 64 chords after the first 16 of each of the 77 test pieces: the training part has 59 %
-of the chords of lstm --nade=64, 17 % of those of lstm, and 89 % of those of the pieces themselves. Without NADE the
-keys do not know of each other: clusters, silences, up to ten notes. With it 62 % of the chords have four notes (lstm:
-24 %, the pieces: 90 %). Of all these notes 95 % (the pieces: 97 %) have a pitch class that the first 16 chords have. On
-the folk tunes, held chords that change together under a melody, 3.6 notes all along; the melody forgets its theme.
+Measured on the chorales: lstm has a test NLL of 8.43 ± 0.08, published 8.45 (docs/results.md).
 """
 
 import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -60,18 +32,20 @@ import numpy as np
 from absl import flags
 from flax import nnx
 
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, Hparams, without_data
+from experiments.harness.flags import training_flags
 from experiments.harness.report import COLORS, Section, groups, intervals, panels, save, separate
 from seqjax import cells
 from seqjax.arrays import Array, Params, Tree
 from seqjax.data import buckets, midi, music
 from seqjax.models.music import Chain, RollModel
-from seqjax.train import Program, Run, State, write_arrays, write_atomic
+from seqjax.train import Run, State, write_arrays, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLAGS = base.flags(
+FLAGS = training_flags(
     steps=1000,
     steps_per_call=100,
     evaluate_every=100,
@@ -82,9 +56,9 @@ FLAGS = base.flags(
 )
 # Over which axes of the counts [before, after, key] a chain has one probability.
 CHAINS = {"marginal": (0,), "repeat": (2,), "markov": ()}
-# With so many units in one layer, each model has about 300,000 parameters, as in the table of Bai et al.
+# With this many units in one layer, each model has about 300,000 parameters, as in the table of Bai et al.
 CELLS = {"rnn": (cells.rnn, 460), "lstm": (cells.lstm, 220), "gru": (cells.gru, 260)}
-# Steps of the buckets, the last of which reaches to the longest piece; and seconds of a step.
+# Steps of the buckets, the last of which reaches to the longest piece; and seconds per step.
 BORDERS = {
     "jsb": (48, 64, 96, 160),
     "jsb_quarter": (48, 64, 96, 160),
@@ -108,7 +82,7 @@ flags.DEFINE_enum("model", "lstm", [*CHAINS, *CELLS], "Which model.", flag_value
 flags.DEFINE_integer("layers", 1, "Recurrent layers.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("units", 0, "Units of a layer; 0: for 300,000 parameters.", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_integer("nade", 0, "Hidden units of the NADE head; 0: independent keys.", lower_bound=0, flag_values=FLAGS)
-flags.DEFINE_integer("start", 16, "Steps of a piece that a composition goes on from.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("start", 16, "Steps of a piece that a composition continues.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("composed", 64, "Steps that are composed.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_float("temperature", 1.0, "Divides the logits of a composition.", flag_values=FLAGS)
 flags.register_validator("temperature", lambda value: value > 0, "must be positive", flag_values=FLAGS)
@@ -121,16 +95,15 @@ flags.register_multi_flags_validator(
     flag_values=FLAGS,
 )
 
-NUMBERS = ("seed", "learning_rate", "dropout")
-STUDY = f"model={','.join([*CHAINS, *CELLS])};seed=0:3"
-generated = base.without_data("pieces")
+TRACED_FLAGS = ("seed", "learning_rate", "dropout")
+synthetic_data = without_data("pieces")
 
 
 @cache
 def _parts(data_dir: str | None, name: str) -> music.Parts:
     if data_dir is not None:
         return music.load(data_dir, name)
-    print("no --data_dir: the pieces are generated, and their numbers say nothing about music", file=sys.stderr)
+    print("no --data_dir: the pieces are generated, and their numbers mean nothing for music", file=sys.stderr)
     counts = {"train": 64, "validation": 24, "test": 24}
     return {part: music.generated(count, seed) for seed, (part, count) in enumerate(counts.items())}
 
@@ -149,17 +122,18 @@ def log_odds(rolls: Sequence[np.ndarray], pooled: tuple[int, ...]) -> np.ndarray
     return np.broadcast_to(odds, (2, music.KEYS)).astype(np.float32)
 
 
-def _network(config: SimpleNamespace, numbers: Any, rngs: nnx.Rngs) -> RollModel:
+def network(config: SimpleNamespace, train: Sequence[np.ndarray], hparams: Hparams, rngs: nnx.Rngs) -> RollModel:
+    """The model of the flags; a chain has the frequencies of the training pieces."""
     if config.model in CHAINS:
-        table = log_odds(_parts(config.data_dir, config.data)["train"], CHAINS[config.model])
+        table = log_odds(train, CHAINS[config.model])
         return RollModel(None, Chain(jnp.asarray(table)), rngs=rngs)
     make, units = CELLS[config.model]
     cell = make(config.units or units)
-    return RollModel.recurrent(cell, layers=config.layers, nade=config.nade, dropout=numbers["dropout"], rngs=rngs)
+    return RollModel.recurrent(cell, layers=config.layers, nade=config.nade, dropout=hparams["dropout"], rngs=rngs)
 
 
 def _scores(model: RollModel, part: tuple[buckets.Bucket, ...]) -> dict[str, Array]:
-    """The NLL a step: of all steps together, and as a mean over pieces."""
+    """The NLL per step: over all steps together, and as a mean over pieces."""
 
     def of_rows(bucket, rows):
         lengths = bucket.lengths[rows]
@@ -173,57 +147,58 @@ def _bucketed(config: SimpleNamespace, pieces: Sequence[np.ndarray], least: int 
     return buckets.make(pieces, buckets.reaching(BORDERS[config.data], max(map(len, pieces))), least)
 
 
-def program(config: SimpleNamespace) -> Program:
-    """The mean NLL of the steps of a batch; the best params are those of the lowest validation NLL."""
+def build(config: SimpleNamespace) -> Experiment:
+    """The mean NLL of the steps of a batch; the best params have the lowest validation NLL."""
     parts = _parts(config.data_dir, config.data)
     if config.start >= (shortest := min(map(len, parts["test"]))):
-        raise ValueError(f"--start={config.start}: a test piece has {shortest} steps, expected fewer to go on from")
+        raise ValueError(f"--start={config.start}: a test piece has {shortest} steps, expected fewer for the start")
     least = {"train": config.batch_size, "validation": 1}
     data = {part: _bucketed(config, parts[part], count) for part, count in least.items()}
-    init, network = supervised.of_module(lambda numbers, rngs: _network(config, numbers, rngs))
+    init, bind = supervised.functional(lambda hparams, rngs: network(config, parts["train"], hparams, rngs))
 
-    def gradient(numbers, data: Tree, params, step, k_data, k_noise):
+    def gradient(hparams, data: Tree, params, step, k_data, k_noise):
         def of_batch(bucket, rows):
             lengths = bucket.lengths[rows]
 
             def loss(params):
-                nll = network(numbers, params, k_noise).nll(bucket.rows[rows], lengths)
+                nll = bind(hparams, params, k_noise).nll(bucket.rows[rows], lengths)
                 return nll.sum() / (lengths - 1).sum().astype(nll.dtype)
 
             return jax.value_and_grad(loss)(params)
 
         return buckets.minibatch(k_data, step, config.batch_size, data["train"], of_batch)
 
-    def evaluate(numbers, data: Tree, params):
-        return _scores(network(numbers, params, None), data["validation"])
+    def evaluate(hparams, data: Tree, params):
+        return _scores(bind(hparams, params, None), data["validation"])
 
     batches, test = buckets.batches(data["train"], config.batch_size), np.concatenate(parts["test"])
-    return supervised.descent(config, init, gradient, evaluate, data, monitor="nll", batches=batches, held_out=test)
+    program = supervised.program(config, init, gradient, evaluate, data, "nll", batches, held_out=test)
+    return Experiment(program, partial(_finish, config, bind, parts))
 
 
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
-    """Test NLL; compositions that go on from the test pieces, as MIDI, arrays and a figure, and what they are like."""
-    parts = _parts(config.data_dir, config.data)
+def _finish(
+    config: SimpleNamespace, bind: Any, parts: music.Parts, hparams: Hparams, state: State, run: Run
+) -> dict[str, Any]:
+    """Test NLL; compositions that continue the test pieces, as MIDI, arrays and a figure, and statistics of them."""
     pieces = parts["test"]
     part, start = _bucketed(config, pieces), config.start
     starts = jnp.asarray(np.stack([piece[:start] for piece in pieces]))
-    _, network = supervised.of_module(lambda numbers, rngs: _network(config, numbers, rngs))
 
     @jax.jit
     def tested(params: Params, part: Tree, starts: Array, shown: Array) -> tuple[dict[str, Array], Array, Array]:
-        model = network(vars(config), params, None)
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        model = bind(hparams, params, None)
+        key = jax.random.fold_in(jax.random.key(hparams["seed"]), 1)
         composed = model.compose(starts, config.composed, key, config.temperature)
         return _scores(model, part), composed, jax.nn.sigmoid(model.logits(shown))
 
     shown = buckets.make(pieces[:SHOWN], (max(map(len, pieces[:SHOWN])),))[0].rows
-    scores, found, said = jax.device_get(tested(state.best.params, part, starts, shown))
+    scores, found, predicted = jax.device_get(tested(state.best.params, part, starts, shown))
     composed = [np.concatenate([piece[:start], new.astype(np.uint8)]) for piece, new in zip(pieces, found, strict=True)]
     for i, (piece, made) in enumerate(zip(pieces[:SHOWN], composed, strict=False)):
         for name, roll in (("piece", piece), ("composed", made)):
             content = midi.encode(roll, lowest=music.LOWEST, step_seconds=SECONDS[config.data])
             write_atomic(run.directory / f"{name}_{i}.mid", content)
-        save(_figure(piece, made, said[i, : len(piece) - 1], start), run.figures / f"rolls_{i}")
+        save(_figure(piece, made, predicted[i, : len(piece) - 1], start), run.figures / f"rolls_{i}")
     write_arrays(run.directory / "composed.npz", composed=np.stack(composed), start=start)
     return {
         **{f"test_{name}": float(value) for name, value in scores.items()},
@@ -238,7 +213,7 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
 
 
 def _likeness(pieces: Sequence[np.ndarray], train: Sequence[np.ndarray], start: int) -> dict[str, float]:
-    """What the steps after the start are like.
+    """Statistics of the steps after the start.
 
     Keys that sound at a step; the share of them that sounded at the step before; of notes whose pitch class (C, C
     sharp, ..., B) occurs in the start of their piece; of chords that occur in the training part.
@@ -261,8 +236,8 @@ def _likeness(pieces: Sequence[np.ndarray], train: Sequence[np.ndarray], start: 
     }
 
 
-def _figure(piece: np.ndarray, composed: np.ndarray, said: np.ndarray, start: int) -> "Figure":
-    """A piece, what was composed from its start, and how probable each key of the piece was said to be.
+def _figure(piece: np.ndarray, composed: np.ndarray, predicted: np.ndarray, start: int) -> "Figure":
+    """A piece, what was composed from its start, and the predicted probability of each key of the piece.
 
     Before a key come all earlier steps, and with a NADE head the keys below it.
     """
@@ -271,7 +246,7 @@ def _figure(piece: np.ndarray, composed: np.ndarray, said: np.ndarray, start: in
     rows = [
         ("The piece", piece),
         (f"Composed from its first {start} steps on", composed),
-        ("Probability of each key, given all before it", np.concatenate([np.zeros_like(said[:1]), said])),
+        ("Probability of each key, given all before it", np.concatenate([np.zeros_like(predicted[:1]), predicted])),
     ]
     for axis, (title, roll) in zip(axes[:, 0], rows, strict=True):
         extent = (-0.5, len(roll) - 0.5, music.LOWEST - 0.5, music.LOWEST + music.KEYS - 0.5)
@@ -288,12 +263,15 @@ def _figure(piece: np.ndarray, composed: np.ndarray, said: np.ndarray, start: in
     return figure
 
 
+SWEEP = f"model={','.join([*CHAINS, *CELLS])};seed=0:3"
+
+
 def report(runs: list[Run]) -> list[Section]:
-    """The test NLL of each model, and what its compositions are like beside the pieces."""
+    """The test NLL of each model, and statistics of its compositions beside those of the pieces."""
     figures, (nll, composed) = separate("nll", "compositions")
     by_label = groups(runs)
     intervals(nll, by_label, "test_nll", (0, np.inf))
-    nll.set(xlabel="test NLL, nats a step")
+    nll.set(xlabel="test NLL, nats per step")
     likeness = ("held", "in_key", "known")
     for i, (label, members) in enumerate(by_label.items()):
         values = [np.mean([run.result()[f"composed_{name}"] for run in members]) for name in likeness]

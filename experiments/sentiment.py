@@ -1,65 +1,27 @@
-"""Is a film review kind or not? Bags of words against recurrent networks (IMDB; Maas et al. 2011).
+"""Is a film review positive? Bags of words against recurrent networks (IMDB; Maas et al. 2011).
 
 25,000 reviews for training, of which a fifth, film by film, is for validation, and 25,000 for the test; 20,000 tokens,
 and for the sequence models 600 steps; the vocabulary is that of the training part. Source of all models but the last
 three: Chollet 2021, "Deep Learning with Python", second edition, chapter 11. Pooling is that of Howard & Ruder 2018
-(arXiv 1801.06146), the SRU that of Lei et al. 2018 (arXiv 1709.02755).
+(arXiv 1801.06146), the SRU that of Lei et al. 2018 (arXiv 1709.02755). Models, see also `MODELS`:
 
-    unigram       which words occur, Dense(16, relu), dropout 0.5, Dense(1)
-    bigram        which words and pairs of neighbours occur
-    tf_idf        the same pairs, with weights: rare ones count more
-    one_hot       bidirectional LSTM(32) on one-hot vectors, dropout 0.5, Dense(1); padding is read like a word
-    embedding     the same on 256 learned numbers a word
-    masked        the same, but padding is not read; batches of texts of similar length, so that it costs nothing either
-    glove         masked, on pretrained word vectors that stay as they are
-    glove_tuned   and that are trained further
-    pooled        and the head sees the largest and the mean output of each unit over all words, not the last outputs
-    sru           pooled, with a bidirectional peephole SRU(32) on one-hot vectors: no matrix product but the head's
-    sru_pairs     the same, and each step reads the pair that its word ends beside the word
+    unigram, bigram, tf_idf   a bag of words; of words and pairs; the same weighted: Dense(16, relu), dropout, Dense(1)
+    one_hot, embedding        bidirectional LSTM(32) on one-hot or learned vectors, which reads the padding as words
+    masked, glove(_tuned)     the same without the padding; on pretrained vectors, fixed or trained further
+    pooled, sru, sru_pairs    maximum and mean over all outputs; by an SRU on words; on words and pairs of neighbours
 
     python -m experiments.sentiment --model=bigram --data_dir=DIR
     python launch.py --experiment=sentiment --data_dir=DIR        all models
 
 DIR holds aclImdb_v1.tar.gz (or the folder that it unpacks to), and for the models from glove to pooled
-glove.6B.100d.txt. Without --data_dir the reviews are generated, and their numbers say nothing about films.
+glove.6B.100d.txt. Without --data_dir the reviews are generated.
 
-Measured, test accuracy in %, beside the book's; wall clock of the updates of one seed on a busy machine:
-
-    unigram       88.66 ± 0.32    89.2    mean and 95 % interval of three seeds, --optimizer=rmsprop and 6,250 updates
-    bigram        89.63 ± 0.27    90.4    as in the book, an evaluation each 625; 7 s for the three as lanes, bigrams
-    tf_idf        88.98 ± 0.23    89.8    20 s, TF-IDF 28 s; 320,033 parameters
-    sru_pairs     90.30 ± 0.44            three seeds, 2,000 updates: --length=1000 --tokens=40000 --schedule=cosine
-                                          --learning_rate=1e-2 --word_dropout=0.5; 10,240,513 parameters; 2 minutes
-    sru           89.34 ± 0.43            the same
-    pooled        88.8                    one seed, 2,000 updates: --length=1000 --schedule=cosine --learning_rate=2e-3
-                                          --word_dropout=0.2; 2,034,177 parameters; 6 minutes
-    glove_tuned   86.1                    one seed, 1,000 updates: --schedule=cosine --learning_rate=2e-3; 3 minutes
-    masked        87.1            88      one seed, 3,000 updates: --schedule=cosine --learning_rate=2e-3
-                                          --word_dropout=0.3; 5,194,049 parameters; 4 minutes. Without word dropout,
-                                          2,500 updates: 86.8, from an embedding that did not start around zero
-    glove         84.4                    one seed, 2,500 updates: --schedule=cosine --learning_rate=2e-3; 1 minute
-    one_hot       87.8            87      one seed, 5,000 updates, best at 2,500: --optimizer=rmsprop; 5,128,513
-                                          parameters; 4.5 minutes
-    embedding     86.6            87      the same; 5,194,049 parameters; 10 minutes. With --schedule=cosine
-                                          --learning_rate=2e-3 and 2,500 updates of Adam: 83.5
-
-The last two read the padding: the forward LSTM says what it knows only after up to 500 steps of it, and learns late.
-
-The bags are 0.5 to 0.8 below the book's single runs, and so is Keras: its layers, its RMSprop, the book's ten epochs
-and choice by the validation loss, on the same bags, give 88.62 ± 0.55, 89.62 ± 0.37 and 88.14 ± 2.32 for three seeds
-(`tests/test_sentiment.py` does one epoch of it, `make test-slow`).
-
-What the recurrence buys: 0.2 over the bag of the same 40,000 words and pairs, which has 90.07 ± 0.38, so nothing that
-three seeds could show; the pairs buy 1.0. From reviews below 100 words to those of 600 or more, sru_pairs falls from
-90.9 ± 0.9 to 89.8 ± 1.2. With 20,000 tokens, a rate of 0.3 for the words and 2e-2 for the learning, it has 89.97 ± 0.86
-after 1,250 updates. The last outputs are worse the longer the review is: glove_tuned falls from 87.0 to 77.3, where it
-also reads but 600 words. Of the twenty reviews that the SRU gets most wrong, several are plain praise under one to four
-stars.
+Measured: sru_pairs has a test accuracy of 90.30 ± 0.44 %, bigram 89.63 ± 0.27 % (docs/results.md).
 """
 
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,18 +33,20 @@ import optax
 from absl import flags
 from flax import nnx
 
-from experiments.harness import base, command, supervised
+from experiments.harness import command, supervised
+from experiments.harness.experiment import Experiment, Hparams, without_data
+from experiments.harness.flags import training_flags
 from experiments.harness.report import COLORS, DASHES, Section, groups, intervals, panels, save, separate
 from seqjax import cells
 from seqjax.arrays import Array, Key, Params, Tree
 from seqjax.data import buckets, embeddings, reviews, vectorize
 from seqjax.models import BagClassifier, SequenceClassifier
-from seqjax.train import Program, Run, State, write_atomic
+from seqjax.train import Run, State, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FLAGS = base.flags(
+FLAGS = training_flags(
     steps=3000, steps_per_call=100, evaluate_every=500, checkpoint_every=1000, batch_size=32, learning_rate=1e-3
 )
 BAGS = {
@@ -103,14 +67,13 @@ flags.DEFINE_enum("model", "masked", MODELS, "Which model.", flag_values=FLAGS)
 flags.DEFINE_integer("tokens", 20_000, "Size of the vocabulary.", lower_bound=3, flag_values=FLAGS)
 flags.DEFINE_integer("length", 600, "Words of a review that a sequence model reads.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("units", 32, "Units of the LSTM in each direction.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("features", 256, "Width of the learned embedding.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("embedding_size", 256, "Width of the learned embedding.", lower_bound=1, flag_values=FLAGS)
 for name, rate in (("word_dropout", 0.0), ("recurrent_dropout", 0.0), ("dropout", 0.5)):
     flags.DEFINE_float(name, rate, "Rate, in [0, 1).", flag_values=FLAGS)
     flags.register_validator(name, lambda rate: 0 <= rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
 
-NUMBERS = ("seed", "learning_rate", "word_dropout", "recurrent_dropout", "dropout")
-STUDY = f"model={','.join(MODELS)};seed=0:3"
-generated = base.without_data("reviews")
+TRACED_FLAGS = ("seed", "learning_rate", "word_dropout", "recurrent_dropout", "dropout")
+synthetic_data = without_data("reviews")
 
 
 class Corpus(NamedTuple):
@@ -131,7 +94,7 @@ class Part(NamedTuple):
 @cache
 def _reviews(data_dir: str | None) -> dict[str, reviews.Reviews]:
     if data_dir is None:
-        print("no --data_dir: the reviews are generated, and their numbers say nothing about films", file=sys.stderr)
+        print("no --data_dir: the reviews are generated, and their numbers mean nothing for films", file=sys.stderr)
         parts = {"train": reviews.generated(600, seed=0), "test": reviews.generated(200, seed=1)}
     else:
         parts = reviews.load(data_dir)
@@ -139,53 +102,27 @@ def _reviews(data_dir: str | None) -> dict[str, reviews.Reviews]:
     return {"train": train, "validation": validation, "test": parts["test"]}
 
 
-@cache
-def _vectorizer(data_dir: str | None, rules: vectorize.Rules, tokens: int) -> vectorize.Vectorizer:
-    return vectorize.fit(_reviews(data_dir)["train"].texts, size=tokens, rules=rules)
-
-
-def _rules(config: SimpleNamespace) -> vectorize.Rules:
-    return vectorize.Rules(ngrams=(1, 2) if config.model in PAIRS else (1,))
-
-
 def _corpus(config: SimpleNamespace) -> Corpus:
-    return Corpus(_reviews(config.data_dir), _vectorizer(config.data_dir, _rules(config), config.tokens))
+    parts = _reviews(config.data_dir)
+    rules = vectorize.Rules(ngrams=(1, 2) if config.model in PAIRS else (1,))
+    return Corpus(parts, vectorize.fit(parts["train"].texts, size=config.tokens, rules=rules))
 
 
-@cache
-def _aligned(data_dir: str | None, rules: vectorize.Rules, size: int, length: int, name: str) -> tuple[np.ndarray, int]:
-    """The first `length` tokens of the reviews of a part, int32 [N, length, K], and how many reviews are longer."""
-    tokens = _vectorizer(data_dir, rules, size).aligned(_reviews(data_dir)[name].texts, length + 1)
-    return tokens[:, :length], int((tokens[:, length, 0] != vectorize.MASK).sum())
-
-
-def _first_tokens(config: SimpleNamespace, name: str) -> tuple[np.ndarray, int]:
-    return _aligned(config.data_dir, _rules(config), config.tokens, config.length, name)
-
-
-def left_out(config: SimpleNamespace) -> str | None:
-    """How many reviews of each part a sequence model does not read to the end."""
-    if config.model in BAGS:
-        return None
-    counts = {name: len(part.texts) for name, part in _reviews(config.data_dir).items()}
-    cut = " and ".join(
-        f"{_first_tokens(config, name)[1]:,} of {count:,} {name} reviews" for name, count in counts.items()
-    )
-    return f"what {cut} say after {config.length} words"
-
-
-def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> Part:
-    """One part as arrays."""
+def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> tuple[Part, int]:
+    """One part as arrays, and how many of its reviews --length cuts, for a sequence model."""
     found, vectorizer = corpus.parts[name], corpus.vectorizer
     least = config.batch_size if name == "train" else 1
+    labels = jnp.asarray(found.labels)
     if config.model in BAGS:
         bags = BAGS[config.model](vectorizer, found.texts)
         rows = np.split(bags.indices.astype(np.int32), bags.indptr[1:-1])
         values = np.split(bags.data, bags.indptr[1:-1])
         borders = buckets.reaching(BAG_BORDERS, max(1, *map(len, rows)))
         tokens, weights = (buckets.make(part, borders, least) for part in (rows, values))
-        return Part(tokens, tuple(bucket.rows for bucket in weights), jnp.asarray(found.labels))
-    tokens, _ = _first_tokens(config, name)
+        return Part(tokens, tuple(bucket.rows for bucket in weights), labels), 0
+    tokens = vectorizer.aligned(found.texts, config.length + 1)  # int32 [N, T + 1, K]
+    longer = int((tokens[:, config.length, 0] != vectorize.MASK).sum())
+    tokens = tokens[:, : config.length]
     words = tokens[..., 0]
     lengths = np.maximum((words != vectorize.MASK).sum(1), 1)  # of a review without a word the padding is read
     if config.model in PADDED:
@@ -194,15 +131,15 @@ def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> Part:
         read = tokens if config.model in PAIRS else words
         rows = [row[:length] for row, length in zip(read, lengths, strict=True)]
         borders = buckets.reaching(BORDERS, config.length)
-    return Part(buckets.make(rows, borders, least), (), jnp.asarray(found.labels))
+    return Part(buckets.make(rows, borders, least), (), labels), longer
 
 
-def _network(config: SimpleNamespace, numbers: Any, vectors: np.ndarray | None, rngs: nnx.Rngs) -> nnx.Module:
+def _network(config: SimpleNamespace, hparams: Hparams, vectors: np.ndarray | None, rngs: nnx.Rngs) -> nnx.Module:
     if config.model in BAGS:
-        return BagClassifier(config.tokens, dropout=numbers["dropout"], rngs=rngs)
+        return BagClassifier(config.tokens, dropout=hparams["dropout"], rngs=rngs)
     sru = config.model in SRUS
     cell = (cells.peephole_sru if sru else cells.lstm)(config.units)
-    features = 0 if sru or config.model == "one_hot" else config.features
+    features = 0 if sru or config.model == "one_hot" else config.embedding_size
     return SequenceClassifier(
         cell,
         config.tokens,
@@ -212,9 +149,9 @@ def _network(config: SimpleNamespace, numbers: Any, vectors: np.ndarray | None, 
         vectors=None if vectors is None else jnp.asarray(vectors),
         frozen=config.model == "glove",
         pooled=config.model == "pooled" or sru,
-        word_dropout=numbers["word_dropout"],
-        recurrent_dropout=0.0 if sru else numbers["recurrent_dropout"],  # the SRU has no recurrent product
-        dropout=numbers["dropout"],
+        word_dropout=hparams["word_dropout"],
+        recurrent_dropout=0.0 if sru else hparams["recurrent_dropout"],  # the SRU has no recurrent product
+        dropout=hparams["dropout"],
         rngs=rngs,
     )
 
@@ -238,8 +175,8 @@ class Network(NamedTuple):
     """The model as functions of its weights.
 
     Attributes:
-      init: `(numbers, key) -> params`.
-      logits: `(numbers, params, part, bucket's number, rows [B], key) -> [B]`; without noise where the key is None.
+      init: `(hparams, key) -> params`.
+      logits: `(hparams, params, part, bucket's number, rows [B], key) -> [B]`; without noise where the key is None.
     """
 
     init: Callable[[Any, Key], Params]
@@ -251,10 +188,10 @@ def network(config: SimpleNamespace, corpus: Corpus) -> Network:
     config = SimpleNamespace(**{**vars(config), "tokens": corpus.vectorizer.size})
     vectors = _vectors(config, corpus)
 
-    init, module = supervised.of_module(lambda numbers, rngs: _network(config, numbers, vectors, rngs))
+    init, bind = supervised.functional(lambda hparams, rngs: _network(config, hparams, vectors, rngs))
 
-    def logits(numbers, params, part, number, rows, key):
-        model, bucket = module(numbers, params, key), part.tokens[number]
+    def logits(hparams, params, part, number, rows, key):
+        model, bucket = bind(hparams, params, key), part.tokens[number]
         if config.model in BAGS:
             return model(bucket.rows[rows], part.weights[number][rows])
         return model(bucket.rows[rows], None if config.model in PADDED else bucket.lengths[rows])
@@ -266,25 +203,26 @@ def _number(part: Part, bucket: buckets.Bucket) -> int:
     return next(i for i, one in enumerate(part.tokens) if one is bucket)
 
 
-def _every_logit(model: Network, numbers: Any, params: Params, part: Part) -> tuple[Array, Array]:
+def _every_logit(model: Network, hparams: Hparams, params: Params, part: Part) -> tuple[Array, Array]:
     """`(index [N], logits [N])` without noise."""
     return buckets.every(
-        part.tokens, 256, lambda bucket, rows: model.logits(numbers, params, part, _number(part, bucket), rows, None)
+        part.tokens, 256, lambda bucket, rows: model.logits(hparams, params, part, _number(part, bucket), rows, None)
     )
 
 
-def program(config: SimpleNamespace) -> Program:
-    """Cross-entropy of the labels; the best params are those of the lowest validation loss."""
+def build(config: SimpleNamespace) -> Experiment:
+    """Cross-entropy of the labels; the best params have the lowest validation loss."""
     corpus = _corpus(config)
-    data = {name: _part(config, corpus, name) for name in ("train", "validation")}
+    parts = {name: _part(config, corpus, name) for name in corpus.parts}
+    data, test = {name: parts[name][0] for name in ("train", "validation")}, parts["test"][0]
     model = network(config, corpus)
 
-    def gradient(numbers, data: Tree, params, step, k_data, k_noise):
+    def gradient(hparams, data: Tree, params, step, k_data, k_noise):
         part: Part = data["train"]
 
         def of_bucket(bucket, rows):
             def loss(params):
-                logits = model.logits(numbers, params, part, _number(part, bucket), rows, k_noise)
+                logits = model.logits(hparams, params, part, _number(part, bucket), rows, k_noise)
                 labels = part.labels[bucket.which[rows]].astype(logits.dtype)
                 return optax.losses.sigmoid_binary_cross_entropy(logits, labels).mean()
 
@@ -292,24 +230,24 @@ def program(config: SimpleNamespace) -> Program:
 
         return buckets.minibatch(k_data, step, config.batch_size, part.tokens, of_bucket)
 
-    def evaluate(numbers, data: Tree, params):
+    def evaluate(hparams, data: Tree, params):
         part: Part = data["validation"]
-        index, logits = _every_logit(model, numbers, params, part)
+        index, logits = _every_logit(model, hparams, params, part)
         labels = part.labels[index]
         losses = optax.losses.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
         return {"loss": losses.mean(), "accuracy": ((logits > 0) == (labels == 1)).astype(jnp.float32).mean()}
 
-    batches, test = buckets.batches(data["train"].tokens, config.batch_size), _part(config, corpus, "test")
-    return supervised.descent(config, model.init, gradient, evaluate, data, batches=batches, held_out=test)
+    batches = buckets.batches(data["train"].tokens, config.batch_size)
+    program = supervised.program(config, model.init, gradient, evaluate, data, batches=batches, held_out=test)
+    cut = [f"{parts[name][1]:,} of {len(part.texts):,} {name} reviews" for name, part in corpus.parts.items()]
+    left_out = None if config.model in BAGS else f"what {' and '.join(cut)} say after {config.length} words"
+    return Experiment(program, partial(_finish, corpus, model, test), left_out)
 
 
-def finish(config: SimpleNamespace, program: Program, state: State, run: Run) -> dict[str, Any]:
+def _finish(corpus: Corpus, model: Network, part: Part, hparams: Hparams, state: State, run: Run) -> dict[str, Any]:
     """Test accuracy; the vocabulary, all test logits, the reviews that were most wrong, and a figure."""
-    corpus = _corpus(config)
-    part, model = program.held_out, network(config, corpus)
-    index, found = jax.jit(lambda params, part: _every_logit(model, vars(config), params, part))(
-        state.best.params, part
-    )
+    run_network = jax.jit(lambda params, part: _every_logit(model, hparams, params, part))
+    index, found = run_network(state.best.params, part)
     logits = np.zeros(len(part.labels), np.float32)
     logits[np.asarray(index)] = np.asarray(found)
     np.save(run.directory / "test_logits.npy", logits)
@@ -319,7 +257,10 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
     right = (logits > 0) == (test.labels == 1)
     save(_figure(logits, test.labels, words), run.figures / "answers")
     worst = np.argsort(np.where(test.labels == 1, logits, -logits))[:20]
-    lines = [f"{test.stars[i]} stars, said {1 / (1 + np.exp(-logits[i])):.3f} kind\n{test.texts[i]}\n" for i in worst]
+    lines = [
+        f"{test.stars[i]} stars, predicted {1 / (1 + np.exp(-logits[i])):.3f} positive\n{test.texts[i]}\n"
+        for i in worst
+    ]
     write_atomic(run.directory / "most_wrong.txt", "\n".join(lines))
     return {
         "test_accuracy": float(right.mean()),
@@ -330,30 +271,33 @@ def finish(config: SimpleNamespace, program: Program, state: State, run: Run) ->
 
 
 def _by_length(words: np.ndarray) -> dict[int, np.ndarray]:
-    """The reviews of at least so many words, up to the next number."""
+    """The reviews of at least this many words, up to the next number."""
     lows = [0, 100, 200, 300, 400, 600]
     return {a: (words >= a) & (words < b) for a, b in zip(lows, [*lows[1:], np.inf], strict=True)}
 
 
 def _figure(logits: np.ndarray, labels: np.ndarray, words: np.ndarray) -> "Figure":
-    """What was said of kind and of unkind reviews, whether probabilities are right, and accuracy by length."""
+    """Predictions for positive and negative reviews, their calibration, and accuracy by length."""
     figure, axes = panels(1, 3, width=3.6)
-    said, trust, length = axes[0]
+    predicted, trust, length = axes[0]
     probability = 1 / (1 + np.exp(-logits))
     for label, name in ((0, "4 stars or fewer"), (1, "7 stars or more")):
-        said.hist(probability[labels == label], np.linspace(0, 1, 26).tolist(), alpha=0.6, label=name)
-    said.set(xlabel="said probability of a kind review", ylabel="reviews")
-    said.legend()
+        predicted.hist(probability[labels == label], np.linspace(0, 1, 26).tolist(), alpha=0.6, label=name)
+    predicted.set(xlabel="predicted probability of a positive review", ylabel="reviews")
+    predicted.legend()
     place = np.minimum((probability * 10).astype(int), 9)
     full = [i for i in range(10) if (place == i).any()]
     trust.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
     trust.plot([probability[place == i].mean() for i in full], [labels[place == i].mean() for i in full], "o-")
-    trust.set(xlabel="said probability", ylabel="share of kind reviews")
+    trust.set(xlabel="predicted probability", ylabel="share of positive reviews")
     right = (logits > 0) == (labels == 1)
     found = {low: mask for low, mask in _by_length(words).items() if mask.any()}
     length.bar([str(low) for low in found], [right[mask].mean() for mask in found.values()], color=COLORS[0])
     length.set(xlabel="words, at least", ylabel="test accuracy", ylim=(0.5, 1))
     return figure
+
+
+SWEEP = f"model={','.join(MODELS)};seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:

@@ -13,7 +13,7 @@ from test_experiments import drawn, refused, run
 
 from experiments import anomalies
 from experiments.demos import watch
-from experiments.harness import base
+from experiments.harness.experiment import define
 from seqjax import cells
 from seqjax.data import nab
 from seqjax.data.nab_score import PROFILES, Marks, normalized
@@ -169,16 +169,17 @@ def small(monkeypatch):
 
 
 def parsed(**flags):
-    return base.parse(anomalies, {"units": 3, "horizon": 2, "batch_size": 2, "steps": 2, "steps_per_call": 1, **flags})
+    small = {"units": 3, "horizon": 2, "batch_size": 2, "steps": 2, "steps_per_call": 1}
+    return define(anomalies).parse({**small, **flags})
 
 
 def functions(**flags):
     """Data, and jitted loss on the validation part and params after an update."""
     config = parsed(**{"evaluate_every": 1, **flags})
-    program, numbers = anomalies.program(config), base.numbers(anomalies, config)
-    evaluate = jax.jit(lambda data, state: program.evaluate(numbers, data, state)["loss"])  # pyright: ignore[reportOptionalCall]
-    update = jax.jit(lambda data, state: program.update(numbers, data, state))
-    return program.data, program.init(numbers), evaluate, update
+    program, hparams = anomalies.build(config).program, define(anomalies).hparams(config)
+    evaluate = jax.jit(lambda data, state: program.evaluate(hparams, data, state)["loss"])  # pyright: ignore[reportOptionalCall]
+    update = jax.jit(lambda data, state: program.update(hparams, data, state))
+    return program.data, program.init(hparams), evaluate, update
 
 
 def test_nothing_is_learned_from_behind_the_probation(small):
@@ -307,8 +308,8 @@ def test_streams_and_flags_that_are_refused():
 def test_a_horizon_beyond_the_rows_to_learn_from_is_refused(small, capsys):
     """The shortest series has 22 probationary rows, the first 17 to learn from; its error must not be that of none."""
     with pytest.raises(ValueError, match="--horizon=17: of 22 probationary rows of a series the first 17"):
-        anomalies.program(parsed(horizon=17))
-    anomalies.program(parsed(horizon=16, batch_size=9))
+        anomalies.build(parsed(horizon=17))
+    anomalies.build(parsed(horizon=16, batch_size=9))
     assert "--batch_size=9: all 5 series are in every update" in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 from test_experiments import drawn, refused, run
 
 from experiments import ball
-from experiments.harness import base
+from experiments.harness.experiment import define
 from seqjax import cells
 from seqjax.models.tracker import Tracker, Window, last
 
@@ -36,13 +36,13 @@ def test_a_tracker_with_a_cell_sees_the_whole_past_and_nothing_of_the_future():
 
 
 def balls(noise=0.0, gravity=0.0, count=300):
-    config = base.parse(ball, {"length": 30})
+    config = define(ball).parse({"length": 30})
     return ball.draw(config, {"noise": noise, "gravity": gravity}, jax.random.key(0), count)
 
 
 def test_straight_on_is_wrong_only_at_walls():
     made = balls()
-    line = ball.model(base.parse(ball, {"model": "line"})).outputs({}, {}, made.seen, None)
+    line = ball.model(define(ball).parse({"model": "line"})).outputs({}, {}, made.seen, None)
     errors = np.asarray(ball._distance(line, made))
     hits = ball._hits(jax.tree.map(np.asarray, made.path), 0.0)
     known = np.pad(~hits[:-1], ((1, 0), (0, 0)))  # the place before was not beyond a wall either
@@ -51,7 +51,7 @@ def test_straight_on_is_wrong_only_at_walls():
     assert errors[known & hits].min() > 1e-3
     assert 0.03 < hits.mean() < 0.3
     # The last place is as far from the next as the ball is fast.
-    still = ball.model(base.parse(ball, {"model": "last"})).outputs({}, {}, made.seen, None)
+    still = ball.model(define(ball).parse({"model": "last"})).outputs({}, {}, made.seen, None)
     speeds = 100 * np.linalg.norm(made.path.velocities[:-1], axis=-1)
     np.testing.assert_allclose(np.asarray(ball._distance(still, made))[~hits], speeds[~hits], rtol=1e-2, atol=1e-3)
 
@@ -65,7 +65,7 @@ def test_noise_is_on_what_is_seen_and_not_on_what_is_wanted():
 
 def test_a_roll_out_reads_its_own_forecasts():
     made = balls(count=3)
-    line = ball.model(base.parse(ball, {"model": "line"}))
+    line = ball.model(define(ball).parse({"model": "line"}))
     ahead = ball.roll_out(line, {}, {}, made.seen[:8], 4)
     np.testing.assert_array_equal(ahead[:4], made.seen[:4])
     step = made.seen[3] - made.seen[2]
@@ -74,14 +74,14 @@ def test_a_roll_out_reads_its_own_forecasts():
 
 def learned(**flags):
     """Validation distance after some updates, in per cent of the box."""
-    config = base.parse(ball, {"length": 8, "learning_rate": 1e-2, **flags})
-    program, numbers = ball.program(config), base.numbers(ball, config)
+    config = define(ball).parse({"length": 8, "learning_rate": 1e-2, **flags})
+    program, hparams = ball.build(config).program, define(ball).hparams(config)
 
     @jax.jit
     def train(state):
-        return jax.lax.fori_loop(0, config.steps, lambda _, s: program.update(numbers, program.data, s)[0], state)
+        return jax.lax.fori_loop(0, config.steps, lambda _, s: program.update(hparams, program.data, s)[0], state)
 
-    return float(program.evaluate(numbers, program.data, train(program.init(numbers)))["distance"])
+    return float(program.evaluate(hparams, program.data, train(program.init(hparams)))["distance"])
 
 
 def test_a_memory_knows_what_one_place_does_not(monkeypatch):
@@ -108,11 +108,11 @@ SMALL = ("--batch_size=4", "--units=3", "--length=8", "--gravity=0.003", "--nois
 def test_ball_models(model, places, frames):
     """Every model has its weights and can be trained: all but the compiler's part of a run."""
     for seen, weights in (("places", places), ("frames", frames)):
-        config = base.parse(ball, [f"--model={model}", f"--input={seen}", *SMALL])
-        program, numbers = ball.program(config), base.numbers(ball, config)
-        state = jax.eval_shape(program.init, numbers)
+        config = define(ball).parse([f"--model={model}", f"--input={seen}", *SMALL])
+        program, hparams = ball.build(config).program, define(ball).hparams(config)
+        state = jax.eval_shape(program.init, hparams)
         assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)) == weights
-        after, _ = jax.eval_shape(program.update, numbers, program.data, state)
+        after, _ = jax.eval_shape(program.update, hparams, program.data, state)
         assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
 
 

@@ -9,7 +9,7 @@ from scipy.signal import correlate
 from test_experiments import drawn, refused, run
 
 from experiments import captions
-from experiments.harness import base
+from experiments.harness.experiment import define
 from seqjax import attention, cells
 from seqjax.data import scenes
 from seqjax.models import Captioner
@@ -104,7 +104,7 @@ def test_a_blind_model_sees_nothing_and_others_see_the_test_scenes():
 
     @jax.jit
     def drawn_for(digits):
-        configs = (base.parse(captions, {"model": model}) for model in ("attention", "blind"))
+        configs = (define(captions).parse({"model": model}) for model in ("attention", "blind"))
         return [captions.scenes_of(config, digits, "test", "held_out") for config in configs]
 
     found, blind = drawn_for(digits)
@@ -138,4 +138,4 @@ def test_captions(model, tmp_path):
 def test_captions_refuses(tmp_path):
     assert "value should be one of <attention|no_attention|blind|frequent>" in refused("captions", "--model=luong")
     with pytest.raises(FileNotFoundError, match=r"no train-images-idx3-ubyte\.gz or"):
-        captions.program(base.parse(captions, {"data_dir": str(tmp_path)}))
+        captions.build(define(captions).parse({"data_dir": str(tmp_path)}))

@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import toy_experiment as toy
 
 import launch
-from experiments.harness import base, command, ending, report, sweep
-from tests import toy_experiment as toy
+from experiments.harness import command, ending, flags, report, sweep
+from experiments.harness.experiment import define
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +47,7 @@ def test_flagfiles_are_read_where_they_stand_one_in_the_other(tmp_path):
         ("fifo", "it is not a regular file"),
         (b"--steps=5\n\xff\xfe\x00\x80", "expected flags in UTF-8, one a line; its bytes are no text"),
         (b"--seed=1\n" * 150_000, "expected at most 1,048,576 bytes of flags, it has more"),
-        (b"--flagfile=FILE", "it is read already, by itself or by another flagfile"),
+        (b"--flagfile=FILE", "it is already being read, by itself or by another flagfile"),
     ],
 )
 def test_what_is_no_flagfile_is_named_at_once(content, message, tmp_path, capsys):
@@ -99,7 +100,7 @@ def test_names_that_are_no_experiment(name, message, capsys):
         ("import nothing_like_it", "cannot be imported: ModuleNotFoundError: No module named 'nothing_like_it'"),
         ("x = (", "cannot be imported: SyntaxError: "),
         ("raise SystemExit(0)", "cannot be imported: SystemExit: 0"),
-        ("STUDY = 'seed=0'", "lacks FLAGS, NUMBERS, program, finish, report: experiments/harness/base.py says what"),
+        ("SWEEP = 'seed=0'", "lacks FLAGS, TRACED_FLAGS, build, report: see experiments/harness/experiment.py"),
     ],
 )
 def test_modules_that_are_no_experiment(source, message, tmp_path, monkeypatch, capsys):
@@ -148,7 +149,7 @@ def test_a_range_with_a_bound_that_is_no_number_of_runs(number, capsys):
 
 
 def test_a_sweep_of_semicolons_is_a_single_run(tmp_path):
-    assert [member.name for member in sweep.plan(toy, " ;;; ", {}, tmp_path).members] == ["run"]
+    assert [member.name for member in sweep.plan(define(toy), " ;;; ", {}, tmp_path).members] == ["run"]
 
 
 # ---- places
@@ -187,8 +188,8 @@ def test_a_workdir_is_not_empty_and_home_is_known(monkeypatch, tmp_path, capsys)
     assert refused(capsys, "--workdir=") == "--workdir is empty; expected a directory"
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert sweep.plan(toy, "seed=0", {}, "~/x").directory == tmp_path / "x"
-    assert sweep.plan(toy, "seed=0", {}, "x").directory == tmp_path / "x"
+    assert sweep.plan(define(toy), "seed=0", {}, "~/x").directory == tmp_path / "x"
+    assert sweep.plan(define(toy), "seed=0", {}, "x").directory == tmp_path / "x"
 
 
 # ---- signals
@@ -207,14 +208,14 @@ def test_a_signal_while_jax_is_imported(arguments, number, code, tmp_path):
     assert process.stdout.readline() == "importing\n"
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (code, "interrupted; the same command goes on from here\n")
+    assert (process.returncode, err) == (code, "interrupted; the same command resumes\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_the_sweep_is_planned(number, code, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(base, "parse", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(flags, "parse", lambda *_: os.kill(os.getpid(), number))
     assert launch.main(["--experiment=toy_experiment", f"--workdir={tmp_path}"]) == code
-    assert capsys.readouterr() == ("", "interrupted; the same command goes on from here\n")
+    assert capsys.readouterr() == ("", "interrupted; the same command resumes\n")
     assert not list(tmp_path.iterdir())
 
 
@@ -222,7 +223,7 @@ def test_a_signal_while_the_report_is_made(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report, "write", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     arguments = ["--experiment=toy_experiment", "--sweep=seed=0", "--steps=10", f"--workdir={tmp_path}"]
     assert launch.main(arguments) == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
+    assert capsys.readouterr().err == "interrupted; the same command resumes\n"
     monkeypatch.undo()
     assert launch.main(arguments) == 0
     assert (tmp_path / "report.html").exists()
@@ -271,18 +272,20 @@ def test_nobody_reads_the_output():
         text=True,
     )
     os.close(writer)
-    line = "launch.py: nobody reads its output any more; interrupted; the same command goes on from here\n"
+    line = "launch.py: the reader of its output is gone; interrupted; the same command resumes\n"
     assert (done.returncode, done.stderr) == (141, line)
 
 
 def test_a_full_disk_under_the_output():
-    code = "import sys\nfrom experiments import ending\nsys.exit(ending.exit_code('x', lambda: print('out') or 0))"
+    code = (
+        "import sys\nfrom experiments.harness import ending\nsys.exit(ending.exit_code('x', lambda: print('out') or 0))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment, stdout=full, stderr=subprocess.PIPE, text=True
         )
-    line = "x: No space left on device; make room; the same command goes on from here\n"
+    line = "x: No space left on device; make room; the same command resumes\n"
     assert (done.returncode, done.stderr) == (1, line)
 
 

@@ -1,11 +1,13 @@
 """The commands that use a trained run: the same flags, the same errors, the same exit codes."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 
 from experiments.demos import command
-from experiments.harness import base
+from experiments.harness.experiment import define
+from experiments.harness.flags import recorded
 from seqjax.train import Run
 
 DEMOS = {"generate": "language", "translate": "translation", "listen": "spotting", "watch": "anomalies"}
@@ -23,8 +25,8 @@ def other_flags(demo):
 
 def opened(demo, directory):
     """A run of the experiment that the demo uses."""
-    experiment = importlib.import_module(f"experiments.{DEMOS[base.name_of(demo).rpartition('.')[2]]}")
-    return Run.open(directory, base.recorded(base.parse(experiment, {})))
+    experiment = importlib.import_module(f"experiments.{DEMOS[command.name_of(demo).rpartition('.')[2]]}")
+    return Run.open(directory, recorded(define(experiment).parse({})))
 
 
 def refused(capsys, demo, *flags):
@@ -33,7 +35,7 @@ def refused(capsys, demo, *flags):
     out, err = capsys.readouterr()
     assert out == ""
     name, line = err.split(": ", 1)
-    assert name == base.name_of(demo)
+    assert name == command.name_of(demo)
     assert line.count("\n") == 1
     return line
 
@@ -42,7 +44,7 @@ def test_help_is_the_docstring_and_the_flags(demo, capsys):
     assert demo.main(["--help"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(demo.__doc__)
-    assert f"directory of a finished run of experiments.{DEMOS[base.name_of(demo).rpartition('.')[2]]}" in out
+    assert f"directory of a finished run of experiments.{DEMOS[command.name_of(demo).rpartition('.')[2]]}" in out
     assert err == ""
 
 
@@ -67,10 +69,12 @@ def test_a_run_that_is_not_finished_is_refused(demo, capsys, tmp_path):
 def test_a_file_that_is_not_there_is_named(capsys, tmp_path):
     module = importlib.import_module("experiments.demos.watch")
 
-    def read(config):
-        open(config.file)
-
-    assert command.main(module, read, [f"--run={tmp_path}", f"--file={tmp_path / 'x.csv'}"]) == 2
+    assert (
+        command.main(
+            module, lambda config: Path(config.file).read_text(), [f"--run={tmp_path}", f"--file={tmp_path / 'x.csv'}"]
+        )
+        == 2
+    )
     line = capsys.readouterr().err
     assert line.startswith(f"experiments.demos.watch: {tmp_path / 'x.csv'}: No such file or directory")
 

@@ -1,5 +1,6 @@
 """Workers that stop, are deaf, or are left behind, with real processes; jobs with commands that play Slurm's."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import toy_experiment as toy
 
 from experiments.harness import executors, jobs, sweep, workers
+from experiments.harness.experiment import define
 from seqjax.train.run import Run
 from tests import slurm as real_slurm
-from tests import toy_experiment as toy
 from tools.faults_of_workers import SLURM, Launcher, none_left, steps, trial
 from tools.faults_of_workers import workers as workers_of
 
@@ -137,7 +139,7 @@ def test_what_a_worker_started_ends_with_it(start, tmp_path, end):
 
 def test_a_stopped_worker_is_named_once_each_time(start, capsys):
     worker = start("sleep 60")
-    line = f"seed=0 is stopped; it goes on after: kill -CONT {worker.pid}\n"
+    line = f"seed=0 is stopped; it resumes after: kill -CONT {worker.pid}\n"
     for said in (line, line * 2):
         worker.signal(signal.SIGSTOP)
         wait_for(lambda: worker.ended() is None and worker._stopped)
@@ -196,11 +198,11 @@ def test_how_a_worker_ended(tmp_path, code, log, said):
 
 
 def test_a_worker_without_a_log_or_a_result_fails_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(executors.base, "name_of", lambda module: "this")  # prints a poem and ends well
-    plan = sweep.plan(toy, "seed=0:1", {}, tmp_path)
-    assert list(executors.local(toy, plan.members, processes=1)) == [(plan.members[0], "it ended, without a result")]
+    poem = dataclasses.replace(define(toy), name="this")  # prints a poem and ends well
+    plan = sweep.plan(poem, "seed=0:1", {}, tmp_path)
+    assert list(executors.local(poem, plan.members, processes=1)) == [(plan.members[0], "it ended, without a result")]
     monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
-    [(_, error)] = executors.local(toy, plan.members, processes=1)
+    [(_, error)] = executors.local(poem, plan.members, processes=1)
     assert error.startswith("could not be started: FileNotFoundError: ")
 
 
@@ -212,7 +214,7 @@ def test_a_stopped_worker_does_not_keep_the_launcher(tmp_path):
         wait_for(lambda: "seed=0 is stopped" in launcher.said)
         for _ in range(10):
             launcher.process.send_signal(signal.SIGTERM)
-        launcher.end(143, "the same command goes on from here", within=60)
+        launcher.end(143, "the same command resumes", within=60)
         none_left(launcher.sweep)
     finally:
         launcher.process.kill()
@@ -336,7 +338,7 @@ def test_what_keeps_jobs_from_running_is_said(played, tmp_path, monkeypatch, cap
     time.sleep(0.2)
     for _ in range(3):
         watch.look(["12_0", "12_1"])
-    said = "no job runs, 2 wait: PENDING (PartitionDown); squeue --me says for what\n"
+    said = "no job runs, 2 wait: PENDING (PartitionDown); squeue --me shows why\n"
     assert capsys.readouterr().err == said
 
 
@@ -370,8 +372,8 @@ def test_a_submission_that_fails_is_reported_and_leaves_no_job(played, tmp_path,
     accepted = f"grep -q ^sbatch {tmp_path}/asked.txt && ! test -e {tmp_path}/gone"
     played("squeue", f"if {accepted}; then {listed(folder, '12_0|RUNNING|None')}\nfi")
     played("scancel", f"test $1 = 12_0 && touch {tmp_path}/gone")
-    plan = sweep.plan(toy, "seed=0:2", {}, tmp_path / "sweep")
-    outcomes = list(executors.slurm(toy, plan.members, processes=2))
+    plan = sweep.plan(define(toy), "seed=0:2", {}, tmp_path / "sweep")
+    outcomes = list(executors.slurm(define(toy), plan.members, processes=2))
     assert [member.name for member, _ in outcomes] == ["seed=0", "seed=1"]
     for _, error in outcomes:
         assert error
@@ -385,9 +387,9 @@ def test_a_run_whose_job_is_announced_to_end_saves_and_goes_on(tmp_path, monkeyp
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
     # No checkpoint but the last, or that of a run which is asked to stop.
     flags = {"steps": 15_000, "evaluate_every": 0, "learning_rate": 1e-5}
-    plan = sweep.plan(toy, "seed=0", flags, tmp_path)
+    plan = sweep.plan(define(toy), "seed=0", flags, tmp_path)
     [member] = plan.members
-    outcomes = executors.slurm(toy, plan.members, processes=1, minutes=1, cluster="local")
+    outcomes = executors.slurm(define(toy), plan.members, processes=1, minutes=1, cluster="local")
 
     def announce():
         metrics = member.directory / "metrics.jsonl"

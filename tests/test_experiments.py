@@ -15,7 +15,8 @@ import pytest
 
 import launch
 from experiments import bptt_vs_tbptt, initialization, language, recurrent_dropout, temperature
-from experiments.harness import base, command, report, supervised
+from experiments.harness import command, report, supervised
+from experiments.harness.experiment import define
 from experiments.harness.task import Batch, Task, evaluate
 from experiments.shared import tasks
 from seqjax.data import jena
@@ -56,7 +57,7 @@ def run(name, directory, *flags):
 def refused(name, *flags):
     """The one line that bad flags are refused with."""
     with pytest.raises(ValueError, match="flag") as error:
-        base.parse(import_module(f"experiments.{name}"), list(flags))
+        define(import_module(f"experiments.{name}")).parse(list(flags))
     return str(error.value)
 
 
@@ -77,21 +78,21 @@ def drawn(module, runs):
         ("text", ["--length=8", "--truncation=4:8", "--sample=5"]),
         ("recall", ["--length=7", "--truncation=4:4"]),
         ("copy", ["--length=2"]),
-        ("adding", ["--length=6", "--cell=gru"]),
+        ("adding", ["--length=6", "--model=gru"]),
     ],
 )
 def test_bptt_vs_tbptt(task, flags, tmp_path):
     if task == "text":
         (tmp_path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
         flags = [*flags, f"--corpus={tmp_path / 'corpus.txt'}"]
-    finished = run("bptt_vs_tbptt", tmp_path / "run", f"--task={task}", "--batch_size=2", "--hidden=4", *flags)
+    finished = run("bptt_vs_tbptt", tmp_path / "run", f"--task={task}", "--batch_size=2", "--units=4", *flags)
     updates = {"text": 4, "recall": 2, "copy": 2, "adding": 2}[task]
     assert finished.result()["updates"] == updates
     assert (finished.directory / "sample.txt").exists() == (task == "text")
     if task == "recall":
         assert [section.title for section in drawn(bptt_vs_tbptt, [finished])] == ["Truncation"]
     if task == "text":  # 85 % of 1,760 characters, in two lanes of chunks of eight
-        line = "7 of 1,496 training characters, at the ends of 2 lanes of windows of 8"
+        line = "7 of 1,496 training characters, at the ends of 2 streams of windows of 8"
         assert finished.result()["left_out"] == line
 
 
@@ -103,7 +104,7 @@ def test_a_run_that_stopped_early_is_drawn_to_its_end():
         return SimpleNamespace(records=lambda: losses)
 
     _, axes = report.panels()
-    supervised.evaluations(axes[0, 0], "two", [stopped(2), stopped(4)], "loss", 0)
+    report.evaluation_lines(axes[0, 0], "two", [stopped(2), stopped(4)], "loss", 0)
     assert [line.get_xdata().tolist() for line in axes[0, 0].lines] == [[1, 2], [1, 2, 3, 4]]
 
 
@@ -126,9 +127,9 @@ def test_scores_of_a_text_are_over_all_of_its_characters(tmp_path):
 def test_what_training_on_a_text_leaves_over_is_said(tmp_path):
     (tmp_path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
     flags = {"corpus": str(tmp_path / "corpus.txt"), "batch_size": 2, "length": 8}
-    line = "15 of 1,584 training characters, at the ends of 2 lanes of windows of 8"
-    assert language.left_out(base.parse(language, flags)) == line
-    assert language.left_out(base.parse(language, {**flags, "model": "unigram"})) is None
+    line = "15 of 1,584 training characters, at the ends of 2 streams of windows of 8"
+    assert language.build(define(language).parse(flags)).left_out == line
+    assert language.build(define(language).parse({**flags, "model": "unigram"})).left_out is None
 
 
 @pytest.mark.parametrize(
@@ -147,11 +148,11 @@ def test_what_training_on_a_text_leaves_over_is_said(tmp_path):
 )
 def test_temperature_models(model, parameters):
     """Every model has the weights of the table and can be trained: all but the compiler's part of a run."""
-    made = temperature.program(base.parse(temperature, {"model": model}))
-    numbers = base.numbers(temperature, base.parse(temperature, {"model": model}))
-    state = jax.eval_shape(made.init, numbers)
+    made = temperature.build(define(temperature).parse({"model": model})).program
+    hparams = define(temperature).hparams(define(temperature).parse({"model": model}))
+    state = jax.eval_shape(made.init, hparams)
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)) == parameters
-    after, _ = jax.eval_shape(made.update, numbers, made.data, state)
+    after, _ = jax.eval_shape(made.update, hparams, made.data, state)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
 
 
@@ -214,7 +215,7 @@ def test_temperature_refuses(flags, message):
 
 
 def test_recurrent_dropout(tmp_path):
-    finished = run("recurrent_dropout", tmp_path, "--task=adding", "--length=6", "--where=per_step", "--hidden=4")
+    finished = run("recurrent_dropout", tmp_path, "--task=adding", "--length=6", "--where=per_step", "--units=4")
     assert finished.result()["last_gap"] == pytest.approx(
         finished.records()[-1]["loss"] - finished.records()[-1]["training_loss"]
     )
@@ -222,19 +223,19 @@ def test_recurrent_dropout(tmp_path):
 
 
 def test_recurrent_dropout_on_the_climate_record(tmp_path):
-    finished = run("recurrent_dropout", tmp_path, "--length=8", "--where=both", "--cell=gru", "--hidden=4")
+    finished = run("recurrent_dropout", tmp_path, "--length=8", "--where=both", "--model=gru", "--units=4")
     assert "test_mae" in finished.result()
 
 
 def outputs_of(**flags):
     """Outputs of a training batch of the dropout study, for a key of the noise, and without noise for None."""
-    config = base.parse(recurrent_dropout, {"task": "adding", "length": 12, "hidden": 8, **flags})
-    task = tasks.task_of(config)
+    config = define(recurrent_dropout).parse({"task": "adding", "length": 12, "units": 8, **flags})
+    task = tasks.make_task(config)
     model = recurrent_dropout.model(config, task)
     params = model.init({}, jax.random.key(0))
     xs = task.train(task.data, jax.random.key(1), jnp.int32(0)).xs
-    run = jax.jit(lambda key: model.outputs({"rate": 0.5}, params, xs, key))
-    return run, model.outputs({"rate": 0.5}, params, xs, None)
+    run = jax.jit(lambda key: model.outputs({"dropout": 0.5}, params, xs, key))
+    return run, model.outputs({"dropout": 0.5}, params, xs, None)
 
 
 def test_where_says_what_is_dropped():
@@ -261,8 +262,8 @@ def test_initialization(cell, forget_bias, recurrent, task, tmp_path):
         tmp_path,
         f"--task={task}",
         "--length=6",
-        "--hidden=4",
-        f"--cell={cell}",
+        "--units=4",
+        f"--model={cell}",
         f"--forget_bias={forget_bias}",
         f"--recurrent={recurrent}",
     )
@@ -274,25 +275,25 @@ def test_initialization(cell, forget_bias, recurrent, task, tmp_path):
 
 
 def initial(**flags):
-    config = base.parse(initialization, {"task": "adding", "length": 50, "hidden": 4, **flags})
-    cell = initialization.model(config, tasks.task_of(config))
+    config = define(initialization).parse({"task": "adding", "length": 50, "units": 4, **flags})
+    cell = initialization.model(config, tasks.make_task(config))
     return cell.init(jax.random.key(0), 2)["cell"]
 
 
 def test_initialization_of_weights_and_biases():
-    identity = initial(cell="rnn", recurrent="identity")["w_h"]
+    identity = initial(model="rnn", recurrent="identity")["w_h"]
     np.testing.assert_array_equal(identity, np.eye(4))
-    orthogonal = initial(cell="rnn", recurrent="orthogonal")["w_h"]
+    orthogonal = initial(model="rnn", recurrent="orthogonal")["w_h"]
     np.testing.assert_allclose(orthogonal @ orthogonal.T, np.eye(4), atol=1e-6)
-    bound = initial(cell="rnn", recurrent="uniform")["w_h"]
+    bound = initial(model="rnn", recurrent="uniform")["w_h"]
     assert 0.25 < jnp.abs(bound).max() <= 0.5
-    assert not jnp.array_equal(initial(cell="rnn", recurrent="glorot")["w_h"], bound)
+    assert not jnp.array_equal(initial(model="rnn", recurrent="glorot")["w_h"], bound)
     for cell, kept in (("lstm", slice(4, 8)), ("gru", slice(4, 8))):
         for value in (0, 1):
-            bias = initial(cell=cell, forget_bias=str(value))["b"]
+            bias = initial(model=cell, forget_bias=str(value))["b"]
             assert bias.sum() == 4 * value
             assert (bias[kept] == value).all()
-        chrono = initial(cell=cell, forget_bias="chrono")["b"][kept]
+        chrono = initial(model=cell, forget_bias="chrono")["b"][kept]
         assert (chrono > 0).all()
         assert (chrono < np.log(49)).all()
 
@@ -300,7 +301,7 @@ def test_initialization_of_weights_and_biases():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--cell=rnn", "--forget_bias=1"], "--cell=rnn takes --forget_bias=0 only"),
+        (["--model=rnn", "--forget_bias=1"], "--model=rnn takes --forget_bias=0 only"),
         (["--forget_bias=chrono", "--length=2"], "chrono is for a --length of more than 2 steps"),
         (["--recurrent=sparse"], "value should be one of <orthogonal|identity|glorot|uniform>"),
     ],
@@ -325,18 +326,18 @@ def test_noise_is_new_at_every_step():
         scores=lambda ys, targets: {},
     )
 
-    def outputs(numbers, params, xs, key):
+    def outputs(hparams, params, xs, key):
         return jax.random.normal(key, (*xs.shape, 1)) + params["w"]
 
-    model = supervised.Model(lambda numbers, key: {"w": jnp.zeros((1, 1, 1))}, outputs)
+    model = supervised.Model(lambda hparams, key: {"w": jnp.zeros((1, 1, 1))}, outputs)
     config = SimpleNamespace(optimizer="sgd", schedule="constant", warmup_steps=0, steps=9, clip_norm=0.0)
-    program = supervised.program(config, task, model)
-    numbers = {"seed": jnp.int32(0), "learning_rate": jnp.float32(0.0)}
-    first = program.init(numbers)
-    second, at_first = program.update(numbers, (), first)
-    _, at_second = program.update(numbers, (), second)
+    program = supervised.task_program(config, task, model)
+    hparams = {"seed": jnp.int32(0), "learning_rate": jnp.float32(0.0)}
+    first = program.init(hparams)
+    second, at_first = program.update(hparams, (), first)
+    _, at_second = program.update(hparams, (), second)
     assert at_first["loss"] != at_second["loss"]
-    assert program.update(numbers, (), first)[1]["loss"] == at_first["loss"]
+    assert program.update(hparams, (), first)[1]["loss"] == at_first["loss"]
 
 
 def test_a_fresh_process_says_that_the_record_is_generated(tmp_path):

@@ -14,7 +14,7 @@ from test_experiments import drawn, refused, run
 import seqjax
 from experiments import language
 from experiments.demos import generate
-from experiments.harness import base
+from experiments.harness.experiment import define
 from experiments.shared import corpora, reading
 from experiments.shared.reading import read, read_and_learn
 from seqjax import cells, decoding
@@ -173,24 +173,24 @@ def test_windows_have_every_token_once_as_a_target_after_its_own(length, lanes):
     np.testing.assert_array_equal(found.targets[found.real], found.xs[found.real] + 1)
     if lanes == 1:
         assert np.asarray(found.xs)[found.real].tolist() == list(range(10))
-    with pytest.raises(ValueError, match="11 tokens cannot be read in 11 lanes"):
+    with pytest.raises(ValueError, match="11 tokens cannot be read in 11 streams"):
         corpora.windows(tokens, 2, 11)
 
 
-SMALL = {"hidden": 4, "length": 3, "batch_size": 2, "unit": "word", "corpus": "ptb"}
+SMALL = {"units": 4, "length": 3, "batch_size": 2, "unit": "word", "corpus": "ptb"}
 
 
 def small(**flags):
     """A configuration, its corpus, its network and weights."""
-    config = base.parse(language, {**SMALL, **flags})
-    corpus = corpora.of_flags(config)
+    config = define(language).parse({**SMALL, **flags})
+    corpus = corpora.load(config)
     model = reading.network(config, corpus.vocabulary.size)
     return config, corpus, model, jax.jit(lambda key: model.init(vars(config), key))(jax.random.key(0))
 
 
 @pytest.mark.parametrize("cell", reading.CELLS)
 def test_a_network_of_any_cell_says_a_logit_a_token(cell):
-    config = base.parse(language, {**SMALL, "model": cell, "layers": 2, "embedding": 3})
+    config = define(language).parse({**SMALL, "model": cell, "layers": 2, "embedding_size": 3})
     model = reading.network(config, 7)
 
     def logits(key):
@@ -218,24 +218,24 @@ def test_a_text_costs_the_same_in_windows_of_any_length():
 
 def test_dynamic_evaluation_is_its_equation():
     config, corpus, model, params = small(model="rnn")
-    numbers, train = vars(config), jnp.asarray(corpus.parts["train"][:13].reshape(-1, 1))
+    hparams, train = vars(config), jnp.asarray(corpus.parts["train"][:13].reshape(-1, 1))
     windows = corpora.windows(corpus.parts["test"][:12], 4, 1)
     rate, decay = 0.1, 0.7
-    found = jax.jit(lambda *given: read_and_learn(model, numbers, *given, rate=rate, decay=decay))(
+    found = jax.jit(lambda *given: read_and_learn(model, hparams, *given, rate=rate, decay=decay))(
         params, train, windows
     )
 
     @jax.jit
     def window(params, carry, xs, targets, real):
         def loss(params):
-            after, _, logits = model.of(numbers, params, None)(xs, carry)
+            after, _, logits = model.of(hparams, params, None)(xs, carry)
             nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
             return (nats * real).sum() / real.sum(), (after, nats)
 
         (_, (carry, nats)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return carry, nats, grads
 
-    carry, every = model.start(numbers, params, 1), []
+    carry, every = model.start(hparams, params, 1), []
     for i in range(3):
         carry, _, grads = window(
             params, carry, train[4 * i : 4 * i + 4], train[4 * i + 1 : 4 * i + 5], jnp.ones((4, 1))
@@ -244,7 +244,7 @@ def test_dynamic_evaluation_is_its_equation():
     size = [np.sqrt(np.mean(np.square(np.stack(leaf)), 0)) for leaf in zip(*every, strict=True)]
     mean = np.concatenate([leaf.ravel() for leaf in size]).mean()
     trained, tree = jax.tree.flatten(params)
-    now, carry = trained, model.start(numbers, params, 1)
+    now, carry = trained, model.start(hparams, params, 1)
     for i in range(3):
         real = windows.real[i].astype(jnp.float32)
         carry, nats, grads = window(tree.unflatten(now), carry, windows.xs[i], windows.targets[i], real)
@@ -253,27 +253,27 @@ def test_dynamic_evaluation_is_its_equation():
             w - rate * g / (r + mean) + np.minimum(decay * r / mean, 1) * (w0 - w)
             for w, g, r, w0 in zip(now, jax.tree.leaves(grads), size, trained, strict=True)
         ]
-    _, nats, _ = window(params, model.start(numbers, params, 1), windows.xs[0], windows.targets[0], jnp.ones((4, 1)))
+    _, nats, _ = window(params, model.start(hparams, params, 1), windows.xs[0], windows.targets[0], jnp.ones((4, 1)))
     np.testing.assert_allclose(nats, found[0], rtol=1e-4)  # nothing is learned from a window before it is read
 
 
 def updates(config, count):
     """The states before, between and after some updates; the program."""
-    numbers, program = base.numbers(language, config), language.program(config)
+    hparams, program = define(language).hparams(config), language.build(config).program
     update = jax.jit(program.update)
-    states = [jax.jit(program.init)(numbers)]
+    states = [jax.jit(program.init)(hparams)]
     for _ in range(count):
-        states.append(update(numbers, program.data, states[-1])[0])
+        states.append(update(hparams, program.data, states[-1])[0])
     return states, program
 
 
 def test_the_carry_goes_on_and_starts_anew_with_the_text_and_the_rate_falls_then():
     # With next to no learning, the carry after some updates is that of the text up to there.
-    flags = {"optimizer": "sgd", "learning_rate": 1e-12, "decay": 0.0, "decay_after": 1}
-    config = base.parse(language, {**SMALL, **flags, "model": "rnn", "batch_size": 300})
+    flags = {"optimizer": "sgd", "learning_rate": 1e-12, "learning_rate_decay": 0.0, "learning_rate_decay_after": 1}
+    config = define(language).parse({**SMALL, **flags, "model": "rnn", "batch_size": 300})
     states, program = updates(config, 4)
     assert program.steps_per_epoch == 3
-    model = reading.network(config, corpora.of_flags(config).vocabulary.size)
+    model = reading.network(config, corpora.load(config).vocabulary.size)
     params = states[0].params
 
     @jax.jit
@@ -289,14 +289,14 @@ def test_the_carry_goes_on_and_starts_anew_with_the_text_and_the_rate_falls_then
 
 
 def test_the_learning_rate_falls_by_epochs():
-    config = SimpleNamespace(decay=0.5, decay_after=4)
+    config = SimpleNamespace(learning_rate_decay=0.5, learning_rate_decay_after=4)
     factors = [float(language.decayed(config, jnp.int32(epoch))) for epoch in range(7)]
     assert factors == [1, 1, 1, 1, 0.5, 0.25, 0.125]
 
 
 def test_nt_asgd_averages_after_evaluations_without_a_new_best():
     flags = {**SMALL, "model": "rnn", "nonmonotone": 2, "evaluate_every": 1, "steps_per_call": 1}
-    states, _ = updates(base.parse(language, flags), 5)
+    states, _ = updates(define(language).parse(flags), 5)
     since = [int(state.carry[1].since) for state in states]
     assert since == [0, 0, 0, 2, 2, 2]
     descended = [np.asarray(state.carry[1].params["bias"]) for state in states]
@@ -307,13 +307,13 @@ def test_nt_asgd_averages_after_evaluations_without_a_new_best():
 
 
 def test_all_weights_start_in_the_given_range():
-    _, _, _, params = small(init_range=0.25, hidden=16)
+    _, _, _, params = small(init_range=0.25, units=16)
     leaves = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
     assert 0.24 < np.abs(leaves).max() <= 0.25
     assert abs(leaves.mean()) < 0.01
 
 
-FAST = ("--batch_size=4", "--hidden=4", "--length=5", "--corpus=ptb", "--unit=word", "--sample=6")
+FAST = ("--batch_size=4", "--units=4", "--length=5", "--corpus=ptb", "--unit=word", "--sample=6")
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +329,7 @@ def test_language(trained):
     assert result["test_dynamic_loss"] < result["test_loss"]
     saved = np.load(trained.directory / "nats.npz")
     assert saved["nats"].mean() == pytest.approx(result["test_loss"])
-    test = corpora.of_flags(base.parse(language, {"corpus": "ptb", "unit": "word"})).parts["test"]
+    test = corpora.load(define(language).parse({"corpus": "ptb", "unit": "word"})).parts["test"]
     assert saved["nats"].shape == saved["dynamic"].shape == saved["count"].shape == (len(test) - 1,)
     assert (trained.figures / "nats.png").stat().st_size > 10_000
     assert len((trained.directory / "sample.txt").read_text().split()) <= 6
@@ -404,7 +404,7 @@ def test_generate_refuses(trained, capsys, flags, message):
         (["--output_dropout=0.5"], "--output_dropout is for --awd"),
         (["--awd", "--weight_drop=1"], "a rate in [0, 1), or -1"),
         (["--awd", "--temporal=-2"], "a factor from 0 on, or -1"),
-        (["--tied", "--embedding=3"], "--tied needs an --embedding as wide as --hidden"),
+        (["--tied", "--embedding_size=3"], "--tied needs an --embedding_size as wide as --units"),
         (["--nonmonotone=1"], "--nonmonotone counts evaluations: it needs --evaluate_every"),
         (["--model=bigram"], "value should be one of <unigram|kneser_ney|rnn|"),
     ],
@@ -415,8 +415,8 @@ def test_language_refuses(flags, message):
 
 def test_shakespeare_is_in_the_data_directory(tmp_path):
     with pytest.raises(ValueError, match="--corpus=shakespeare needs --data_dir"):
-        corpora.of_flags(base.parse(language, {"corpus": "shakespeare"}))
+        corpora.load(define(language).parse({"corpus": "shakespeare"}))
     (tmp_path / "tinyshakespeare").mkdir()
     (tmp_path / "tinyshakespeare" / "input.txt").write_text("to be or not to be, that is the question\n" * 3)
     flags = {"corpus": "shakespeare", "data_dir": str(tmp_path)}
-    assert len(corpora.of_flags(base.parse(language, flags)).parts["test"]) == 6
+    assert len(corpora.load(define(language).parse(flags)).parts["test"]) == 6

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import toy_experiment as toy
 
 import launch
 from experiments.harness import command as experiment_command
 from seqjax.train.run import Run
-from tests import toy_experiment as toy
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
@@ -78,7 +78,7 @@ def test_sigterm_ends_the_children_and_leaves_the_sweep_resumable(tmp_path):
     finally:
         process.kill()
     assert process.returncode == 143
-    assert err == "interrupted; the same command goes on from here\n"
+    assert err == "interrupted; the same command resumes\n"
     assert not processes_naming(tmp_path)
     runs = json.loads((tmp_path / "sweep.json").read_text())["runs"]
     assert [run["status"] for run in runs] == ["pending"] * 3
@@ -130,11 +130,20 @@ def test_one_run_from_the_command_line(tmp_path):
     assert Run.read(tmp_path / "run").config["seed"] == 3
 
 
-def test_study_of_an_experiment(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["toy", "--steps=10", "--learning_rate=0.01", f"--workdir={tmp_path}"])
+@pytest.mark.parametrize("flags", [[], ["--learning_rate=0.01"], ["--model=line"], ["--seed=1"]], ids=str)
+def test_the_command_of_an_experiment_is_one_run_whatever_the_flags(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["toy", "--steps=10", *flags, f"--workdir={tmp_path}"])
     with pytest.raises(SystemExit) as stop:
         experiment_command.main(toy)
     assert stop.value.code == 0
+    assert Run.read(tmp_path).result()["steps"] == 10
+    assert not list(tmp_path.glob("**/sweep.json"))
+    assert "report.html" not in capsys.readouterr().out
+
+
+def test_the_sweep_that_an_experiment_proposes(tmp_path, capsys):
+    flags = ["--steps=10", "--learning_rate=0.01", f"--workdir={tmp_path}"]
+    assert launch.main(["--experiment=toy_experiment", *flags]) == 0
     names = [f"model={model},seed={seed}" for model in ("curve", "line") for seed in (0, 1)]
     assert sorted(path.name for path in tmp_path.glob("model=*")) == names
     assert "report.html" in capsys.readouterr().out
@@ -211,7 +220,11 @@ def test_help(monkeypatch, capsys):
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith("How fast does gradient descent")
-    assert "The study is 'model=line,curve;seed=0:2'" in out
+    assert "The sweep it proposes is 'model=line,curve;seed=0:2'" in out
+    assert launch.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "The sweep that bptt_vs_tbptt proposes is 'truncation=full,16:64,16:16,4:4;seed=0:3'." in out
+    assert "Shape of the bowl." not in out
     assert "--learning_rate" in out
 
 

@@ -7,7 +7,7 @@ import pytest
 from test_experiments import drawn, refused, run
 
 from experiments import mnist
-from experiments.harness import base
+from experiments.harness.experiment import define
 from seqjax.data import mnist as digits
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
@@ -50,7 +50,7 @@ def test_the_irnn_starts_as_a_sum_and_chrono_remembers_the_whole_sequence():
 
 @pytest.mark.parametrize("model", ["lstm", "gru", "min_gru", "lru", "logistic"])
 def test_every_model_says_a_logit_a_digit(model):
-    config = base.parse(mnist, {"model": model, "units": 4, "order": "permuted"})
+    config = define(mnist).parse({"model": model, "units": 4, "order": "permuted"})
     init, module = mnist.network(config)
 
     def logits(key, pixels):
@@ -77,12 +77,12 @@ def test_mnist(order, model, tmp_path):
 
 def test_every_digit_is_measured_whatever_the_batch():
     """Fifty digits in batches of twenty, against one digit at a time."""
-    config = base.parse(mnist, {"model": "logistic"})
-    program, numbers = mnist.program(config), base.numbers(mnist, config)
-    state = program.init(numbers)
+    config = define(mnist).parse({"model": "logistic"})
+    program, hparams = mnist.build(config).program, define(mnist).hparams(config)
+    state = program.init(hparams)
     assert program.evaluate is not None
-    found = program.evaluate(numbers, program.data, state)
-    model = mnist.network(config)[1](numbers, state.params, None)
+    found = program.evaluate(hparams, program.data, state)
+    model = mnist.network(config)[1](hparams, state.params, None)
     losses, right = [], []
     for image, label in zip(*mnist._parts(None)["validation"], strict=True):
         logits = np.asarray(model(image.astype(np.float32)[None] / 255)[0], np.float64)
@@ -96,4 +96,4 @@ def test_every_digit_is_measured_whatever_the_batch():
 def test_mnist_refuses(tmp_path):
     assert "value should be one of <rows|pixels|permuted>" in refused("mnist", "--order=columns")
     with pytest.raises(FileNotFoundError, match=r"no train-images-idx3-ubyte\.gz or"):
-        mnist.program(base.parse(mnist, {"data_dir": str(tmp_path)}))
+        mnist.build(define(mnist).parse({"data_dir": str(tmp_path)}))

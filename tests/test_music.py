@@ -11,7 +11,7 @@ from flax import nnx
 from test_experiments import drawn, refused, run
 
 from experiments import music
-from experiments.harness import base
+from experiments.harness.experiment import define
 from seqjax import cells
 from seqjax.data import music as rolls
 from seqjax.models.music import Chain, Independent, Nade, RollModel
@@ -153,11 +153,11 @@ def few_pieces(monkeypatch):
 )
 def test_music_models(model, parameters, few_pieces):
     """Every model has its weights and can be trained: all but the compiler's part of a run."""
-    config = base.parse(music, {"model": model, "batch_size": 4})
-    made, numbers = music.program(config), base.numbers(music, config)
-    state = jax.eval_shape(made.init, numbers)
+    config = define(music).parse({"model": model, "batch_size": 4})
+    made, hparams = music.build(config).program, define(music).hparams(config)
+    state = jax.eval_shape(made.init, hparams)
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)) == parameters
-    after, _ = jax.eval_shape(made.update, numbers, made.data, state)
+    after, _ = jax.eval_shape(made.update, hparams, made.data, state)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
 
 
@@ -204,8 +204,8 @@ def test_every_file_of_the_paper_has_a_name(data, file, tmp_path):
         for part, parts in pieces.items():
             cells_of[f"{part}data"][0, :] = parts
         scipy.io.savemat(tmp_path / file, cells_of)
-    config = base.parse(music, {"data": data, "model": "markov", "batch_size": 4, "data_dir": str(tmp_path)})
-    buckets = music.program(config).data["train"]
+    config = define(music).parse({"data": data, "model": "markov", "batch_size": 4, "data_dir": str(tmp_path)})
+    buckets = music.build(config).program.data["train"]
     np.testing.assert_array_equal(
         np.sort(np.concatenate([bucket.lengths for bucket in buckets])), sorted(len(roll) for roll in pieces["train"])
     )
@@ -227,14 +227,14 @@ def test_music_refuses(tmp_path):
     assert "a rate in [0, 1)" in refused("music", "--dropout=1")
     assert "--nade is for the recurrent models (rnn, lstm, gru)" in refused("music", "--model=markov", "--nade=8")
     with pytest.raises(FileNotFoundError, match=r"no JSB_Chorales.mat .*in it, found nothing"):
-        music.program(base.parse(music, {"data_dir": str(tmp_path)}))
+        music.build(define(music).parse({"data_dir": str(tmp_path)}))
 
 
 def test_a_start_that_is_longer_than_a_piece_is_refused(few_pieces):
     shortest = min(map(len, few_pieces["test"]))
     with pytest.raises(ValueError, match=rf"--start={shortest}: a test piece has {shortest} steps"):
-        music.program(base.parse(music, {"start": shortest, "batch_size": 4}))
-    music.program(base.parse(music, {"start": shortest - 1, "batch_size": 4}))
+        music.build(define(music).parse({"start": shortest, "batch_size": 4}))
+    music.build(define(music).parse({"start": shortest - 1, "batch_size": 4}))
 
 
 def test_generated_pieces_are_said_to_be_generated(capsys):

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import toy_experiment as toy
 
-from experiments.harness import base, page, plots, report, texts
+import experiments
+from experiments.harness import page, plots, report, texts
+from experiments.harness.experiment import define
 from seqjax.train.run import Run
-from tests import toy_experiment as toy
 
 # Student's t with 2 degrees of freedom at 97.5 %, from a table.
 T2 = 4.302652729911275
@@ -321,7 +323,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_stands_alone(sweep_directory):
-    assert report.write(toy, sweep_directory) is None
+    assert report.write(define(toy), sweep_directory) is None
     text = (sweep_directory / "report.html").read_text()
     page = Page(text)
     assert [heading for heading in page.headings if heading] == [
@@ -347,7 +349,7 @@ def test_the_page_stands_alone(sweep_directory):
 
 
 def test_every_table_scrolls_in_a_container_of_its_own(sweep_directory):
-    report.write(toy, sweep_directory)
+    report.write(define(toy), sweep_directory)
     text = (sweep_directory / "report.html").read_text()
     tables = Page(text).tables
     assert len(tables) == 6
@@ -358,7 +360,7 @@ def test_every_table_scrolls_in_a_container_of_its_own(sweep_directory):
 
 
 def test_figures_follow_the_page_and_are_described(sweep_directory):
-    report.write(toy, sweep_directory)
+    report.write(define(toy), sweep_directory)
     text = (sweep_directory / "report.html").read_text()
     page = Page(text)
     assert not re.search(r"(figure|img) {[^}]*background", text)
@@ -374,7 +376,7 @@ def test_figures_follow_the_page_and_are_described(sweep_directory):
 def test_listings_keep_every_letter_in_a_font_of_one_width(sweep_directory, monkeypatch):
     sample = "  if a < b:\n\n\n\treturn  'x'  \n" + 300 * "long"
     monkeypatch.setattr(toy, "report", lambda runs: [report.Section("Samples", listings={"model=line": sample})])
-    assert report.write(toy, sweep_directory) is None
+    assert report.write(define(toy), sweep_directory) is None
     text = (sweep_directory / "report.html").read_text()
     assert Page(text).listings[0] == sample
     assert re.search(r"pre {[^}]*monospace;[^}]*white-space: pre-wrap;[^}]*overflow-wrap: anywhere", text)
@@ -389,47 +391,47 @@ def test_generated_data_are_said_at_every_table_figure_and_listing(sweep_directo
     try:
         for path, text in zip(paths, before, strict=True):
             path.write_text(json.dumps({**json.loads(text), "generated": "digits"}))
-        report.write(toy, sweep_directory)
+        report.write(define(toy), sweep_directory)
         text = (sweep_directory / "report.html").read_text()
     finally:
         for path, content in zip(paths, before, strict=True):
             path.write_text(content)
     page = Page(text)
-    absent = "1 of 6 runs have no result and are not in it: the tables of runs at the end say why."
+    absent = "1 of 6 runs have no result and are not in it: the tables of runs at the end give the reasons."
     assert page.captions == [f"Generated digits, not real data (some of the runs). {absent}"] * (5 + 3 + 1)
     assert '<p class="notice">Generated digits' in text
     assert page.cells[:3] == ["line", "generated", "3"]
-    report.write(toy, sweep_directory)
+    report.write(define(toy), sweep_directory)
     assert page.captions != [absent] * (5 + 3) == Page((sweep_directory / "report.html").read_text()).captions[:8]
 
 
 def test_every_experiment_says_when_its_data_are_generated():
-    simulated = {"ball", "initialization"}  # they read no data: the task is the simulation
-    folder = Path(base.__file__).parent
-    names = [path.stem for path in folder.glob("*.py") if "\nSTUDY = " in path.read_text()]
+    complete = {"ball", "initialization", "bptt_vs_tbptt"}  # a simulation is the task, or a text is always there
+    folder = Path(experiments.__file__).parent
+    names = [path.stem for path in folder.glob("*.py") if "\nSWEEP = " in path.read_text()]
     assert len(names) > 10
-    for name in set(names) - simulated:
+    for name in set(names) - complete:
         module = importlib.import_module(f"experiments.{name}")
-        flags = base.parse(module, {"workdir": "w"})
-        where = {"language": {"corpus": "ptb"}, "bptt_vs_tbptt": {"task": "temperature"}}.get(name, {})
+        flags = define(module).parse({"workdir": "w"})
+        where = {"language": {"corpus": "ptb"}}.get(name, {})
         asked = {**vars(flags), **where}
-        assert module.generated(asked), name
-        assert module.generated({**asked, "data_dir": "there"}) is None
+        assert module.synthetic_data(asked), name
+        assert module.synthetic_data({**asked, "data_dir": "there"}) is None
 
 
 def test_several_figures_of_a_section_have_names(sweep_directory, monkeypatch):
     figures = [report.panels()[0] for _ in range(2)]
     figures[1].set_label("second")
     monkeypatch.setattr(toy, "report", lambda runs: [report.Section("Two of them", figures=figures)])
-    assert report.write(toy, sweep_directory) is None
+    assert report.write(define(toy), sweep_directory) is None
     assert {"two-of-them-1.png", "two-of-them-second.svg"} <= {p.name for p in sweep_directory.glob("figures/*")}
 
 
 def test_figures_are_reproduced_bit_for_bit(sweep_directory):
     paths = [sweep_directory / "figures" / f"learning-curves-loss-train-steps.{kind}" for kind in ("png", "svg")]
-    report.write(toy, sweep_directory)
+    report.write(define(toy), sweep_directory)
     first = [path.read_bytes() for path in paths]
-    report.write(toy, sweep_directory)
+    report.write(define(toy), sweep_directory)
     assert [path.read_bytes() for path in paths] == first
 
 
@@ -438,7 +440,7 @@ def test_an_error_in_the_experiments_report_is_named_and_the_rest_is_written(swe
         raise KeyError("no such number")
 
     monkeypatch.setattr(toy, "report", broken)
-    assert report.write(toy, sweep_directory) == "KeyError: 'no such number'"
+    assert report.write(define(toy), sweep_directory) == "KeyError: 'no such number'"
     page = Page((sweep_directory / "report.html").read_text())
     assert {"Results", "Learning curves", "Error in the experiment's report"} <= set(page.headings)
     assert "Traceback" in capsys.readouterr().err
@@ -448,7 +450,7 @@ def test_a_sweep_without_finished_runs_has_a_report(tmp_path):
     run = {"name": "seed=0", "flags": {"seed": 0}, "status": "pending", "error": None}
     content = {"experiment": "experiments.toy", "axes": {"seed": [0]}, "fixed": {}, "runs": [run]}
     (tmp_path / "sweep.json").write_text(json.dumps(content))
-    assert report.write(toy, tmp_path) is None
+    assert report.write(define(toy), tmp_path) is None
     page = Page((tmp_path / "report.html").read_text())
     assert "Runs pending" in page.headings
 
@@ -573,7 +575,7 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_rest_of_the_page(sweep_directo
         return b"<svg/>"
 
     monkeypatch.setattr(plots, "save", save)
-    problem = report.write(toy, sweep_directory)
+    problem = report.write(define(toy), sweep_directory)
     assert problem == "section 'Final <losses>': ValueError: the image is too large"
     text = (sweep_directory / "report.html").read_text()
     found = Page(text)

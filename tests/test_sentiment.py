@@ -8,7 +8,7 @@ from flax import nnx
 from test_experiments import drawn, refused, run
 
 from experiments import sentiment
-from experiments.harness import base
+from experiments.harness.experiment import define
 from seqjax import cells, unroll
 from seqjax.data import reviews, vectorize
 from seqjax.models import BagClassifier, SequenceClassifier
@@ -23,8 +23,7 @@ pytestmark = pytest.mark.usefixtures("quick_programs")
 
 @pytest.fixture(autouse=True)
 def no_reviews_of_another_test():
-    for cached in (sentiment._reviews, sentiment._vectorizer, sentiment._aligned):
-        cached.cache_clear()
+    sentiment._reviews.cache_clear()
 
 
 def test_a_bag_classifier_is_a_dense_net_on_the_whole_bag():
@@ -122,7 +121,7 @@ def test_a_learned_embedding_starts_around_zero():
     assert 0.049 < float(jnp.abs(table).max()) <= 0.05
 
 
-SMALL = ("--batch_size=8", "--units=2", "--features=3", "--length=12", "--tokens=12")
+SMALL = ("--batch_size=8", "--units=2", "--embedding_size=3", "--length=12", "--tokens=12")
 
 
 QUICK = ("tf_idf", "masked", "sru_pairs")
@@ -142,7 +141,7 @@ def test_sentiment(model, tmp_path, monkeypatch):
     assert saved.rules.ngrams == ((1, 2) if model in ("bigram", "tf_idf", "sru_pairs") else (1,))
     assert (finished.figures / "answers.png").stat().st_size > 10_000
     worst = (finished.directory / "most_wrong.txt").read_text()
-    assert worst.count(" stars, said 0.") == 20
+    assert worst.count(" stars, predicted 0.") == 20
     result, logits = finished.result(), np.load(finished.directory / "test_logits.npy")
     assert result["test_accuracy"] == np.mean((logits > 0) == (small["test"].labels == 1))
     assert result["validation_loss"] == min(r["loss"] for r in finished.records() if r["split"] == "validation")
@@ -159,9 +158,9 @@ def test_sentiment(model, tmp_path, monkeypatch):
 
 def test_a_bag_that_is_larger_than_all_borders_is_whole(monkeypatch):
     monkeypatch.setattr(sentiment, "BAG_BORDERS", (2, 3))
-    config = base.parse(sentiment, {"model": "tf_idf"})
+    config = define(sentiment).parse({"model": "tf_idf"})
     corpus = sentiment._corpus(config)
-    part = sentiment._part(config, corpus, "validation")
+    part, _ = sentiment._part(config, corpus, "validation")
     expected = corpus.vectorizer.tf_idf(corpus.parts["validation"].texts).toarray()
     found = np.zeros_like(expected)
     for bucket, weights in zip(part.tokens, part.weights, strict=True):
@@ -172,14 +171,14 @@ def test_a_bag_that_is_larger_than_all_borders_is_whole(monkeypatch):
 
 def learned(model, **flags):
     """Validation accuracy after some updates on generated reviews."""
-    config = base.parse(sentiment, {"model": model, "batch_size": 32, **flags})
-    program, numbers = sentiment.program(config), base.numbers(sentiment, config)
+    config = define(sentiment).parse({"model": model, "batch_size": 32, **flags})
+    program, hparams = sentiment.build(config).program, define(sentiment).hparams(config)
 
     @jax.jit
     def train(state):
-        return jax.lax.fori_loop(0, config.steps, lambda _, s: program.update(numbers, program.data, s)[0], state)
+        return jax.lax.fori_loop(0, config.steps, lambda _, s: program.update(hparams, program.data, s)[0], state)
 
-    return float(program.evaluate(numbers, program.data, train(program.init(numbers)))["accuracy"])
+    return float(program.evaluate(hparams, program.data, train(program.init(hparams)))["accuracy"])
 
 
 def test_pairs_of_words_know_negations_that_words_do_not():
@@ -216,6 +215,6 @@ def test_keras_learns_as_much_from_the_same_bags(data_dir, keras):
 def test_sentiment_refuses(tmp_path):
     assert "a rate in [0, 1)" in refused("sentiment", "--dropout=1")
     assert "value should be one of <unigram|bigram|" in refused("sentiment", "--model=trigram")
-    config = base.parse(sentiment, {"model": "glove", "data_dir": str(tmp_path)})
+    config = define(sentiment).parse({"model": "glove", "data_dir": str(tmp_path)})
     with pytest.raises(FileNotFoundError, match=r"no aclImdb\*.tar.gz"):
-        sentiment.program(config)
+        sentiment.build(config)

@@ -8,7 +8,8 @@ from flax import nnx
 from test_experiments import drawn, refused, run
 
 from experiments import series
-from experiments.harness import base
+from experiments.harness.experiment import define
+from experiments.shared import confusion
 from seqjax import cells
 from seqjax.data import ucr
 from seqjax.models import ConvClassifier, DenseClassifier, SeriesClassifier
@@ -84,13 +85,14 @@ def test_a_conv_classifier_is_three_convolutions_and_a_mean(xs):
 
 @pytest.mark.parametrize("model", series.MODELS)
 def test_every_model_says_a_logit_a_class(model):
-    config = base.parse(series, {"model": model, "units": 4})
-    found, data = series.network(config), series.examples(config)
-    numbers = base.numbers(series, config)
+    config = define(series).parse({"model": model, "units": 4})
+    parts = series._parts(None, config.data, config.normalize)
+    found, data = series.network(config, parts["train"]), series.examples(config, parts)
+    hparams = define(series).hparams(config)
 
     def logits(key, data):
-        params, known = found.init(numbers, key), data["train"]
-        return found.logits(numbers, params, known, data["test"].values, data["test"].lengths, None)
+        params, known = found.init(hparams, key), data["train"]
+        return found.logits(hparams, params, known, data["test"].values, data["test"].lengths, None)
 
     shape = jax.eval_shape(logits, jax.random.key(0), data)
     assert (shape.shape, shape.dtype) == ((90, 3), jnp.float32)
@@ -98,14 +100,15 @@ def test_every_model_says_a_logit_a_class(model):
 
 def test_networks_get_standard_variables_and_the_nearest_neighbour_the_series_themselves():
     for model, standard in (("lstm", True), ("dtw", False)):
-        config = base.parse(series, {"model": model})
-        raw = series._parts(None, config.data, False)["train"]
-        train = series.examples(config)["train"]
+        config = define(series).parse({"model": model})
+        parts = series._parts(None, config.data, False)
+        raw, train = parts["train"], series.examples(config, parts)["train"]
         real = np.arange(30) < raw.lengths[:, None]
         assert not np.asarray(train.values)[~real].any()
         assert np.allclose(np.asarray(train.values)[real].std(0), 1, atol=1e-4) == standard
         assert np.array_equal(train.values, raw.values) != standard
-    normal = series.examples(base.parse(series, {"model": "dtw", "normalize": True}))["train"]
+    config = define(series).parse({"model": "dtw", "normalize": True})
+    normal = series.examples(config, series._parts(None, config.data, True))["train"]
     np.testing.assert_allclose(np.asarray(normal.values)[0, : normal.lengths[0]].std(0), 1, rtol=1e-4)
 
 
@@ -131,36 +134,36 @@ def test_series(model, tmp_path, monkeypatch):
 
 
 def test_a_recurrent_network_learns_the_waves():
-    config = base.parse(series, {"model": "gru", "units": 8, "steps": 80, "learning_rate": 1e-2})
-    program, numbers = series.program(config), base.numbers(series, config)
+    config = define(series).parse({"model": "gru", "units": 8, "steps": 80, "learning_rate": 1e-2})
+    program, hparams = series.build(config).program, define(series).hparams(config)
 
     @jax.jit
     def train(state, data):
-        state = jax.lax.fori_loop(0, config.steps, lambda _, s: program.update(numbers, data, s)[0], state)
-        return program.evaluate(numbers, data, state)
+        state = jax.lax.fori_loop(0, config.steps, lambda _, s: program.update(hparams, data, s)[0], state)
+        return program.evaluate(hparams, data, state)
 
-    assert train(program.init(numbers), program.data)["accuracy"] > 0.6
+    assert train(program.init(hparams), program.data)["accuracy"] > 0.6
 
 
 def test_confusion_counts_classes_by_answers():
-    found = series.confusion(np.array([0, 0, 1, 2]), np.array([0, 2, 1, 0]), 3)
+    found = confusion.count(np.array([0, 0, 1, 2]), np.array([0, 2, 1, 0]), 3)
     assert found.tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 0]]
 
 
 def test_a_class_that_does_not_occur_has_no_part_in_the_balanced_accuracy():
-    counts = series.confusion(np.array([0, 0, 0, 2]), np.array([0, 1, 2, 2]), 3)
-    assert series.balanced_accuracy(counts) == pytest.approx((1 / 3 + 1) / 2)
+    counts = confusion.count(np.array([0, 0, 0, 2]), np.array([0, 1, 2, 2]), 3)
+    assert confusion.balanced_accuracy(counts) == pytest.approx((1 / 3 + 1) / 2)
 
 
 def test_series_refuses(tmp_path):
-    config = base.parse(series, {"batch_size": 73})
-    program, numbers = series.program(config), base.numbers(series, config)
+    config = define(series).parse({"batch_size": 73})
+    program, hparams = series.build(config).program, define(series).hparams(config)
     with pytest.raises(ValueError, match=r"batch must be in \[1, count = 72\], got 73"):
-        jax.eval_shape(program.update, numbers, program.data, program.init(numbers))
+        jax.eval_shape(program.update, hparams, program.data, program.init(hparams))
     assert "a rate in [0, 1)" in refused("series", "--dropout=1")
     assert "value should be one of <ECG200|" in refused("series", "--data=Coffee")
     with pytest.raises(FileNotFoundError, match="no JapaneseVowels_TRAIN"):
-        series.program(base.parse(series, {"data_dir": str(tmp_path)}))
+        series.build(define(series).parse({"data_dir": str(tmp_path)}))
 
 
 def test_series_are_generated_without_data(capsys):

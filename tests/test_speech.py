@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 from test_experiments import drawn, refused, run
 
-from experiments import series, speech
-from experiments.harness import base
+from experiments import speech
+from experiments.harness.experiment import define
+from experiments.shared import confusion, recordings
 from seqjax.data import spoken_digits
 from seqjax.models import MomentsClassifier
 
@@ -22,11 +23,9 @@ pytestmark = pytest.mark.usefixtures("quick_programs")
 
 @pytest.fixture(autouse=True)
 def few_recordings(monkeypatch):
-    few = spoken_digits.generated(speakers=speech.SPEAKERS, count=1, samples=400)
-    monkeypatch.setattr(speech, "recordings", lambda data_dir: few)
-    speech.words.cache_clear()
-    yield few
-    speech.words.cache_clear()
+    few = spoken_digits.generated(speakers=recordings.SPEAKERS, count=1, samples=400)
+    monkeypatch.setattr(recordings, "load", lambda data_dir: few)
+    return few
 
 
 def moments(rngs):
@@ -63,7 +62,7 @@ def test_the_moments_are_those_of_numpy():
 
 
 def test_words_are_standardized_and_end_where_the_recording_ends(few_recordings):
-    part = speech.words(None, "theo")["test"]
+    part = speech.words(recordings.load(None), "theo")["test"]
     expected = [len(samples) // 80 for samples in few_recordings.samples[4::6]]  # theo is the fifth of six
     np.testing.assert_array_equal(part.lengths, expected)
     np.testing.assert_array_equal(part.digits, np.arange(10))
@@ -75,34 +74,32 @@ def test_words_are_standardized_and_end_where_the_recording_ends(few_recordings)
 
 
 def test_a_recording_is_heard_for_a_second_and_it_is_said_how_many_are_longer(few_recordings, monkeypatch):
-    config = base.parse(speech, {})
-    assert speech.left_out(config) is None
+    config = define(speech).parse({})
+    assert speech.build(config).left_out is None
     first, *others = few_recordings.samples
     longer = few_recordings._replace(samples=(np.resize(first, 8001), np.resize(first, 8000), *others[1:]))
-    monkeypatch.setattr(speech, "recordings", lambda data_dir: longer)
-    assert speech.left_out(config) == "what 1 of 60 recordings say after 1 s"
+    monkeypatch.setattr(recordings, "load", lambda data_dir: longer)
+    assert speech.build(config).left_out == "what 1 of 60 recordings say after 1 s"
 
 
 def test_a_digit_that_nobody_says_has_no_accuracy(few_recordings, tmp_path, monkeypatch):
     """A result that is not a number would end the run after all of its training."""
     monkeypatch.setattr(speech, "save", lambda figure, path: None)
     kept = np.flatnonzero(few_recordings.digits != 3)
-    monkeypatch.setattr(speech, "recordings", lambda data_dir: few_recordings.take(kept))
-    speech.words.cache_clear()
+    monkeypatch.setattr(recordings, "load", lambda data_dir: few_recordings.take(kept))
     result = run("speech", tmp_path / "run", "--model=moments", "--units=2", "--batch_size=4").result()
     assert {name for name in result if name.startswith("accuracy_")} == {f"accuracy_{i}" for i in range(10) if i != 3}
 
 
 def test_loudness_and_the_colour_of_the_microphone_do_not_matter(few_recordings, monkeypatch):
     quiet = few_recordings._replace(samples=tuple((x // 4).astype(np.int16) for x in few_recordings.samples))
-    loud = speech.words(None, "theo")["test"].frames
-    monkeypatch.setattr(speech, "recordings", lambda data_dir: quiet)
-    speech.words.cache_clear()
-    assert float(jnp.abs(speech.words(None, "theo")["test"].frames - loud).mean()) < 0.02
+    loud = speech.words(recordings.load(None), "theo")["test"].frames
+    monkeypatch.setattr(recordings, "load", lambda data_dir: quiet)
+    assert float(jnp.abs(speech.words(recordings.load(None), "theo")["test"].frames - loud).mean()) < 0.02
 
 
 def test_confusions_are_counted():
-    table = series.confusion(np.array([0, 0, 9, 3]), np.array([0, 1, 9, 8]), 10)
+    table = confusion.count(np.array([0, 0, 9, 3]), np.array([0, 1, 9, 8]), 10)
     assert table.sum() == 4
     assert table[0, 0] == table[0, 1] == table[9, 9] == table[3, 8] == 1
 
@@ -110,8 +107,8 @@ def test_confusions_are_counted():
 def test_the_models_have_the_weights_of_the_table():
     found = {}
     for model in speech.MODELS:
-        config = base.parse(speech, {"model": model})
-        params = jax.eval_shape(speech.program(config).init, base.numbers(speech, config)).params
+        config = define(speech).parse({"model": model})
+        params = jax.eval_shape(speech.build(config).program.init, define(speech).hparams(config)).params
         found[model] = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     gru = 3 * 64 * (32 + 64) + 3 * 64 + 64
     assert found == {
@@ -139,13 +136,13 @@ def test_speech_refuses():
     assert "a rate in [0, 1)" in refused("speech", "--dropout=1")
     assert "value should be one of <moments|conv|gru|bigru>" in refused("speech", "--model=dense")
     with pytest.raises(ValueError, match="no speaker 'anna', expected one of george, jackson"):
-        speech.program(base.parse(speech, {"held_out": "anna"}))
+        speech.build(define(speech).parse({"held_out": "anna"}))
     with pytest.raises(ValueError, match="leave the train part empty"):
-        speech.program(base.parse(speech, {"held_out": "index"}))
+        speech.build(define(speech).parse({"held_out": "index"}))
 
 
 def test_generated_recordings_are_announced(capsys, monkeypatch):
     monkeypatch.undo()
-    speech.recordings.cache_clear()
-    assert set(speech.recordings(None).speakers) == set(speech.SPEAKERS)
+    recordings.load.cache_clear()
+    assert set(recordings.load(None).speakers) == set(recordings.SPEAKERS)
     assert "no --data_dir: the recordings are generated" in capsys.readouterr().err

@@ -1,15 +1,14 @@
 """Spotting a digit in a stream: how streams are made, when a detector fires, and listening as the sound comes."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_experiments import drawn, refused, run
 
-from experiments import speech, spotting
+from experiments import spotting
 from experiments.demos import listen
-from experiments.shared import detection
+from experiments.shared import detection, recordings
 from seqjax import cells
 from seqjax.data import spectrogram, spoken_digits, streams
 from seqjax.models import spotter
@@ -169,8 +168,8 @@ SMALL = ("--batch_size=2", "--units=2", "--seconds=2", "--minutes=2", "--alarms=
 def test_spotting(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(spotting, "MINUTE", 8)
     monkeypatch.setattr(spotting, "THRESHOLDS", np.array([-20, -2.3, np.inf], np.float32))
-    few = spoken_digits.generated(speakers=speech.SPEAKERS, count=1, samples=800)
-    monkeypatch.setattr(speech, "recordings", lambda data_dir: few)
+    few = spoken_digits.generated(speakers=recordings.SPEAKERS, count=1, samples=800)
+    monkeypatch.setattr(recordings, "load", lambda data_dir: few)
     finished = run("spotting", tmp_path / "run", "--model=gru", *SMALL)
     result = finished.result()
     assert result["threshold"] == -20

@@ -16,14 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import toy_experiment as toy
 from absl import flags as absl_flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import launch
-from experiments.harness import base, executors, ledger, plots, report, sweep
+from experiments.harness import executors, ledger, plots, report, runs, sweep
+from experiments.harness.experiment import define
+from experiments.harness.flags import training_flags
+from experiments.harness.optimizer import make_optimizer
 from seqjax.train.run import Run
-from tests import toy_experiment as toy
 from tools.faults_of_sweeps import can_mount, disk, mount
 
 # ---- the algebra
@@ -130,38 +133,38 @@ def test_bad_axes_are_refused(text, message):
 )
 def test_bad_flags_are_refused(given_flags, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared in full below
-        base.parse(toy, given_flags)
+        define(toy).parse(given_flags)
     assert message in str(error.value)
 
 
 def test_parse_takes_arguments_or_a_dict_and_leaves_the_flags_alone():
-    from_arguments = base.parse(toy, ["--steps=30", "--noprogress", "--learning_rate", "0.5"])
-    assert from_arguments == base.parse(toy, {"steps": 30, "progress": False, "learning_rate": 0.5})
+    from_arguments = define(toy).parse(["--steps=30", "--noprogress", "--learning_rate", "0.5"])
+    assert from_arguments == define(toy).parse({"steps": 30, "progress": False, "learning_rate": 0.5})
     assert (from_arguments.steps, from_arguments.progress, from_arguments.model) == (30, False, "line")
-    assert base.parse(toy, []).steps == 20
+    assert define(toy).parse([]).steps == 20
     with pytest.raises(ValueError, match="unexpected argument 'more'"):
-        base.parse(toy, ["more"])
+        define(toy).parse(["more"])
 
 
 def test_defaults_that_only_hold_together():
-    values = base.flags(evaluate_every=7, steps_per_call=7)
+    values = training_flags(evaluate_every=7, steps_per_call=7)
     assert values["evaluate_every"].default == 7
     with pytest.raises(absl_flags.UnrecognizedFlagError):
-        base.flags(speed=1)
+        training_flags(speed=1)
 
 
-def test_numbers_have_fixed_types():
-    numbers = base.numbers(toy, base.parse(toy, {"seed": 3}))
-    assert {name: value.dtype for name, value in numbers.items()} == {
+def test_hparams_have_fixed_types():
+    hparams = define(toy).hparams(define(toy).parse({"seed": 3}))
+    assert {name: value.dtype for name, value in hparams.items()} == {
         "seed": jnp.int32,
         "learning_rate": jnp.float32,
     }
 
 
-def test_program_cannot_read_numbers_from_the_config(monkeypatch, tmp_path):
-    monkeypatch.setattr(toy, "program", lambda config: config.learning_rate)
+def test_build_cannot_read_traced_flags_from_the_config(monkeypatch, tmp_path):
+    monkeypatch.setattr(toy, "build", lambda config: config.learning_rate)
     with pytest.raises(AttributeError, match="learning_rate"):
-        base.run_one(toy, base.parse(toy, {}), tmp_path / "run")
+        runs.run_one(define(toy), define(toy).parse({}), tmp_path / "run")
     error = (tmp_path / "run" / "error.txt").read_text()
     assert error.startswith("AttributeError: ")
     assert "Traceback" in error
@@ -172,11 +175,11 @@ def test_program_cannot_read_numbers_from_the_config(monkeypatch, tmp_path):
 
 def updates_of(given_flags, steps):
     """The steps that plain gradient descent takes on the gradient 1: minus the learning rate."""
-    config = base.parse(toy, {"steps": 8, "learning_rate": 0.5, **given_flags})
+    config = define(toy).parse({"steps": 8, "learning_rate": 0.5, **given_flags})
 
     @jax.jit
     def run(learning_rate):
-        optimizer = base.optimizer(config, learning_rate)
+        optimizer = make_optimizer(config, learning_rate)
         state, taken = optimizer.init(jnp.zeros(1)), []
         for _ in range(steps):
             update, state = optimizer.update(jnp.ones(1), state, jnp.zeros(1))
@@ -197,8 +200,8 @@ def test_schedules():
 
 
 def test_clipping():
-    config = base.parse(toy, {"clip_norm": 2.0, "learning_rate": 1.0})
-    optimizer = base.optimizer(config, 1.0)
+    config = define(toy).parse({"clip_norm": 2.0, "learning_rate": 1.0})
+    optimizer = make_optimizer(config, 1.0)
     params = jnp.zeros(2)
     updates, _ = optimizer.update(jnp.array([30.0, 40.0]), optimizer.init(params), params)
     np.testing.assert_allclose(updates, [-1.2, -1.6], rtol=1e-6)
@@ -208,9 +211,9 @@ def test_clipping():
 
 @pytest.mark.parametrize("name", ["adam", "rmsprop", "adamw", "lion", "adagrad"])
 def test_optimizers_are_those_of_optax(name):
-    config = base.parse(toy, {"optimizer": name})
+    config = define(toy).parse({"optimizer": name})
     params, grads = {"w": jnp.ones((2, 3))}, {"w": jnp.full((2, 3), 0.1)}
-    ours, theirs = base.optimizer(config, jnp.float32(0.1)), getattr(optax, name)(0.1)
+    ours, theirs = make_optimizer(config, jnp.float32(0.1)), getattr(optax, name)(0.1)
     got, _ = ours.update(grads, ours.init(params), params)
     with jax.numpy_dtype_promotion("standard"):
         expected, _ = theirs.update(grads, theirs.init(params), params)
@@ -220,26 +223,26 @@ def test_optimizers_are_those_of_optax(name):
 # ---- plans and directories
 
 
-def test_study_loses_the_axes_that_are_fixed(tmp_path):
-    plan = sweep.plan(toy, None, {"seed": 5}, tmp_path)
+def test_the_proposed_sweep_loses_the_axes_that_are_fixed(tmp_path):
+    plan = sweep.plan(define(toy), None, {"seed": 5}, tmp_path)
     assert [member.point for member in plan.members] == [{"model": "line"}, {"model": "curve"}]
     assert {member.config.seed for member in plan.members} == {5}
-    only = sweep.plan(toy, None, {"seed": 5, "model": "line"}, tmp_path)
+    only = sweep.plan(define(toy), None, {"seed": 5, "model": "line"}, tmp_path)
     assert [member.name for member in only.members] == ["run"]
 
 
 def test_fixed_and_swept_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"--seed is both fixed \(5\) and swept \(0,1\)"):
-        sweep.plan(toy, "seed=0:2", {"seed": 5}, tmp_path)
+        sweep.plan(define(toy), "seed=0:2", {"seed": 5}, tmp_path)
 
 
 def test_every_run_is_checked_before_anything_is_written(tmp_path):
     directory = tmp_path / "sweep"
     with pytest.raises(ValueError, match=r"run steps_per_call=3: .*evaluate_every must be a multiple"):
-        sweep.plan(toy, "steps_per_call=5,3", {}, directory)
+        sweep.plan(define(toy), "steps_per_call=5,3", {}, directory)
     assert not directory.exists()
     # What is wrong with the default of the other flag may be right with the swept one.
-    assert len(sweep.plan(toy, "steps_per_call=5,3", {"evaluate_every": 15}, directory).members) == 2
+    assert len(sweep.plan(define(toy), "steps_per_call=5,3", {"evaluate_every": 15}, directory).members) == 2
 
 
 def results(directory: Path) -> dict[str, dict[str, str]]:
@@ -255,7 +258,7 @@ def statuses(directory: Path) -> dict[str, str]:
 def finished(tmp_path_factory):
     """A finished sweep of two runs, one after the other in this process."""
     directory = tmp_path_factory.mktemp("finished")
-    assert sweep.run(sweep.plan(toy, "seed=0:2", {"steps": 10}, directory)) == 0
+    assert sweep.run(sweep.plan(define(toy), "seed=0:2", {"steps": 10}, directory)) == 0
     return directory
 
 
@@ -278,28 +281,28 @@ def test_a_sweep_leaves_its_files(finished):
 
 def test_values_may_be_added_and_finished_runs_stay(finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.glob("seed=[01]/*.json*")}
-    assert sweep.run(sweep.plan(toy, "seed=0:3", {"steps": 10}, finished)) == 0
+    assert sweep.run(sweep.plan(define(toy), "seed=0:3", {"steps": 10}, finished)) == 0
     out = capsys.readouterr().out
     assert "2 of 3 runs are finished already" in out
     assert "[1/1] seed=2 done" in out
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert set(statuses(finished).values()) == {"done"}
     with pytest.raises(ValueError, match="holds a sweep with seed=2, which this one leaves out"):
-        sweep.plan(toy, "seed=0:2", {"steps": 10}, finished)
+        sweep.plan(define(toy), "seed=0:2", {"steps": 10}, finished)
 
 
 def test_another_sweep_is_refused(finished):
     with pytest.raises(ValueError, match=r"another sweep: its fixed is {'steps': 10}, not {'steps': 20}"):
-        sweep.plan(toy, "seed=0:3", {"steps": 20}, finished)
+        sweep.plan(define(toy), "seed=0:3", {"steps": 20}, finished)
     with pytest.raises(ValueError, match="it sweeps over seed, not model, seed"):
-        sweep.plan(toy, "model=line;seed=0:3", {"steps": 10}, finished)
+        sweep.plan(define(toy), "model=line;seed=0:3", {"steps": 10}, finished)
 
 
 def test_a_default_that_changed_since_is_refused(finished, monkeypatch):
     monkeypatch.setattr(toy, "FLAGS", copy.deepcopy(toy.FLAGS))
     toy.FLAGS.set_default("batch_size", 33)
     with pytest.raises(ValueError, match="batch_size: given 33, found 32"):
-        sweep.plan(toy, "seed=0:3", {"steps": 10}, finished)
+        sweep.plan(define(toy), "seed=0:3", {"steps": 10}, finished)
 
 
 # ---- damaged files, disks that are full or only read
@@ -323,7 +326,7 @@ def whole(tmp_path_factory):
     directory = tmp_path_factory.mktemp("whole") / "sweep"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "save", lambda *_: b"<svg/>")
-        assert sweep.run(sweep.plan(toy, "seed=0:2", {"steps": 10}, directory)) == 0
+        assert sweep.run(sweep.plan(define(toy), "seed=0:2", {"steps": 10}, directory)) == 0
     return directory
 
 
@@ -379,12 +382,12 @@ def test_what_is_no_sweeps_file_is_named_and_removing_it_helps(change, copied, c
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"launch.py: {path} is damaged: ")
     with pytest.raises(ValueError, match="is damaged"):
-        report.write(toy, copied)
+        report.write(define(toy), copied)
     if change == "directory":
         path.rmdir()
     else:
         path.unlink()
-    plan = sweep.plan(toy, "seed=0:2", {"steps": 10}, copied)
+    plan = sweep.plan(define(toy), "seed=0:2", {"steps": 10}, copied)
     found = ledger.Ledger(sweep._header(plan), plan.members, copied)
     found.write()
     assert path.read_bytes() == content
@@ -413,7 +416,7 @@ def test_one_damaged_member_is_named_and_the_others_are_shown(name, kept, copied
     [line] = err.splitlines()
     assert line.startswith("DAMAGED  seed=0: ")
     assert str(path) in line
-    assert line.endswith(f"; remove {path.parent}, and the same command trains it anew")
+    assert line.endswith(f"; remove {path.parent}, and the same command trains it again")
     assert {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file()} == before
     expected = str(Run.read(copied / "seed=1").result()["final_loss"])
     assert [row["final_loss"] for row in results(copied).values()] == ["", expected]
@@ -436,9 +439,9 @@ def test_planning_changes_nothing(copied):
     error = copied / "seed=0" / "error.txt"
     error.write_text("why it failed\n")
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
-    sweep.plan(toy, "seed=0:2", {"steps": 10}, copied)
+    sweep.plan(define(toy), "seed=0:2", {"steps": 10}, copied)
     with pytest.raises(ValueError, match="seed=0 holds a run with other flags: steps: given 20, found 10"):
-        sweep.plan(toy, "seed=0:2", {"steps": 20}, copied)
+        sweep.plan(define(toy), "seed=0:2", {"steps": 20}, copied)
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
 
 
@@ -452,7 +455,7 @@ def test_a_report_that_fails_does_not_fail_the_sweep_and_is_written_by_the_next_
     out, err = capsys.readouterr()
     assert "final_loss" in out
     warning = "WARNING  the report is not whole, the next launch writes it again"
-    assert err == f"{warning}: {page}: Is a directory; move it away; the same command goes on from here\n"
+    assert err == f"{warning}: {page}: Is a directory; move it away; the same command resumes\n"
     page.rmdir()
 
     def broken(*_, **__):
@@ -521,7 +524,7 @@ def fixed():
 
 
 def test_a_failed_run_takes_no_other_down_and_runs_again(tmp_path, capsys, fixed):
-    plan = sweep.plan(toy, "fault=program,none,finish", fixed, tmp_path)
+    plan = sweep.plan(define(toy), "fault=program,none,finish", fixed, tmp_path)
     assert sweep.run(plan) == 1
     assert statuses(tmp_path) == {"fault=program": "failed", "fault=none": "done", "fault=finish": "failed"}
     err = capsys.readouterr().err
@@ -541,7 +544,7 @@ def spy(started, module, members):
 def test_vmap_equals_single_runs(tmp_path, fixed):
     text = "learning_rate=0.05,0.1;seed=0:2"
     for name, executor in (("one", executors.debug), ("lanes", executors.vmap)):
-        assert sweep.run(sweep.plan(toy, text, fixed, tmp_path / name), executor) == 0
+        assert sweep.run(sweep.plan(define(toy), text, fixed, tmp_path / name), executor) == 0
     singles, lanes = results(tmp_path / "one"), results(tmp_path / "lanes")
     assert list(singles) == list(lanes)
     for name, row in singles.items():
@@ -552,7 +555,7 @@ def test_vmap_equals_single_runs(tmp_path, fixed):
 
 
 def test_vmap_lane_that_diverges_fails_alone(tmp_path, fixed):
-    plan = sweep.plan(toy, "learning_rate=0.001,1000", {**fixed, "model": "curve"}, tmp_path)
+    plan = sweep.plan(define(toy), "learning_rate=0.001,1000", {**fixed, "model": "curve"}, tmp_path)
     assert sweep.run(plan, executors.vmap) == 1
     assert list(statuses(tmp_path).values()) == ["done", "failed"]
     [_, failed] = json.loads((tmp_path / "sweep.json").read_text())["runs"]
@@ -563,7 +566,7 @@ def test_vmap_lane_that_diverges_fails_alone(tmp_path, fixed):
 @pytest.mark.parametrize("executor", [executors.debug, executors.vmap])
 def test_a_run_that_diverges_is_nowhere_silently_absent(executor, tmp_path, fixed, undrawn, capsys):
     # Seed 2 starts farther away than gradient descent on a fourth power can bear.
-    plan = sweep.plan(toy, "model=line,curve;seed=1:3", {**fixed, "learning_rate": 0.03}, tmp_path)
+    plan = sweep.plan(define(toy), "model=line,curve;seed=1:3", {**fixed, "learning_rate": 0.03}, tmp_path)
     assert sweep.run(plan, executor) == 1
     out, err = capsys.readouterr()
     failed = {name for name, status in statuses(tmp_path).items() if status == "failed"}
@@ -582,7 +585,7 @@ def test_a_run_without_a_result_is_a_failed_run(tmp_path, fixed, capsys):
     def careless(module, members):
         yield members[0], None
 
-    assert sweep.run(sweep.plan(toy, "seed=0:2", fixed, tmp_path), careless) == 1
+    assert sweep.run(sweep.plan(define(toy), "seed=0:2", fixed, tmp_path), careless) == 1
     assert statuses(tmp_path) == {"seed=0": "failed", "seed=1": "pending"}
     err = capsys.readouterr().err
     assert "FAILED   seed=0: it ended without a result" in err
@@ -590,13 +593,13 @@ def test_a_run_without_a_result_is_a_failed_run(tmp_path, fixed, capsys):
 
 
 def test_vmap_reports_an_error_of_the_whole_program(tmp_path, fixed):
-    plan = sweep.plan(toy, "seed=0:2", {**fixed, "fault": "program"}, tmp_path)
+    plan = sweep.plan(define(toy), "seed=0:2", {**fixed, "fault": "program"}, tmp_path)
     assert sweep.run(plan, executors.vmap) == 1
     assert set(statuses(tmp_path).values()) == {"failed"}
 
 
 def test_local_processes(tmp_path, capsys, fixed):
-    plan = sweep.plan(toy, "fault=none,kill,program", fixed, tmp_path)
+    plan = sweep.plan(define(toy), "fault=none,kill,program", fixed, tmp_path)
     assert sweep.run(plan, functools.partial(executors.local, processes=3)) == 1
     assert statuses(tmp_path) == {"fault=none": "done", "fault=kill": "failed", "fault=program": "failed"}
     err = capsys.readouterr().err
@@ -619,7 +622,7 @@ def test_processors_are_shared_and_the_environment_wins(monkeypatch):
 def test_submitit(tmp_path, monkeypatch, fixed):
     pytest.importorskip("submitit", reason="submitit is not installed: pip install 'seqjax[slurm]'")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    plan = sweep.plan(toy, "fault=none,program", fixed, tmp_path)
+    plan = sweep.plan(define(toy), "fault=none,program", fixed, tmp_path)
     executor = functools.partial(executors.slurm, processes=2, minutes=1, cluster="local")
     assert sweep.run(plan, executor) == 1
     [done, failed] = json.loads((tmp_path / "sweep.json").read_text())["runs"]

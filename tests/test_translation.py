@@ -14,7 +14,7 @@ from test_experiments import drawn, refused, run
 
 from experiments import translation
 from experiments.demos import translate
-from experiments.harness import base
+from experiments.harness.experiment import define
 from experiments.shared import translation_baselines
 from seqjax import attention, cells
 from seqjax.data import pairs
@@ -139,7 +139,7 @@ def test_bleu_takes_the_best_of_several_references(monkeypatch):
         translation.bleu(["x"], [["x"]])
 
 
-SMALL = ("--batch_size=8", "--units=3", "--features=2", "--minimum=1")
+SMALL = ("--batch_size=8", "--units=3", "--embedding_size=2", "--min_count=1")
 
 
 @pytest.fixture
@@ -151,25 +151,21 @@ def long_translations(monkeypatch):
     target = [" ".join(rng.choice(list("uvwxyz"), n)) for n in rng.integers(1, 13, 60)]
     monkeypatch.setattr(translation, "FEW", (4, 4))
     monkeypatch.setattr(translation.pairs, "generated", lambda count: pairs.Pairs(tuple(source), tuple(target)))
-    for cached in (translation.corpus, translation.taught):
-        cached.cache_clear()
-    yield
-    for cached in (translation.corpus, translation.taught):
-        cached.cache_clear()
 
 
 def test_perplexity_is_over_all_tokens_of_all_pairs(long_translations):
     """Against one pair at a time, without padding; what is left out is counted."""
-    flags = {"length": 5, "units": 3, "features": 2, "minimum": 1, "batch_size": 4, "attention": "none"}
-    config = base.parse(translation, flags)
-    program, numbers = translation.program(config), base.numbers(translation, config)
-    params = program.init(numbers).params
+    flags = {"length": 5, "units": 3, "embedding_size": 2, "min_count": 1, "batch_size": 4, "attention": "none"}
+    config = define(translation).parse(flags)
+    experiment, hparams = translation.build(config), define(translation).hparams(config)
+    program = experiment.program
+    params = program.init(hparams).params
     assert program.evaluate is not None
-    found = translation.corpus_of(config)
+    found = translation.load_corpus(config)
     part = found.parts["validation"]
     lengths = {name: [len(text.split()) for text in one.target] for name, one in found.parts.items()}
     assert max(lengths["validation"]) > translation.longest(5) == 7
-    model = translation.network(config, found)[1](numbers, params, None)
+    model = translation.network(config, found)[1](hparams, params, None)
     sums, count = 0.0, 0
     for source, target in zip(*part, strict=True):
         english, french = found.english.encode(source), found.french.encode(target)
@@ -179,7 +175,7 @@ def test_perplexity_is_over_all_tokens_of_all_pairs(long_translations):
         sums -= (logits - np.log(np.exp(logits).sum(1, keepdims=True)))[np.arange(len(french)), french].sum()
         count += len(french)
     assert count == sum(lengths["validation"]) + len(part.target)
-    loss = program.evaluate(numbers, program.data, program.init(numbers))["loss"]
+    loss = program.evaluate(hparams, program.data, program.init(hparams))["loss"]
     np.testing.assert_allclose(loss, sums / count, rtol=1e-5)
 
     taught = sum(len(bucket.which) for bucket in program.data["train"])
@@ -187,7 +183,7 @@ def test_perplexity_is_over_all_tokens_of_all_pairs(long_translations):
     assert taught == len(lengths["train"]) - untaught
     longer = 60 - sum(map(len, lengths.values()))
     assert longer > 0
-    assert translation.left_out(config) == (
+    assert experiment.left_out == (
         f"{longer} of 60 pairs, with more than 5 English words and signs; {untaught} of {taught + untaught} training"
         " pairs, with more than 7 French ones"
     )
@@ -195,11 +191,11 @@ def test_perplexity_is_over_all_tokens_of_all_pairs(long_translations):
 
 def test_a_long_sentence_has_room_for_a_long_translation():
     """Of a network that never says STOP: as many words as its source may have, whatever --length is."""
-    config = base.parse(translation, {"length": 4})
+    config = define(translation).parse({"length": 4})
     model = Translator(cells.gru(3), 8, 8, 2, rngs=nnx.Rngs(0))
     bias: Any = model.decoder.head.bias
     bias[...] = bias[...].at[pairs.STOP].set(-1e4)
-    said = translation.said(lambda numbers, params, key: model, {}, config, 1)
+    said = translation.said(lambda hparams, params, key: model, {}, config, 1)
     assert said({}, jnp.full((1, 5), 4, jnp.int32)).shape == (1, 4 + 2 + 1)
     assert said({}, jnp.full((1, 21), 4, jnp.int32)).shape == (1, 20 + 10 + 1)
 
@@ -211,7 +207,7 @@ def test_translation(kind, tmp_path, monkeypatch, capsys):
     pytest.importorskip("sacrebleu", reason="BLEU is that of sacrebleu, which is not installed")
     monkeypatch.setattr(translation, "BORDERS", ())
     beam = 2 if kind == "additive" else 1  # one program less to be compiled
-    flags = (f"--attention={kind}", f"--beam={beam}", "--sampling=0.5", *SMALL)
+    flags = (f"--attention={kind}", f"--beam={beam}", "--scheduled_sampling=0.5", *SMALL)
     finished = run("translation", tmp_path / "run", *flags)
     result = finished.result()
     assert result["test_perplexity"] == pytest.approx(np.exp(result["test_loss"]))
@@ -232,5 +228,5 @@ def test_translation(kind, tmp_path, monkeypatch, capsys):
 
 
 def test_translation_refuses():
-    assert "--sampling" in refused("translation", "--sampling=1.5")
+    assert "--scheduled_sampling" in refused("translation", "--scheduled_sampling=1.5")
     assert "a rate in [0, 1)" in refused("translation", "--dropout=1")

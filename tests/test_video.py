@@ -9,7 +9,7 @@ from PIL import Image
 from test_experiments import drawn, refused, run
 
 from experiments import direction, next_frame
-from experiments.harness import base
+from experiments.harness.experiment import define
 from experiments.shared import videos
 from seqjax import cells
 from seqjax.cells.convolution import convolve
@@ -107,7 +107,7 @@ def test_frames_since_a_wall():
 
 
 def test_straight_flight_is_right_until_a_wall():
-    config = base.parse(next_frame, {"size": 16, "length": 8, "given": 4})
+    config = define(next_frame).parse({"size": 16, "length": 8, "given": 4})
     digits = videos.images(config)["test"]
     assert digits.shape == (60, 7, 7)
     made = jax.jit(lambda key: videos.draw(config, digits, key, 30))(jax.random.key(0))
@@ -128,10 +128,10 @@ SMALL = ("--batch_size=2", "--units=3", "--size=16", "--length=6")
 )
 def test_every_model_can_be_trained(module, model):
     """All but the compiler's part of a run."""
-    config = base.parse(module, ["--given=3"] * (module is next_frame) + [f"--model={model}", *SMALL])
-    made, numbers = module.program(config), base.numbers(module, config)
-    state = jax.eval_shape(made.init, numbers)
-    after, _ = jax.eval_shape(made.update, numbers, made.data, state)
+    config = define(module).parse(["--given=3"] * (module is next_frame) + [f"--model={model}", *SMALL])
+    made, hparams = module.build(config).program, define(module).hparams(config)
+    state = jax.eval_shape(made.init, hparams)
+    after, _ = jax.eval_shape(made.update, hparams, made.data, state)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     weights = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     assert (
@@ -153,7 +153,7 @@ def test_every_model_can_be_trained(module, model):
 def test_direction(tmp_path):
     finished = run("direction", tmp_path / "run", "--model=pair", *SMALL)
     saved, result = np.load(finished.directory / "answers.npz"), finished.result()
-    right = saved["said"] == saved["labels"]
+    right = saved["predicted"] == saved["labels"]
     assert right.shape == (64, 6)
     assert result["test_accuracy"] == pytest.approx(right.mean())
     assert result["test_accuracy_wall"] == pytest.approx(right[saved["flight"] == 0].mean())
@@ -173,7 +173,7 @@ def test_next_frame(model, tmp_path, monkeypatch):
     assert result["test_error"] == pytest.approx(saved["errors"][2:].mean(), rel=1e-5)
     assert saved["straight"][:2].max() < 1e-3
     if model == "last":
-        expected = np.square(saved["frames"][:, 0] - saved["said"][:, 0])
+        expected = np.square(saved["frames"][:, 0] - saved["predicted"][:, 0])
         assert expected.max() < 1e-4  # the next frame is said to be this one
         return
     assert (finished.figures / "strips.png").stat().st_size > 5_000
@@ -194,7 +194,7 @@ def test_real_digits(data_dir):
     """The images are those of the loader, at half their size."""
     parts = mnist.load(data_dir)
     small = parts["test"].images[:5].reshape(5, 14, 2, 14, 2).mean((2, 4))
-    config = base.parse(next_frame, {"data_dir": str(data_dir)})
+    config = define(next_frame).parse({"data_dir": str(data_dir)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(videos, "_images", lambda data_dir: {"test": parts["test"].images[:5]})
         found = np.asarray(videos.images(config)["test"])

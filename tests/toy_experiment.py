@@ -1,6 +1,6 @@
 """How fast does gradient descent find the minimum of a bowl?
 
-A tiny experiment for the tests, with every part that the contract asks for, and flags to make it fail.
+A tiny experiment for the tests, with every attribute of an experiment, and flags to make it fail.
 """
 
 import os
@@ -13,11 +13,14 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 
-from experiments.harness import base, command
+from experiments.harness import command
+from experiments.harness.experiment import Experiment
+from experiments.harness.flags import training_flags
+from experiments.harness.optimizer import make_optimizer
 from experiments.harness.report import Section, curve, groups, panels
 from seqjax.train import Program, initial_state
 
-FLAGS = base.flags(steps=20, steps_per_call=10, evaluate_every=10, optimizer="sgd", learning_rate=0.1)
+FLAGS = training_flags(steps=20, steps_per_call=10, evaluate_every=10, optimizer="sgd", learning_rate=0.1)
 flags.DEFINE_enum("model", "line", ["line", "curve"], "Shape of the bowl.", flag_values=FLAGS)
 flags.DEFINE_string("truncation", "full", "A value that may hold ':'.", flag_values=FLAGS)
 flags.DEFINE_float("delay", 0.0, "Seconds that building the program takes.", flag_values=FLAGS)
@@ -25,11 +28,10 @@ flags.DEFINE_enum(
     "fault", "none", ["none", "program", "finish", "pause", "kill"], "What goes wrong.", flag_values=FLAGS
 )
 
-NUMBERS = ("seed", "learning_rate")
-STUDY = "model=line,curve;seed=0:2"
+TRACED_FLAGS = ("seed", "learning_rate")
 
 
-def program(config):
+def build(config):
     """Minimizes sum(|w - data|^p) from a random start."""
     time.sleep(config.delay)
     if config.fault == "program":
@@ -41,32 +43,35 @@ def program(config):
     def loss_of(params, data):
         return jnp.sum((params["w"] - data) ** power)
 
-    def init(numbers):
-        key, start = jax.random.split(jax.random.key(numbers["seed"]))
+    def init(hparams):
+        key, start = jax.random.split(jax.random.key(hparams["seed"]))
         params = {"w": jax.random.normal(start, (3,))}
-        return initial_state(key, params, base.optimizer(config, numbers["learning_rate"]).init(params))
+        return initial_state(key, params, make_optimizer(config, hparams["learning_rate"]).init(params))
 
-    def update(numbers, data, state):
+    def update(hparams, data, state):
         loss, grads = jax.value_and_grad(loss_of)(state.params, data)
-        optimizer = base.optimizer(config, numbers["learning_rate"])
+        optimizer = make_optimizer(config, hparams["learning_rate"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return state._replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss}
 
-    def evaluate(numbers, data, state):
-        del numbers
+    def evaluate(hparams, data, state):
+        del hparams
         return {"loss": loss_of(state.params, data), "distance": jnp.max(jnp.abs(state.params["w"] - data))}
 
-    return Program(init, update, evaluate, jnp.array([1.0, 2.0, 3.0]))
+    program = Program(init, update, evaluate, jnp.array([1.0, 2.0, 3.0]))
+
+    def finish(hparams, state, run):
+        if config.fault == "finish":
+            raise FileNotFoundError("nothing to finish with")
+        if config.fault == "pause" and (run.directory.parent / "seed=0" / "result.json").exists():
+            time.sleep(5)
+        return {"final_loss": evaluate(hparams, program.data, state)["loss"].item(), "sample": "not a number"}
+
+    return Experiment(program, finish)
 
 
-def finish(config, program, state, run):
-    """The loss at the end."""
-    if config.fault == "finish":
-        raise FileNotFoundError("nothing to finish with")
-    if config.fault == "pause" and (run.directory.parent / "seed=0" / "result.json").exists():
-        time.sleep(5)
-    return {"final_loss": program.evaluate({}, program.data, state)["loss"].item(), "sample": "not a number"}
+SWEEP = "model=line,curve;seed=0:2"
 
 
 def report(runs):

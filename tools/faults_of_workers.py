@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1)
 FLAGS = ["--steps=400", "--steps_per_call=10", "--checkpoint_every=20", "--learning_rate=0.003", "--model=line"]
 LIMIT = 240  # seconds, for whatever a launcher does
-GONE_ON = "interrupted; the same command goes on from here\n"
+GONE_ON = "interrupted; the same command resumes\n"
 
 
 class Launcher:

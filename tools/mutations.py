@@ -723,7 +723,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a report does not say that its data are generated",
-        "experiments/harness/base.py",
+        "experiments/harness/experiment.py",
         'if flags["data_dir"] is None and all(',
         "if False and all(",
         "tests/test_report.py::test_every_experiment_says_when_its_data_are_generated",

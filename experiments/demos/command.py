@@ -12,11 +12,13 @@ from types import ModuleType, SimpleNamespace
 from absl import flags as absl_flags
 from absl.flags import FlagValues
 
-from experiments.harness import base, ending
+from experiments.harness import ending
 from experiments.harness.command import arguments
+from experiments.harness.experiment import define
+from experiments.harness.flags import UNRECORDED, parse
 from seqjax.train import Run
 
-__all__ = ["flags", "main", "path", "trained"]
+__all__ = ["flags", "main", "name_of", "path", "trained"]
 
 
 def flags(experiment: str) -> FlagValues:
@@ -40,14 +42,19 @@ def trained(directory: str | Path, experiment: ModuleType) -> tuple[Run, SimpleN
         ValueError: the run is of another experiment, or a file of it is damaged.
     """
     run = Run.read(directory)
-    missing = sorted(set(experiment.FLAGS) - {*base.UNRECORDED, *run.flags})
+    expected = define(experiment)
+    missing = sorted(set(expected.flags) - {*UNRECORDED, *run.flags})
     if missing:
         raise ValueError(
-            f"{directory} holds a run of another experiment: expected one of {base.name_of(experiment)}, which has"
-            f" --{missing[0]}"
+            f"{directory} holds a run of another experiment: expected one of {expected.name}, which has --{missing[0]}"
         )
     run.result()
     return run, SimpleNamespace(**run.flags)
+
+
+def name_of(module: ModuleType) -> str:
+    """Returns the name that `python -m` and `import` know a demo by, also when it runs as __main__."""
+    return module.__spec__.name if module.__spec__ else module.__name__
 
 
 def main(module: ModuleType, demo: Callable[[SimpleNamespace], None], argv: Sequence[str] | None = None) -> int:
@@ -56,14 +63,14 @@ def main(module: ModuleType, demo: Callable[[SimpleNamespace], None], argv: Sequ
     0; 2 for bad flags and for files that cannot be read, with one line on stderr; else as `ending.exit_code`.
     """
     given = sys.argv[1:] if argv is None else argv
-    return ending.exit_code(base.name_of(module), lambda: _main(module, demo, given))
+    return ending.exit_code(name_of(module), lambda: _main(module, demo, given))
 
 
 def _main(module: ModuleType, demo: Callable[[SimpleNamespace], None], argv: Sequence[str]) -> int:
     if {"--help", "-h", "-help"} & set(argv):
         print(f"{module.__doc__}\n{module.FLAGS.get_help()}")
         return 0
-    config = base.parse(module, arguments(argv))
+    config = parse(module.FLAGS, arguments(argv))
     try:
         demo(config)
     except BrokenPipeError:

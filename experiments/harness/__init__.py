@@ -1,1 +1,1 @@
-"""What carries every experiment: flags, runs, training, the command, sweeps and their report."""
+"""What runs every experiment: flags, runs, training, the command, sweeps and their report."""

@@ -1,25 +1,29 @@
-"""The command line of an experiment: `python -m experiments.NAME [--flag=value ...]`."""
+"""The command line of an experiment: `python -m experiments.NAME [--flag=value ...]` is one run."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
-from experiments.harness import base, ending, sweep
+from experiments.harness import ending, sweep
+from experiments.harness.experiment import Definition, define
+from experiments.harness.flags import recorded
+from experiments.harness.runs import default_directory, run_one
 from experiments.harness.texts import shortened
 from seqjax.train import InUse
 
 LARGEST_FLAGFILE = 2**20  # bytes; /dev/zero has no end
 
 
-def usage(module: ModuleType) -> str:
+def usage(definition: Definition) -> str:
     """Returns the help text of an experiment: its docstring and all its flags."""
+    name = definition.name.removeprefix("experiments.")
     about = (
-        f"usage: python -m {base.name_of(module)} [--flag=value ...]\n"
-        f"The study is {module.STUDY!r}. It is what runs where no flag names one of its axes;\n"
-        "where one does, it is a single run. A part of the study: launch.py, which takes the same flags."
+        f"usage: python -m {definition.name} [--flag=value ...]    one run\n"
+        f"       python launch.py --experiment={name} [--flag=value ...]    a sweep of runs\n"
+        f"The sweep it proposes is {definition.sweep!r}."
     )
-    return f"{module.__doc__}\n{about}\n{module.FLAGS.get_help()}"
+    return f"{definition.doc}\n{about}\n{definition.flags.get_help()}"
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
@@ -55,7 +59,7 @@ def _lines(file: str, seen: set[Path]) -> list[str]:
         if not path.is_file():
             raise ValueError(f"{about}: {'it is not a regular file' if path.exists() else 'there is no such file'}")
         if path in seen:
-            raise ValueError(f"{about}: it is read already, by itself or by another flagfile")
+            raise ValueError(f"{about}: it is already being read, by itself or by another flagfile")
         seen.add(path)
         with path.open("rb") as opened:
             content = opened.read(LARGEST_FLAGFILE + 1)
@@ -71,36 +75,29 @@ def _lines(file: str, seen: set[Path]) -> list[str]:
 
 
 def main(module: ModuleType) -> None:
-    """Runs the whole STUDY in this process, or, if a flag names one of its axes, a single run.
+    """Runs the configuration that the command line describes.
 
-    Exits with 0; 1 where a run failed; 2 for bad flags, before anything is started; else as `ending.exit_code`.
+    Exits with 0; 1 if the run failed; 2 for bad flags, before anything is started; else as `ending.exit_code`.
     """
-    sys.exit(ending.exit_code(base.name_of(module), lambda: _main(module, sys.argv[1:])))
+    definition = define(module)
+    sys.exit(ending.exit_code(definition.name, lambda: _main(definition, sys.argv[1:])))
 
 
-def _main(module: ModuleType, argv: Sequence[str]) -> int:
+def _main(definition: Definition, argv: Sequence[str]) -> int:
     if {"--help", "-h", "-help"} & set(argv):
-        print(usage(module))
+        print(usage(definition))
         return 0
-    argv = arguments(argv)
-    given = base.given_flags(module, argv)
-    if not sweep.parse(module.STUDY, module.FLAGS).keys() & given:
-        return sweep.run(sweep.plan(module, None, given, given.get("workdir")))
-    config = base.parse(module, argv)
+    config = definition.parse(arguments(argv))
     if config.workdir is not None:
         config.workdir = str(sweep.place(config.workdir))
-    return _run(module, config)
-
-
-def _run(module: ModuleType, config: SimpleNamespace) -> int:
-    directory = Path(config.workdir or base.default_directory(module, base.recorded(config)))
+    directory = Path(config.workdir or default_directory(definition.name, recorded(config)))
     try:
-        result = base.run_one(module, config, directory)
+        result = run_one(definition, config, directory)
     except InUse as error:
-        print(f"{base.name_of(module)}: {error}", file=sys.stderr)
+        print(f"{definition.name}: {error}", file=sys.stderr)
         return 2
     except Exception as error:
-        print(f"{base.name_of(module)}: {base.summary(error)}", file=sys.stderr)
+        print(f"{definition.name}: {ending.summary(error)}", file=sys.stderr)
         if (traceback := directory / "error.txt").exists():
             print(f"the traceback is in {traceback}", file=sys.stderr)
         return 1

@@ -1,6 +1,6 @@
 """How a command ends: with its exit code and, where something stopped it, with one line on stderr.
 
-It imports nothing that takes time: what the commands import after it takes seconds, in which Ctrl-C must be heard too.
+It imports nothing slow: what the commands import after it takes seconds, and Ctrl-C must be handled during them too.
 """
 
 import codecs
@@ -14,18 +14,18 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-INTERRUPTED = "interrupted; the same command goes on from here"
+INTERRUPTED = "interrupted; the same command resumes"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _CURES = {
-    errno.ENOSPC: "make room; the same command goes on from here",
-    errno.EDQUOT: "make room; the same command goes on from here",
-    errno.EFBIG: "raise the limit on the size of files; the same command goes on from here",
+    errno.ENOSPC: "make room; the same command resumes",
+    errno.EDQUOT: "make room; the same command resumes",
+    errno.EFBIG: "raise the limit on the size of files; the same command resumes",
     errno.EROFS: "choose another directory with --workdir",
     errno.EACCES: "choose another directory with --workdir",
     errno.EPERM: "choose another directory with --workdir",
     errno.ENOTDIR: "a part of the path is no directory; choose another with --workdir",
     errno.EEXIST: "it is no directory; choose another with --workdir",
-    errno.EISDIR: "move it away; the same command goes on from here",
+    errno.EISDIR: "move it away; the same command resumes",
     errno.ELOOP: "choose another directory with --workdir",
     errno.ENAMETOOLONG: "choose a shorter --workdir",
     errno.ENOENT: "if it was removed, the same command starts again",
@@ -38,7 +38,7 @@ class Stopped(SystemExit):
 
 
 def sentence(error: BaseException) -> str:
-    """Returns what went wrong, and where it is known what to do, in one line."""
+    """Returns what went wrong, and the cure if one is known, in one line."""
     if not isinstance(error, OSError) or error.strerror is None:
         return " ".join(str(error).split()) or type(error).__name__
     place = f"{error.filename}: " if error.filename else ""
@@ -46,10 +46,15 @@ def sentence(error: BaseException) -> str:
     return " ".join(f"{place}{error.strerror}{f'; {cure}' if cure else ''}".split())
 
 
+def summary(error: BaseException) -> str:
+    """Returns the type and the message of an error, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split("\n", 1)[0].split())
+
+
 def exit_code(name: str, body: Callable[[], int]) -> int:
     """Calls `body` and returns the exit code of the command `name`: that of `body`, or what ended it.
 
-    130 for SIGINT and 143 for SIGTERM, 141 where nobody reads stdout any more, 2 for a ValueError (bad flags, damaged
+    130 for SIGINT and 143 for SIGTERM, 141 if the reader of stdout is gone, 2 for a ValueError (bad flags, damaged
     files), 1 for an OSError: each with one line on stderr. Any other error is a bug, and shows its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -66,7 +71,7 @@ def exit_code(name: str, body: Callable[[], int]) -> int:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         line = INTERRUPTED if code in [128 + number for number in SIGNALS] else None
     except BrokenPipeError:
-        code, line = 128 + signal.SIGPIPE, f"{name}: nobody reads its output any more; {INTERRUPTED}"
+        code, line = 128 + signal.SIGPIPE, f"{name}: the reader of its output is gone; {INTERRUPTED}"
     except ValueError as error:
         code, line = 2, f"{name}: {sentence(error)}"
     except OSError as error:
@@ -120,7 +125,7 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 def _give_up_unwritable_output() -> None:
-    """What could not be written would be tried again when Python ends, with an error of its own."""
+    """Discards unwritable output, which Python would try to write again at exit, with an error of its own."""
     try:
         if sys.stdout:
             sys.stdout.flush()

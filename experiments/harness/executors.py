@@ -13,10 +13,12 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from experiments.harness import base, jobs, workers
+from experiments.harness import ending, jobs, runs, workers
+from experiments.harness.experiment import Definition
+from experiments.harness.flags import arguments, recorded
 from seqjax.train.run import Run
 
 
@@ -33,36 +35,35 @@ class Member(NamedTuple):
 Outcomes = Iterator[tuple[Member, str | None]]
 
 
-def debug(module: ModuleType, members: Sequence[Member]) -> Outcomes:
+def debug(definition: Definition, members: Sequence[Member]) -> Outcomes:
     """Runs one after the other in this process."""
     for member in members:
         error = None
         try:
-            base.run_one(module, member.config, member.directory)
+            runs.run_one(definition, member.config, member.directory)
         except Exception as exception:
-            error = base.summary(exception)
+            error = ending.summary(exception)
         yield member, error
 
 
-def vmap(module: ModuleType, members: Sequence[Member]) -> Outcomes:
-    """Trains runs that differ only in NUMBERS as lanes of one compiled program, one group after the other."""
+def vmap(definition: Definition, members: Sequence[Member]) -> Outcomes:
+    """Trains runs that differ only in traced flags as lanes of one compiled program, one group after the other."""
     groups: dict[str, list[Member]] = {}
     for member in members:
-        rest = {name: v for name, v in base.recorded(member.config).items() if name not in module.NUMBERS}
-        groups.setdefault(repr(rest), []).append(member)
+        groups.setdefault(repr(recorded(definition.untraced(member.config))), []).append(member)
     for group in groups.values():
         if len(group) == 1:
-            yield from debug(module, group)
+            yield from debug(definition, group)
             continue
         try:
             configs, directories = [m.config for m in group], [m.directory for m in group]
-            errors = base.run_lanes(module, configs, directories)
+            errors = runs.run_lanes(definition, configs, directories)
         except Exception as exception:
-            errors = [base.summary(exception)] * len(group)
+            errors = [ending.summary(exception)] * len(group)
         yield from zip(group, errors, strict=True)
 
 
-def local(module: ModuleType, members: Sequence[Member], *, processes: int) -> Outcomes:
+def local(definition: Definition, members: Sequence[Member], *, processes: int) -> Outcomes:
     """Trains each run in a fresh process, `processes` at a time, with their output in log.txt of the run.
 
     The processors of the machine, and the memory of its accelerator, are divided among the processes (environment
@@ -80,9 +81,9 @@ def local(module: ModuleType, members: Sequence[Member], *, processes: int) -> O
                 while waiting and len(running) < processes:
                     member = waiting.pop()
                     try:
-                        running[_start(module, member, environment)] = member
+                        running[_start(definition, member, environment)] = member
                     except OSError as error:
-                        outcomes.append((member, f"could not be started: {base.summary(error)}"))
+                        outcomes.append((member, f"could not be started: {ending.summary(error)}"))
                 for worker in list(running):
                     if (code := worker.ended()) is not None:
                         member = running.pop(worker)
@@ -95,7 +96,7 @@ def local(module: ModuleType, members: Sequence[Member], *, processes: int) -> O
 
 
 def slurm(
-    module: ModuleType,
+    definition: Definition,
     members: Sequence[Member],
     *,
     processes: int,
@@ -105,7 +106,7 @@ def slurm(
 ) -> Outcomes:
     """Submits each run as a job of an array, at most `processes` at a time, and waits for them.
 
-    A job that Slurm preempts, or whose node fails, is queued again and goes on from its last checkpoint. Ending this
+    A job that Slurm preempts, or whose node fails, is queued again and resumes from its last checkpoint. Ending this
     process cancels the jobs; where it was killed, the next one waits for those that it left behind. `cluster` is
     submitit's: "slurm", or "local" to try it without one.
     """
@@ -114,7 +115,7 @@ def slurm(
     folder = members[0].directory.parent / "slurm"
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
     executor.update_parameters(
-        name=base.name_of(module),
+        name=definition.name,
         timeout_min=minutes,
         # Of a short time most must be left to train; 90 s are submitit's own.
         slurm_signal_delay_s=min(90, 15 * minutes),
@@ -130,7 +131,7 @@ def slurm(
         try:
             try:
                 running |= _left_behind(folder, members, stops) if watch else {}
-                running |= _submit(executor, module, [m for m in members if m not in running.values()])
+                running |= _submit(executor, definition, [m for m in members if m not in running.values()])
                 submitted = True
             except (RuntimeError, OSError, jobs.NoAnswer) as error:  # RuntimeError: submitit's, with what sbatch said
                 reason = error.__cause__ if isinstance(error.__cause__, TimeoutError) else error
@@ -142,7 +143,7 @@ def slurm(
                     over = watch.look([job.job_id for job in running])
                 else:
                     over = {job.job_id: "it ended, without a result" for job in running if job.done()}
-                files = set(os.listdir(folder))  # over a network: anew, unlike whether one file exists
+                files = set(os.listdir(folder))  # refreshes a network file system, unlike a test for a file
                 ended = [job for job in running if job.job_id in over or job.paths.result_pickle.name in files]
                 for job in ended:
                     member = running.pop(job)
@@ -176,22 +177,21 @@ def _environment(processes: int) -> dict[str, str]:
     return {**shares, **os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
-def _start(module: ModuleType, member: Member, environment: dict[str, str]) -> workers.Worker:
+def _start(definition: Definition, member: Member, environment: dict[str, str]) -> workers.Worker:
     member.directory.mkdir(parents=True, exist_ok=True)
     (member.directory / "error.txt").unlink(missing_ok=True)
-    # All flags are named: with an axis of the study among them it is a single run.
-    arguments = base.arguments({**vars(member.config), "workdir": member.directory})
-    command = [sys.executable, "-m", base.name_of(module), *arguments]
+    flags = arguments({**vars(member.config), "workdir": member.directory})
+    command = [sys.executable, "-m", definition.name, *flags]
     return workers.Worker(member.name, command, member.directory / "log.txt", environment)
 
 
-def _submit(executor: Any, module: ModuleType, members: Sequence[Member]) -> dict[Any, Member]:
+def _submit(executor: Any, definition: Definition, members: Sequence[Member]) -> dict[Any, Member]:
     if not members:
         return {}
     for member in members:
         (member.directory / "error.txt").unlink(missing_ok=True)
     with jobs.time_limit(jobs.SUBMISSION), executor.batch():
-        submitted = [executor.submit(jobs.Job(), base.name_of(module), m.config, m.directory) for m in members]
+        submitted = [executor.submit(jobs.Job(), definition.name, m.config, m.directory) for m in members]
     return dict(zip(submitted, members, strict=True))
 
 
@@ -204,8 +204,8 @@ def _left_behind(folder: Path, members: Sequence[Member], stops: workers.Stops) 
         job = submitit.SlurmJob(folder, number)
         try:
             directory = job.submission().args[2]
-        except Exception as error:  # whatever is wrong with the file: most often it was never written
-            print(f"job {number} of an earlier launcher is cancelled: {base.summary(error)}", file=sys.stderr)
+        except Exception as error:  # whatever is wrong with the file: usually it was never written
+            print(f"job {number} of an earlier launcher is cancelled: {ending.summary(error)}", file=sys.stderr)
             jobs.ask("scancel", number)
             continue
         # It is none of them where its run has just finished.
@@ -215,22 +215,22 @@ def _left_behind(folder: Path, members: Sequence[Member], stops: workers.Stops) 
     return found
 
 
-def _failure(job: Any, ending: str) -> str:
-    """What submitit wrote about a job that failed, or how it ended and its last words where it wrote nothing."""
+def _failure(job: Any, reason: str) -> str:
+    """The error that submitit wrote for a failed job; without one, how it ended and the last line of its log."""
     if not job.paths.result_pickle.exists():
         words = _last_words(job.paths.stderr)
         if "User defined signal 2" in words:
-            return f"{ending}: its time limit was announced before it could listen; raise --slurm_minutes"
-        return f"{ending}; its last words: {words}" if words else ending
+            return f"{reason}: its time limit was announced before it could listen; raise --slurm_minutes"
+        return f"{reason}; its last words: {words}" if words else reason
     try:
         # A sentence, a line of dashes, the trace, a line of dashes, where the logs are.
         return _last_line(re.split(r"\n-{20,}\n", str(job.exception()))[1])
     except Exception as error:  # whatever is wrong with the file
-        return base.summary(error)
+        return ending.summary(error)
 
 
 def _ending(code: int, log: Path) -> str:
-    """How a worker ended, or its last words where they say more."""
+    """How a worker ended, or the last line of its log if that is more informative."""
     number = -code if code < 0 else code - 128
     if code == 0:
         return "it ended, without a result"
@@ -242,7 +242,7 @@ def _ending(code: int, log: Path) -> str:
 
 
 def _outcome(member: Member, otherwise: str) -> str | None:
-    """None for a run that has a result, or else why not, in one line: what the run itself says, or `otherwise`."""
+    """None for a run with a result, else why it has none, in one line: the error of the run, or `otherwise`."""
     with contextlib.suppress(OSError):
         os.listdir(member.directory)  # as above: over a network, files that were missing are looked for again
     try:
@@ -251,7 +251,7 @@ def _outcome(member: Member, otherwise: str) -> str | None:
     except FileNotFoundError:  # it ended before it wrote anything
         return otherwise
     except (OSError, ValueError) as error:
-        return base.summary(error)
+        return ending.summary(error)
 
 
 def _last_words(log: Path) -> str:

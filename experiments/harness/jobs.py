@@ -1,7 +1,7 @@
-"""The jobs of a sweep on a cluster: what they run, and what Slurm says about them.
+"""The jobs of a sweep on a cluster: what they run, and the state that Slurm reports for them.
 
 Slurm is asked through its commands, each with a time limit: `squeue`, which every cluster has, and `sacct`, which needs
-accounting, about jobs that Slurm has forgotten. A command that fails is run again, and that is said once.
+accounting, about jobs that Slurm has forgotten. A command that fails is run again, with one message.
 """
 
 import contextlib
@@ -16,16 +16,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from experiments.harness import base
+from experiments.harness import runs
+from experiments.harness.experiment import define
 from experiments.harness.workers import Stops
 
 # All in seconds.
 TIMEOUT = 30.0  # of one command
-SUBMISSION = 300.0  # of sbatch, which tries again by itself
+SUBMISSION = 300.0  # of sbatch, which retries on its own
 EVERY = 5.0  # between two looks at the queue
 SETTLED = 10.0  # from the end of a job until the files that it left are all to be seen from here
-IDLE = 60.0  # without a running job, until that is said
-ENDING = 60.0  # for jobs that were cancelled; Slurm kills what does not heed SIGTERM after KillWait, 30 by default
+IDLE = 60.0  # without a running job, until a message
+ENDING = 60.0  # for cancelled jobs; Slurm kills what ignores SIGTERM after KillWait, 30 by default
 STARTING = 60.0  # without an answer, before anything was submitted
 PATIENCE = 3600.0  # without an answer, where jobs may run
 
@@ -44,8 +45,8 @@ ENDED = {
 }
 
 
-class NoAnswer(Exception):  # noqa: N818 (the name says it)
-    """A command of Slurm is missing, failed or took too long; the message says which, and why."""
+class NoAnswer(Exception):  # noqa: N818 (no Error in the name)
+    """A command of Slurm is missing, failed or took too long; the message names it and the reason."""
 
 
 class Job:
@@ -71,7 +72,7 @@ class Job:
             signal.signal(number, lambda number, _: sys.exit(128 + number))
         try:
             # A job that is queued again may start while its predecessor is ending.
-            base.run_one(importlib.import_module(experiment), config, directory, wait=60)
+            runs.run_one(define(importlib.import_module(experiment)), config, directory, wait=60)
         except SystemExit:
             if announced:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes with being queued again
@@ -109,8 +110,8 @@ def ask(*command: str) -> str:
         raise NoAnswer(f"{command[0]}: {error.strerror}") from None
     if done.returncode:
         lines = done.stderr.decode(errors="replace").split("\n")
-        said = next(filter(None, map(str.strip, lines)), f"exit code {done.returncode}")
-        raise NoAnswer(said if said.startswith(command[0]) else f"{command[0]}: {said}")
+        message = next(filter(None, map(str.strip, lines)), f"exit code {done.returncode}")
+        raise NoAnswer(message if message.startswith(command[0]) else f"{command[0]}: {message}")
     return done.stdout.decode(errors="replace")
 
 
@@ -135,7 +136,7 @@ def unfinished(folder: Path) -> dict[str, State]:
 
 
 class Watch:
-    """Looks at the queue every few seconds, and says once what keeps jobs from running."""
+    """Looks at the queue every few seconds, and reports once what keeps jobs from running."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -181,7 +182,7 @@ class Watch:
         kinds = ", ".join(sorted({f"{state.name} ({state.reason})" for state in waiting}))
         if waiting and now >= self._busy + IDLE and kinds != self._waiting:
             self._waiting = kinds
-            print(f"no job runs, {len(waiting)} wait: {kinds}; squeue --me says for what", file=sys.stderr)
+            print(f"no job runs, {len(waiting)} wait: {kinds}; squeue --me shows why", file=sys.stderr)
 
 
 def _forgotten(jobs: Sequence[str]) -> dict[str, str]:
@@ -192,7 +193,7 @@ def _forgotten(jobs: Sequence[str]) -> dict[str, str]:
         answer = ask(
             "sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", "-j", ",".join(jobs)
         )
-    except NoAnswer:  # most often: there is none
+    except NoAnswer:  # usually: there is no such job
         return {}
     rows = (line.split("|", 1) for line in answer.split("\n") if "|" in line)
     return {job: state.split()[0] for job, state in rows if state}  # "CANCELLED by 1000"
@@ -238,7 +239,7 @@ def left_behind(folder: Path, stops: Stops) -> dict[str, State]:
             if late:
                 raise
             if not problem:
-                print(f"Slurm does not answer ({error}); it is asked for {STARTING:.0f} s more", file=sys.stderr)
+                print(f"Slurm does not answer ({error}); retrying for {STARTING:.0f} s more", file=sys.stderr)
             problem = str(error)
         stops.pause(1)
 

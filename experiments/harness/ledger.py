@@ -23,7 +23,7 @@ class Entry(NamedTuple):
         status: "done"; "pending", it has not ended; "failed"; "damaged", its files cannot be read and are left alone.
         error: why it is not done, in one line, where that is known.
         run: if it is done.
-        numbers: what it measured, for the table.
+        numbers: its measurements, for the table.
     """
 
     status: str
@@ -49,7 +49,7 @@ class Ledger:
         """Reads what the run directories hold; writes nothing.
 
         Args:
-            header: what sweep.json says of the sweep itself.
+            header: the description of the sweep in sweep.json.
             members: its runs.
             directory: the sweep directory.
         """
@@ -77,7 +77,7 @@ class Ledger:
         self.entries[member.name] = entry._replace(error=error or entry.error)
 
     def write(self) -> None:
-        """Writes sweep.json and results.csv, where they say something else.
+        """Writes sweep.json and results.csv, if their content changed.
 
         Raises:
             OSError: they cannot be written.
@@ -110,7 +110,7 @@ def measured(run: Run) -> dict[str, float]:
 
 
 def read(directory: Path) -> dict[str, Any] | None:
-    """Returns the content of sweep.json; None where there is none.
+    """Returns the content of sweep.json; None if there is no such file.
 
     Raises:
         ValueError: it is damaged.
@@ -125,7 +125,7 @@ def read(directory: Path) -> dict[str, Any] | None:
     if not _is_of_a_sweep(content):
         raise ValueError(
             f"{path} is damaged: expected an object with experiment, axes, fixed and runs; remove it, and the same "
-            "command writes it anew (finished runs are kept)"
+            "command writes it again (finished runs are kept)"
         )
     return content
 
@@ -143,7 +143,7 @@ def _is_of_a_sweep(content: Any) -> bool:
 
 
 def look(directory: Path) -> Entry:
-    """Returns what a run directory holds: a run that is done, pending (also where there is none) or damaged."""
+    """Returns what a run directory holds: a run that is done, pending (also if it does not exist) or damaged."""
     try:
         run = Run.read(directory)
         if not run.finished:
@@ -156,7 +156,7 @@ def look(directory: Path) -> Entry:
     except OSError as error:
         return Entry("damaged", ending.sentence(error))
     except (ValueError, RecursionError) as error:
-        return Entry("damaged", f"{ending.sentence(error)}; remove {directory}, and the same command trains it anew")
+        return Entry("damaged", f"{ending.sentence(error)}; remove {directory}, and the same command trains it again")
     return Entry("done", None, run, {**numbers, "generated": origin} if origin else numbers)
 
 

@@ -29,7 +29,7 @@ class Section(NamedTuple):
             figures/TITLE.png and .svg (where there are several, TITLE-LABEL, by the label of the figure or its number).
         table: rows of cells, the header first; a cell is a text, a number, None or a `Mean`.
         listings: texts to be shown as they are, letter for letter, by their headings.
-        caption: said at the table, at every figure and at the listings.
+        caption: shown at the table, at every figure and at the listings.
     """
 
     title: str
@@ -110,12 +110,12 @@ def table(rows: Table, title: str, caption: str = "") -> str:
     head, *body = rows
     header = "".join(f'<th scope="col">{_head(cell_text(cell))}</th>' for cell in head)
     lines = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in body)
-    said = f"<caption>{_html(caption)}</caption>" if caption else ""
+    caption_tag = f"<caption>{_html(caption)}</caption>" if caption else ""
     name = _html(f"Table: {title}")
     # Focusable, so that the arrow keys scroll it.
     return (
         f'<div class="table" role="region" tabindex="0" aria-label="{name}">'
-        f"<table>{said}<thead><tr>{header}</tr></thead><tbody>{lines}</tbody></table></div>"
+        f"<table>{caption_tag}<thead><tr>{header}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
 
 
@@ -133,7 +133,7 @@ def _cell(cell: Any) -> str:
 
 def page(title: str, head: str, notice: str, body: str) -> str:
     """Returns the whole page; a notice stands above everything."""
-    said = f'<p class="notice">{_html(notice)}</p>' if notice else ""
+    notice_tag = f'<p class="notice">{_html(notice)}</p>' if notice else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -145,14 +145,14 @@ def page(title: str, head: str, notice: str, body: str) -> str:
 <body>
 <h1>{_html(title)}</h1>
 <p class="head">{_html(head)}</p>
-{said}
+{notice_tag}
 {body}
 </body>
 </html>
 """
 
 
-# The shadows at the edges of a table say that it goes on: the first two layers move with it and cover them at its ends.
+# The shadows at the edges of a table show that it continues: the first two layers move with it and cover its ends.
 _CSS = """
 :root { color-scheme: light dark; --text: #1c1c1c; --quiet: #5f5f5f; --line: #ddd; --page: #fff; --soft: #f5f5f5;
         --shade: rgb(0 0 0 / .28); --notice: #8a4b00; }

@@ -38,7 +38,7 @@ STYLE: dict = {
     "savefig.dpi": 160,
     "svg.hashsalt": "seqjax",
 }
-# With two runs the quantile of Student's t is 12.7, and the interval says nothing but that.
+# With two runs the quantile of Student's t is 12.7, and the interval would show only that.
 FEWEST_RUNS = 3
 # A legend of more is longer than the figure that it explains, and takes minutes to lay out.
 MOST_LABELS = 60
@@ -70,7 +70,7 @@ def _glyphs() -> frozenset[int]:
 
 
 def plain(figure: "Figure") -> None:
-    """Makes every text of a figure be drawn as it is written, whoever wrote it: no "$" in it begins a formula.
+    """Makes every text of a figure be drawn literally: no "$" in it begins a formula.
 
     The numbers at logarithmic axes are formulas of matplotlib's own, and stay so.
     """
@@ -263,3 +263,24 @@ def save(figure: "Figure", path: Path) -> bytes:
 def _themed(svg: str) -> str:
     head, tag, rest = svg.partition("<defs>")
     return head + _SVG_STYLE + tag + rest.replace("#000000", "currentColor")
+
+
+def run_lines(
+    axes: "Axes", label: str, xs: Sequence[Sequence[float]], ys: Sequence[Sequence[float]], index: int
+) -> None:
+    """Draws a line for each run of a group: an interval over two or three seeds would be wider than the effect.
+
+    Args:
+      axes: where to draw.
+      label: of the group.
+      xs: for each run its [N] abscissas; one that stopped early has fewer than another.
+      ys: for each run its [N] values.
+      index: of the group; chooses colour and dashes.
+    """
+    style: Any = {
+        "color": COLORS[index % len(COLORS)],
+        "linestyle": DASHES[index // len(COLORS) % len(DASHES)],
+        "linewidth": 1.2,
+    }
+    for number, (x, values) in enumerate(zip(xs, ys, strict=True)):
+        axes.plot(x, values, label=None if number else label, **style)

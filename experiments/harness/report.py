@@ -10,18 +10,19 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from experiments.harness import ending, ledger, page, plots
+from experiments.harness.experiment import Definition
 from experiments.harness.ledger import Missing, measured
 from experiments.harness.page import Mean, Section, Table, cell_text
-from experiments.harness.plots import COLORS, DASHES, curve, intervals, panels, save, separate
+from experiments.harness.plots import COLORS, DASHES, curve, intervals, panels, run_lines, save, separate
 from experiments.harness.texts import shortened
 from seqjax.train.run import Run, write_atomic
 from seqjax.train.strict_json import encode
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "cell_text",
     "command",
     "curve",
+    "evaluation_lines",
     "groups",
     "intervals",
     "learning_curves",
@@ -43,6 +45,7 @@ __all__ = [
     "mean",
     "measured",
     "panels",
+    "run_lines",
     "save",
     "separate",
     "summary",
@@ -51,7 +54,7 @@ __all__ = [
     "write",
 ]
 
-# What a run cost, as opposed to what it found out.
+# The cost of a run, as opposed to its findings.
 COSTS = (
     "wall_seconds",
     "steps_per_second",
@@ -67,7 +70,7 @@ SHARED = ("wall_seconds", "steps_per_second", "compile_seconds", "program_memory
 
 
 def mean(values: Sequence[float]) -> Mean:
-    """Returns the mean of runs that differ in nothing but the seed; from three runs on with its 95 % interval."""
+    """Returns the mean of runs that differ only in the seed; with its 95 % interval for three runs or more."""
     return Mean(*plots.interval(values))
 
 
@@ -91,25 +94,25 @@ def groups(runs: Sequence[Run], by: Sequence[str] | None = None) -> dict[str, li
 
 
 def generated(runs: Sequence[Run]) -> str:
-    """Returns what was generated in place of data, in all of the runs or in some; "" where nothing was."""
+    """Returns what was generated in place of data, in all of the runs or in some; "" if nothing was."""
     found = [run.result().get("generated") for run in runs]
     names = ", ".join(dict.fromkeys(filter(None, found)))
     return names and f"Generated {names}, not real data{'' if all(found) else ' (some of the runs)'}."
 
 
-def mixed_data(runs: Sequence[Run], numbers: Sequence[str]) -> str:
-    """Returns that runs which differ in nothing but `numbers` read different data; "" where none did."""
+def mixed_data(runs: Sequence[Run], traced_flags: Sequence[str]) -> str:
+    """Returns that runs which differ only in traced flags read different data; "" where none did."""
     read: dict[str, dict[str, Any]] = {}
     for run in runs:
         if (data := run.result().get("data_hash")) is not None:
-            rest = encode({name: value for name, value in run.flags.items() if name not in ("seed", *numbers)})
+            rest = encode({name: value for name, value in run.flags.items() if name not in ("seed", *traced_flags)})
             read.setdefault(rest, {}).setdefault(data, run.directory.name)
     mixed = [" and ".join(names.values()) for names in read.values() if len(names) > 1]
     return f"Different data, though the flags are the same, were read by {'; by '.join(mixed)}." if mixed else ""
 
 
 def shared_lanes(runs: Sequence[Run]) -> str:
-    """Returns how many lanes share a clock, as "3 lanes together"; "" where every run has its own."""
+    """Returns how many lanes share a clock, as "3 lanes together"; "" if every run has its own."""
     numbers = sorted({run.result().get("lanes", 1) for run in runs})
     return f"{' or '.join(map(str, numbers))} lanes together" if numbers[-1:] > [1] else ""
 
@@ -119,9 +122,9 @@ def summary(
 ) -> list[list[Any]]:
     """Returns a table: one row for each group of `groups`, the varying flags, the number of runs, and means.
 
-    The head of what lanes share says so, and such a number has no interval: it was measured once. Where data were
-    generated, a column says in which rows. Where runs are missing, they are counted in their rows, "2 of 3", and a
-    column says why: a mean over seeds that leaves out the one that diverged is not that of the method.
+    Columns that lanes share are marked in the header, and have no interval: they were measured once. If data were
+    generated, a column shows in which rows. Missing runs are counted in their rows, "2 of 3", and a column gives the
+    reason: a mean over seeds that leaves out the one that diverged is not the mean of the method.
 
     Args:
         runs: finished runs.
@@ -199,10 +202,17 @@ def learning_curves(runs: Sequence[Run], metric: str) -> "list[Figure]":
     return drawn
 
 
-def write(module: ModuleType, directory: str | Path) -> str | None:
+def evaluation_lines(axes: "Axes", label: str, members: Sequence[Run], metric: str, index: int) -> None:
+    """Draws a metric of the evaluations of each run of a group against updates; see `run_lines`."""
+    records = [[record for record in run.records() if record["split"] == "validation"] for run in members]
+    steps = [[record["step"] for record in rows] for rows in records]
+    run_lines(axes, label, steps, [[record[metric] for record in rows] for rows in records], index)
+
+
+def write(definition: Definition, directory: str | Path) -> str | None:
     """Writes report.html and figures/ of a sweep directory, with what is there.
 
-    Returns what could not be made, in one line: it is then left out, and the page says so. Else None.
+    Returns what could not be made, in one line, or None; the page leaves it out and mentions it.
 
     Raises:
         FileNotFoundError: there is no sweep.json.
@@ -218,22 +228,22 @@ def write(module: ModuleType, directory: str | Path) -> str | None:
     sections, problems = _generic_sections(runs, missing), []
     if runs:
         try:
-            sections[1:1] = module.report(runs)
+            sections[1:1] = definition.report(runs)
         except Exception as error:
             # The runs cost hours, and their tables do not depend on the experiment's own section.
             problems.append(_reported(error))
             sections.append(Section("Error in the experiment's report", problems[-1]))
-    notices = [generated(runs), mixed_data(runs, module.NUMBERS)]
+    notices = [generated(runs), mixed_data(runs, definition.traced_flags)]
     if notices[1]:
         print(f"WARNING  {notices[1]}", file=sys.stderr)
     if missing:
         share = f"{len(missing)} of {len(sweep['runs'])} runs"
-        notices.append(f"{share} have no result and are not in it: the tables of runs at the end say why.")
+        notices.append(f"{share} have no result and are not in it: the tables of runs at the end give the reasons.")
     notice = " ".join(filter(None, notices))
     # Everything up to here rests on the data of the runs.
     sections = [section._replace(caption=section.caption or notice) for section in sections]
     sections += _failures(sweep) + _configuration(sweep, runs, directory)
-    head, body = (module.__doc__ or "").strip().split("\n", 1)[0], []
+    head, body = definition.doc.strip().split("\n", 1)[0], []
     for section in sections:
         try:
             body.append(page.section(section, directory / "figures"))

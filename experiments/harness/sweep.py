@@ -16,28 +16,30 @@ import time
 import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from absl.flags import FlagValues
 from tqdm import tqdm
 
-from experiments.harness import base, ending, executors, ledger, report
+from experiments.harness import ending, executors, ledger, report
 from experiments.harness.executors import Member
+from experiments.harness.experiment import Definition
+from experiments.harness.flags import UNRECORDED, recorded, unknown_flag
 from experiments.harness.ledger import Ledger
+from experiments.harness.runs import default_directory
 from experiments.harness.texts import file_name, shortened, visible
 from seqjax.train.lock import InUse, Lock
 from seqjax.train.run import Run
 from seqjax.train.strict_json import decode, encode
 
-# A launch plans and checks that many within a quarter of a minute, and a page still holds their table.
+# A launch plans and checks this many within a quarter of a minute, and one page still holds their table.
 MOST_RUNS = 10_000
 
 
 class Plan(NamedTuple):
     """A sweep whose every run was checked."""
 
-    module: ModuleType
+    definition: Definition
     axes: dict[str, list[Any]]
     fixed: dict[str, Any]
     members: list[Member]
@@ -48,8 +50,8 @@ def parse(text: str, flags: FlagValues) -> dict[str, list[Any]]:
     """Returns the axes of a sweep: for each flag its values, of the flag's type. The empty text has no axes.
 
     Raises:
-        ValueError: no "name=values", an unknown flag, a repeated one, one that names a place and not a
-            computation, no values, a repeated value, an empty range, a value that the flag refuses, or more than
+        ValueError: no "name=values", an unknown flag, a repeated one, one that does not affect
+            the result, no values, a repeated value, an empty range, a value that the flag refuses, or more than
             `MOST_RUNS` runs, which is seen before any range is expanded.
     """
     items: dict[str, list[str | range]] = {}
@@ -59,8 +61,8 @@ def parse(text: str, flags: FlagValues) -> dict[str, list[Any]]:
         if not equals:
             raise ValueError(f"{about}: expected flag=value,value,... or flag=first:end")
         if name not in flags:
-            raise ValueError(f"{about}: {base.unknown_flag(shortened(name), list(flags))}")
-        if name in base.UNRECORDED:
+            raise ValueError(f"{about}: {unknown_flag(shortened(name), list(flags))}")
+        if name in UNRECORDED:
             raise ValueError(f"{about}: --{name} does not change a result, it cannot be swept")
         if name in items:
             raise ValueError(f"{about}: --{name} has an axis already; give all its values in one")
@@ -139,12 +141,12 @@ def place(directory: str | Path) -> Path:
     return path
 
 
-def plan(module: ModuleType, text: str | None, fixed: Mapping[str, Any], directory: str | Path | None) -> Plan:
+def plan(definition: Definition, text: str | None, fixed: Mapping[str, Any], directory: str | Path | None) -> Plan:
     """Returns the checked plan of a sweep; writes nothing.
 
     Args:
-        module: the experiment.
-        text: the sweep; None for the experiment's STUDY without the axes that are fixed.
+        definition: the experiment.
+        text: the sweep; None for the one that the experiment proposes, without the axes that are fixed.
         fixed: flags with one value for all runs.
         directory: the sweep directory; None for runs/NAME/<hash of the sweep>.
 
@@ -153,24 +155,25 @@ def plan(module: ModuleType, text: str | None, fixed: Mapping[str, Any], directo
             that holds another sweep, or a run of this one with other flags.
     """
     fixed = {name: value for name, value in fixed.items() if name != "workdir"}
-    axes = parse(module.STUDY if text is None else text, module.FLAGS)
+    axes = parse(definition.sweep if text is None else text, definition.flags)
     if text is None:
         axes = {name: values for name, values in axes.items() if name not in fixed}
     for name in axes:
         if name in fixed:
             given = ",".join(map(str, axes[name]))
             raise ValueError(f"--{name} is both fixed ({fixed[name]}) and swept ({given}); give one of them")
-    recorded = {name: value for name, value in fixed.items() if name not in base.UNRECORDED}
-    directory = place(base.default_directory(module, "sweep", axes, recorded) if directory is None else directory)
+    named = {name: value for name, value in fixed.items() if name not in UNRECORDED}
+    default = default_directory(definition.name, "sweep", axes, named)
+    directory = place(default if directory is None else directory)
     members = []
     for point in expand(axes):
         flags, name = {**fixed, **point}, run_name(point)
         try:
-            config = base.parse(module, flags)
+            config = definition.parse(flags)
         except ValueError as error:
             raise ValueError(f"run {name}: {error}") from None
         members.append(Member(name, point, flags, config, directory / name))
-    result = Plan(module, axes, fixed, members, directory)
+    result = Plan(definition, axes, fixed, members, directory)
     _check_directory(result)
     return result
 
@@ -204,21 +207,21 @@ def _check_flags(member: Member) -> None:
     """Refuses a run with other flags: a default in the code may have changed since. Nothing is touched."""
     try:
         run = Run.read(member.directory)
-    except (OSError, ValueError, RecursionError):  # there is none, or one that the ledger will call damaged
+    except (OSError, ValueError, RecursionError):  # it does not exist, or the ledger will call it damaged
         return
-    run.check_flags(base.recorded(member.config))
+    run.check_flags(recorded(member.config))
 
 
 def _header(plan: Plan) -> dict[str, Any]:
-    fixed = {name: value for name, value in plan.fixed.items() if name not in base.UNRECORDED}
-    return {"experiment": base.name_of(plan.module), "axes": plan.axes, "fixed": fixed}
+    fixed = {name: value for name, value in plan.fixed.items() if name not in UNRECORDED}
+    return {"experiment": plan.definition.name, "axes": plan.axes, "fixed": fixed}
 
 
 def run(plan: Plan, executor: Callable[..., executors.Outcomes] = executors.debug) -> int:
-    """Trains the runs that are not finished, writes results.csv and report.html, and prints what came out.
+    """Trains the runs that are not finished, writes results.csv and report.html, and prints the results.
 
     Returns the exit code: 0; 1 where a run has no result, or sweep.json or results.csv could not be written; 2 where
-    others work in the directory. A report that fails is said on stderr: the next launch writes it again.
+    others work in the directory. A report that fails is reported on stderr, and written again by the next launch.
     """
     if plan.directory.is_dir() and not os.access(plan.directory, os.W_OK):
         found = Ledger(_header(plan), plan.members, plan.directory)
@@ -245,23 +248,23 @@ def _run(plan: Plan, executor: Callable[..., executors.Outcomes]) -> int:
     if waiting := found.waiting():
         _train(plan, waiting, executor, found)
     unsaved = _problem_of(found.write)
-    code = _close(plan, found, unsaved or _problem_of(lambda: report.write(plan.module, plan.directory)))
+    code = _close(plan, found, unsaved or _problem_of(lambda: report.write(plan.definition, plan.directory)))
     return 1 if unsaved else code
 
 
 def _problem_of(write: Callable[[], str | None]) -> str | None:
-    """Writes; returns what went wrong, in one line. The runs cost hours, and do not depend on what is made of them."""
+    """Writes; returns what went wrong, in one line. The runs took hours and do not depend on their report."""
     try:
         return write()
     except (OSError, ValueError) as error:
         return ending.sentence(error)
     except Exception as error:
         traceback.print_exc()
-        return base.summary(error)
+        return ending.summary(error)
 
 
 def _close(plan: Plan, found: Ledger, problem: str | None) -> int:
-    """Prints what came out, and what went wrong with the report; returns the exit code."""
+    """Prints the results, and what went wrong with the report; returns the exit code."""
     print("\n" + report.text_table(report.summary(found.runs(), missing=found.missing())))
     print(f"\nreport   {plan.directory / 'report.html'}\nfigures  {plan.directory / 'figures'}")
     for name, (status, error, *_) in found.entries.items():
@@ -275,7 +278,7 @@ def _close(plan: Plan, found: Ledger, problem: str | None) -> int:
 
 def _train(plan: Plan, waiting: Sequence[Member], executor: Callable, found: Ledger) -> None:
     start, total, due = time.monotonic(), len(waiting), 0.0
-    outcomes = executor(plan.module, waiting)
+    outcomes = executor(plan.definition, waiting)
     with contextlib.closing(outcomes), tqdm(total=total, unit="run", disable=None) as bar:
         for done, (member, error) in enumerate(outcomes, start=1):
             found.settle(member, error)
@@ -285,7 +288,7 @@ def _train(plan: Plan, waiting: Sequence[Member], executor: Callable, found: Led
             remaining = f" (about {left:.0f} s left)" if done < total else ""
             bar.update()
             bar.write(f"[{done}/{total}] {member.name} {outcome}{remaining}", file=sys.stdout)
-            # What is written is of all runs: of thousands, not after each. A failure is tried again at the end.
+            # A write covers all runs: with thousands, not after each of them. A failed one is tried again at the end.
             if (began := time.monotonic()) >= due:
                 with contextlib.suppress(OSError):
                     found.write()

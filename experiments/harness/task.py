@@ -10,12 +10,12 @@ from seqjax.arrays import Array, Carry, Key, Tree
 
 
 class Batch(NamedTuple):
-    """Sequences with what is wanted of them.
+    """Sequences with their targets.
 
     Attributes:
       xs: inputs float32 [T, B, D] or tokens int32 [T, B].
       targets: [T, B].
-      weights: float32 [T, B], 0 where no output is wanted.
+      weights: float32 [T, B], 0 where there is no target.
     """
 
     xs: Array
@@ -24,21 +24,22 @@ class Batch(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A task for a cell with `outputs` outputs a step.
+    """A task for a cell with `outputs` outputs per step.
 
     Attributes:
       data: device arrays that the functions below get back.
       train: `(data, key, step) -> Batch`, the minibatch of one training step.
       held_out: for "validation" and "test", the number of batches and `(data, index) -> Batch`.
-      continues: whether a batch continues the sequences of the one before (the carry goes on).
+      continues: whether a batch continues the sequences of the one before (the carry is kept).
       tokens: size of the vocabulary; 0 for floating inputs.
       features: number D of floating inputs.
-      outputs: outputs a step.
-      blank: the input that says nothing, for padding.
+      outputs: outputs per step.
+      blank: the input for padding.
       losses: `(ys [T, B, O], targets [T, B]) -> [T, B]`.
       scores: `(ys, targets) -> dict of [T, B]`: what is averaged, by weight, over held-out data.
-      batches: training batches an epoch; None for endless tasks.
+      batches: training batches per epoch; None for endless tasks.
       vocabulary: of a text.
+      left_out: what training does not read in an epoch, in one line; None if it reads all.
     """
 
     data: Tree
@@ -53,6 +54,7 @@ class Task(NamedTuple):
     scores: Callable[[Array, Array], dict[str, Array]]
     batches: int | None = None
     vocabulary: Any = None
+    left_out: str | None = None
 
 
 def evaluate(

@@ -1,6 +1,6 @@
 """The processes of a sweep: started, watched and ended here, and found again where their launcher was killed.
 
-Every wait ends: a process that does not heed SIGTERM is killed, and one that outlives even that is named.
+Every wait ends: a process that ignores SIGTERM is killed, and one that survives that is reported.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ class Stops(list[int]):
     insisted = False  # whether one came more than a second after the first; a storm of them is one request
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt or SystemExit where a signal came, as it would have by itself."""
+        """Raises KeyboardInterrupt or SystemExit if a signal came, as it would have without this list."""
         if self:
             raise KeyboardInterrupt if self[0] == signal.SIGINT else SystemExit(128 + self[0])
 
@@ -41,7 +41,7 @@ def stop_requests() -> Iterator[Stops]:
     """SIGINT, SIGTERM and SIGHUP become entries of the yielded list, and so break off nothing that is being started.
 
     Those that this process ignores (nohup) stay ignored. Where one came, the process is about to end: all of them are
-    ignored after the block, so that none cuts short what is still said and written.
+    ignored after the block, so that none cuts short the last messages and files.
     """
     stops, first = Stops(), 0.0
 
@@ -61,7 +61,7 @@ def stop_requests() -> Iterator[Stops]:
 
 
 class Worker:
-    """A process in a session of its own, so that Ctrl-C reaches its launcher alone, and what it starts ends with it."""
+    """A process in a session of its own, so that Ctrl-C reaches its launcher alone, and its children end with it."""
 
     def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]):
         """Starts the process.
@@ -85,19 +85,19 @@ class Worker:
         self.pid = self._process.pid
 
     def signal(self, number: int) -> None:
-        """Sends a signal to the process and to what it started."""
+        """Sends a signal to the process and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
     def ended(self) -> int | None:
-        """Returns the exit code, minus the signal that killed it, or None; says once where the process is stopped."""
+        """Returns the exit code, minus the signal that killed it, or None; reports once if the process is stopped."""
         if self._process.returncode is not None:
             return self._process.returncode
         # Left a zombie, since its number must be its own until the rest of its group was killed.
         status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
         stopped = status is not None and status.si_code == os.CLD_STOPPED
         if stopped and not self._stopped:
-            print(f"{self.name} is stopped; it goes on after: kill -CONT {self.pid}", file=sys.stderr)
+            print(f"{self.name} is stopped; it resumes after: kill -CONT {self.pid}", file=sys.stderr)
         self._stopped = stopped
         if status is None or stopped:
             return None
@@ -112,12 +112,12 @@ def end(workers: Iterable[Worker], stops: Stops) -> None:
         for worker in workers:
             worker.signal(number)
     start = time.monotonic()
-    said = False
+    reported = False
     while workers and time.monotonic() < start + GRACE and not stops.insisted:
         time.sleep(0.05)
         workers = [worker for worker in workers if worker.ended() is None]
-        if workers and not said and time.monotonic() > start + 2:
-            said = True
+        if workers and not reported and time.monotonic() > start + 2:
+            reported = True
             names = ", ".join(worker.name for worker in workers)
             print(f"waiting up to {GRACE:.0f} s for {names}; a further signal kills what runs", file=sys.stderr)
     for worker in workers:

@@ -54,39 +54,39 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("unit", "character", list(UNITS), "What a token is.", flag_values=values)
 
 
-def of_flags(config: SimpleNamespace) -> Corpus:
+def load(config: SimpleNamespace) -> Corpus:
     """The corpus of the flags --corpus, --unit and --data_dir; a text without parts is cut at 90 and at 95 %."""
     return _corpus(config.corpus, config.unit, config.data_dir)
 
 
-def windows(tokens: np.ndarray, length: int, lanes: int) -> Windows:
+def windows(tokens: np.ndarray, length: int, streams: int) -> Windows:
     """Every token of a text but the first as a target, once.
 
     Args:
       tokens: integers [N].
       length: steps of a window T.
-      lanes: stretches L, 1 <= L < N; 1 reads the text as a whole.
+      streams: stretches L, 1 <= L < N; 1 reads the text as a whole.
 
     Raises:
-      ValueError: too few tokens for so many lanes.
+      ValueError: too few tokens for this many streams.
     """
     targets = len(tokens) - 1
-    if not 1 <= lanes <= targets:
-        raise ValueError(f"{len(tokens)} tokens cannot be read in {lanes} lanes")
-    steps = -(-targets // lanes)
+    if not 1 <= streams <= targets:
+        raise ValueError(f"{len(tokens)} tokens cannot be read in {streams} streams")
+    steps = -(-targets // streams)
 
     def cut(values: np.ndarray) -> Array:
-        padded = np.pad(values, (0, steps * lanes - targets)).reshape(lanes, steps)
+        padded = np.pad(values, (0, steps * streams - targets)).reshape(streams, steps)
         padded = np.pad(padded, ((0, 0), (0, -steps % length)))
-        return jnp.asarray(padded.T.reshape(-1, length, lanes))
+        return jnp.asarray(padded.T.reshape(-1, length, streams))
 
     return Windows(cut(tokens[:-1]), cut(tokens[1:]), cut(np.ones(targets, bool)))
 
 
-def left_over(count: int, lanes: int, length: int, unit: str) -> str:
-    """The tokens that training in so many lanes leaves over in each epoch, in one line."""
-    rest = text.left_over(count, lanes, length)
-    return f"{rest:,} of {count:,} training {unit}s, at the ends of {lanes} lanes of windows of {length}"
+def left_out(count: int, streams: int, length: int, unit: str) -> str:
+    """The tokens that an epoch of training in this many streams does not read, in one line."""
+    rest = text.left_over(count, streams, length)
+    return f"{rest:,} of {count:,} training {unit}s, at the ends of {streams} streams of windows of {length}"
 
 
 @cache
@@ -100,7 +100,7 @@ def _texts(name: str, data_dir: str | None) -> dict[str, str]:
     if name == "ptb":
         if data_dir is not None:
             return ptb.load(data_dir)
-        print("no --data_dir: the sentences are generated, and their numbers say nothing about news", file=sys.stderr)
+        print("no --data_dir: the sentences are generated, and their numbers mean nothing for news", file=sys.stderr)
         return ptb.generated()
     if name == "shakespeare":
         if data_dir is None:

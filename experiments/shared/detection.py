@@ -1,4 +1,4 @@
-"""From scores in time to events: when a detector fires, and what that is worth against the words that were there.
+"""From scores in time to events: when a detector fires, and what that is worth against the words in the stream.
 
 A detector fires at a frame whose score reaches its threshold, unless it has fired within the last `rest` frames. A word
 [start, end) is detected if it fires from its start to `late` frames after its end; to fire outside of all words is a
@@ -36,7 +36,7 @@ class Curve(NamedTuple):
       thresholds: float32 [Q], rising.
       detected: share of the words, [Q].
       alarms: false alarms in an hour, [Q].
-      delays: frames from the end of a word to its detection, [Q, W], negative before the end; nan where there is none.
+      delays: frames from the end of a word to its detection, [Q, W], negative before the end; nan if there is none.
     """
 
     thresholds: np.ndarray
@@ -63,7 +63,7 @@ def measure(scores: np.ndarray, words: Words, thresholds: np.ndarray, frames_in_
       scores: float32 [T, B] of B streams.
       words: in these streams.
       thresholds: float32 [Q], rising.
-      frames_in_hour: their number.
+      frames_in_hour: frames per hour.
       late: frames after the end of a word in which it may still be detected.
 
     Raises:
@@ -89,7 +89,7 @@ def measure(scores: np.ndarray, words: Words, thresholds: np.ndarray, frames_in_
 
 
 def choose(curve: Curve, alarms: float) -> int:
-    """The number of the lowest threshold from which on there are no more than so many false alarms in an hour.
+    """The number of the lowest threshold from which on there are at most `alarms` false alarms per hour.
 
     Raises:
       ValueError: even the highest threshold has more.

@@ -1,6 +1,6 @@
-"""A recurrent language model as functions of its weights: it reads a text, learns from it on the way, and speaks.
+"""A recurrent language model as functions of its weights: it reads a text, learns from it on the way, and generates.
 
-The experiment `language` trains one, `generate` lets it speak.
+The experiment `language` trains one, `demos.generate` generates text with it.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.harness import supervised
+from experiments.harness.experiment import Hparams
 from experiments.shared import corpora, tasks
 from experiments.shared.corpora import Windows
 from seqjax import cells, decoding
@@ -41,31 +42,31 @@ class Network(NamedTuple):
     """A language model as functions of its weights.
 
     Attributes:
-      init: `(numbers, key) -> params`.
-      of: `(numbers, params, key) -> LanguageModel`; without noise where the key is None.
+      init: `(hparams, key) -> params`.
+      of: `(hparams, params, key) -> LanguageModel`; without noise where the key is None.
     """
 
     init: Callable[[Any, Key], Params]
     of: Callable[[Any, Params, Key | None], LanguageModel]
 
-    def start(self, numbers: Any, params: Params, lanes: int) -> Carry:
-        """The carry before the first token of so many texts."""
-        return self.of(numbers, params, None).initial_carry(lanes)
+    def start(self, hparams: Any, params: Params, streams: int) -> Carry:
+        """The carry before the first token of this many streams."""
+        return self.of(hparams, params, None).initial_carry(streams)
 
 
 def network(config: SimpleNamespace, size: int) -> Network:
-    """The network of the flags, for a vocabulary of so many tokens."""
+    """The network of the flags, for a vocabulary of this size."""
 
-    def make(numbers, rngs: nnx.Rngs) -> LanguageModel:
-        rates = {name: or_default(numbers[name], value) if config.awd else 0.0 for name, (value, _) in RATES.items()}
-        cell = getattr(cells, config.model)(config.hidden)
-        features = config.embedding or config.hidden
+    def make(hparams, rngs: nnx.Rngs) -> LanguageModel:
+        rates = {name: or_default(hparams[name], value) if config.awd else 0.0 for name, (value, _) in RATES.items()}
+        cell = getattr(cells, config.model)(config.units)
+        features = config.embedding_size or config.units
         return LanguageModel([cell] * config.layers, size, features, tied=config.tied, **rates, rngs=rngs)
 
-    init, of = supervised.of_module(make)
+    init, of = supervised.functional(make)
 
-    def uniform(numbers, key):
-        leaves, tree = jax.tree.flatten(jax.eval_shape(lambda key: init(numbers, key), key))
+    def uniform(hparams, key):
+        leaves, tree = jax.tree.flatten(jax.eval_shape(lambda key: init(hparams, key), key))
         keys, r = jax.random.split(key, len(leaves)), config.init_range
         draws = (jax.random.uniform(k, w.shape, w.dtype, -r, r) for k, w in zip(keys, leaves, strict=True))
         return tree.unflatten(draws)
@@ -78,18 +79,18 @@ def or_default(given: Any, default: float) -> Array:
     return jnp.where(jnp.asarray(given) < 0, jnp.float32(default), given)
 
 
-def read(model: Network, numbers: Any, params: Params, windows: Windows) -> Array:
+def read(model: Network, hparams: Any, params: Params, windows: Windows) -> Array:
     """Nats of every token of a text [C, T, L], each after all before it; the weights stay as they are."""
 
     def window(carry, window):
-        carry, _, logits = model.of(numbers, params, None)(window.xs, carry)
+        carry, _, logits = model.of(hparams, params, None)(window.xs, carry)
         return carry, tasks.cross_entropy(logits, window.targets)
 
-    return jax.lax.scan(window, model.start(numbers, params, windows.xs.shape[2]), windows)[1]
+    return jax.lax.scan(window, model.start(hparams, params, windows.xs.shape[2]), windows)[1]
 
 
 def read_and_learn(
-    model: Network, numbers: Any, params: Params, train: Array, windows: Windows, *, rate: Any, decay: Any
+    model: Network, hparams: Any, params: Params, train: Array, windows: Windows, *, rate: Any, decay: Any
 ) -> Array:
     """Nats of every token of a text, with a step of learning after each window: dynamic evaluation.
 
@@ -102,7 +103,7 @@ def read_and_learn(
 
     Args:
       model: the network.
-      numbers: the flags that are numbers.
+      hparams: the traced flags.
       params: the trained weights.
       train: the training text, int32 [N, B].
       windows: the text to read.
@@ -115,7 +116,7 @@ def read_and_learn(
 
     def gradient(params, carry, window):
         def loss(params):
-            after, _, logits = model.of(numbers, params, None)(window.xs, carry)
+            after, _, logits = model.of(hparams, params, None)(window.xs, carry)
             nats, real = tasks.cross_entropy(logits, window.targets), window.real.astype(jnp.float32)
             return jnp.sum(nats * real) / jnp.maximum(jnp.sum(real), 1), (after, nats)
 
@@ -131,7 +132,7 @@ def read_and_learn(
         carry, _, grads = gradient(params, carry, Windows(xs, targets, jnp.ones(xs.shape, bool)))
         return (carry, jax.tree.map(lambda s, g: s + g * g, squares, grads)), None
 
-    start = model.start(numbers, params, train.shape[1]), jax.tree.map(jnp.zeros_like, params)
+    start = model.start(hparams, params, train.shape[1]), jax.tree.map(jnp.zeros_like, params)
     (_, squares), _ = jax.lax.scan(square, start, jnp.arange(count, dtype=jnp.int32))
     size = jax.tree.map(lambda s: jnp.sqrt(s / count), squares)
     sizes = jax.tree.leaves(size)
@@ -146,12 +147,12 @@ def read_and_learn(
 
         return (jax.tree.map(step, now, grads, size, params), carry), nats
 
-    return jax.lax.scan(window, (params, model.start(numbers, params, windows.xs.shape[2])), windows)[1]
+    return jax.lax.scan(window, (params, model.start(hparams, params, windows.xs.shape[2])), windows)[1]
 
 
-def speaker(model: Network, numbers: Any, params: Params) -> decoding.Step:
-    """The network as `decoding` wants it; it never says the unknown token."""
-    module = model.of(numbers, params, None)
+def speaker(model: Network, hparams: Any, params: Params) -> decoding.Step:
+    """The network as `decoding` wants it; it never outputs the unknown token."""
+    module = model.of(hparams, params, None)
 
     def step(carry, tokens):
         carry, _, logits = module(jnp.expand_dims(tokens, 0), carry)
@@ -160,16 +161,22 @@ def speaker(model: Network, numbers: Any, params: Params) -> decoding.Step:
     return step
 
 
-def keep(config: SimpleNamespace, vocabulary: corpora.Vocabulary, params: Params, run: Run) -> None:
+def keep(
+    config: SimpleNamespace,
+    model: Network,
+    hparams: Hparams,
+    vocabulary: corpora.Vocabulary,
+    params: Params,
+    run: Run,
+) -> None:
     """Writes vocabulary.json, and to sample.txt a text that begins after a line break."""
     write_atomic(run.directory / "vocabulary.json", vocabulary.to_json())
-    model, numbers = network(config, vocabulary.size), vars(config)
 
     def draw(params, first, key):
-        carry = model.start(numbers, params, 1)
-        return decoding.sample(speaker(model, numbers, params), carry, first, config.sample, key)[1]
+        carry = model.start(hparams, params, 1)
+        return decoding.sample(speaker(model, hparams, params), carry, first, config.sample, key)[1]
 
-    tokens = jax.jit(draw)(params, vocabulary.encode("\n")[:1], jax.random.key(config.seed))
+    tokens = jax.jit(draw)(params, vocabulary.encode("\n")[:1], jax.random.key(hparams["seed"]))
     write_atomic(run.directory / "sample.txt", vocabulary.decode(tokens[:, 0]) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""The tasks that the studies train on: batches as pure functions of (data, key, step), time-major, and their scores."""
+"""The tasks that the experiments share: batches as pure functions of (data, key, step), time-major, and scores."""
 
 import sys
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import flags
 
 from experiments.harness.task import Batch, Task
 from experiments.shared import corpora
@@ -23,24 +24,15 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
 
 
-def _parts_of(corpus: str) -> tuple[str, ...]:
-    everything = text.language_reference() if corpus == "pydoc" else text.read(Path(corpus))
-    return text.split(everything, (0.85, 0.05, 0.1))
-
-
-def characters_left_out(corpus: str, *, length: int, batch_size: int) -> str:
-    """What training on `characters` leaves over, in one line."""
-    return corpora.left_over(len(_parts_of(corpus)[0]), batch_size, length, "character")
-
-
 def characters(corpus: str, *, length: int, batch_size: int) -> Task:
     """The next character of a text (of "pydoc", Python's own language reference, or of a file or directory).
 
-    85 % of the text are for training, 5 % for validation, the last 10 % for the test. Lane i of a batch continues
-    lane i of the batch before. Scores are of all characters of a part but its first; training leaves over what
-    `text.left_over` counts.
+    85 % of the text are for training, 5 % for validation, the last 10 % for the test. Stream i of a batch continues
+    stream i of the batch before. Scores cover all characters of a part but its first; `left_out` counts those at the
+    ends of the training streams.
     """
-    train, *parts = _parts_of(corpus)
+    everything = text.language_reference() if corpus == "pydoc" else text.read(Path(corpus))
+    train, *parts = text.split(everything, (0.85, 0.05, 0.1))
     vocabulary = text.Vocabulary.of(train)
     streams = jnp.asarray(text.lanes(vocabulary.encode(train), batch_size))
     count = text.chunks(streams, length)
@@ -74,6 +66,7 @@ def characters(corpus: str, *, length: int, batch_size: int) -> Task:
         scores=scores,
         batches=count,
         vocabulary=vocabulary,
+        left_out=corpora.left_out(len(train), batch_size, length, "character"),
     )
 
 
@@ -129,7 +122,7 @@ def copy(*, length: int, batch_size: int) -> Task:
 
 
 def _last_step(xs: Array, target: Array) -> Batch:
-    """A target [B] that is wanted at the last step only."""
+    """A target [B] at the last step only."""
     wanted = (jnp.arange(xs.shape[0]) == xs.shape[0] - 1).astype(jnp.float32)
     return Batch(xs, jnp.broadcast_to(target, xs.shape[:2]), jnp.broadcast_to(jnp.expand_dims(wanted, 1), xs.shape[:2]))
 
@@ -155,7 +148,7 @@ def adding(*, length: int, batch_size: int) -> Task:
 def climate(data_dir: str | None) -> jena.Climate:
     """The record of the temperature task: that of `data_dir`, or, without one, a small generated one."""
     if data_dir is None:
-        print("no --data_dir: the record is generated, and its numbers say nothing about Jena", file=sys.stderr)
+        print("no --data_dir: the record is generated, and its numbers mean nothing for Jena", file=sys.stderr)
         record = jena.synthetic_climate(jax.random.key(0), 8_000)
     else:
         record = jena.load(data_dir)
@@ -207,7 +200,13 @@ def temperature(data_dir: str | None, *, length: int, batch_size: int) -> Task:
     )
 
 
-def task_of(config: SimpleNamespace) -> Task:
+def define(values: flags.FlagValues, task: str, length: int) -> None:
+    """Adds the flags --task and --length with these defaults."""
+    flags.DEFINE_enum("task", task, ["temperature", "adding"], "What is learned.", flag_values=values)
+    flags.DEFINE_integer("length", length, "Time steps of a sequence.", lower_bound=2, flag_values=values)
+
+
+def make_task(config: SimpleNamespace) -> Task:
     """The task of the flags."""
     if config.task == "adding":
         return adding(length=config.length, batch_size=config.batch_size)

@@ -1,4 +1,4 @@
-"""Translations without a network: the source itself, word by word, and what the most similar sentence was given."""
+"""Translations without a network: the source itself, word by word, and the translation of the most similar sentence."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -61,12 +61,12 @@ def word_by_word(train: pairs.Pairs, sentences: Sequence[str]) -> list[str]:
     )
     t = ibm1(rows, columns, (english.size, french.size))
     best = np.asarray(t.argmax(axis=1)).ravel()
-    said = {word: french.words[best[i] - 4] for i, word in enumerate(english.words, 4)}
-    return [pairs.join([said.get(word, word) for word in pairs.tokens(sentence)]) for sentence in sentences]
+    translations = {word: french.words[best[i] - 4] for i, word in enumerate(english.words, 4)}
+    return [pairs.join([translations.get(word, word) for word in pairs.tokens(sentence)]) for sentence in sentences]
 
 
 def nearest(train: pairs.Pairs, sentences: Sequence[str]) -> list[str]:
-    """What the training sentence with the most similar words was given (cosine of TF-IDF, the first of equals)."""
+    """The translation of the training sentence with the most similar words (cosine of TF-IDF, the first of equals)."""
     known = pairs.vocabulary(train.source)
 
     def bags(texts: Sequence[str]) -> Any:

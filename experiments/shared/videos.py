@@ -56,7 +56,7 @@ def images(config: SimpleNamespace) -> dict[str, Array]:
 
 
 class Videos(NamedTuple):
-    """Videos, and how they came about.
+    """Videos, and what they were made from.
 
     Attributes:
       frames: float32 [B, T, H, W] in [0, 1].

@@ -85,8 +85,8 @@ class Nade(nnx.Module):
         """
         self.bias = nnx.Linear(features, keys, kernel_init=glorot_uniform(), rngs=rngs)
         self.first = nnx.Linear(features, hidden, kernel_init=glorot_uniform(), rngs=rngs)
-        self.read = nnx.Param(glorot_uniform()(rngs.params(), (keys, hidden)))
-        self.write = nnx.Param(glorot_uniform()(rngs.params(), (keys, hidden)))
+        self.read = nnx.Param(glorot_uniform()(rngs.params(), (keys, hidden), jnp.float32))
+        self.write = nnx.Param(glorot_uniform()(rngs.params(), (keys, hidden), jnp.float32))
 
     def logits(self, context: Array, keys: Array) -> Array:
         """Context [..., C] and the chord [..., K] to logits [..., K]; logit k sees the keys below k alone."""

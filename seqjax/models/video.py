@@ -44,7 +44,9 @@ class Conv(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, bias: float = 0.0):
         """Draw the kernel; `bias` is the first value of all biases."""
-        self.kernel = nnx.Param(glorot_uniform()(rngs.params(), (9 * inputs, outputs)).reshape(3, 3, inputs, outputs))
+        self.kernel = nnx.Param(
+            glorot_uniform()(rngs.params(), (9 * inputs, outputs), jnp.float32).reshape(3, 3, inputs, outputs)
+        )
         self.bias = nnx.Param(jnp.full(outputs, bias))
 
     def __call__(self, x: Array) -> Array:

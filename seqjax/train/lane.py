@@ -48,8 +48,8 @@ class Lane:
         """Goes to the newest checkpoint, if there is one, and drops the records after it.
 
         Raises:
-          ValueError: no checkpoint can be read, it is of other flags, hyperparameters or data, or records are missing that were
-            there when it was written.
+          ValueError: no checkpoint can be read, it is of other flags, hyperparameters or data, or records are missing
+            that were there when it was written.
         """
         saved = self._checkpoints.restore(self.state)
         if saved:

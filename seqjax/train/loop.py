@@ -92,8 +92,8 @@ def fit(
       progress: show a progress line, if stderr is a terminal.
 
     Raises:
-      ValueError: the arguments do not fit together, no checkpoint can be read, it is of other flags, hyperparameters, data or
-        shapes, or records that were there when it was written are missing.
+      ValueError: the arguments do not fit together, no checkpoint can be read, it is of other flags, hyperparameters,
+        data or shapes, or records that were there when it was written are missing.
       InUse: another process has taken the run from this one.
       NonFiniteLoss: a loss, the state after a call (params, optimizer, carry) or the monitored metric of an evaluation
         is nan or infinite, and at which step; nothing of that call is saved, and so no checkpoint holds such a state.
