@@ -19,9 +19,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import experiments  # first, for it names a package that is missing
+
+# isort: split
 from absl import flags
 
-import experiments
 from experiments.harness import base, command, ending, executors, sweep
 from experiments.harness.texts import shortened
 
