@@ -185,7 +185,7 @@ MUTATIONS = [
         "tests/test_cells_linear.py::test_slstm_that_first_writes_next_to_nothing_has_no_nan",
     ),
     Mutation(
-        "stack: a layer reads what the layer below said a step before",
+        "stack: a layer reads the output of the layer below at the step before",
         "seqjax/cells/layers.py",
         "cells[i - 1].readout(params[i - 1], carries[-1], z)",
         "cells[i - 1].readout(params[i - 1], carry[i - 1], z)",
@@ -243,7 +243,7 @@ MUTATIONS = [
         "tests/test_unroll.py::test_what_the_padding_holds_changes_no_output_and_no_gradient",
     ),
     Mutation(
-        "reset: the carry starts anew after the step instead of before it",
+        "reset: the carry is reset after the step instead of before it",
         "seqjax/wrappers/masking.py",
         "base.transition(params, before(carry, z), z)",
         "before(base.transition(params, carry, z), z)",
@@ -652,7 +652,7 @@ MUTATIONS = [
         "tests/test_train_loop.py::test_best_is_the_lowest_validation_metric",
     ),
     Mutation(
-        "training: a state that is not finite goes on",
+        "training: a state that is not finite is trained further",
         "seqjax/train/loop.py",
         "broken = [path for path in lane.watched if not np.atleast_1d(finite[path])[i]]",
         "broken = []",
@@ -801,7 +801,7 @@ MUTATIONS = [
         "tests/test_wrappers.py::test_one_hot_tokens_are_real_one_hot_vectors[stack]",
     ),
     Mutation(
-        "several one-hot tokens a step: the first alone is read",
+        "several one-hot tokens per step: only the first is read",
         "seqjax/arrays.py",
         "    total = sum(taken[1:], start=taken[0])",
         "    total = taken[0]",
@@ -962,7 +962,7 @@ MUTATIONS = [
         "tests/test_series.py::test_the_padding_is_not_read[conv]",
     ),
     Mutation(
-        "anomalies: what is learned goes on behind the probation",
+        "anomalies: learning continues after the probation",
         "experiments/anomalies.py",
         'real = (row < border) if part == "train"',
         'real = (row < last) if part == "train"',
