@@ -32,6 +32,7 @@ import argparse
 import faulthandler
 import io
 import json
+import os
 import random
 import resource
 import shutil
@@ -51,6 +52,7 @@ import numpy as np
 
 from tests.reader_files import Case, cases
 
+ROOT = str(Path(__file__).parents[1])  # not installed, and needed by the worker, which is this file
 SECONDS = 10  # of one trial; the longest takes some hundredths of one, on a quiet machine
 MEMORY = 300 << 20  # bytes of one trial above all before it; archives may unpack to 64 MiB
 ADDRESSES = 1 << 30  # bytes that may be allocated
@@ -231,7 +233,8 @@ def fuzz(trials: int, seed: int = 0) -> dict[str, Any]:
     first, begin = 0, time.monotonic()
     while first < trials:
         command = [sys.executable, __file__, f"--seed={seed}", f"--work={first}", str(trials)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": ROOT}, **pipes) as process:
             assert process.stdout
             assert process.stderr
             for line in process.stdout:
