@@ -39,7 +39,7 @@ bench-gradients: .venv/installed
 bench-methods: .venv/installed
 	$(BIN)/python -m benchmarks.methods
 
-# docs/api.md, all public names.
+# All public names: docs/api.md.
 api: .venv/installed-dev
 	$(BIN)/python -m tools.api
 
@@ -51,7 +51,7 @@ matrix: .venv/installed-dev
 transforms: .venv/installed-dev
 	$(BIN)/python -m tools.transforms
 
-# Bugs put in on purpose, each of which a test must catch: docs/mutations.md.
+# Deliberate bugs, each of which a test must catch: docs/mutations.md.
 mutations: .venv/installed-dev
 	$(BIN)/python -m tools.mutations
 
@@ -59,13 +59,13 @@ mutations: .venv/installed-dev
 sanitize: .venv/installed-dev
 	$(BIN)/python -m tools.sanitize
 
-# Real faults in great number, more than an hour: docs/reliability.md.
+# Thousands of real faults, more than an hour: docs/reliability.md.
 test-faults: .venv/installed-dev
 	$(BIN)/python -m tools.faults
 
-# What the tests last ran with. Made from an environment that holds every extra; no address in it.
+# The versions that the tests last ran with, from an environment with every extra; without addresses.
 constraints: .venv/installed-dev
-	$(BIN)/pip install -q -e '.[dev,bench,slurm,tensorboard,text]'
+	$(BIN)/pip install -q -e '.[bench,dev]'
 	$(BIN)/pip list --format=freeze --exclude-editable | grep -v -i -E '^(pip|setuptools|torch|nvidia|triton)' > constraints.txt
 
 .venv/bin/python:
@@ -73,11 +73,11 @@ constraints: .venv/installed-dev
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[experiments]'
 	touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,slurm,tensorboard,text]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@ .venv/installed
 
 .venv/installed-bench: pyproject.toml constraints.txt | .venv/bin/python

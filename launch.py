@@ -20,9 +20,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import experiments  # first, for it names a package that is missing
+
+# isort: split
 from absl import flags
 
-import experiments
 from experiments.harness import command, ending, executors, sweep
 from experiments.harness.experiment import ATTRIBUTES, Definition, define
 from experiments.harness.flags import given_flags

@@ -1,8 +1,8 @@
-"""Ways to obtain a gradient: what schedules of checkpoints cost, what estimators are worth, how online ones scale.
+"""Ways to obtain a gradient: the cost of checkpoint schedules, the quality of estimators, the scaling of online ones.
 
 python -m benchmarks.gradients                         all sections; writes docs/gradients.md and its figure
 python -m benchmarks.gradients --sections estimators   some of them; writes nothing without --output
-python -m benchmarks.gradients --quick                 does it run? tiny sizes, writes nothing
+python -m benchmarks.gradients --quick                 a smoke test at tiny sizes; writes nothing
 """
 
 import sys
@@ -32,7 +32,7 @@ SCHEDULES: dict[str, dict[str, int]] = {
 
 
 def forward_steps(steps: int, levels: int = 1, slots: int | None = None) -> int:
-    """Steps that a schedule runs forward, for a loss and its gradient."""
+    """The number of forward steps of a schedule, for a loss and its gradient."""
     chunk = default_chunk(steps, levels, slots)
     if slots is None:
         return (levels + 1) * steps
@@ -70,10 +70,10 @@ def schedules(quick: bool) -> Section:
         axes.legend(frameon=False)
 
     text = (
-        f"`partial(checkpointed, levels=..., slots=...)` on an LSTM with {hidden} units, batch {batch}; the loss is one"
-        " of the last carry. Memory is what the compiled program of loss and gradient allocates beside its inputs"
-        " (`memory_analysis()`), forward steps are those that the schedule says, and which the tests count. Chunks, and"
-        " plain back-propagation, are run by `auto`."
+        f"`partial(checkpointed, levels=..., slots=...)` on an LSTM with {hidden} units, batch {batch}; the loss reads"
+        " the last carry. Memory is what the compiled program of loss and gradient allocates in addition to its inputs"
+        " (`memory_analysis()`). Forward steps follow from the schedule; the tests count them. Chunks, and plain"
+        " back-propagation, are run by `auto`."
     )
     return Section("Schedules of checkpoints", text, rows, plot)
 
@@ -152,11 +152,11 @@ def estimators(quick: bool) -> Section:
 
     text = (
         f"`seqjax.gradients.compare`: a cell with {hidden} units and a head, batch {batch}, fresh weights, a stream of"
-        f" {steps} steps in chunks of {chunk}; two targets are the two inputs 2 and 8 steps before. The reference is"
-        f" back-propagation over all {steps} steps. bias is `|mean g - r| / |r|`, variance"
+        f" {steps} steps in chunks of {chunk}; the two targets are the two inputs 2 and 8 steps earlier. The reference"
+        f" is back-propagation over all {steps} steps. bias is `|mean g - r| / |r|`, variance"
         f" `mean |g - mean g|^2 / |r|^2` over {draws} draws where there is noise; without bias, bias is about"
         f" sqrt(variance / {draws}). Time and"
-        " memory are of the gradient of the whole stream, chunk after chunk. Left out:\n\n"
+        " memory are those of the gradient of the whole stream, chunk after chunk. Left out:\n\n"
         + "\n".join(f"- {line}" for line in left_out)
     )
     return Section("All estimators on one small problem", text, rows, plot)
@@ -165,7 +165,9 @@ def estimators(quick: bool) -> Section:
 def scaling(quick: bool) -> Section:
     """Diagonal RTRL for growing widths."""
     widths, batch, steps, features = ((4,), 1, 4, 2) if quick else ((64, 256, 1_024), 1, 32, 32)
-    rows: list[list[Any]] = [["cell", "width", "params", "ms a step", "ns a param and step", "difference from bptt"]]
+    rows: list[list[Any]] = [
+        ["cell", "width", "params", "ms per step", "ns per param and step", "difference from bptt"]
+    ]
     found: dict[str, list[tuple[int, float]]] = {}
     for make in (cells.min_gru, cells.ind_rnn, cells.lru):
         for width in widths:
@@ -192,13 +194,13 @@ def scaling(quick: bool) -> Section:
         for (name, values), color in zip(found.items(), COLORS, strict=False):
             counts, seconds = zip(*values, strict=True)
             axes.loglog(counts, [s * 1e3 for s in seconds], "o-", color=color, label=name)
-        axes.set(xlabel="params", ylabel="ms a step", title="Diagonal RTRL")
+        axes.set(xlabel="params", ylabel="ms per step", title="Diagonal RTRL")
         axes.legend(frameon=False)
 
     text = (
         f"`diagonal_rtrl` of elementwise recurrences with {features} inputs, batch {batch}, {steps} steps, a loss on"
-        " every output. The difference is the largest of the gradient of these steps from that of `bptt`, for each leaf"
-        " of the params relative to its largest entry, in float32. Time is the least of 4 calls."
+        " every output. The difference is the largest deviation of the gradient of these steps from that of `bptt`,"
+        " relative to the largest entry of each leaf of the params, in float32. Time is the minimum of 4 calls."
     )
     return Section("Diagonal RTRL is linear in the params", text, rows, plot)
 
@@ -207,14 +209,14 @@ INTRODUCTION = """# Gradients
 
 Written by `benchmarks/gradients.py`; do not edit.
 
-**Exact, in less memory.** `unroll(..., method=partial(checkpointed, ...))` runs chunks of steps again for the gradient.
-By default all carries between chunks are kept (memory of order sqrt(T), every step run twice); `levels=n` nests such
-loops (T^(1/(n+1)), n + 1 times); `slots=m` keeps m carries and runs the fewest steps that this allows, by the schedule
-of Griewank & Walther (2000).
+**Exact, in less memory.** `unroll(..., method=partial(checkpointed, ...))` recomputes chunks of steps for the
+gradient. By default it keeps all carries between chunks (memory of order sqrt(T), every step run twice); `levels=n`
+nests such loops (T^(1/(n+1)), n + 1 times); `slots=m` keeps m carries and runs the fewest steps that this allows, by
+the schedule of Griewank & Walther (2000).
 
-**Estimated, chunk by chunk.** `seqjax.gradients` has estimators behind one interface; `gradients.compare` holds any of
-them against back-propagation through time at fixed params. `adaptive_truncation` chooses how far to reach back by a
-tolerated bias.
+**Estimated, chunk by chunk.** `seqjax.gradients` provides estimators behind one interface; `gradients.compare`
+compares any of them with back-propagation through time at fixed params. `adaptive_truncation` chooses the truncation
+length from a tolerated bias.
 
 **Online, without storing the past.** `diagonal_rtrl` is exact for elementwise recurrences, at a cost linear in the
 number of params."""

@@ -1,10 +1,10 @@
-"""Long sequences: memory and time of checkpointing, and of the solvers in parallel over time, against scan.
+"""Long sequences: memory and time of checkpointing, and of the time-parallel solvers, against scan.
 
     python -m benchmarks.long                          all sections; writes docs/long_sequences.md and its figure
     python -m benchmarks.long --sections associative   some of them; writes nothing without --output
-    python -m benchmarks.long --quick                  does it run? tiny sizes, writes nothing
+    python -m benchmarks.long --quick                  a smoke test at tiny sizes; writes nothing
 
-Everything is one loss and its gradient for the params, compiled, in float32, timed side by side in turns.
+Every program computes one loss and its gradient for the params, compiled, in float32; the programs are timed in turns.
 """
 
 import sys
@@ -64,7 +64,7 @@ def checkpointing(quick: bool) -> Section:
             "checkpointed, MB",
             "loss on every step inside, MB",
             "inputs, MB",
-            "checkpointed, µs a step",
+            "checkpointed, µs per step",
             f"/ plain {best} at T = {base:,}",
         ]
     ]
@@ -93,9 +93,9 @@ def checkpointing(quick: bool) -> Section:
 
     text = (
         f"An LSTM with {hidden} units, batch {batch}, {FEATURES} inputs. Memory is what the compiled program of loss"
-        " and gradient allocates beside its inputs (`memory_analysis()`); the loss is one of the last carry, or one on"
+        " and gradient allocates in addition to its inputs (`memory_analysis()`); the loss reads the last carry, or"
         f" every step inside the cell (`with_loss`). Plain back-propagation at T = {base:,} takes"
-        f" {reference * 1e6:.1f} µs a step with the fastest of its methods, `{best}`. Chunks are run by `auto`."
+        f" {reference * 1e6:.1f} µs per step with the fastest of its methods, `{best}`. Chunks are run by `auto`."
     )
     return Section("Checkpointing: memory and time", text, rows, plot)
 
@@ -181,8 +181,8 @@ def nonlinear(quick: bool) -> Section:
 
     text = (
         "A GRU with 8 inputs, one sequence, forward and backward, loss on every output, to the default tolerance."
-        f" Left out is what would allocate over {BYTES / 1e9:.0f} GB or take over {SECONDS:.0f} s. From which T on"
-        " Newton's method is faster than scan:\n\n"
+        f" Left out is what would allocate over {BYTES / 1e9:.0f} GB or take over {SECONDS:.0f} s. The T from"
+        " which Newton's method is faster than scan:\n\n"
         + "\n".join(f"- {line}" for line in crossings(ratios, widths, kinds))
     )
     return Section("Nonlinear cells: Newton against scan", text, rows, plot)
@@ -208,31 +208,31 @@ INTRODUCTION = """# Long sequences
 
 Written by `benchmarks/long.py`; do not edit.
 
-**Memory.** `unroll(..., method="checkpointed")` keeps the carry at the borders of chunks of about sqrt(T) / 2 steps and
-runs each chunk again for its gradient: memory of order sqrt(T) beside inputs and outputs. Its outputs are still
-[T, B, H] if the loss reads them. So either the loss reads the last carry, or it goes inside the cell:
+**Memory.** `unroll(..., method="checkpointed")` keeps the carry at the borders of chunks of about sqrt(T) / 2 steps
+and recomputes each chunk for its gradient: memory of order sqrt(T) in addition to inputs and outputs. The outputs are
+still [T, B, H] if the loss reads them, so either the loss reads the last carry, or it goes inside the cell:
 
 ```python
 from seqjax import unroll
-from seqjax.checkpointed import with_loss
+from seqjax.wrappers.structure import with_loss
 
 cell = with_loss(cell, lambda y, target: jnp.square(y - target).mean(-1))  # reads (x, target), its output is [B]
 losses = unroll(cell, params, None, (xs, targets), method="checkpointed")[1]  # [T, B]
 ```
 
-A number of steps with a divisor near sqrt(T) / 2 is best; otherwise the inputs are copied once.
+It works best if T has a divisor near sqrt(T) / 2; otherwise the inputs are copied once.
 
 **Time, affine cells.** `method="associative"` is a parallel prefix in depth log T on an accelerator. On a CPU it
-computes the coefficients of so many steps at once as fit into the cache, and runs the recurrence over them in one pass.
+computes the coefficients of as many steps at once as fit into the cache, and runs the recurrence over them in one pass.
 
 **Time, matrix carries.** `method="chunkwise"`, the default for `gated_linear_attention`, `mlstm` and `delta_net`, runs
-chunks of steps as matrix products and keeps one matrix a chunk.
+chunks of steps as matrix products and keeps one matrix per chunk.
 
 **Time, any cell.** `method="newton"` solves for all steps at once by Newton's method (DEER), with full
 Jacobians or their diagonals (`partial(seqjax.solvers.newton.newton, jacobian="diagonal")`), to float accuracy. It does
 many times the work of scan in a few long operations, so it is for narrow cells, long sequences and devices with many
 cores. `damping=0.1` is for cells whose Jacobians are large on the way to the solution. Sequences that do not converge
-come out as NaN; `seqjax.solvers.newton.newton_with_report` returns iterations and errors."""
+are returned as NaN; `seqjax.solvers.newton.newton_with_report` returns iterations and errors."""
 
 
 LONG = Page(

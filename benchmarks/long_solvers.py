@@ -53,8 +53,8 @@ def accuracy(quick: bool) -> Section:
 
     text = (
         f"T = {steps:,}, one sequence of {features} inputs, float32, the default tolerance, at most {steps + 1:,}"
-        " iterations; the difference is that of the outputs, which lie within 1. Time is forward and backward, loss on"
-        " every output. The RNN is one whose solution forgets, if only just, while products of Jacobians"
+        " iterations; the difference is that of the outputs, whose magnitude is at most 1. Time is forward and"
+        " backward, loss on every output. The solution of this RNN just barely forgets, while products of Jacobians"
         " on the way there overflow."
     )
     return Section("Newton's method: agreement with scan, iterations, damping", text, rows, plot)
@@ -91,6 +91,6 @@ def matrices(quick: bool) -> Section:
 
     text = (
         f"{heads} heads of {width} keys and {width} values, batch {batch}, {FEATURES} inputs, forward and backward,"
-        " loss on every output. Only GLA is elementwise affine, as the associative method needs."
+        " loss on every output. Only GLA is elementwise affine, which the associative method needs."
     )
     return Section("Matrix carries: chunkwise against scan", text, rows, plot)

@@ -1,11 +1,11 @@
-"""The table that `method="auto"` chooses by: every method at a grid of sizes, on the device at hand.
+"""The table that `method="auto"` chooses by: every method at a grid of sizes, on this device.
 
     python -m benchmarks.methods           measure, and write seqjax/solvers/methods.csv; about 3 minutes
     python -m benchmarks.methods --quick   two sizes; writes nothing
 
-Measured is the gradient of a loss of the last output, T = 200, for an LSTM ("gated") and a minGRU ("affine"), in
-float32. Lines of other devices stay as they are. Methods within 3 % of each other are as fast as each other: then the
-order is that of `GATED` and `AFFINE`, so that noise does not turn the table round.
+It times the gradient of a loss of the last output, T = 200, for an LSTM ("gated") and a minGRU ("affine"), in
+float32. Lines of other devices are kept. Methods within 3 % of each other count as equally fast and keep the order of
+`GATED` and `AFFINE`, so that noise does not reorder the table.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def measure(cell: seqjax.Cell, batch: int, units: int, methods: Sequence[str], r
 
 
 def ranked(seconds: dict[str, float]) -> list[str]:
-    """The methods, the fastest first; of those within `TIE` of each other the one that was named first."""
+    """The methods, the fastest first; of those within `TIE` of each other, the one listed first."""
     left, order = dict(seconds), []
     while left:
         best = min(left.values())

@@ -1,4 +1,4 @@
-"""The page of the step benchmark: its summary, its tables, its figure, and the raw medians beside it."""
+"""The page of the step benchmark: summary, tables and figure, and the raw medians as JSON."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.places import Places
 from benchmarks.problem import CONDITIONS, NAMES, RATE, Row, Shape
 from benchmarks.programs import AUTO, FLAX, JAX_PEERS, LEARNING_RATE, TORCH, UPDATES
 from experiments.harness.report import COLORS, Table, markdown_table, panels, save
@@ -22,8 +23,9 @@ class Measured(NamedTuple):
     """What one entry took in one row.
 
     Attributes:
-      seconds: of one step, one value a round.
-      compile_seconds: tracing and compilation; None where nothing is compiled or several programs were at once.
+      seconds: of one step, one value per round.
+      compile_seconds: tracing and compilation; None where nothing is compiled or several programs
+        are compiled at once.
       temporary_bytes: what XLA allocates beside arguments and results; None where XLA does not run.
     """
 
@@ -105,7 +107,7 @@ def times(results: Sequence[Result]) -> Table:
 
 
 def everything(results: Sequence[Result], names: Sequence[str], value: Callable[[Measured], Any]) -> Table:
-    """One quantity of several entries, a line a row."""
+    """One quantity of several entries, one line per row."""
     names = [name for name in names if any(name in r.entries for r in results)]
     lines = [[value(r.entries[name]) if name in r.entries else None for name in names] for r in results]
     return [["B, T, D, H", *names], *([_short(r.row), *line] for r, line in zip(results, lines, strict=True))]
@@ -118,16 +120,16 @@ def tables(results: Sequence[Result]) -> dict[str, Table]:
     others = [name for r in lstm for name in r.entries if name not in SHOWN]
     made = {"Summary: one training step of seqjax auto over its peers' (below 1: seqjax is faster)": summary(results)}
     titles = {
-        "plain": "Milliseconds a step, plain",
-        "lengths": "Milliseconds a step, padded sequences with lengths between T/2 and T",
-        "dropout": f"Milliseconds a step, recurrent dropout of {RATE}",
+        "plain": "Milliseconds per step, plain",
+        "lengths": "Milliseconds per step, padded sequences with lengths between T/2 and T",
+        "dropout": f"Milliseconds per step, recurrent dropout of {RATE}",
     }
     for condition, title in titles.items():
         if group := [r for r in results if r.row.condition == condition]:
             made[title] = times(group)
     if others:
         names = [AUTO.name, *dict.fromkeys(others), FLAX.name]
-        made["Milliseconds a step, the methods and many updates in one call"] = everything(
+        made["Milliseconds per step, the methods and many updates in one call"] = everything(
             lstm, names, lambda m: _rounded(m.median * 1e3)
         )
     if plain:
@@ -180,7 +182,7 @@ def text(results: Sequence[Result], conditions: Table, name: str, tolerance: flo
         "# One training step",
         "Written by `benchmarks/step.py`; do not edit.",
         *(f"## {caption}\n\n{markdown_table(table)}" for caption, table in tables(results).items()),
-        f"![Time of one step, relative to the fastest JAX peer]({name}.svg)",
+        f"![Time of one step, relative to the fastest JAX peer](figures/{name}.svg)",
         left_out(results),
         METHOD.replace("TOLERANCE", f"{tolerance:g}"),
         f"## Conditions\n\n{markdown_table(conditions)}",
@@ -188,15 +190,16 @@ def text(results: Sequence[Result], conditions: Table, name: str, tolerance: flo
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write(results: Sequence[Result], conditions: Table, path: Path, tolerance: float) -> None:
-    """Write `path`.md, .json, .svg and .png."""
-    save(figure(results), path)
-    write_atomic(path.with_name(f"{path.name}.md"), text(results, conditions, path.name, tolerance))
+def write(results: Sequence[Result], conditions: Table, where: Places, name: str, tolerance: float) -> None:
+    """Write the page, its figure and its results."""
+    save(figure(results), where.figures / name, png=False)
+    write_atomic(where.pages / f"{name}.md", text(results, conditions, name, tolerance))
     raw = {
         "conditions": {str(key): str(value) for key, value in conditions[1:]},
         "rows": [_to_json(r) for r in results],
     }
-    write_atomic(path.with_name(f"{path.name}.json"), encode(raw, indent=1) + "\n")
+    where.results.mkdir(parents=True, exist_ok=True)
+    write_atomic(where.results / f"{name}.json", encode(raw, indent=1) + "\n")
 
 
 def _to_json(result: Result) -> dict:
@@ -221,8 +224,8 @@ def _to_json(result: Result) -> dict:
 
 
 def read(path: Path) -> tuple[list[Result], Table]:
-    """Results and conditions, from what `write` left in `path`.json; of the seconds only the medians."""
-    raw = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
+    """Results and conditions, from the JSON that `write` wrote; of the seconds only the medians."""
+    raw = json.loads(path.read_text(encoding="utf-8"))
 
     def result(r):
         entries = {
@@ -236,31 +239,32 @@ def read(path: Path) -> tuple[list[Result], Table]:
 
 METHOD = f"""## What was measured
 
-- One step is forward, backward and update of one recurrent layer (input projection included) with a linear head on its
-  last output and the mean square error, from batches [B, T, D]. The update is Adam's with learning rate
-  {LEARNING_RATE:g}.
+- One step is the forward pass, the backward pass and the update of one recurrent layer (input projection included)
+  with a linear head on its last output and the mean squared error, on batches [B, T, D]. The update is Adam with
+  learning rate {LEARNING_RATE:g}.
 - All JAX entries share the code of head, loss and update (optax) and run as one compiled program with donated state:
-  only the layer differs. PyTorch runs in eager mode with its own Adam. seqjax is
-  `seqjax.nnx.Recurrent(cell, D, method=...)`; `auto` is the default, which chooses among the others.
-- Flax NNX is `nnx.RNN` over `SimpleCell`, `OptimizedLSTMCell`, `GRUCell`; Flax Linen the same of `flax.linen`; Keras is
-  `keras.layers` on the JAX backend through `stateless_call`; Haiku is `hk.dynamic_unroll`; Equinox a cell under
-  `lax.scan` and `vmap`, as its documentation shows; PyTorch is `torch.nn.RNN`, `LSTM`, `GRU`.
-- The GRU resets after the product, as in cuDNN, PyTorch and Keras. Flax NNX's has no bias inside the reset. Haiku's
-  resets before the product and counts as a peer all the same. `hk.VanillaRNN` has ReLU only: its row is the same core
-  with tanh.
-- With lengths, the output is the one at each sequence's own last step. Flax takes `seq_lengths`, Keras a mask, PyTorch
-  a packed sequence; with Haiku and Equinox the user picks the output by its index.
-- Recurrent dropout is one mask a sequence on h where it enters the recurrent product, drawn in every update. Keras
-  draws one mask for each gate. With the others the user multiplies h by a mask before the cell. In a GRU that masks the
-  carry itself too: another function of equal cost. PyTorch has none.
-- "{UPDATES} in one call" is a scan over {UPDATES} updates in one compiled program, each with a batch of its own, as
-  `seqjax.train.fit` runs them; its time is divided by {UPDATES}. It enters no ratio.
-- Before the timing, the loss and the gradient of every program were held against the cell written out in
-  `benchmarks/problem.py`, in the peer's own form, from the same weights and masks: relative error below TOLERANCE, else
-  there is no table. The gradient is read from Adam's first moment after one update, so that it comes from the very
-  program that is timed; of the programs with {UPDATES} updates the first loss is compared.
-- The entries take turns, round after round; shown are medians, and `benchmarks.json` has the quartiles and the number
-  of rounds. A step faster than 100 ms is called once without being counted, since that call finds the caches and
-  the memory as another program left them, and then again and again for {BURST * 1e3:g} ms.
-- Temporary memory is what `memory_analysis()` of the compiled program says: residuals and scratch, without weights,
-  optimizer state and batch. Memory and compilation of the other conditions are in `benchmarks.json`."""
+  only the layer differs. PyTorch runs in eager mode with its own Adam. seqjax is `seqjax.nnx.Recurrent(cell, D,
+  method=...)`; `auto`, the default, chooses among the other methods.
+- Flax NNX is `nnx.RNN` over `SimpleCell`, `OptimizedLSTMCell`, `GRUCell`; Flax Linen uses the cells of the same names
+  in `flax.linen`; Keras is `keras.layers` on the JAX backend through `stateless_call`; Haiku is `hk.dynamic_unroll`;
+  Equinox is a cell under `lax.scan` and `vmap`, as in its documentation; PyTorch is `torch.nn.RNN`, `LSTM`, `GRU`.
+- The GRU resets after the product, as in cuDNN, PyTorch and Keras. Flax NNX has no bias inside the reset. Haiku
+  resets before the product and counts as a peer all the same. `hk.VanillaRNN` supports ReLU only: its row is the same
+  core with tanh.
+- With lengths, the output is taken at each sequence's own last step. Flax takes `seq_lengths`, Keras a mask, PyTorch
+  a packed sequence; with Haiku and Equinox the user selects the output by its index.
+- Recurrent dropout applies one mask per sequence to h where it enters the recurrent product, drawn in every update.
+  Keras draws one mask per gate. With the others the user multiplies h by a mask before the cell. In a GRU this masks
+  the carry itself too, which is a different function of equal cost. PyTorch has no recurrent dropout.
+- "{UPDATES} in one call" is a scan over {UPDATES} updates in one compiled program, each with its own batch, as
+  `seqjax.train.fit` runs them; its time is divided by {UPDATES}. It is not part of any ratio.
+- Before the timing, the loss and the gradient of every program are compared with those of the cell written out in
+  `benchmarks/problem.py`, in the peer's own form, with the same weights and masks: relative error below TOLERANCE, or
+  there is no table. The gradient is read from Adam's first moment after one update, so it comes from the very program
+  that is timed; for programs with {UPDATES} updates the first loss is compared.
+- The entries take turns, round after round; the tables show medians, and `benchmarks/results/benchmarks.json` has the
+  quartiles and the number of rounds. A step faster than 100 ms is first called once without being counted, since that
+  call finds caches and memory as another program left them, and then repeatedly for {BURST * 1e3:g} ms.
+- Temporary memory is what `memory_analysis()` reports for the compiled program: residuals and scratch space, without
+  weights, optimizer state and batch. Memory and compilation times of the other conditions are in
+  `benchmarks/results/benchmarks.json`."""

@@ -1,9 +1,9 @@
 """The layers of seqjax and of its peers in JAX behind one interface; only the layer differs between their programs.
 
-A peer that has no lengths or no recurrent dropout of its own gets what its user would write: the output at the last
-step is picked by index, and h is multiplied by a mask before the cell sees it. In a GRU such a mask falls on all of the
-carry, which is another function; it is held against a reference of that function. So is Keras' dropout, which draws a
-mask for each gate, and Haiku's GRU, which resets before the product.
+A peer without lengths or recurrent dropout gets what its user would write: the output at the last step is picked by
+index, and h is multiplied by a mask before the cell sees it. In a GRU such a mask falls on all of the carry, which is
+another function; it is checked against a reference of that function. So is Keras' dropout, which draws a mask for
+each gate, and Haiku's GRU, which resets before the product.
 """
 
 import os
@@ -23,7 +23,7 @@ from seqjax.regularizers import recurrent_dropout
 
 
 class Unavailable(ValueError):  # noqa: N818 (it is no error of the benchmark)
-    """An entry does not offer a row; the message says why."""
+    """An entry does not support a row; the message gives the reason."""
 
 
 class Model(NamedTuple):

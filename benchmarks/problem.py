@@ -1,4 +1,4 @@
-"""What is measured: the rows of the benchmark, their weights and data, and the cells that all peers are held to."""
+"""The rows of the benchmark, their weights and data, and the reference cells that all peers are checked against."""
 
 from functools import partial
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The competitors: each, at one row, a compiled program with the state of its training, held against the reference."""
+"""The competitors: for one row, each is a compiled program with its training state, checked against the reference."""
 
 import importlib.util
 import time
@@ -34,7 +34,7 @@ def tolerance(dtype: Any) -> float:
 
 
 class JaxProgram:
-    """Calls of a compiled program of `updates` updates, each with a batch of its own."""
+    """Calls of a compiled program of `updates` updates, each with its own batch."""
 
     def __init__(self, model: Model, row: Row, updates: int, weights: Weights, batches: Batch):
         """Trace; `compile` is called before the first `run`."""
@@ -74,7 +74,7 @@ class JaxProgram:
 
     @staticmethod
     def key(step: Any) -> jax.Array:
-        """What the dropout masks of an update are drawn from."""
+        """The key that the dropout masks of an update are drawn from."""
         return jax.random.fold_in(jax.random.key(1), step)
 
     def place(self, w: Weights) -> Tree:
@@ -103,10 +103,10 @@ class Entry(NamedTuple):
 
     Attributes:
       name: as shown.
-      build: `(row, dtype, weights, batches) -> program`; raises `Unavailable` where it does not offer the row.
+      build: `(row, dtype, weights, batches) -> program`; raises `Unavailable` for a row that it does not support.
       package: what must be installed.
       updates: in one call of the program.
-      everywhere: or else only in the rows of the LSTM without lengths and dropout.
+      everywhere: if false, it runs only in the rows of the LSTM without lengths and dropout.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Entry(NamedTuple):
 
     @property
     def installed(self) -> bool:
-        """Whether its package is there."""
+        """Whether its package is installed."""
         return importlib.util.find_spec(self.package) is not None
 
     def runs(self, row: Row) -> bool:
@@ -134,7 +134,7 @@ def _jax(name: str, model: Callable[..., Model], package: str = "jax", updates: 
 
 
 def _method(method: str) -> Entry:
-    """seqjax by one method; where it refuses a cell or a machine, its error is the reason."""
+    """seqjax by one method; if it refuses a cell or a machine, its error is the reason."""
     entry = _jax(f"seqjax {method}", partial(peers.seqjax_model, method=method), everywhere=False)
 
     def build(*row):
@@ -166,11 +166,11 @@ ENTRIES = (AUTO, *JAX_PEERS, TORCH, *OTHERS, AUTO_MANY, FLAX_MANY)
 
 
 def check(entry: Entry, program: Any, losses: np.ndarray, loss: Any, gradient: Weights, dtype: Any) -> None:
-    """Hold the first call of a program against the reference.
+    """Check the first call of a program against the reference.
 
-    Adam's first moment after one update is (1 - beta_1) times the gradient. So what is checked is the program that is
-    timed, and not one like it. The moment is pulled back through `place` to the layout of the reference. After many
-    updates only the loss of the first one is comparable.
+    Adam's first moment after one update is (1 - beta_1) times the gradient, so the program that is checked is the one
+    that is timed. The moment is pulled back through `place` to the layout of the reference. After many updates only
+    the loss of the first one is comparable.
 
     Raises:
       Disagreement: loss or gradient are off by more than `tolerance`, relative to the norm of each leaf.

@@ -1,9 +1,9 @@
-"""How far a training step is from what the machine could do: its rates measured, a floor for every row, a profile.
+"""How far a training step is from the limits of the machine: measured rates, a floor for every row, a profile.
 
     python -m benchmarks.roofline
 
-measures the machine and the profile, and takes the steps' times from docs/benchmarks.json. `python -m benchmarks.step`
-makes that file, and this page with it.
+measures the machine and the profile, and reads the step times from benchmarks/results/benchmarks.json, which
+`python -m benchmarks.step` writes together with this page.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from benchmarks import page
 from benchmarks.page import Result
+from benchmarks.places import REPOSITORY
 from benchmarks.problem import CONDITIONS, DTYPES, GATES, NAMES, Row, Shape, head_loss
 from benchmarks.programs import AUTO, build
 from experiments.harness.report import Table, markdown_table
@@ -33,16 +34,16 @@ STATES = {"rnn": 1, "lstm": 2, "gru": 1}  # leaves of the carry
 
 
 class Machine(NamedTuple):
-    """What the machine does in a second, or needs.
+    """The measured rates and costs of the machine.
 
     Attributes:
       matrix: flop/s of a large matrix product.
       steps: flop/s of the product [B, D+H] x [D+H, G*H] of one step, by (cell, shape).
       bandwidth: byte/s read or written, an array updated in place.
-      fresh: seconds that a byte costs more where it is written into memory new to the process.
+      fresh: additional seconds per byte written into memory that is new to the process.
       tanh: elements/s of tanh, in the cache.
       iteration: seconds of one iteration of a loop around a step of 16 units.
-      call: seconds of a call of a compiled program that does next to nothing.
+      call: seconds of a call of a compiled program that does almost nothing.
     """
 
     matrix: float
@@ -110,7 +111,7 @@ def measure_machine(shapes: Collection[Shape], dtype: Any) -> Machine:
 
 
 class Floor(NamedTuple):
-    """The least that one training step of a row needs, in seconds; see `METHOD`."""
+    """The minimum time of one training step of a row, in seconds; see `METHOD`."""
 
     flops: float
     matrix: float
@@ -161,7 +162,7 @@ class Profile(NamedTuple):
 
     Attributes:
       forward, gradient, step: seconds of the forward pass alone, with the gradient, with the update.
-      shares: of the time of all operations of a step, by kind; empty where the profiler names none of them.
+      shares: of the time of all operations of a step, by kind; empty where the profiler reports none of them.
     """
 
     forward: float
@@ -195,7 +196,7 @@ def kinds(program: str) -> dict[str, str]:
 
 
 def shares(compiled: Any, run: Callable[[], Any]) -> dict[str, float]:
-    """Shares of the time of one run of a compiled program, by kind of operation, as the profiler of JAX saw it."""
+    """Shares of the time of one run of a compiled program, by kind of operation, as reported by the JAX profiler."""
     of = kinds(compiled.as_text())
     total: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -249,7 +250,7 @@ def machine_table(machine: Machine) -> Table:
         ["", ""],
         [f"matrix product, [{LARGE}, {LARGE}] x [{LARGE}, {LARGE}], GFLOP/s", f"{machine.matrix / 1e9:.0f}"],
         ["bandwidth, array updated in place, GB/s", f"{machine.bandwidth / 1e9:.1f}"],
-        ["memory new to the process, ms more for a MB", f"{machine.fresh * 1e9:.3f}"],
+        ["memory new to the process, additional ms per MB", f"{machine.fresh * 1e9:.3f}"],
         ["tanh in the cache, 10^9 elements/s", f"{machine.tanh / 1e9:.2f}"],
         ["one iteration of a loop around a step of 16 units, us", f"{machine.iteration * 1e6:.2f}"],
         ["one call of a compiled program, us", f"{machine.call * 1e6:.1f}"],
@@ -316,20 +317,20 @@ def phases(profiles: dict[Row, Profile]) -> Table:
     return table
 
 
-METHOD = """A step of a row, with N real steps in the batch (N = B T; with lengths, half to all of T, 3/4 of it; what a
-program does for padding is not in its floor), G gates, S leaves of the carry, P parameters and A activations a unit:
+METHOD = """One training step of a row with N real steps in the batch (N = B T; with lengths from T/2 to T, 3/4 of it;
+work on padding is not part of the floor), G gates, S leaves of the carry, P parameters and A activations per unit:
 
     products    = (2 N (D+H) G H [forward] + 2 N H G H [dh] + 2 N (D+H) G H [dW]) flop / rate
     memory      = (2 N D [inputs, for forward and dW] + 2 N S H [carries, written and read]
-                   + 8 P [gradient and Adam: written and read]) bytes an element / bandwidth
+                   + 8 P [gradient and Adam: written and read]) bytes per element / bandwidth
     elementwise = A N H / rate of tanh        (A = 5 LSTM, 3 GRU, 1 RNN; forward only)
     floor       = products + memory + elementwise
 
-There is no dx: the layer is the first. The rate of "floor" is that of a large matrix product. "Floor at step" takes the
-products that must wait for each other, forward and dh, at the rate of the product [B, D+H] x [D+H, G H] measured alone
-in a loop through XLA; a kernel better than XLA's product may go below it. Not in the floor, but shown: T iterations of
-a loop forward and T backward, and what it costs to get the temporary memory of `auto` from the system in every call.
-All times in ms."""
+There is no dx, because the layer is the first. "Floor" uses the rate of a large matrix product. "Floor at step"
+computes the products that must wait for each other, forward and dh, at the rate of the product [B, D+H] x [D+H, G H],
+measured alone in a loop through XLA; a kernel that is faster than XLA's product may go below it. Shown, but not part
+of the floor: T iterations of a loop forward and T backward, and the cost of getting the temporary memory of `auto`
+from the system in every call. All times are in ms."""
 
 
 def text(results: Sequence[Result], machine: Machine, profiles: dict[Row, Profile], conditions: Table) -> str:
@@ -351,10 +352,10 @@ def text(results: Sequence[Result], machine: Machine, profiles: dict[Row, Profil
         parts.append(f"{title}\n\n{markdown_table(methods(results, machine, itemsize))}")
     if profiles:
         parts.append(
-            "## Profile of seqjax auto, LSTM, plain\n\nMilliseconds of the forward pass alone, what the gradient adds, "
-            "and what Adam adds (least of five calls each). Then the shares of one step's operations in time, from a "
-            "trace of `jax.profiler`, each without what runs inside it; a product that was fused with other "
-            f"arithmetic counts as a product.\n\n{markdown_table(phases(profiles))}"
+            "## Profile of seqjax auto, LSTM, plain\n\nMilliseconds of the forward pass alone, and what the gradient "
+            "and Adam add (minimum of five calls each). Then the shares of the operations in the time of one step, "
+            "from a trace of `jax.profiler`, each without the operations inside it; a product that is fused with "
+            f"other arithmetic counts as a product.\n\n{markdown_table(phases(profiles))}"
         )
     parts.append(f"## Conditions\n\n{markdown_table(conditions)}")
     return "\n\n".join(parts) + "\n"
@@ -368,17 +369,17 @@ def write(
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure the machine and the profile, and write the page from results that are there."""
+    """Measure the machine and the profile, and write the page from existing results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description="Write docs/roofline.md.")
-    docs = Path(__file__).parents[1] / "docs"
-    parser.add_argument("--results", type=Path, default=docs / "benchmarks.json", help="of `python -m benchmarks.step`")
-    parser.add_argument("--output", type=Path, help="default: roofline.md beside the results")
+    written = REPOSITORY.results / "benchmarks.json"
+    parser.add_argument("--results", type=Path, default=written, help="of `python -m benchmarks.step`")
+    parser.add_argument("--output", type=Path, help="default: the page in docs/ of the same name")
     flags = parser.parse_args(arguments)
-    results, conditions = page.read(flags.results.with_suffix(""))
+    results, conditions = page.read(flags.results)
     dtype = DTYPES[dict(map(tuple, conditions[1:])).get("dtype", "float32")]
     machine = measure_machine({r.row.shape for r in results}, dtype)
     name = flags.results.with_suffix(".md").name.replace("benchmarks", "roofline")
-    output = flags.output or flags.results.with_name(name)
+    output = flags.output or REPOSITORY.pages / name
     write(results, machine, profile(results, dtype), conditions, output)
     print(f"written: {output}")
 

@@ -22,7 +22,7 @@ from experiments.harness.report import markdown_table
 from experiments.shared import tasks
 from seqjax.train import Run, fit, fit_lanes
 
-BUDGET = 100.0  # s, after which no round is started
+BUDGET = 100.0  # s, after which no round starts
 ROUNDS = 5
 
 
@@ -30,8 +30,8 @@ class Took(NamedTuple):
     """Seconds of one training.
 
     Attributes:
-      updates: of one update, one value for each call but the first.
-      total: compilation, updates, and the evaluation and the checkpoint at the end.
+      updates: of one update, one value for each call except the first.
+      total: compilation, updates, and the final evaluation and checkpoint.
     """
 
     updates: list[float]
@@ -55,7 +55,7 @@ def train(config: SimpleNamespace, seeds: Sequence[int]) -> Took:
 
 
 def section(one: Sequence[Took], many: Sequence[Took], lanes: int, config: SimpleNamespace) -> str:
-    """The table, and what it means."""
+    """The table and its explanation."""
     (update_1, total_1), (update_n, total_n) = (
         (statistics.median(s for t in took for s in t.updates), statistics.median(t.total for t in took))
         for took in (one, many)
@@ -73,10 +73,10 @@ def section(one: Sequence[Took], many: Sequence[Took], lanes: int, config: Simpl
     bound = 2 if jax.default_backend() == "gpu" else lanes
     return "\n\n".join(
         [
-            f"{lanes} seeds trained by `fit_lanes` as one compiled program, against one seed trained by `fit`; whole "
-            f"trainings of {config.steps} updates in turn, {len(one)} of each, {config.steps_per_call} updates in a "
-            "call; medians. One update is of the calls after the first. The last line has everything: compilation, "
-            "updates, and the evaluation and the checkpoint at the end. "
+            f"{lanes} seeds trained by `fit_lanes` as one compiled program, against one seed trained by `fit`: "
+            f"{len(one)} complete trainings of each, in turns, with {config.steps} updates in calls of "
+            f"{config.steps_per_call}; medians. The time of one update excludes the first call. The last line includes "
+            "everything: compilation, updates, and the final evaluation and checkpoint. "
             f"The record: {tasks.climate(config.data_dir).report}.",
             markdown_table(table),
             verdict(f"One update of {lanes} lanes over that of one run", update_n / update_1, bound),

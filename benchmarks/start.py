@@ -1,4 +1,4 @@
-"""How long a launch takes to its first training step: with an empty cache of compiled programs, and once more.
+"""The time from launch to the first training step: with an empty cache of compiled programs, and on a second launch.
 
 python -m benchmarks.start            the main job; writes its section of docs/end_to_end.md; about a minute
 python -m benchmarks.start --quick    one pair of launches of a tiny job; writes nothing
@@ -27,8 +27,8 @@ TINY = ("--units=4", "--length=8", "--steps_per_call=1", "--evaluate_every=0", "
 def launch(cache: Path, job: Sequence[str]) -> float:
     """Seconds from the start of a process to the end of its first update.
 
-    A record is written after a call of many updates. It says how long they took together, of which all but one are
-    subtracted. The process is then ended.
+    A record is written after a call of many updates and holds their total time; the share of all updates but one is
+    subtracted. The process is then killed.
     """
     environment = {name: value for name, value in os.environ.items() if "CACHE" not in name}
     with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryFile("w+") as output:
@@ -64,7 +64,7 @@ def _first_line(workdir: Path) -> str:
 
 
 def imports() -> float:
-    """Seconds of a process that does nothing but import what the main job is made of."""
+    """Seconds of a process that only imports the modules of the main job."""
     start = time.perf_counter()
     code = "import launch, experiments.bptt_vs_tbptt, jax; jax.devices()"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -72,7 +72,7 @@ def imports() -> float:
 
 
 def section(first: Sequence[float], second: Sequence[float], imported: Sequence[float]) -> str:
-    """The table, and what it means."""
+    """The table and its explanation."""
 
     def row(name: str, values: Sequence[float]) -> list[str]:
         return [name, f"{statistics.median(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"]
@@ -87,8 +87,8 @@ def section(first: Sequence[float], second: Sequence[float], imported: Sequence[
     return "\n\n".join(
         [
             f"`python launch.py`, the main job, from the start of the process to the end of its first update; "
-            f"{len(first)} pairs, each with a cache directory of its own. Before the first pair, the files of the "
-            "libraries were read once.",
+            f"{len(first)} pairs, each with its own cache directory. The library files are read once before "
+            "the first pair.",
             markdown_table(table),
             verdict("The second launch over the first", ratio, TARGET),
         ]

@@ -10,8 +10,8 @@ the layer and of a linear head on its last output, the gradient of
 
     loss = mean_b (h_T[b] @ w_y + b_y - y[b])^2
 
-and an Adam update of all weights. Nothing is timed before every program has been held against the cell written out in
-`problem.py`, from the same weights. On a machine with a GPU that JAX sees, the same command measures there and writes
+and an Adam update of all weights. Nothing is timed until every program has been checked against the cell written out in
+`problem.py`, with the same weights. On a machine with a GPU that JAX sees, the same command measures there and writes
 docs/benchmarks-gpu.*.
 """
 
@@ -34,12 +34,12 @@ import jax
 
 from benchmarks import page, roofline
 from benchmarks.page import BURST, Measured, Result
+from benchmarks.places import places
 from benchmarks.problem import CONDITIONS, DTYPES, GATES, SHAPES, Row, Shape
 from benchmarks.processor import processor
 from benchmarks.programs import AUTO, ENTRIES, TORCH, Entry, build, tolerance
 from experiments.harness.report import text_table
 
-DOCS = Path(__file__).parents[1] / "docs"
 MOST = 8  # rounds
 COLD = 0.1  # s; the first call of a faster program is not counted
 
@@ -47,8 +47,8 @@ COLD = 0.1  # s; the first call of a faster program is not counted
 def measure(row: Row, entries: Sequence[Entry], dtype: Any, budget: float) -> Result:
     """Compile, check and time all entries in one row.
 
-    They take turns, for as many rounds as fit into `budget` seconds, 3 at least. One that has used up the budget by
-    itself takes part no more.
+    They take turns, for as many rounds as fit into `budget` seconds, 3 at least. One that has used up the budget
+    alone drops out.
 
     Raises:
       Disagreement: before anything is timed.
@@ -61,8 +61,8 @@ def measure(row: Row, entries: Sequence[Entry], dtype: Any, budget: float) -> Re
         return (time.perf_counter() - start) / calls
 
     def turn(entry):
-        time.sleep(0.02)  # a pool of threads may spin after its work, at the expense of the next entry
-        # The first call after another program finds cold caches and its memory given back.
+        time.sleep(0.02)  # a thread pool may spin after its work, at the expense of the next entry
+        # The first call after another program finds cold caches and returned memory.
         seconds = clock(entry, 1)
         return clock(entry, math.ceil(BURST / seconds)) if seconds < COLD else seconds
 
@@ -74,7 +74,7 @@ def measure(row: Row, entries: Sequence[Entry], dtype: Any, budget: float) -> Re
         for entry, taken in seconds.items():
             if sum(taken) + taken[0] < budget:
                 taken.append(turn(entry))
-    together = row.condition != "plain"  # compiled two at a time: no time of their own
+    together = row.condition != "plain"  # compiled two at a time, so not timed
     measured = {
         entry.name: Measured(
             [s / entry.updates for s in seconds[entry]],
@@ -87,7 +87,7 @@ def measure(row: Row, entries: Sequence[Entry], dtype: Any, budget: float) -> Re
 
 
 def driver() -> str:
-    """Model and driver of the GPUs, as nvidia-smi tells them."""
+    """Model and driver of the GPUs, as nvidia-smi reports them."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     if not shutil.which(command[0]):
         return "unknown"
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str], entries: Sequence[Entry] = ENTRIES) -> None:
     add("--output", type=Path, metavar="DIR", help="where to write; default docs/ for a full run, else nowhere")
     flags = parser.parse_args(arguments)
     some = flags.shapes or flags.cells or flags.conditions or flags.peers or flags.quick
-    output = flags.output or (None if some else DOCS)
+    where = places(flags.output, whole=not some)
     budget = 1e-3 if flags.quick else flags.seconds
     dtype = DTYPES[flags.dtype]
     chosen = installed([e for e in entries if not flags.peers or e.name in (AUTO.name, *flags.peers)])
@@ -184,7 +184,7 @@ def main(arguments: Sequence[str], entries: Sequence[Entry] = ENTRIES) -> None:
         for shape in flags.shapes or (SHAPES[:1] if flags.quick else SHAPES)
     ]
     load, start = os.getloadavg()[0], time.perf_counter()
-    machine = roofline.measure_machine({row.shape for row in rows}, dtype) if output else None
+    machine = roofline.measure_machine({row.shape for row in rows}, dtype) if where else None
     results, late = [], []
     for k, row in enumerate(rows):
         if time.perf_counter() - start > 60 * flags.minutes:
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str], entries: Sequence[Entry] = ENTRIES) -> None:
             continue
         print(f"{time.perf_counter() - start:4.0f} s  {k + 1} of {len(rows)}: {row}", file=sys.stderr, flush=True)
         results.append(measure(row, [entry for entry in chosen if entry.runs(row)], dtype, budget))
-    profile = roofline.profile(results, dtype) if output else {}
+    profile = roofline.profile(results, dtype) if where else {}
     seconds = time.perf_counter() - start
     about = conditions(arguments, flags.dtype, load, seconds)
     if late:
@@ -200,13 +200,13 @@ def main(arguments: Sequence[str], entries: Sequence[Entry] = ENTRIES) -> None:
     for caption, table in page.tables(results).items():
         print(f"\n{caption}\n\n{text_table(table)}")
     print("\n" + "\n".join(f"{name}: {value}" for name, value in about[1:]))
-    if output and machine:
+    if where and machine:
         suffix = ("-gpu" if jax.default_backend() == "gpu" else "") + (
             "" if flags.dtype == "float32" else f"-{flags.dtype}"
         )
-        page.write(results, about, output / f"benchmarks{suffix}", tolerance(dtype))
-        roofline.write(results, machine, profile, about, output / f"roofline{suffix}.md")
-        print(f"\nwritten: {output}/benchmarks{suffix}.md, .json, .svg, .png, {output}/roofline{suffix}.md")
+        page.write(results, about, where, f"benchmarks{suffix}", tolerance(dtype))
+        roofline.write(results, machine, profile, about, where.pages / f"roofline{suffix}.md")
+        print(f"\nwritten: {where.pages}/benchmarks{suffix}.md and roofline{suffix}.md, with figure and results")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The temperature experiment, as it trains, against Keras' `fit` and a PyTorch loop on the same windows.
+"""Training in the temperature experiment, against Keras' `fit` and a PyTorch loop on the same windows.
 
     python -m benchmarks.temperature            writes its section of docs/end_to_end.md; under three minutes
     python -m benchmarks.temperature --quick    tiny networks; writes nothing
 
-Everyone trains the same network by Adam on the same batches' worth of windows, from weights and in an order of their
-own. seqjax is `experiments/temperature.py` run by `seqjax.train.fit`, as it is shipped. Keras and PyTorch get all
-windows cut out beforehand, in memory, which is the fastest way to feed either.
+All of them train the same network by Adam on the same number of windows per batch, each from its own weights and in
+its own order. seqjax is `experiments/temperature.py`, as shipped, run by `seqjax.train.fit`. Keras and PyTorch get
+all windows precomputed, in memory, which is the fastest way to feed either.
 """
 
 import importlib.util
@@ -68,7 +68,7 @@ class Took(NamedTuple):
 
     Attributes:
       first: seconds to build, trace and compile, up to and with the first update.
-      rates: updates a second, without those that warm up: one value for each compiled call or epoch.
+      rates: updates per second, without those that warm up: one value for each compiled call or epoch.
       loss: mean over the last call or epoch.
     """
 
@@ -202,7 +202,7 @@ TORCH, TORCH_BOUND = "PyTorch", "PyTorch, nn.LSTM without recurrent dropout"
 
 
 def trainers(problem: Problem) -> dict[str, Callable[[Problem], Took]]:
-    """Who trains this network, by name."""
+    """The trainers of this network, by name."""
     found: dict[str, Callable[[Problem], Took]] = {
         SEQJAX: seqjax_fit,
         KERAS: keras_fit,
@@ -218,26 +218,26 @@ def trainers(problem: Problem) -> dict[str, Callable[[Problem], Took]]:
 
 
 def rate(took: Sequence[Took]) -> float:
-    """The median of the updates a second."""
+    """The median of the updates per second."""
     return statistics.median(rate for training in took for rate in training.rates)
 
 
 Results = dict[str, dict[str, list[Took]]]  # by network and trainer
 METHOD = """\
-- seqjax is `seqjax.train.fit` on `experiments/temperature.py` as shipped, many updates in a call, the windows gathered
-  on the device. Keras is `model.fit` on the JAX backend with all windows in memory as NumPy arrays, as it is and with
-  `steps_per_execution`. PyTorch is eager, with all windows in memory as a tensor, and Adam with `fused=True`; with
-  recurrent dropout it is a loop over `nn.LSTMCell` with a mask, since `nn.LSTM` has none.
-- Whole trainings from fresh models take turns; medians. The first call, or epoch, is left out, and so are evaluation
-  and checkpoints, of which Keras and PyTorch have none here.
-- The first update counts from building the model, with all libraries imported and no compilation cache. For seqjax it
-  includes compiling the evaluation.
-- The loss is the mean over the last updates of these short trainings, from weights and in an order of their own: it
-  says that all of them learn the same thing. seqjax makes twice as many updates as the others."""
+- seqjax is `seqjax.train.fit` on `experiments/temperature.py` as shipped, with many updates per call and the windows
+  gathered on the device. Keras is `model.fit` on the JAX backend with all windows in memory as NumPy arrays, with and
+  without `steps_per_execution`. PyTorch is eager, with all windows in memory as a tensor, and Adam with `fused=True`;
+  with recurrent dropout it is a loop over `nn.LSTMCell` with a mask, since `nn.LSTM` has none.
+- Complete trainings of new models take turns; medians. The first call, or epoch, is excluded, as are evaluation and
+  checkpoints, of which Keras and PyTorch have none here.
+- The time to the first update starts when the model is built, with all libraries imported and no compilation cache.
+  For seqjax it includes compiling the evaluation.
+- The loss is the mean over the last updates of these short trainings, each with its own weights and order: it shows
+  that all of them learn the same thing. seqjax makes twice as many updates as the others."""
 
 
 def section(results: Results, record: str, config: Any) -> str:
-    """The tables, what was aimed at, and what was measured."""
+    """The tables, the targets, and what was measured."""
     parts, verdicts = [], []
     for network, by_name in results.items():
         ours = rate(by_name[SEQJAX])
@@ -251,27 +251,27 @@ def section(results: Results, record: str, config: Any) -> str:
             ]
             for name, took in by_name.items()
         ]
-        head = [network, "updates a second", "seqjax / this", "s to the first update", "loss at the end"]
+        head = [network, "updates per second", "seqjax / this", "s to the first update", "loss at the end"]
         parts.append(markdown_table([head, *rows]))
         keras = max(rate(took) for name, took in by_name.items() if name in (KERAS, KERAS_MANY))
         verdicts.append(verdict(f"{network}, times the faster Keras", ours / keras, TARGET, at_least=True))
         if TORCH in by_name:
             verdicts.append(verdict(f"{network}, times PyTorch", ours / rate(by_name[TORCH]), 1, at_least=True))
-    figure = f"![Updates a second of the temperature experiment]({FIGURE}.svg)"
-    generated = "; generated, for want of a real one" if config.data_dir is None else ""
+    figure = f"![Updates per second of the temperature experiment](figures/{FIGURE}.svg)"
+    generated = "; generated, because no real one was found" if config.data_dir is None else ""
     data = f"- {config.batch_size} windows of {config.length} steps in a batch. The record: {record}{generated}."
     return "\n\n".join([*parts, "\n".join(verdicts), figure, f"{data}\n{METHOD}"])
 
 
 def draw(results: Results) -> Any:
-    """Updates a second, as bars."""
+    """Updates per second, as bars."""
     figure, ((*all_axes,),) = panels(1, len(results), width=4.6, height=2.6)
     for axes, (network, by_name) in zip(all_axes, results.items(), strict=True):
         names = [name.replace(", ", ",\n", 1) for name in by_name]
         axes.barh(names, [rate(took) for took in by_name.values()], color=COLORS[: len(names)])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        axes.set(title=network, xlabel="updates a second")
+        axes.set(title=network, xlabel="updates per second")
     return figure
 
 
@@ -290,8 +290,8 @@ def main(arguments: Sequence[str]) -> None:
                 results[str(trained)][name].append(train(trained))
     config = problems[0].config
     record = tasks.climate(config.data_dir).report
-    if command.output:
-        save(draw(results), command.output / FIGURE)
+    if command.where:
+        save(draw(results), command.where.figures / FIGURE, png=False)
     packages = ("jax", "flax", "optax", "keras", "torch")
     command.write("The temperature experiment", section(results, record, config), packages)
 

@@ -1,4 +1,4 @@
-"""Compiled losses with their gradients, timed side by side, and the pages that show it."""
+"""Compiled losses with their gradients, timed side by side, and the pages that show the results."""
 
 import argparse
 import datetime
@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.places import Places, places
 from experiments.harness.report import Table, markdown_table, panels, save, text_table
 from seqjax import unroll
 from seqjax.core import Cell
 from seqjax.solvers.newton import NewtonReport, newton_with_report
 from seqjax.train import write_atomic
 
-DOCS = Path(__file__).parents[1] / "docs"
 ROUNDS = 3
 FEATURES = 32
 
@@ -79,7 +79,7 @@ def draw(p: Program) -> Program:
 
 
 def race(programs: dict[str, Program], rounds: int = ROUNDS) -> dict[str, float]:
-    """The median seconds of programs of one shape, in turns, after one call each that does not count."""
+    """The median seconds of programs of one shape, called in turns, after one uncounted call each."""
     ready = {name: draw(p) for name, p in programs.items()}
     calls = {name: max(1, min(20, int(0.05 / p.seconds()))) for name, p in ready.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ready}
@@ -90,7 +90,7 @@ def race(programs: dict[str, Program], rounds: int = ROUNDS) -> dict[str, float]
 
 
 class Section(NamedTuple):
-    """A table with what it shows, and how to draw it."""
+    """A table with its description, and a function that draws it."""
 
     title: str
     text: str
@@ -99,16 +99,16 @@ class Section(NamedTuple):
 
 
 def note(text: str) -> None:
-    """Progress, for whoever watches."""
+    """Print progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Page(NamedTuple):
-    """What a command measures and writes.
+    """The measurements and the page of a command.
 
     Attributes:
       command: the module that is run.
-      name: of the files in docs/.
+      name: of the page and its figure.
       introduction: Markdown.
       caption: of the figure.
       sections: by name, `quick -> Section`.
@@ -124,27 +124,27 @@ class Page(NamedTuple):
 def conditions(page: Page, arguments: Sequence[str], load: float, seconds: float) -> list[str]:
     """When, where and with what the measurement was made."""
     after, cores = os.getloadavg()[0], os.cpu_count() or 1
-    busy = "; others were running, so the times are rough" if min(load, after) > 2 * cores else ""
+    busy = "; other processes were running, so the times are rough" if min(load, after) > 2 * cores else ""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "numpy"))
     return [
         f"`python -m {page.command} {shlex.join(arguments)}`".replace(" `", "`"),
         f"{datetime.date.today():%Y-%m-%d}, Python {platform.python_version()}, {versions}",
         f"{jax.devices()[0].device_kind}, {platform.machine()}, {cores} cores",
         f"load average {load:.1f} before the run and {after:.1f} after it{busy}; the run took {seconds / 60:.1f} min",
-        f"median of {ROUNDS} rounds in turns; calls of over 2 s once",
+        f"median of {ROUNDS} rounds in turns; calls of over 2 s are timed once",
     ]
 
 
-def write(output: Path, page: Page, sections: Sequence[Section], facts: Sequence[str]) -> None:
+def write(where: Places, page: Page, sections: Sequence[Section], facts: Sequence[str]) -> None:
     """The page and its figure."""
     drawing, (axes,) = panels(columns=len(sections))
     for section, place in zip(sections, axes, strict=True):
         section.plot(place)
-    save(drawing, output / page.name)
-    parts = [page.introduction, f"![{page.caption}]({page.name}.svg)"]
+    save(drawing, where.figures / page.name, png=False)
+    parts = [page.introduction, f"![{page.caption}](figures/{page.name}.svg)"]
     parts += [f"## {s.title}\n\n{s.text}\n\n{markdown_table(s.table)}" for s in sections]
     parts.append("## Conditions\n\n" + "\n".join(f"- {fact}" for fact in facts))
-    write_atomic(output / f"{page.name}.md", "\n\n".join(parts) + "\n")
+    write_atomic(where.pages / f"{page.name}.md", "\n\n".join(parts) + "\n")
 
 
 def measure(page: Page, arguments: Sequence[str]) -> None:
@@ -154,12 +154,12 @@ def measure(page: Page, arguments: Sequence[str]) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default docs/ for a full run, else nowhere")
     flags = parser.parse_args(arguments)
-    output = flags.output or (None if flags.sections or flags.quick else DOCS)
+    where = places(flags.output, whole=not (flags.sections or flags.quick))
     load, start = os.getloadavg()[0], time.perf_counter()
     sections = [page.sections[name](flags.quick) for name in flags.sections or page.sections]
     facts = conditions(page, arguments, load, time.perf_counter() - start)
     for section in sections:
         print(f"\n{section.title}\n\n{section.text}\n\n{text_table(section.table)}")
     print("\n" + "\n".join(facts))
-    if output:
-        write(output, page, sections, facts)
+    if where:
+        write(where, page, sections, facts)

@@ -26,3 +26,8 @@ from experiments.harness import ending
 # started yet. Anyone else who imports an experiment keeps their own signal handlers.
 if sys.argv[:1] == ["-m"] or Path((sys.argv or [""])[0]).name == "launch.py":
     ending.at_once()
+
+from seqjax.extras import needed
+
+with needed("experiments", "experiments", "flax", "matplotlib", "optax", "orbax", "tqdm"):
+    from absl import flags as _flags  # noqa: F401

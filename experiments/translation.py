@@ -40,6 +40,7 @@ from experiments.shared import translation_baselines
 from seqjax import attention, cells
 from seqjax.arrays import Array, Tree
 from seqjax.data import buckets, pairs
+from seqjax.extras import needed
 from seqjax.models import Translator
 from seqjax.train import Run, State, write_atomic
 
@@ -230,10 +231,8 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> floa
     Raises:
       ImportError: sacrebleu is not there.
     """
-    try:
+    with needed("text", by="BLEU"):
         import sacrebleu
-    except ImportError as error:
-        raise ImportError("BLEU needs sacrebleu: pip install 'seqjax[text]'") from error
     most = max(map(len, references))
     streams: Any = [[given[i] if i < len(given) else None for given in references] for i in range(most)]
     return sacrebleu.corpus_bleu(list(hypotheses), streams, lowercase=True).score

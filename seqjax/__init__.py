@@ -53,7 +53,7 @@ __all__ = [
     "unroll",
     "wrappers",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 
 def __getattr__(name: str):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import page, peers, programs, roofline, step
+from benchmarks import page, peers, places, programs, roofline, step
 from benchmarks.page import Measured, Result
 from benchmarks.problem import CONDITIONS, GATES, Row, Shape, draw, no_masks, reference
 from benchmarks.programs import AUTO, EQUINOX, FLAX, HAIKU, JAX_PEERS, KERAS, LINEN, TORCH
@@ -180,17 +180,18 @@ def test_the_summary_is_the_geometric_mean_and_the_worst_row():
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    page.write(RESULTS, ABOUT, tmp_path / "benchmarks", 1e-4)
-    results, about = page.read(tmp_path / "benchmarks")
+    where = places.Places(tmp_path, tmp_path / "results")
+    page.write(RESULTS, ABOUT, where, "benchmarks", 1e-4)
+    results, about = page.read(where.results / "benchmarks.json")
     assert about == ABOUT
     assert [r.row for r in results] == [r.row for r in RESULTS]
     assert page.tables(results) == page.tables(RESULTS)
     assert [r.left_out for r in results] == [r.left_out for r in RESULTS]
-    raw = json.loads((tmp_path / "benchmarks.json").read_text())["rows"][0]["entries"][AUTO.name]
+    raw = json.loads((where.results / "benchmarks.json").read_text())["rows"][0]["entries"][AUTO.name]
     assert raw["milliseconds"] == 3
     assert raw["quartiles"] == [2, 51.5]
     text = (tmp_path / "benchmarks.md").read_text()
-    assert "](benchmarks.svg)" in text
+    assert "](figures/benchmarks.svg)" in text
     assert "- seqjax native: not built." in text
     assert "relative error below 0.0001" in text
 
@@ -234,14 +235,14 @@ def test_instructions_have_kinds():
 def home(tmp_path, monkeypatch):
     """The benchmark with a tiny shape as its only one, and a folder in place of docs/."""
     monkeypatch.setattr(step, "SHAPES", (SHAPE,))
-    monkeypatch.setattr(step, "DOCS", tmp_path)
+    monkeypatch.setattr(places, "REPOSITORY", places.Places(tmp_path, tmp_path / "results"))
     monkeypatch.setattr(step, "BURST", 1e-4)
     monkeypatch.setattr(roofline, "LARGE", 32)
     monkeypatch.setattr(roofline, "ARRAY", 2**10)
     return tmp_path
 
 
-WRITTEN = ["benchmarks.json", "benchmarks.md", "benchmarks.png", "benchmarks.svg", "roofline.md"]
+WRITTEN = ["benchmarks.md", "figures/benchmarks.svg", "results/benchmarks.json", "roofline.md"]
 
 
 def test_a_run_prints_what_it_writes(home, capsys):
@@ -249,13 +250,20 @@ def test_a_run_prints_what_it_writes(home, capsys):
     step.main(arguments, (AUTO, FLAX, programs.AUTO_MANY))
     printed = capsys.readouterr().out
     text, floor = ((home / name).read_text() for name in ("benchmarks.md", "roofline.md"))
-    assert sorted(path.name for path in home.iterdir()) == WRITTEN
-    for caption in ("Summary", "Milliseconds a step, plain", "Temporary memory", "Seconds to trace", "20 in one call"):
+    written = (path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file())
+    assert sorted(written) == WRITTEN
+    for caption in (
+        "Summary",
+        "Milliseconds per step, plain",
+        "Temporary memory",
+        "Seconds to trace",
+        "20 in one call",
+    ):
         assert caption in printed
         assert caption in text
     assert "| command | python -m benchmarks.step --cells lstm" in text
     assert "| 3, 4, 2, 5 |" in floor
-    roofline.main(["--results", str(home / "benchmarks.json"), "--output", str(home / "again.md")])
+    roofline.main(["--results", str(home / "results" / "benchmarks.json"), "--output", str(home / "again.md")])
     assert (home / "again.md").read_text().count("|") == floor.count("|")
 
 

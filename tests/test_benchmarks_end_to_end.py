@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import end_to_end, seeds, start, temperature
+from benchmarks import end_to_end, places, seeds, start, temperature
 
 
 @pytest.fixture(autouse=True)
@@ -30,13 +30,13 @@ def test_each_command_writes_its_section_in_its_place(tmp_path, capsys):
 
 
 def test_a_quick_run_leaves_the_docs_alone():
-    assert end_to_end.Command("x", "", ["--quick"]).output is None
-    assert end_to_end.Command("x", "", []).output == end_to_end.DOCS
+    assert end_to_end.Command("x", "", ["--quick"]).where is None
+    assert end_to_end.Command("x", "", []).where == places.REPOSITORY
 
 
 def test_verdicts():
-    assert end_to_end.verdict("ratio", 16.4, 16) == "- ratio: 16.40. The aim, at most 16, is missed."
-    assert end_to_end.verdict("ratio", 1.6, 1.5, at_least=True) == "- ratio: 1.60. The aim, at least 1.5, is met."
+    assert end_to_end.verdict("ratio", 16.4, 16) == "- ratio: 16.40. The target, at most 16, is missed."
+    assert end_to_end.verdict("ratio", 1.6, 1.5, at_least=True) == "- ratio: 1.60. The target, at least 1.5, is met."
 
 
 @pytest.mark.slow
@@ -54,16 +54,16 @@ def test_seeds_are_compared_by_medians():
     text = seeds.section(one, many, 16, config)
     assert "| one update, ms | 20.00 | 300.0 | 15.00 |" in text
     assert "| 6 updates in all, s | 2.5 | 10.0 | 4.00 |" in text
-    assert "The aim, at most 16, is met." in text
+    assert "The target, at most 16, is met." in text
 
 
 def test_temperature(tmp_path, capsys):
     temperature.main(["--quick", "--output", str(tmp_path)])
     text = (tmp_path / "end_to_end.md").read_text()
-    assert "| LSTM(2), recurrent dropout 0.25, dropout 0.5 | updates a second |" in text
+    assert "| LSTM(2), recurrent dropout 0.25, dropout 0.5 | updates per second |" in text
     assert "\n| Keras, 17 steps an execution | " in text
-    assert "generated, for want of a real one" in text
-    assert (tmp_path / "end_to_end.svg").stat().st_size > 1000
+    assert "generated, because no real one was found" in text
+    assert (tmp_path / "figures" / "end_to_end.svg").stat().st_size > 1000
 
 
 def test_everyone_gets_the_windows_and_targets_of_the_experiment():
@@ -90,8 +90,8 @@ def test_the_faster_keras_counts():
     }
     text = temperature.section({"LSTM(16)": by_name}, "a record", end_to_end.configuration(seeds.temperature))
     assert "| PyTorch | 40.0 | 0.75 | 1.0 | 0.100 |" in text
-    assert "- LSTM(16), times the faster Keras: 2.00. The aim, at least 1.5, is met." in text
-    assert "- LSTM(16), times PyTorch: 0.75. The aim, at least 1, is missed." in text
+    assert "- LSTM(16), times the faster Keras: 2.00. The target, at least 1.5, is met." in text
+    assert "- LSTM(16), times PyTorch: 0.75. The target, at least 1, is missed." in text
 
 
 def test_without_pytorch_it_is_left_out(monkeypatch, capsys):

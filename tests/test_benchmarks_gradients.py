@@ -53,5 +53,5 @@ def test_a_quick_run_writes_every_section(tmp_path, capsys):
     ):
         assert f"\n{row}" in text
     assert "\n- diagonal_rtrl refuses the GRU: diagonal_rtrl needs an elementwise recurrence" in text
-    assert (tmp_path / "gradients.svg").stat().st_size > 1000
+    assert (tmp_path / "figures" / "gradients.svg").stat().st_size > 1000
     assert "`python -m benchmarks.gradients --quick" in capsys.readouterr().out

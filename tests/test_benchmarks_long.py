@@ -23,7 +23,7 @@ def test_matrices_are_timed_and_the_page_is_written(tmp_path):
     page = (tmp_path / "long_sequences.md").read_text()
     assert "## Matrix carries" in page
     assert "a condition" in page
-    assert (tmp_path / "long_sequences.svg").exists()
+    assert (tmp_path / "figures" / "long_sequences.svg").exists()
 
 
 def test_sections_have_a_name_and_are_chosen_by_it(capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -380,6 +381,17 @@ def test_a_submission_that_fails_is_reported_and_leaves_no_job(played, tmp_path,
         assert error.startswith("could not be submitted: ")
         assert reason in error
     assert (tmp_path / "gone").exists()
+
+
+def test_a_job_finds_modules_where_its_launcher_does(played, tmp_path):
+    pytest.importorskip("submitit", reason="submitit is not installed: pip install 'seqjax[slurm]'")
+    played("srun", "exit 0")
+    played("sbatch", f'cat "$@" > {tmp_path}/submitted.sh; exit 1')
+    plan = sweep.plan(toy, "seed=0", {}, tmp_path / "sweep")
+    list(executors.slurm(toy, plan.members, processes=1))
+    lines = (tmp_path / "submitted.sh").read_text().splitlines()
+    [exported] = [shlex.split(line)[1] for line in lines if line.startswith("export PYTHONPATH=")]
+    assert exported == "PYTHONPATH=" + os.pathsep.join(path for path in sys.path if path)
 
 
 def test_a_run_whose_job_is_announced_to_end_saves_and_goes_on(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """Writes docs/api.md, all public names on one page, from their docstrings: `python -m tools.api`.
 
-Listed are the modules of `ORDER`, and whatever else has an `__all__`. Signatures come from the source, not from the
-interpreter, so that the page is the same for every version of Python and JAX. (pdoc and Sphinx make sites of many pages
-with types in full; what is wanted is one page that a forge shows as it is.)
+It lists the modules of `ORDER`, then every other module with an `__all__`. Signatures are taken from the source
+rather than from the interpreter, so the page is the same for every version of Python and JAX. (pdoc and Sphinx
+generate sites of many pages with full types; this is a single page that code hosts render as it is.)
 """
 
 import ast
@@ -34,9 +34,9 @@ ORDER = [
 ]
 INTRODUCTION = """# Public names
 
-Written by `python -m tools.api`: of every docstring the first line, with a link to its source. What else it says, with
-equations, shapes, errors and examples, `help(seqjax.unroll)` shows. Examples take `jax`, `jax.numpy` as `jnp` and
-`seqjax` as imported; the tests run them.
+Written by `python -m tools.api`: the first line of every docstring, with a link to its source. `help(seqjax.unroll)`
+shows the rest: equations, shapes, errors and examples. The examples assume `import jax`, `import jax.numpy as jnp` and
+`import seqjax`; the tests run them.
 """
 
 
@@ -49,7 +49,7 @@ def modules() -> list[ModuleType]:
 
 
 def public(module: ModuleType) -> dict[str, Any]:
-    """The public names of a module that are no modules: of its `__all__`, or else all that it defines."""
+    """The public names of a module that are not modules: those in its `__all__`, or else everything that it defines."""
     here = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
     names = getattr(module, "__all__", [name for name in here if not name.startswith("_")])
     values = {name: getattr(module, name) for name in sorted(names, key=str.lower)}
@@ -67,8 +67,9 @@ def definition(value: Any) -> Any:
 
 
 def constant(module: ModuleType, name: str) -> str:
-    """The string below the assignment of a name, in the module where that is made."""
-    body = ast.parse(inspect.getsource(module)).body
+    """The string below the assignment of a name, in the module that contains the assignment."""
+    outer = ast.parse(inspect.getsource(module)).body
+    body = [inner for one in outer for inner in (one.body if isinstance(one, ast.With) else [one])]  # `extras.needed`
     for statement, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(statement, ast.ImportFrom) and any(name == (one.asname or one.name) for one in statement.names):
             return constant(importlib.import_module(str(statement.module)), name)
@@ -77,7 +78,7 @@ def constant(module: ModuleType, name: str) -> str:
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 return inspect.cleandoc(str(after.value.value))
             return ""
-    raise ValueError(f"{module.__name__} does not say where {name} comes from")
+    raise ValueError(f"{module.__name__} neither assigns nor imports {name}")
 
 
 def description(module: ModuleType, name: str, value: Any) -> str:
@@ -86,7 +87,7 @@ def description(module: ModuleType, name: str, value: Any) -> str:
 
 
 def summary(doc: str) -> str:
-    """The first line of a docstring, which may lead over to an example."""
+    """The first line of a docstring, which may introduce an example."""
     return doc.split("\n", 1)[0].replace("::", ".")
 
 
@@ -119,7 +120,7 @@ def signature(name: str, value: Any) -> str:
 
 
 def methods(value: Any) -> list[tuple[str, str]]:
-    """Signature and summary of the public methods of a class that it defines itself."""
+    """Signature and summary of the public methods of a class that the class itself defines."""
     found = []
     for member in definition(value).body if inspect.isclass(value) else []:
         doc = ast.get_docstring(member) if isinstance(member, ast.FunctionDef) else None
@@ -136,10 +137,10 @@ def source(module: ModuleType, value: Any) -> Path:
 
 
 def lines(module: ModuleType, seen: set[int]) -> list[str]:
-    """The part of the page for one module, without what stands above."""
+    """The part of the page for one module, without names that are listed above."""
     found = []
     for name, value in public(module).items():
-        if is_described(value) and id(value) in seen:  # it stands above, where it is meant to be taken from
+        if is_described(value) and id(value) in seen:  # listed above, under the module to import it from
             continue
         seen.add(id(value))
         if is_described(value) and not value.__module__.startswith("seqjax"):

@@ -94,12 +94,12 @@ def page(ends: dict[str, list[str]], minutes: float) -> str:
     trials = sum(map(len, ends.values()))
     return f"""# Reliability
 
-`make test-faults` does real faults to real runs: processes that are killed, started twice or stopped, disks that are
-full, files that go bad. A trial survives where the run or the sweep, once it is started again, ends with the results
-and the records of one that nothing happened to, bit for bit but for its clocks; or where a fault that cannot be
-repaired, such as records that are gone, is refused by a message that names the file, and the cure that it names leads
-to the same end. *Lost* is work or a run that cannot be brought to its end; *wrong*, other results; *silent*, a fault
-that nobody was told of; *hung*, a process that does not end.
+`make test-faults` injects real faults into real runs: processes are killed, started twice or stopped, disks are full,
+files are damaged. A trial survives if the run or the sweep, once restarted, ends with the results and records of an
+undisturbed one, bit for bit except for its clocks. It also survives if a fault that cannot be repaired, such as
+missing records, is refused with a message that names the file and a cure, and the cure leads to the same end. *Lost*:
+work is lost, or a run cannot be finished; *wrong*: the results differ; *silent*: a fault goes unreported; *hung*: a
+process does not end.
 
 Last run: {date.today()}, {trials} trials in {minutes:.0f} minutes on {os.cpu_count()} processors, Python
 {platform.python_version()}, JAX {jax.__version__}.

@@ -1,37 +1,38 @@
-"""Damaged files, given to every reader of `seqjax.data`.
+"""Feeds damaged files to every reader of `seqjax.data`.
 
-    python -m tools.fuzz_readers 10000         as many trials; prints the table by reader, and what failed
-    python -m tools.fuzz_readers 1 --at=4711   one trial again, with the traceback of whatever it raises
+    python -m tools.fuzz_readers 10000         10,000 trials; prints a table by reader, and the failures
+    python -m tools.fuzz_readers 1 --at=4711   repeats one trial, with the traceback of whatever it raises
 
-A trial takes one of a fixed set of small files, plain or packed (gzip, bzip2, xz, zip, tar and what packs tar), damages
-it (bits flipped; bytes overwritten, inserted, left out, repeated; cut off) and reads it. It is a function of the seed
-and its number. Files are damaged as they lie there, or inside, before they are packed, so that parsers see damage, too.
+A trial takes one of a fixed set of small files, plain or packed (gzip, bzip2, xz, zip, tar and compressed tar), damages
+it (flips bits; overwrites, inserts, drops or repeats bytes; truncates) and reads it. It is a function of the seed and
+its number. Files are damaged either as stored or before they are packed, so that parsers see damage too.
 
-What may come of it:
+Acceptable outcomes:
 
     refused   a ValueError or an OSError whose message names the file, or its folder, in one line
-    right     what the undamaged file holds: the damage was in what says nothing, such as a date
-    changed   something else that is consistent with the bytes that are there; a letter for another letter in a text
-              without a checksum is another text, which no reader can know
+    right     the contents of the undamaged file: the damage is in something irrelevant, such as a date
+    changed   something else that is consistent with the damaged bytes; a text without a checksum in which one letter
+              replaces another is a different text, which no reader can detect
 
 What counts as consistent:
 
-    behind the checksum of gzip, bzip2, xz, zip, npz   nothing: what is not right is refused
-    in a tar archive, which has none for contents      what `tarfile` takes out of it, as plain files; all headers in
-                                                       it are read, and it is not one that is cut off
+    under the checksum of gzip, bzip2, xz, zip, npz    nothing: what is not right is refused
+    in a tar archive, which has none for contents      what `tarfile` extracts, as plain files; all its headers can be
+                                                       read, and it is not truncated
     damaged and then packed                            the data of the same bytes unpacked, or both are refused
-    in a plain file                                    what a second, simple decoding says (texts, vectors, csv of NAB,
-                                                       digits, samples, npz, vocabularies, chorales); for the others,
+    in a plain file                                    what a second, simple decoder returns (texts, vectors, csv of
+                                                       NAB, digits, samples, npz, vocabularies, chorales); for the rest,
                                                        numbers that are finite, and shapes and ranges as promised
 
 Anything else is a failure: another exception, a crash, more than `SECONDS`, more than `MEMORY` touched or `ADDRESSES`
-asked for. It needs Linux, for the memory.
+allocated. It needs Linux, to measure memory.
 """
 
 import argparse
 import faulthandler
 import io
 import json
+import os
 import random
 import resource
 import shutil
@@ -51,9 +52,10 @@ import numpy as np
 
 from tests.reader_files import Case, cases
 
+ROOT = str(Path(__file__).parents[1])  # not installed, and needed by the worker, which is this file
 SECONDS = 10  # of one trial; the longest takes some hundredths of one, on a quiet machine
 MEMORY = 300 << 20  # bytes of one trial above all before it; archives may unpack to 64 MiB
-ADDRESSES = 1 << 30  # bytes that may be asked for
+ADDRESSES = 1 << 30  # bytes that may be allocated
 LINE = 2000  # characters of an error
 OUTCOMES = ("refused", "right", "changed", "failed")
 
@@ -231,7 +233,8 @@ def fuzz(trials: int, seed: int = 0) -> dict[str, Any]:
     first, begin = 0, time.monotonic()
     while first < trials:
         command = [sys.executable, __file__, f"--seed={seed}", f"--work={first}", str(trials)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": ROOT}, **pipes) as process:
             assert process.stdout
             assert process.stderr
             for line in process.stdout:

@@ -1,9 +1,9 @@
-"""Every cell, under every wrapper, by every method, in every dtype: what agrees with scan, and why the rest does not.
+"""Every cell, under every wrapper, by every method, in every dtype: what agrees with scan, and why the rest is refused.
 
-    python -m tools.matrix            run all of it and write docs/matrix.md; fails if anything disagrees
-    python -m tools.matrix --quick    wrappers in float64 alone, as the page then says; a third of the time
+    python -m tools.matrix            run everything and write docs/matrix.md; fails if anything disagrees
+    python -m tools.matrix --quick    wrappers in float64 alone, as the page then states; a third of the time
 
-The cells and wrappers are the lists of `cell_list.py`, the methods those of `seqjax.solve`: none is named here.
+Cells and wrappers come from the lists of `cell_list.py`, methods from `seqjax.solvers`; none is named here.
 """
 
 import os
@@ -42,9 +42,9 @@ class Found(NamedTuple):
     Attributes:
       hints: which of "gated", "affine" and "outer" it has.
       deviation: of each method that ran, from scan: the largest of any value or gradient.
-      refused: the message of the library for each method that it refuses; for all of them, under "", where the wrapper
-        does not take the cell.
-      failed: the message of each error that is not the library's own.
+      refused: the message of the library for each method that it refuses; for all methods, under "", where the
+        wrapper refuses the cell.
+      failed: the message of each error that the library did not raise itself.
     """
 
     hints: tuple[str, ...]
@@ -67,7 +67,7 @@ def deviation(got, expected) -> float:
 
 
 def square(model: Model) -> Model:
-    """The model with as many inputs as outputs, which some wrappers ask for."""
+    """The model with as many inputs as outputs, which some wrappers require."""
     params = jax.eval_shape(lambda: model.cell.init(jax.random.key(0), model.in_features))
     return model._replace(in_features=out_features(model.cell, params, model.in_features))
 
@@ -82,7 +82,7 @@ def survey(name: str, wrapper: str, dtype: str) -> Found:
     refused, failed = {}, {}
 
     def note(method, error):
-        # An error that only JAX raises says nothing to a user about the cell, and is no reason.
+        # An error raised inside JAX tells the user nothing about the cell, so it does not count as a reason.
         inside = traceback.extract_tb(error.__traceback__)[-1].filename
         own = Path(inside).is_relative_to(Path(seqjax.__file__).parent)
         (refused if own else failed)[method] = f"{error}" if own else f"{type(error).__name__}: {error}"
@@ -131,7 +131,7 @@ class Reasons:
         self.messages = list(messages)
 
     def marks(self, messages: Iterable[str]) -> str:
-        """The numbers of these messages, raised. Shapes in them are left out, so that like reasons are one."""
+        """The numbers of these messages, as superscripts. Shapes are left out, so similar messages share a number."""
         short = {re.sub(r"\[[\d, ]+\]|\([\d, ]+\)", "[...]", message) for message in messages}
         self.messages += sorted(short - set(self.messages))
         numbers = sorted(self.messages.index(message) + 1 for message in short)
@@ -145,7 +145,7 @@ def wrong(found: Found, dtype: str) -> list[str]:
 
 
 def method_mark(found: dict[str, Found], method: str, reasons: Reasons) -> str:
-    """A bare cell by a method: what it does in which dtype."""
+    """A bare cell by a method: what happens in which dtype."""
     groups: dict[str, list[str]] = {}
     for dtype, one in found.items():
         reason = one.refused.get(method, one.refused.get(""))
@@ -157,7 +157,7 @@ def method_mark(found: dict[str, Found], method: str, reasons: Reasons) -> str:
 
 
 def wrapper_mark(bare: dict[str, Found], found: dict[str, Found], reasons: Reasons) -> str:
-    """A cell under a wrapper: the hints that are left, and why it is refused or loses a method of the bare cell."""
+    """A cell under a wrapper: the remaining hints, and why it is refused or loses a method of the bare cell."""
     if not found:
         return "·"
     if any(wrong(one, dtype) for dtype, one in found.items()):
@@ -179,7 +179,7 @@ def table(corner: str, columns: Iterable[str], rows: dict[str, list[str]]) -> st
 
 
 def counts(founds: list[dict[str, Found]], method: str) -> str:
-    """On how many cells a method agrees with scan, by dtype where that differs."""
+    """The number of cells on which a method agrees with scan, by dtype where that differs."""
     ran = [dtype for dtype in TOLERANCE if any(dtype in found for found in founds)]
     numbers = {dtype: sum(method in found[dtype].deviation for found in founds if found) for dtype in ran}
     most = max(numbers.values(), default=0)
@@ -215,14 +215,14 @@ def page(found: dict[tuple[str, str, str], Found], minutes: float) -> str:
     return f"""# What runs with what
 
 {quick}{len(BARE)} cells, bare and under each of {len(WRAPPERS)} wrappers, by each of {len(METHODS)} methods, with
-weights in {", ".join(TOLERANCE)}: {agree} combinations agree with `scan`, {refused} are refused for a
-reason, which stands below. {verdict}
+weights in {", ".join(TOLERANCE)}: {agree} combinations agree with `scan`, {refused} are refused, for the
+reasons listed below. {verdict}
 
 Made by `python -m tools.matrix{"" if whole else " --quick"}` in {minutes:.0f} minutes, from the lists of
-`tests/cell_list.py`, with JAX {jax.__version__} on {jax.default_backend()}. Compared are the last carry, all outputs,
-and the gradients for params, carry, inputs and noise, on {STEPS} random steps, with random params and carry. Deviations
-are relative to the largest entry of an array, or to 1 where that is smaller. The largest of all combinations, and what
-is allowed:
+`tests/cell_list.py`, with JAX {jax.__version__} on {jax.default_backend()}. The comparison covers the last carry,
+all outputs, and the gradients for params, carry, inputs and noise, over {STEPS} random steps, with random params and
+carry. Deviations are relative to the largest entry of an array, or to 1 where that is smaller. The largest over all
+combinations, and the tolerance:
 
 {table("", [*METHODS, "tolerance"], largest)}
 With bfloat16 weights, carries are float32; the gradient of a weight is bfloat16, after a sum over the steps in float32.
@@ -230,25 +230,25 @@ All programs round to bfloat16 where the code does (`--xla_allow_excess_precisio
 
 ## Cells and methods
 
-✓ agrees with `scan` in every dtype; no: is refused, for the reason of that number (below).
+✓: agrees with `scan` in every dtype; no: refused, for the reason with that number (below).
 
 {table("cell", METHODS, cells)}
 ## Cells and wrappers
 
-The hints that are left under the wrapper: G is `gated` (`fused`, `native`), A is `affine` (`associative`), O is
+The hints that remain under the wrapper: G is `gated` (`fused`, `native`), A is `affine` (`associative`), O is
 `outer` (`chunkwise`), ✓ a cell without a hint. All methods that the bare cell admits agree with `scan` under the
-wrapper too, but for the numbered reasons; no: the wrapper refuses the cell. Each cell that is wrapped has as many
-inputs as outputs, which `residual` asks for.
+wrapper too, except for the numbered reasons; no: the wrapper refuses the cell. Each wrapped cell has as many
+inputs as outputs, which `residual` requires.
 
 {table("cell", [w.replace("_", " ") for w in WRAPPERS], dressed)}
 ## Wrappers and methods
 
-On how many cells the method agrees with `scan` under the wrapper.
+The number of cells on which the method agrees with `scan` under the wrapper.
 
 {table("wrapper", METHODS, wrapped)}
 ## Reasons
 
-What the library says, word for word but for shapes.
+The library's messages, verbatim except for shapes.
 
 {chr(10).join(f"{i}. {message}" for i, message in enumerate(reasons.messages, 1))}
 """

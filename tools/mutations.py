@@ -1,10 +1,10 @@
-"""Bugs put in on purpose, each of which a test must catch.
+"""Mutation tests: deliberate bugs, each of which a test must catch.
 
     python -m tools.mutations                 all of them; writes docs/mutations.md
-    python -m tools.mutations reset truncated  those whose name holds one of the words; mends their lines there
+    python -m tools.mutations reset truncated  those whose name contains one of the words; updates their lines there
 
-Every named test passes on a copy of the repository, and fails there, by an assertion, with the one change made: a test
-that merely crashes has noticed nothing. A bug that no test catches is a test that is missing.
+Every named test passes on a copy of the repository, and fails there by an assertion once the change is made: a test
+that merely crashes has noticed nothing. A bug that no test catches means that a test is missing.
 """
 
 import os
@@ -20,12 +20,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "mutations.md"
-INTRODUCTION = """# Bugs put in on purpose
+INTRODUCTION = """# Mutation tests
 
 Each line is one change that makes the code wrong, and the test that fails because of it, by an assertion; without the
-change the same tests pass. The changes are in `tools/mutations.py`. `python -m tools.mutations` makes them again, one
-after the other, in a copy of the repository, and writes this page. Seconds are those of one pytest process,
-its start included, and depend on what else the machine does.
+change the same test passes. The changes are listed in `tools/mutations.py`. `python -m tools.mutations` applies them
+one after the other to a copy of the repository, and writes this page. The seconds are those of one pytest process,
+including its start, and depend on the load of the machine.
 
 | what was broken | where | the test that caught it | seconds |
 |---|---|---|---|
@@ -185,7 +185,7 @@ MUTATIONS = [
         "tests/test_cells_linear.py::test_slstm_that_first_writes_next_to_nothing_has_no_nan",
     ),
     Mutation(
-        "stack: a layer reads what the layer below said a step before",
+        "stack: a layer reads the output of the layer below at the step before",
         "seqjax/cells/layers.py",
         "cells[i - 1].readout(params[i - 1], carries[-1], z)",
         "cells[i - 1].readout(params[i - 1], carry[i - 1], z)",
@@ -243,7 +243,7 @@ MUTATIONS = [
         "tests/test_unroll.py::test_what_the_padding_holds_changes_no_output_and_no_gradient",
     ),
     Mutation(
-        "reset: the carry starts anew after the step instead of before it",
+        "reset: the carry is reset after the step instead of before it",
         "seqjax/wrappers/masking.py",
         "base.transition(params, _restarted(carry, z), z)",
         "_restarted(base.transition(params, carry, z), z)",
@@ -652,7 +652,7 @@ MUTATIONS = [
         "tests/test_train_loop.py::test_best_is_the_lowest_validation_metric",
     ),
     Mutation(
-        "training: a state that is not finite goes on",
+        "training: a state that is not finite is trained further",
         "seqjax/train/lockstep.py",
         "broken = [path for path in lane.watched if not np.atleast_1d(finite[path])[i]]",
         "broken = []",
@@ -801,7 +801,7 @@ MUTATIONS = [
         "tests/test_wrappers.py::test_one_hot_tokens_are_real_one_hot_vectors[stack]",
     ),
     Mutation(
-        "several one-hot tokens a step: the first alone is read",
+        "several one-hot tokens per step: only the first is read",
         "seqjax/arrays.py",
         "    total = sum(taken[1:], start=taken[0])",
         "    total = taken[0]",
@@ -962,7 +962,7 @@ MUTATIONS = [
         "tests/test_series.py::test_the_padding_is_not_read[conv]",
     ),
     Mutation(
-        "anomalies: what is learned goes on behind the probation",
+        "anomalies: learning continues after the probation",
         "experiments/anomalies.py",
         'real = (row < border) if part == "train"',
         'real = (row < last) if part == "train"',
@@ -1000,11 +1000,11 @@ MUTATIONS = [
 
 
 def place(mutation: Mutation, root: Path = ROOT) -> Path:
-    """The one file that holds the old text, once."""
+    """The one file that contains the old text, exactly once."""
     files = [file for path in root.glob(mutation.file) for file in ([path] if path.is_file() else path.rglob("*.py"))]
     found = {file: file.read_text(encoding="utf-8").count(mutation.old) for file in files}
     if sum(found.values()) != 1:
-        raise ValueError(f"{mutation.file} holds {sum(found.values())} times, not once: {mutation.old!r}")
+        raise ValueError(f"{mutation.file} contains {mutation.old!r} {sum(found.values())} times, expected once")
     return max(found, key=lambda file: found[file])
 
 
@@ -1013,7 +1013,7 @@ def run(root: Path, tests: Sequence[str]) -> Result:
     report = root / "report.xml"
     began = time.perf_counter()
     environment = os.environ | {
-        "PYTHONDONTWRITEBYTECODE": "1",  # a change that keeps the size of a file within a second would not be seen
+        "PYTHONDONTWRITEBYTECODE": "1",  # stale bytecode would hide a change that keeps the file's size and second
         "XDG_CACHE_HOME": str(root / "cache"),
     }
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
@@ -1054,12 +1054,12 @@ def caught(root: Path, mutation: Mutation) -> Result:
 
 
 def copy(to: Path) -> Path:
-    """A copy of the repository without what git ignores."""
+    """A copy of the repository without the files that git ignores."""
     return shutil.copytree(ROOT, to, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "build"))
 
 
 def page(results: dict[Mutation, Result], known: str = "") -> str:
-    """The results as Markdown, among the lines that the page `known` has of other mutations."""
+    """The results as Markdown, merged with the lines of the page `known` for other mutations."""
     lines = {row.split(" | ")[0].removeprefix("| "): row for row in known.splitlines() if row.startswith("| ")}
     for mutation, result in results.items():
         where = place(mutation).relative_to(ROOT).as_posix()
@@ -1071,7 +1071,7 @@ def page(results: dict[Mutation, Result], known: str = "") -> str:
 
 
 def main(words: Sequence[str]) -> int:
-    """Make the mutations whose name holds one of the words, or all."""
+    """Apply the mutations whose name contains one of the words, or all."""
     chosen = [one for one in MUTATIONS if not words or any(word in one.what for word in words)]
     results, missed = {}, []
     with tempfile.TemporaryDirectory() as folder:

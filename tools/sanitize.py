@@ -1,9 +1,9 @@
 """Run the compiled loop under the address and the undefined-behaviour sanitizer: `make sanitize`.
 
-The C++ of every cell of the tests is compiled with both; the first report of either ends the process, and so this one.
-Python has no part in it, so leaks are not counted: what outlives a call here does so on purpose.
+The C++ of every cell in the tests is compiled with both; the first report of either ends the process, and this one with
+it. Python itself is not instrumented, and leaks are not counted: memory that outlives a call here does so on purpose.
 
-    python -m tools.sanitize [pytest arguments]   by default those of the compiled loop, and all cells by all methods
+    python -m tools.sanitize [pytest arguments]   default: tests of the compiled loop, and of all cells by all methods
 """
 
 import os
@@ -20,7 +20,7 @@ FLAGS = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def runtime(compiler: str) -> str:
-    """The libraries that must be there before Python's own."""
+    """The libraries that must be loaded before Python's own."""
     paths = []
     for name in ("libasan.so", "libubsan.so"):
         command = [compiler, f"-print-file-name={name}"]

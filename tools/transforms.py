@@ -1,6 +1,6 @@
-"""Every transformation of JAX around every method: what agrees with scan, and what is refused with the method to take.
+"""Every method under every transformation of JAX: what agrees with scan, and what is refused, naming another method.
 
-python -m tools.transforms    run all of it and write docs/transforms.md; fails if anything disagrees
+python -m tools.transforms    run everything and write docs/transforms.md; fails if anything disagrees
 """
 
 import os
@@ -179,11 +179,11 @@ TRANSFORMS: dict[str, Callable] = {
 
 
 def outcome(transform: str, method: str) -> str:
-    """ "works", or the message of the library that says which method to take.
+    """Returns "works", or the library's error message, which names the method to use instead.
 
     Raises:
-      AssertionError: for another result than that of scan.
-      Exception: whatever else is raised, as it is.
+      AssertionError: the result differs from that of scan.
+      Exception: any other error, unchanged.
     """
     hint, solver = METHODS[method]
     cell = CELLS[hint]
@@ -213,9 +213,9 @@ def page(found: dict[tuple[str, str], str]) -> str:
     lines = [
         "# Transformations",
         "",
-        "Every method under every transformation of JAX, written by `make transforms` with JAX "
-        f"{jax.__version__} on a CPU of 8 virtual devices.",
-        "✓: values and gradients are those of scan. A number: refused with the message below.",
+        "Every method under every transformation of JAX. Written by `make transforms` with JAX "
+        f"{jax.__version__} on a CPU divided into 8 virtual devices.",
+        "✓: values and gradients equal those of scan. A number: refused, with the message below.",
         "`auto` was run on a gated, an affine and a matrix cell.",
         "",
         "| | " + " | ".join(METHODS) + " |",
@@ -237,11 +237,11 @@ def main() -> None:
         for method in METHODS:
             try:
                 found[transform, method] = outcome(transform, method)
-            except Exception as error:  # all of them are wanted
+            except Exception as error:  # report every failure, not just the first
                 failed.append(f"{transform}, {method}: {type(error).__name__}: {str(error)[:300]}")
                 print(failed[-1], flush=True)
     if failed:
-        sys.exit(f"{len(failed)} of {len(TRANSFORMS) * len(METHODS)} neither work nor name the method to take")
+        sys.exit(f"{len(failed)} of {len(TRANSFORMS) * len(METHODS)} neither work nor name a method to use instead")
     PAGE.write_text(page(found))
     print(f"{len(found)} combinations, {sum(text == 'works' for text in found.values())} work; {PAGE}")
 

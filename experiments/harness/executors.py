@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -123,6 +124,7 @@ def slurm(
         slurm_array_parallelism=processes,
         # Also on a cluster that does not by default.
         slurm_additional_parameters={"requeue": True},
+        slurm_setup=[f"export PYTHONPATH={shlex.quote(_python_path())}"],
     )
     watch = jobs.Watch(folder) if cluster == "slurm" else None
     running: dict[Any, Member] = {}
@@ -174,7 +176,12 @@ def _environment(processes: int) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": threads,
         "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.75 / processes:.3f}",
     }
-    return {**shares, **os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return {**shares, **os.environ, "PYTHONPATH": _python_path()}
+
+
+def _python_path() -> str:
+    """Where this process finds modules: experiments/ is not installed, and a worker may start in another directory."""
+    return os.pathsep.join(path for path in sys.path if path)
 
 
 def _start(definition: Definition, member: Member, environment: dict[str, str]) -> workers.Worker:

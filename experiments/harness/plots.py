@@ -239,9 +239,12 @@ def described(figure: "Figure") -> str:
     return "; ".join(dict.fromkeys(filter(None, parts)))
 
 
-def save(figure: "Figure", path: Path) -> bytes:
+def save(figure: "Figure", path: Path, *, png: bool = True) -> bytes:
     """Writes a figure as `path`.png, on white, and as `path`.svg, which is transparent and light or dark as the reader
     prefers, and returns the SVG.
+
+    Args:
+      png: whether to write the first of the two.
     """
     import matplotlib
 
@@ -249,7 +252,7 @@ def save(figure: "Figure", path: Path) -> bytes:
     plain(figure)
     images = {}
     with matplotlib.rc_context(STYLE):
-        for kind in ("png", "svg"):
+        for kind in ("png", "svg") if png else ("svg",):
             buffer = io.BytesIO()
             options = {"metadata": {"Date": None}, "transparent": True} if kind == "svg" else {}
             figure.savefig(buffer, format=kind, **options)

@@ -26,6 +26,7 @@ from scipy import sparse
 from seqjax.data import files
 from seqjax.data.damaged import named
 from seqjax.data.text import check_tokens
+from seqjax.extras import needed
 
 MASK, UNKNOWN = 0, 1
 """Index of the padding after a text, and of every token that is not in the vocabulary."""
@@ -103,10 +104,8 @@ class Rules(NamedTuple):
 
 @cache
 def _stemmer(language: str) -> Callable[[list[str]], list[str]]:
-    try:
+    with needed("text", by=f"stem={language!r}"):
         import Stemmer
-    except ImportError as error:
-        raise ImportError(f"stem={language!r} needs the Snowball stemmers: pip install 'seqjax[text]'") from error
     if language not in Stemmer.algorithms():
         raise ValueError(f"stem must be one of {', '.join(sorted(Stemmer.algorithms()))}, got {language!r}")
     return Stemmer.Stemmer(language).stemWords

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from seqjax.extras import needed
+
 if TYPE_CHECKING:  # imported at the first plot: seqjax needs only JAX
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -23,8 +25,9 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 
 
 def _figure(xlabel: str, ylabel: str, **scales: str) -> "tuple[Figure, Axes]":
-    import matplotlib
-    from matplotlib.figure import Figure
+    with needed("figures", by=__name__):
+        import matplotlib
+        from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"axes.spines.right": False, "axes.spines.top": False, "legend.frameon": False}):
         figure = Figure(figsize=(4.4, 3.1), layout="constrained")

@@ -16,8 +16,11 @@ sweep over rates is a `jax.vmap`, of a function that builds the module with a tr
 a state among its arguments and sets `rnn.recurrent_dropout = rate` or `rnn.regularizers = [...]`.
 """
 
-from seqjax.nnx.combine import Bidirectional, Stack
-from seqjax.nnx.noise import Dropout, Rngs
-from seqjax.nnx.recurrent import Recurrent, RNNCell
+from seqjax.extras import needed
+
+with needed("flax", by=__name__):
+    from seqjax.nnx.combine import Bidirectional, Stack
+    from seqjax.nnx.noise import Dropout, Rngs
+    from seqjax.nnx.recurrent import Recurrent, RNNCell
 
 __all__ = ["Bidirectional", "Dropout", "RNNCell", "Recurrent", "Rngs", "Stack"]

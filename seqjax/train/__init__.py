@@ -1,11 +1,14 @@
 """Training: one loop, its checkpoints, the files of a run, and statistics over seeds."""
 
-from seqjax.train.atomic import write_arrays, write_atomic
-from seqjax.train.lock import InUse
-from seqjax.train.loop import FitResult, NonFiniteLoss, Preempted, fit, fit_lanes
-from seqjax.train.metrics import mean_and_interval
-from seqjax.train.program import Best, Program, State, initial_state
-from seqjax.train.run import Run
+from seqjax.extras import needed
+
+with needed("train", by=__name__):
+    from seqjax.train.atomic import write_arrays, write_atomic
+    from seqjax.train.lock import InUse
+    from seqjax.train.loop import FitResult, NonFiniteLoss, Preempted, fit, fit_lanes
+    from seqjax.train.metrics import mean_and_interval
+    from seqjax.train.program import Best, Program, State, initial_state
+    from seqjax.train.run import Run
 
 __all__ = [
     "Best",

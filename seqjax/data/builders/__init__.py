@@ -9,16 +9,19 @@ before anything is written: the csv of Jena by its git blob id (nobody publishes
 a hash.
 """
 
-from seqjax.data.builders.jena import JenaClimate, jena_climate
-from seqjax.data.builders.mnist import Mnist, mnist_digits
-from seqjax.data.builders.music import PianoRolls, piano_rolls
-from seqjax.data.builders.nab import NumentaAnomalyBenchmark, numenta_anomaly_benchmark
-from seqjax.data.builders.pairs import FrenchEnglish, french_english
-from seqjax.data.builders.ptb import PennTreebank, penn_treebank
-from seqjax.data.builders.reviews import ImdbReviews, imdb_reviews
-from seqjax.data.builders.shakespeare import TinyShakespeare, tiny_shakespeare
-from seqjax.data.builders.spoken_digits import FreeSpokenDigits, free_spoken_digits
-from seqjax.data.builders.ucr import Ucr, ucr_series
+from seqjax.extras import needed
+
+with needed("data", by=__name__):
+    from seqjax.data.builders.jena import JenaClimate, jena_climate
+    from seqjax.data.builders.mnist import Mnist, mnist_digits
+    from seqjax.data.builders.music import PianoRolls, piano_rolls
+    from seqjax.data.builders.nab import NumentaAnomalyBenchmark, numenta_anomaly_benchmark
+    from seqjax.data.builders.pairs import FrenchEnglish, french_english
+    from seqjax.data.builders.ptb import PennTreebank, penn_treebank
+    from seqjax.data.builders.reviews import ImdbReviews, imdb_reviews
+    from seqjax.data.builders.shakespeare import TinyShakespeare, tiny_shakespeare
+    from seqjax.data.builders.spoken_digits import FreeSpokenDigits, free_spoken_digits
+    from seqjax.data.builders.ucr import Ucr, ucr_series
 
 __all__ = [
     "FreeSpokenDigits",
