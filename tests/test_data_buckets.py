@@ -95,7 +95,7 @@ def test_every_gives_each_sequence_its_own_result():
 
 def test_errors():
     for borders in ((), (0, 3), (3, 3), (5, 2)):
-        with pytest.raises(ValueError, match="borders must rise from at least 1"):
+        with pytest.raises(ValueError, match="borders must increase from at least 1"):
             buckets.make(ROWS, borders)
     with pytest.raises(ValueError, match="0 sequences are too few"):
         buckets.make([], (3,))
