@@ -368,7 +368,7 @@ def test_a_file_that_was_packed_is_not_read_as_text(tmp_path):
         ):
             text.read(write(tmp_path / name, content))
     assert text.read(write(tmp_path / "b.txt.gz", b"to be")) == "to be"  # a browser unpacked it
-    with pytest.raises(ValueError, match=r"urls_pos\.txt\.gz: damaged, or not packed"):
+    with pytest.raises(ValueError, match=r"urls_pos\.txt\.gz: damaged, or not compressed"):
         list(files.members(write(tmp_path / "a.zip", zipped({"urls_pos.txt.gz": b""})), lambda name: True))
 
 

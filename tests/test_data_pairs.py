@@ -95,7 +95,7 @@ def test_a_vocabulary_keeps_what_is_frequent(tmp_path):
         (tmp_path / "words.json").write_text(wrong)
         with pytest.raises(ValueError, match=r"words.json(: not JSON| is not a vocabulary): "):
             pairs.Vocabulary.load(tmp_path / "words.json")
-    with pytest.raises(ValueError, match="none of 1 tokens stands 2 times"):
+    with pytest.raises(ValueError, match="none of 1 tokens occurs 2 times"):
         pairs.vocabulary(["cat"], minimum=2)
 
 

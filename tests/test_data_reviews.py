@@ -77,7 +77,7 @@ def test_a_split_keeps_films_together():
     assert reviews.split(every, 0.25, seed=2)[1].texts != validation.texts
     with pytest.raises(ValueError, match="fraction must be between 0 and 1, got 1"):
         reviews.split(every, 1)
-    with pytest.raises(ValueError, match=r"1 reviews of 1 films are too few to hold 0.5 of them out"):
+    with pytest.raises(ValueError, match=r"1 reviews of 1 films are too few to hold out 0.5 of them"):
         reviews.split(every.take(np.arange(1)), 0.5)
 
 

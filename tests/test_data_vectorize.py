@@ -121,7 +121,7 @@ texts = st.lists(st.text(max_size=12), max_size=6)
 def test_any_text_survives_a_file_and_what_is_known_comes_back(tmp_path_factory, train, other, size, characters, n):
     rules = Rules(characters=characters, ngrams=(1, n) if n > 1 else (1,), strip=False, fold=n == 2)
     if not any(rules.tokens(text) for text in train):
-        with pytest.raises(ValueError, match=f"no tokens to make a vocabulary of in {len(train)} texts"):
+        with pytest.raises(ValueError, match=f"a vocabulary needs at least one token, got none in {len(train)} texts"):
             fit(train, size=size, rules=rules)
         return
     vectorizer = fit(train, size=size, rules=rules)
@@ -151,7 +151,7 @@ def test_errors(tmp_path):
         fit("a b")
     with pytest.raises(TypeError, match=r"text 1 is a bytes, expected a str \(decode bytes first\)"):
         fit(CATS).ints(["a", b"b"])
-    with pytest.raises(ValueError, match="no tokens to make a vocabulary of in 2 texts"):
+    with pytest.raises(ValueError, match="a vocabulary needs at least one token, got none in 2 texts"):
         fit(["", "!"])
     with pytest.raises(ValueError, match=r"size must be at least 3.*got 2"):
         fit(CATS, size=2)
