@@ -66,7 +66,11 @@ def find(path: Path, patterns: Sequence[str], folders: Sequence[str] = ()) -> Pa
 
 
 def find_all(path: Path, patterns: Sequence[str], folders: Sequence[str] = ()) -> list[Path]:
-    """All matches of the first pattern that has any; arguments and FileNotFoundError as in `find`."""
+    """All matches of the first pattern that has any; arguments as in `find`.
+
+    Raises:
+      FileNotFoundError: as in `find`.
+    """
     wanted = " or ".join(patterns)
     if path.is_file():
         return [path]
