@@ -1,5 +1,5 @@
-# make demo   the main job: truncated against full back-propagation on an embedded corpus
-# make test   the tests; make test-slow for the long ones, make lint for the linters
+# make demo   compares truncated with full back-propagation on an embedded text
+# make test   runs the tests; make test-slow the long ones, make lint the linters
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -20,7 +20,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# One training step against all peers, about a quarter of an hour: docs/benchmarks.md, docs/roofline.md.
+# One training step against all peers: docs/benchmarks.md, docs/roofline.md. Takes about 15 minutes.
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.step
 
@@ -35,7 +35,7 @@ bench-long: .venv/installed
 bench-gradients: .venv/installed
 	$(BIN)/python -m benchmarks.gradients
 
-# The table that method="auto" chooses by, seqjax/solvers/methods.csv, about three minutes.
+# The table that method="auto" chooses by: seqjax/solvers/methods.csv. Takes about three minutes.
 bench-methods: .venv/installed
 	$(BIN)/python -m benchmarks.methods
 
@@ -43,11 +43,11 @@ bench-methods: .venv/installed
 api: .venv/installed-dev
 	$(BIN)/python -m tools.api
 
-# Every cell, wrapper, method and dtype against scan: docs/matrix.md. Best on a quiet machine.
+# Every cell, wrapper, method and dtype against scan: docs/matrix.md. Best run on an idle machine.
 matrix: .venv/installed-dev
 	$(BIN)/python -m tools.matrix
 
-# Every method under every transformation of JAX: docs/transforms.md.
+# Every method under every JAX transformation: docs/transforms.md.
 transforms: .venv/installed-dev
 	$(BIN)/python -m tools.transforms
 
@@ -55,7 +55,7 @@ transforms: .venv/installed-dev
 mutations: .venv/installed-dev
 	$(BIN)/python -m tools.mutations
 
-# The compiled loop under the sanitizers of g++, about an hour: docs/sanitizers.md.
+# The compiled loop under the sanitizers of g++: docs/sanitizers.md. Takes about an hour.
 sanitize: .venv/installed-dev
 	$(BIN)/python -m tools.sanitize
 

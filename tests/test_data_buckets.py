@@ -21,9 +21,8 @@ ROWS = [np.arange(1, n + 1, dtype=np.int32) for n in (3, 1, 7, 2, 0, 12, 5, 6)]
 def test_every_sequence_is_in_one_bucket_and_whole(lengths, borders, least):
     rows = [np.arange(1, n + 1, dtype=np.int32) for n in lengths]
     if longer := sum(n > borders[-1] for n in lengths):
-        with pytest.raises(
-            ValueError, match=rf"{longer} of {len(rows)} sequences .*{borders[-1]} steps, .* {max(lengths)};"
-        ):
+        found = rf"{longer} of {len(rows)} sequences .* {max(lengths)} steps, .* {borders[-1]}; expected"
+        with pytest.raises(ValueError, match=found):
             buckets.make(rows, borders, 0)
         borders = list(buckets.reaching(borders, max(lengths)))
     if len(rows) < max(least, 1):
@@ -95,11 +94,11 @@ def test_every_gives_each_sequence_its_own_result():
 
 def test_errors():
     for borders in ((), (0, 3), (3, 3), (5, 2)):
-        with pytest.raises(ValueError, match="borders must rise from at least 1"):
+        with pytest.raises(ValueError, match="borders must increase from at least 1"):
             buckets.make(ROWS, borders)
     with pytest.raises(ValueError, match="0 sequences are too few"):
         buckets.make([], (3,))
-    with pytest.raises(ValueError, match="1 of 8 sequences have more than 9 steps, the last border, up to 12;"):
+    with pytest.raises(ValueError, match="1 of 8 sequences have up to 12 steps, more than the last border, 9;"):
         buckets.make(ROWS, (2, 9))
     mixed = [np.ones((2, 3), np.float32), np.ones((2, 1), np.float32)]
     with pytest.raises(ValueError, match=r"sequence 1 is float32 \[2, 1\], expected float32 \[steps, 3\]"):

@@ -50,7 +50,7 @@ def test_numbers_are_read_as_they_are_written():
 )
 def test_what_is_no_number_is_refused_with_its_place(field):
     for parse in (lambda: fields.number(field, "a.csv line 3"), lambda: fields.numbers(["1", field], "a.csv line 3")):
-        with pytest.raises(ValueError, match=r"^a\.csv line 3: .* is no number"):
+        with pytest.raises(ValueError, match=r"^a\.csv line 3: .* is not a number"):
             parse()
 
 

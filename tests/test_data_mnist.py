@@ -68,13 +68,13 @@ DAMAGED = {
         r"train-images-idx3-ubyte.gz: damaged: BadGzipFile: CRC check failed",
     ),
     "web page": (IMAGES, b"<html>", r"images-idx3-ubyte.gz: starts with 3c68746d, expected 00000803"),
-    "nothing": (LABELS, b"", r"labels-idx1-ubyte.gz: damaged, or not packed as its ending .gz says"),
+    "nothing": (LABELS, b"", r"labels-idx1-ubyte.gz: damaged, or not compressed as its suffix .gz suggests"),
     "labels for images": (IMAGES, idx(np.arange(5)), r"starts with 00000801, expected 00000803"),
     "other type": (LABELS, idx(np.arange(5), bytes([0, 0, 13, 1])), r"starts with 00000d01, expected 00000801"),
     "a pixel too few": (IMAGES, idx(pixels(5))[:-1], r"3935 bytes, expected 3936 for \[5, 28, 28\]"),
     "a byte too many": (LABELS, idx(np.arange(5)) + b"0", r"14 bytes, expected 13 for \[5\]"),
     "small images": (IMAGES, idx(np.zeros((5, 28, 27))), "images of 28 x 27 pixels, expected 28 x 28"),
-    "a label too few": (LABELS, idx(np.arange(4)), r"labels-idx1-ubyte.gz: 4 labels, expected 5, one for each image"),
+    "a label too few": (LABELS, idx(np.arange(4)), r"labels-idx1-ubyte.gz: 4 labels, expected 5, one per image"),
     "label 10": (LABELS, idx(np.array([0, 1, 10, 3, 4])), r"labels-idx1-ubyte.gz: label 10 at 2, expected 0 to 9"),
 }
 
@@ -91,7 +91,7 @@ def test_a_part_without_images_is_named(tmp_path):
     official(tmp_path)
     for file, empty in ((IMAGES, pixels(0)), (LABELS, np.arange(0))):
         (tmp_path / f"{file}.gz").write_bytes(gzip.compress(idx(empty)))
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz: no images in it"):
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz: contains no images"):
         mnist.load(tmp_path)
 
 

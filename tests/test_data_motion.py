@@ -150,7 +150,7 @@ def test_directions_are_sectors_around_the_compass():
         (lambda key: motion.ball(key, 0, 5), "batch must be at least 1, got 0"),
         (lambda key: motion.ball(key, 1, 0), "length must be at least 1, got 0"),
         (lambda key: motion.ball(key, 1, 5, radius=0.5), r"radius must be in \[0, 0.5\), half of the box, got 0.5"),
-        (lambda key: motion.ball(key, 1, 5, speed=(0.2, 0.1)), r"speed must be a least and a greatest one, got \(0.2"),
+        (lambda key: motion.ball(key, 1, 5, speed=(0.2, 0.1)), r"speed must be a minimum and a maximum, got \(0.2"),
         (lambda key: motion.moving(key, jnp.ones((2, 3, 3)), 5, 8), r"shape \(2, 3, 3\), expected \[B, N, S, S\]"),
         (lambda key: motion.moving(key, jnp.ones((2, 1, 9, 9)), 5, 8), "expected squares of at most 8 pixels"),
         (lambda key: motion.place(jnp.ones((3, 2)), jnp.zeros(2), 8), "expected squares of at most 8 pixels"),

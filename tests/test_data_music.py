@@ -79,9 +79,9 @@ def without(part):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no music", "neither MATLAB nor JSON: no JSON: Expecting value"),
-        (b"", "neither MATLAB nor JSON: no JSON: Expecting value"),
-        (packed()[:-20], "neither MATLAB nor JSON: no JSON: "),
+        (b"no music", "neither MATLAB nor JSON: not JSON: Expecting value"),
+        (b"", "neither MATLAB nor JSON: not JSON: Expecting value"),
+        (packed()[:-20], "neither MATLAB nor JSON: not JSON: "),
         (gzip.compress(packed(), mtime=0)[:-9], "damaged: EOFError"),
         (matlab()[:300], "damaged: "),
         (matlab(compress=False)[:-600], "damaged: "),
@@ -91,8 +91,8 @@ def without(part):
         (b'"train"', "no 'train' in it, found train"),
         (b"7", "no 'train' in it, found 7"),
         (b"null", "no 'train' in it, found None"),
-        (packed()[:-1] + b', "test": []}', "neither MATLAB nor JSON: no JSON: a name stands there twice: 'test'"),
-        (b"[" * 100_000, "neither MATLAB nor JSON: no JSON: maximum recursion depth"),
+        (packed()[:-1] + b', "test": []}', "neither MATLAB nor JSON: not JSON: duplicate name: 'test'"),
+        (b"[" * 100_000, "neither MATLAB nor JSON: not JSON: maximum recursion depth"),
         (packed({**SEQUENCES, "valid": []}), "'valid' has no sequences"),
         (packed({**SEQUENCES, "valid": 7}), "'valid' is '7', expected a list of sequences"),
         (packed({**SEQUENCES, "valid": None}), "'valid' is 'None', expected a list of sequences"),
@@ -105,16 +105,22 @@ def without(part):
             packed({**SEQUENCES, "valid": [[[60], [[60]]]]}),
             r"'valid', sequence 0: step 1: pitch \[60\], expected",
         ),
-        (packed({**SEQUENCES, "valid": [[[60], [None]]]}), "'valid', sequence 0: step 1: pitch None, expected a whole"),
-        (packed({**SEQUENCES, "valid": [[[60], [True]]]}), "'valid', sequence 0: step 1: pitch True, expected a whole"),
+        (
+            packed({**SEQUENCES, "valid": [[[60], [None]]]}),
+            "'valid', sequence 0: step 1: pitch None, expected an integer",
+        ),
+        (
+            packed({**SEQUENCES, "valid": [[[60], [True]]]}),
+            "'valid', sequence 0: step 1: pitch True, expected an integer",
+        ),
         (
             packed({**SEQUENCES, "test": [[[60], [20]]]}),
-            "'test', sequence 0: step 1: pitch 20, expected a whole number",
+            "'test', sequence 0: step 1: pitch 20, expected an integer",
         ),
         (packed({**SEQUENCES, "test": [[[60], ["C"]]]}), "'test', sequence 0: step 1: pitch 'C'"),
         (packed({**SEQUENCES, "test": [[[60], [60.5]]]}), "'test', sequence 0: step 1: pitch 60.5"),
         (packed({**SEQUENCES, "test": [[[60], [60]], 7]}), "'test', sequence 1: "),
-        (packed({**SEQUENCES, "train": [[[60]]]}), r"'train', sequence 0: shape \(1, 88\), expected \[2 steps or more"),
+        (packed({**SEQUENCES, "train": [[[60]]]}), r"'train', sequence 0: shape \(1, 88\), expected \[2 or more steps"),
         (matlab({**SEQUENCES, "valid": [np.zeros((4, 87))]}), r"'validdata', sequence 0: shape \(4, 87\), expected"),
         (matlab({**SEQUENCES, "valid": [np.full((4, 88), 0.5)]}), "'validdata', sequence 0: a value that is not 0 or"),
     ],
@@ -186,7 +192,7 @@ def test_what_midi_cannot_say():
             midi.encode(HELD, **wrong)
     for name in ("lowest", "velocity"):
         for number in (80.0, 80.5, float("nan"), True, np.True_, "80", None, np.float32(80)):
-            with pytest.raises(ValueError, match=f"{name} must be a whole number, got {re.escape(repr(number))}"):
+            with pytest.raises(ValueError, match=f"{name} must be an integer, got {re.escape(repr(number))}"):
                 midi.encode(HELD, **{name: number})
     for seconds in (0, 17, -1, 1e-7, 4.9e-7, 9e-7, 16.8, float("nan"), float("inf"), None, "fast", 1j):
         with pytest.raises(

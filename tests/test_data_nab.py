@@ -82,20 +82,20 @@ def stamps(*minutes):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ('{"art/b.csv": [], "art/b.csv": []}', "combined_windows.json: no JSON: a name stands there twice"),
+        ('{"art/b.csv": [], "art/b.csv": []}', "combined_windows.json: not JSON: duplicate name"),
         (
             json.dumps({"real/a.csv": [["2014-01-01 00:00:00+01:00", "2014-01-01 00:05:00"]]}),
             "labels of real/a.csv: .* expected a time without a zone",
         ),
-        ("{", "combined_windows.json: no JSON: Expecting property name"),
+        ("{", "combined_windows.json: not JSON: Expecting property name"),
         ("[]", "expected an object of series and their windows, got '\\[\\]'"),
         ('{"real/c.csv": []}', "no data/real/c.csv in it, which the labels name \\(1 are missing\\)"),
         ('{"real/a.csv": [3]}', "labels of real/a.csv: .* expected pairs of times"),
         ('{"real/a.csv": [["soon", "later"]]}', "labels of real/a.csv: Invalid isoformat .* expected pairs of times"),
         (stamps((0, 5, 5)), "labels of real/a.csv: .* expected pairs of times"),
-        (stamps((0, 4)), "a window begins or ends at a time that no row has"),
-        (stamps((5, 0)), "windows that overlap or are not in order"),
-        (stamps((0, 5), (5, 5)), "windows that overlap or are not in order"),
+        (stamps((0, 4)), "a window begins or ends at a time of no row"),
+        (stamps((5, 0)), "windows that overlap or are out of order"),
+        (stamps((0, 5), (5, 5)), "windows that overlap or are out of order"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path, labels, message):
@@ -105,7 +105,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, labels, message):
 
 def test_a_series_that_an_archive_holds_twice_is_refused(tmp_path):
     packed = archive(tmp_path / "NAB.tar.gz", folder(tmp_path / "one"), folder(tmp_path / "two", CSV + CSV[17:]))
-    with pytest.raises(ValueError, match=r"NAB.tar.gz: .*data/.*csv stands there twice"):
+    with pytest.raises(ValueError, match=r"NAB.tar.gz: .*data/.*csv occurs twice"):
         nab.load(packed)
 
 
@@ -129,7 +129,7 @@ def test_series_without_labels_are_counted(tmp_path):
         assert len(nab.load(made)) == 2
     (made / "old/labels").mkdir(parents=True)
     (made / "old/labels/combined_windows.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"NAB: labels/combined_windows.json stands there twice"):
+    with pytest.raises(ValueError, match=r"NAB: labels/combined_windows.json occurs twice"):
         nab.load(made)
 
 
@@ -242,7 +242,7 @@ def test_a_threshold_for_a_group_is_learned_from_the_others():
     false = sum(s(min((row - 54) / 4, 3)) for row in range(60, 80))
     assert held_out(groups, standard) == pytest.approx(100 * (-2 + 2 + 0.11 * false + 4) / 8, rel=1e-6)
     assert held_out([groups[0], groups[0]], standard) == 100
-    with pytest.raises(ValueError, match="learns the threshold of a group from the others, and there are 1"):
+    with pytest.raises(ValueError, match="takes the threshold of a group from the others, got 1, expected 2 or more"):
         held_out(groups[:1], standard)
 
 

@@ -38,7 +38,7 @@ def test_a_vocabulary_is_read_from_what_it_wrote_only(content):
 
 
 def test_bad_tokens_and_texts_are_named():
-    with pytest.raises(ValueError, match="a training text with words in it, got none"):
+    with pytest.raises(ValueError, match="a training text with words, got none"):
         words.Vocabulary.of(" \n")
     vocabulary = words.Vocabulary.of("a")
     with pytest.raises(ValueError, match=r"must be in range\(3\), got 3"):

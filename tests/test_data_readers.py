@@ -117,7 +117,7 @@ def test_a_byte_order_mark_is_no_part_of_what_a_file_says(reader, tmp_path):
 def test_a_file_with_the_mark_of_another_encoding_is_named(reader, encoding, tmp_path):
     mark = "\ufeff".encode(encoding)
     with pytest.raises(
-        ValueError, match=r"\.(txt|csv|ts|json) is not UTF-8: it begins with the mark of UTF-(16|32), save"
+        ValueError, match=r"\.(txt|csv|ts|json) is not UTF-8 but UTF-(16|32), by its byte order mark: save"
     ):
         reader(tmp_path, partial(written, tmp_path, mark, encoding))
 
@@ -290,7 +290,7 @@ def test_an_archive_that_is_cut_off_is_named_by_every_reader(reader, packing, tm
     for end in list(ends)[:-2]:
         if len(whole[end:].strip(b"\0")):
             archive.write_bytes(whole[:end])
-            with pytest.raises(ValueError, match=rf"{name}{packing}: damaged( or no archive)?: "):
+            with pytest.raises(ValueError, match=rf"{name}{packing}: damaged( or not an archive)?: "):
                 reader(archive)
 
 
@@ -314,5 +314,5 @@ def test_a_file_packed_otherwise_is_named_with_what_packed_it(reader, head, kind
     def write(folder, name, content):
         written(folder, b"", "latin-1", name, (head + bytes(20)).decode("latin-1"))
 
-    with pytest.raises(ValueError, match=rf"packed by {kind}, which is not read"):
+    with pytest.raises(ValueError, match=rf"{kind} is not supported: decompress the file"):
         reader(tmp_path, partial(write, tmp_path))

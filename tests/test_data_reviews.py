@@ -75,9 +75,9 @@ def test_a_split_keeps_films_together():
     again = reviews.split(every, 0.25, seed=1)[1]
     assert again.texts == validation.texts
     assert reviews.split(every, 0.25, seed=2)[1].texts != validation.texts
-    with pytest.raises(ValueError, match="fraction must lie between 0 and 1, got 1"):
+    with pytest.raises(ValueError, match="fraction must be between 0 and 1, got 1"):
         reviews.split(every, 1)
-    with pytest.raises(ValueError, match=r"1 reviews of 1 films are too few to hold 0.5 of them out"):
+    with pytest.raises(ValueError, match=r"1 reviews of 1 films are too few to hold out 0.5 of them"):
         reviews.split(every.take(np.arange(1)), 0.5)
 
 
@@ -89,7 +89,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("no archive")
     with pytest.raises(FileNotFoundError, match=r"found notes.txt"):
         reviews.load(tmp_path)
-    with pytest.raises(ValueError, match=r"notes.txt: damaged or no archive: ReadError"):
+    with pytest.raises(ValueError, match=r"notes.txt: damaged or not an archive: ReadError"):
         reviews.load(tmp_path / "notes.txt")
     whole = archive(tmp_path / "whole.tar.gz", {**FILES, "train/pos/2_8.txt": "x" * 100_000}).read_bytes()
     cut = tmp_path / "cut.tar.gz"
@@ -112,7 +112,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"train/neg/2_9.txt": ""}, "train/neg/2_9.txt: 9 stars, expected 7 to 10 of pos and 1 to 4 of neg"),
+        ({"train/neg/2_9.txt": ""}, "train/neg/2_9.txt: 9 stars, expected 7 to 10 in pos and 1 to 4 in neg"),
         ({"train/pos/2_0.txt": ""}, "train/pos/2_0.txt: 0 stars, expected"),
         ({"train/neg/\u0663_2.txt": ""}, "train/neg/\u0663_2.txt: expected reviews neg/NUMBER_STARS.txt"),
         ({"train/neg/2_2.text": ""}, "train/neg/2_2.text: expected reviews neg/NUMBER_STARS.txt"),
@@ -120,7 +120,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
         ({"train/Pos/2_9.txt": ""}, "train/Pos/2_9.txt: expected reviews neg/NUMBER_STARS.txt"),
         ({"train/pos/more/2_9.txt": ""}, "train/pos/more/2_9.txt: expected reviews neg/NUMBER_STARS.txt"),
         ({"train/neg/01_3.txt": ""}, "train/neg/01_3.txt: there are two reviews train/neg/1"),
-        ({"copy/train/urls_neg.txt": ""}, "copy/train/urls_neg.txt stands there twice"),
+        ({"copy/train/urls_neg.txt": ""}, "copy/train/urls_neg.txt occurs twice"),
     ],
 )
 def test_reviews_that_contradict_each_other_are_refused(tmp_path, files, message):
@@ -190,20 +190,20 @@ def test_a_word_is_found_however_its_accents_were_typed(tmp_path):
     ("content", "message"),
     [
         (b"the 1 2\ncat 1\n", r"line 2: 1 numbers, expected 2"),
-        (b"the 1 2\ncat 1 x\n", r"line 2: its numbers: 'x' is no number"),
-        (b"the 1 2\nwolf 1 x\n", r"line 2: its numbers: 'x' is no number"),
+        (b"the 1 2\ncat 1 x\n", r"line 2: its numbers: 'x' is not a number"),
+        (b"the 1 2\nwolf 1 x\n", r"line 2: its numbers: 'x' is not a number"),
         (b"the 1 2\ncat 1 2 3\n", r"line 2: 3 numbers, expected 2"),
-        (b"the 1 2\ncat  1 2\n", r"line 2: an empty word, or two spaces side by side"),
+        (b"the 1 2\ncat  1 2\n", r"line 2: an empty word, or two consecutive spaces"),
         (b"the 1 2\n 1 2\n", r"line 2: an empty word"),
-        (b"the 1 2\ncat 1_0 2\n", r"line 2: its numbers: '1_0' is no number"),
-        (b"the 1 2\ncat 1 nan\n", r"line 2: its numbers: 'nan' is no number"),
-        (b"the 1 2\ncat 1 1e39\n", r"line 2: a number that is too large for float32"),
-        (b"3 2\nthe 1 2\ncat 1 2\n", r"line 3: the end, after 2 words; its first line says 3"),
+        (b"the 1 2\ncat 1_0 2\n", r"line 2: its numbers: '1_0' is not a number"),
+        (b"the 1 2\ncat 1 nan\n", r"line 2: its numbers: 'nan' is not a number"),
+        (b"the 1 2\ncat 1 1e39\n", r"line 2: a number too large for float32"),
+        (b"3 2\nthe 1 2\ncat 1 2\n", r"line 3: the end, after 2 words; its first line announces 3"),
         (b"3 3\nthe 1 2\n", r"line 2: 2 numbers, expected 3"),
-        (b"\xff\xfet\x00h\x00", r"glove.txt is not UTF-8: it begins with the mark of UTF-16"),
+        (b"\xff\xfet\x00h\x00", r"glove.txt is not UTF-8 but UTF-16, by its byte order mark"),
         (b"the\n", r"line 1: 0 numbers, expected at least one"),
         (b"the 1\n\xff 1\n", r"line \d: .*utf-8"),
-        (b"wolf 1 2\n", r"none of its 1 lines has a word of the vocabulary"),
+        (b"wolf 1 2\n", r"none of its 1 lines has a word in the vocabulary"),
         (b"", r"none of its 0 lines"),
     ],
 )

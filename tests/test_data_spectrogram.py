@@ -106,10 +106,10 @@ def test_librosa_agrees(scale):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hop": 201}, "hop, window and fft must rise from 1, got 201, 200, 256"),
-        ({"fft": 128}, "hop, window and fft must rise from 1, got 80, 200, 128"),
-        ({"high": 4001.0}, "low and high must rise from 0 to at most 4000 Hz, got 60 and 4001"),
-        ({"low": -1.0}, "low and high must rise from 0 to at most 4000 Hz, got -1 and 4000"),
+        ({"hop": 201}, "hop, window and fft must increase from 1, got 201, 200, 256"),
+        ({"fft": 128}, "hop, window and fft must increase from 1, got 80, 200, 128"),
+        ({"high": 4001.0}, "low and high must increase from 0 to at most 4000 Hz, got 60 and 4001"),
+        ({"low": -1.0}, "low and high must increase from 0 to at most 4000 Hz, got -1 and 4000"),
         ({"scale": "bark"}, "scale must be 'slaney' or 'htk', got 'bark'"),
         ({"bands": 200}, r"band \d+ of 200 has no bin of the Fourier transform"),
     ],

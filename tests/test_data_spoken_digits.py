@@ -99,7 +99,7 @@ def test_the_official_split_goes_by_index():
     parts = spoken_digits.by_index(SMALL)
     indices = {name: sorted(set(part.indices.tolist())) for name, part in parts.items()}
     assert indices == {"train": [10], "validation": [5, 6, 7, 8, 9], "test": [0, 1, 2, 3, 4]}
-    with pytest.raises(ValueError, match="indices up to 4 leave the train part empty, expected some from 10 on"):
+    with pytest.raises(ValueError, match="indices up to 4 leave the train part empty, expected some of at least 10"):
         spoken_digits.by_index(parts["test"])
 
 
@@ -117,7 +117,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("no archive")
     with pytest.raises(FileNotFoundError, match=r"found notes.txt"):
         spoken_digits.load(tmp_path)
-    with pytest.raises(ValueError, match=r"notes.txt: damaged or no archive: ReadError"):
+    with pytest.raises(ValueError, match=r"notes.txt: damaged or not an archive: ReadError"):
         spoken_digits.load(tmp_path / "notes.txt")
     whole = archive(tmp_path / "whole.tgz").read_bytes()
     (tmp_path / "cut.tgz").write_bytes(whole[: len(whole) // 2])
@@ -135,13 +135,13 @@ GOOD = wav([1, 2, 3])
     [
         ("seven.wav", GOOD, r"seven.wav, expected names DIGIT_SPEAKER_INDEX.wav"),
         ("12_ada_0.wav", GOOD, r"12_ada_0.wav, expected names"),
-        ("1_ada_0.wav", b"ID3 something", r"1_ada_0.wav: damaged or no wav file: file does not start with RIFF id"),
-        ("1_ada_0.wav", b"", r"1_ada_0.wav: damaged or no wav file: it ends too early"),
-        ("1_ada_0.wav", GOOD[:-2], r"1_ada_0.wav: 2 samples, its header says 3: empty or cut off"),
-        ("1_ada_0.wav", wav([]), r"1_ada_0.wav: 0 samples, its header says 0: empty or cut off"),
-        ("1_ada_0.wav", wav([1, 2], 16000), r"1 channels of 16000 Hz and 16 bit, expected 1 of 8000 Hz, 16 bit"),
-        ("1_ada_0.wav", wav([1, 2], channels=2), r"2 channels of 8000 Hz"),
-        ("1_ada_0.wav", wav([1, 2], width=1), r"1 channels of 8000 Hz and 8 bit"),
+        ("1_ada_0.wav", b"ID3 something", r"1_ada_0.wav: damaged or not a wav file: file does not start with RIFF id"),
+        ("1_ada_0.wav", b"", r"1_ada_0.wav: damaged or not a wav file: it ends too early"),
+        ("1_ada_0.wav", GOOD[:-2], r"1_ada_0.wav: 2 samples, expected 3 from the header: empty or truncated"),
+        ("1_ada_0.wav", wav([]), r"1_ada_0.wav: 0 samples, expected 0 from the header: empty or truncated"),
+        ("1_ada_0.wav", wav([1, 2], 16000), r"1 channels, 16000 Hz, 16 bit, expected 1 channel, 8000 Hz, 16 bit"),
+        ("1_ada_0.wav", wav([1, 2], channels=2), r"2 channels, 8000 Hz"),
+        ("1_ada_0.wav", wav([1, 2], width=1), r"1 channels, 8000 Hz, 8 bit"),
     ],
 )
 def test_a_recording_that_is_not_one(tmp_path, name, content, message):
@@ -201,22 +201,25 @@ def test_wav_files_of_every_writer(content):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (riff(form(bits=8), chunk(b"data", DATA)), "1 channels of 8000 Hz and 8 bit, expected 1 of 8000 Hz, 16 bit"),
-        (riff(form(bits=24), chunk(b"data", DATA)), "1 channels of 8000 Hz and 24 bit"),
-        (riff(form(3, bits=32), chunk(b"data", DATA)), "format 0x3, expected 1, samples without compression"),
+        (riff(form(bits=8), chunk(b"data", DATA)), "1 channels, 8000 Hz, 8 bit, expected 1 channel, 8000 Hz, 16 bit"),
+        (riff(form(bits=24), chunk(b"data", DATA)), "1 channels, 8000 Hz, 24 bit"),
+        (riff(form(3, bits=32), chunk(b"data", DATA)), "format 0x3, expected 1, uncompressed samples"),
         (riff(form(7, bits=8), chunk(b"data", DATA)), "format 0x7, expected 1"),
         (riff(extensible(code=3), chunk(b"data", DATA)), "format 0x3, expected 1"),
         (riff(extensible(guid="00" * 14), chunk(b"data", DATA)), "format 0xfffe, expected 1"),
-        (riff(extensible(valid=12), chunk(b"data", DATA)), "1 channels of 8000 Hz and 12 bit"),
-        (riff(form(), chunk(b"data", DATA, 0)), "0 samples, its header says 0: empty or cut off"),
-        (riff(form(), chunk(b"data", b"", UNKNOWN), size=UNKNOWN), "0 samples, its header says 0: empty or cut off"),
-        (riff(form(), chunk(b"data", DATA + b"\1")), "3 samples, its header says 3.5: empty or cut off"),
+        (riff(extensible(valid=12), chunk(b"data", DATA)), "1 channels, 8000 Hz, 12 bit"),
+        (riff(form(), chunk(b"data", DATA, 0)), "0 samples, expected 0 from the header: empty or truncated"),
+        (
+            riff(form(), chunk(b"data", b"", UNKNOWN), size=UNKNOWN),
+            "0 samples, expected 0 from the header: empty or truncated",
+        ),
+        (riff(form(), chunk(b"data", DATA + b"\1")), "3 samples, expected 3.5 from the header: empty or truncated"),
         (
             riff(form(), chunk(b"data", DATA + b"\1", UNKNOWN), size=UNKNOWN)[:-1],
-            "its header says 3.5: empty or cut off",
+            "expected 3.5 from the header: empty or truncated",
         ),
-        (riff(form(), chunk(b"data", DATA, 600)), "3 samples, its header says 300: empty or cut off"),
-        (riff(form(), chunk(b"data", DATA), size=36), "0 samples, its header says 3: empty or cut off"),
+        (riff(form(), chunk(b"data", DATA, 600)), "3 samples, expected 300 from the header: empty or truncated"),
+        (riff(form(), chunk(b"data", DATA), size=36), "0 samples, expected 3 from the header: empty or truncated"),
         (riff(form()), "no chunk 'data', found"),
         (riff(chunk(b"data", DATA)), "no chunk 'fmt ', found"),
         (riff(form(), chunk(b"data", DATA), chunk(b"data", DATA)), "two chunks 'data'"),
@@ -224,10 +227,10 @@ def test_wav_files_of_every_writer(content):
         (riff(chunk(b"fmt ", bytes(14)), chunk(b"data", DATA)), "a format of 14 bytes, expected 16 or more"),
         (riff(form(), chunk(b"LIST", b"abc", 4000), chunk(b"data", DATA)), "it ends too early, in its chunk b'LIST'"),
         (riff(form(), chunk(b"data", DATA), chunk(b"LIST", bytes(40)))[:-9], "it ends too early, in its chunk b'LIST'"),
-        (b"RIFX" + riff(form(), chunk(b"data", DATA))[4:], "RIFX is not read, expected RIFF"),
-        (b"RF64" + riff(form(), chunk(b"data", DATA))[4:], "RF64 is not read, expected RIFF"),
+        (b"RIFX" + riff(form(), chunk(b"data", DATA))[4:], "RIFX is not supported, expected RIFF"),
+        (b"RF64" + riff(form(), chunk(b"data", DATA))[4:], "RF64 is not supported, expected RIFF"),
         (riff(form(), chunk(b"data", DATA)).replace(b"WAVE", b"AVI "), "RIFF of b'AVI ', expected WAVE"),
-        (gzip.compress(riff(form(), chunk(b"data", DATA)), mtime=0), "packed by gzip, unpack it"),
+        (gzip.compress(riff(form(), chunk(b"data", DATA)), mtime=0), "it is gzip, decompress it"),
         (b"RIFF\4\0", "it ends too early"),
     ],
 )
@@ -259,7 +262,7 @@ def test_recordings_that_look_like_others_are_refused(tmp_path):
             spoken_digits.load(folder)
     for name in ("free-spoken-digit-dataset-1.0.9", "free-spoken-digit-dataset-1.0.10"):
         unpacked(tmp_path / "two" / name / "recordings")
-    with pytest.raises(ValueError, match=r"two: expected one data set, found .*1.0.10/recordings, .*say which"):
+    with pytest.raises(ValueError, match=r"two: expected one data set, found .*1.0.10/recordings, .*pass one of them"):
         spoken_digits.load(tmp_path / "two")
 
 

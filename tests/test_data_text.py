@@ -45,7 +45,7 @@ def test_texts_of_a_directory_that_are_left_out_or_read_twice_are_refused(tmp_pa
         (tmp_path / name).write_bytes(content)
     assert text.read(tmp_path) == "ab"
     (tmp_path / "a.txt").write_bytes(b"a")
-    with pytest.raises(ValueError, match=r"a.txt and a.txt.gz are one text, keep one"):
+    with pytest.raises(ValueError, match=r"a.txt and a.txt.gz are the same text: keep one"):
         text.read(tmp_path)
     (tmp_path / "a.txt").rename(tmp_path / "c.TXT")
     with pytest.raises(ValueError, match=r"c.TXT: expected names \*.txt, rename it"):

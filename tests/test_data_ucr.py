@@ -85,7 +85,7 @@ def test_columns_are_read_with_the_class_first(tmp_path):
 
 @pytest.mark.parametrize("row", ["1,5,,7", "1,,5,7", "1,5,7,", ",5,6,7", "1\t5\t\t7", "1 , 5 , , 7"])
 def test_an_empty_cell_is_an_error_and_never_closed_up(row):
-    with pytest.raises(ValueError, match=r"^ECG_TRAIN.txt line 2(, class)?: '' is no number"):
+    with pytest.raises(ValueError, match=r"^ECG_TRAIN.txt line 2(, class)?: '' is not a number"):
         ucr.parse("ECG_TRAIN.txt", f"1,5,6,7\n{row}\n".encode())
 
 
@@ -98,12 +98,12 @@ def test_cells_are_between_commas_tabs_or_spaces(row):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("inf", "'inf' is no number"),
-        ("-Infinity", "'-Infinity' is no number"),
+        ("inf", "'inf' is not a number"),
+        ("-Infinity", "'-Infinity' is not a number"),
         ("1e400", "1e400 is too large"),
         ("1e39", r"1e\+39 is too large for float32"),
-        ("1_000", "'1_000' is no number"),
-        ("\u0661\u0662", "is no number"),
+        ("1_000", "'1_000' is not a number"),
+        ("\u0661\u0662", "is not a number"),
     ],
 )
 def test_only_what_is_marked_as_missing_is_missing(value, message):
@@ -184,7 +184,7 @@ def test_a_split_holds_out_a_part_of_every_class():
     np.testing.assert_array_equal(ucr.split(series, 0.2, seed=1)[1].values, validation.values)
     assert any((ucr.split(series, 0.2, seed=s)[1].values != validation.values).any() for s in range(2, 5))
     assert np.bincount(ucr.split(series, 0.99)[0].labels).tolist() == [1, 1, 1]
-    with pytest.raises(ValueError, match="fraction must lie between 0 and 1, got 1"):
+    with pytest.raises(ValueError, match="fraction must be between 0 and 1, got 1"):
         ucr.split(series, 1)
     with pytest.raises(ValueError, match="class 'c' has 1 series, expected at least 2"):
         ucr.split(series.take(np.arange(16)))
@@ -205,20 +205,23 @@ DAMAGED = {
     "twice": (TS.replace("@missing true", "@univariate true"), "line 5: @univariate is also in line 4"),
     "junk": (TS.replace("@missing true", "missing true"), "line 4: 'missing true' before @data, expected @NAME VALUE"),
     "times": (TS.replace("@timeStamps false", "@timeStamps true"), "TRAIN.ts line 3: @timeStamps is true"),
-    "no series": (TS.split("1,2,3")[0], "TRAIN.ts: no series in it"),
+    "no series": (TS.split("1,2,3")[0], "TRAIN.ts: contains no series"),
     "class": (TS.replace("30:a", "30:c"), "TRAIN.ts line 10: class 'c', expected one of b, a"),
     "variables": (TS.replace("7:70:a", "7:a"), "line 12: 1 variables, expected 2"),
-    "lengths": (TS.replace("7:70:a", "7,8:70:a"), "line 12: variables of 1 and 2 values, expected as many of each"),
+    "lengths": (
+        TS.replace("7:70:a", "7,8:70:a"),
+        "line 12: variables of 1 and 2 values, expected the same number of each",
+    ),
     "unequal": (
         TS.replace("@equalLength false", "@equalLength true\n@seriesLength 3"),
         "line 12: variables of 4 values, expected 3 of each",
     ),
-    "number": (TS.replace("7:70", "7:7o"), "line 12: '7o' is no number"),
-    "empty": (TS.replace("7:70", "7:,70"), "line 12: '' is no number"),
-    "infinite": (TS.replace("7:70", "7:inf"), "line 12: 'inf' is no number"),
+    "number": (TS.replace("7:70", "7:7o"), "line 12: '7o' is not a number"),
+    "empty": (TS.replace("7:70", "7:,70"), "line 12: '' is not a number"),
+    "infinite": (TS.replace("7:70", "7:inf"), "line 12: 'inf' is not a number"),
     "huge": (TS.replace("7:70", "7:1e400"), "line 12: 1e400 is too large"),
     "large": (TS.replace("7:70", "7:1e39"), r"line 12: 1e\+39 is too large for float32"),
-    "grouped": (TS.replace("7:70", "7:7_0"), "line 12: '7_0' is no number"),
+    "grouped": (TS.replace("7:70", "7:7_0"), "line 12: '7_0' is not a number"),
     "all missing": (TS.replace("7:70", "7:?"), "line 12: variable 1 has no value"),
 }
 
@@ -234,8 +237,8 @@ def test_a_damaged_ts_file_is_named(name, tmp_path):
 def test_other_damaged_files_are_named(tmp_path):
     for text, message in (
         (COLUMNS.replace("5.0", ""), "ECG_TRAIN.txt line 2: 3 columns, expected 4"),
-        (COLUMNS.replace("5.0", "five"), "ECG_TRAIN.txt line 2: 'five' is no number"),
-        (COLUMNS.replace("-1.0000000e+00", "NaN"), "line 2, class: 'NaN' is no number"),
+        (COLUMNS.replace("5.0", "five"), "ECG_TRAIN.txt line 2: 'five' is not a number"),
+        (COLUMNS.replace("-1.0000000e+00", "NaN"), "line 2, class: 'NaN' is not a number"),
     ):
         folder_of(tmp_path, {"ECG_TRAIN.txt": text, "ECG_TEST.txt": COLUMNS})
         with pytest.raises(ValueError, match=message):
@@ -244,7 +247,7 @@ def test_other_damaged_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"ECG_TRAIN.txt is not UTF-8: invalid start byte at offset 4"):
         ucr.load(tmp_path, "ECG")
     (tmp_path / "Vowels.zip").write_bytes(b"<html>")
-    with pytest.raises(ValueError, match=r"Vowels.zip: damaged or no archive: ReadError"):
+    with pytest.raises(ValueError, match=r"Vowels.zip: damaged or not an archive: ReadError"):
         ucr.load(tmp_path, "Vowels")
     (tmp_path / "Vowels.zip").unlink()
     whole = gzip.compress(np.random.default_rng(0).bytes(10_000))

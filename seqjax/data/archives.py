@@ -1,6 +1,6 @@
-"""What is in a packed file or an archive: gzip, bzip2, xz; zip and tar.
+"""Reading compressed files and archives: gzip, bzip2, xz; zip and tar.
 
-Everything is a stream that counts what comes out of it (`damaged.Bounds`) and names the file in what it raises.
+Everything is a stream that counts the bytes it yields (`damaged.Bounds`) and names the file in its errors.
 """
 
 import bz2
@@ -17,6 +17,8 @@ from tarfile import HeaderError, ReadError
 from typing import Any, BinaryIO
 
 from seqjax.data.damaged import Bounds, named
+
+__all__ = ["Entries", "entries", "of_macos", "packing", "unpacked"]
 
 _MAGIC = {
     "gzip": rb"\x1f\x8b",
@@ -35,31 +37,31 @@ _READ = ("gzip", "bzip2", "xz", "zip", "tar")
 _KINDS = re.compile(b"|".join(b"(%b)" % magic for magic in _MAGIC.values()))
 _MACOS = re.compile(r"(?:^|/)(?:__MACOSX/|\._|\.DS_Store$)")
 _CUT = "Compressed file ended before the end-of-stream marker was reached"
-_XZ_MEMORY = 256 << 20  # bytes; `xz -9` needs 65 MiB, a damaged header may say 4 GiB
+_XZ_MEMORY = 256 << 20  # bytes; `xz -9` needs 65 MiB, a damaged header may ask for 4 GiB
 
 Entries = Iterator[tuple[str, Callable[[], Any]]]
-"""The files of an archive or a folder: names, and what opens each."""
+"""The files of an archive or a folder: each a name, and a function that opens it."""
 
 
 def packing(head: bytes) -> str | None:
-    """What packed a file, by its first 512 bytes: "gzip", "zip", "tar" ...; None: nothing that is known here."""
+    """The format of a file, from its first 512 bytes: "gzip", "zip", "tar" ...; None for any format not listed here."""
     found = _KINDS.match(head)
     return list(_MAGIC)[found.lastindex - 1] if found and found.lastindex else None
 
 
 def of_macos(name: str) -> bool:
-    """Whether macOS added a file of this name to an archive or a folder."""
+    """Whether macOS adds files of this name to archives and folders."""
     return bool(_MACOS.search(name))
 
 
 class _Counted(io.RawIOBase):
-    """A stream that counts what is read of it, and names the file in whatever that raises.
+    """A stream that counts the bytes read from it and names the file in every error.
 
     Args:
-      content: what is read.
-      place: what errors name.
-      bounds: what counts.
-      source: the file itself, from which all that has been read was unpacked; None for a part of it.
+      content: the stream to read.
+      place: the name for errors.
+      bounds: the counter.
+      source: the compressed file, whose position tells how much of it was read; None if it is not known.
       step: bytes read at a time.
     """
 
@@ -80,21 +82,21 @@ class _Counted(io.RawIOBase):
 
 
 def unpacked(raw: Any, place: Path | str, bounds: Bounds, part: bool = False) -> Any:
-    """A stream of what `raw` holds, behind gzip, bzip2 or xz; `raw` itself where none of them packed it.
+    """The content of `raw`, decompressed from gzip, bzip2 or xz; `raw` itself if it is none of these.
 
     Args:
       raw: a stream, at its beginning.
-      place: what errors name.
+      place: the name for errors.
       bounds: of the file.
-      part: whether `raw` is not the file but came out of it.
+      part: whether `raw` is a member of the file instead of the file itself.
 
     Raises:
-      ValueError: damaged, packed in a way that is not read, or out of bounds.
+      ValueError: damaged, in an unsupported format, or out of bounds.
     """
     kind = packing(raw.read(16))
     raw.seek(0)
     if kind is not None and kind not in _READ:
-        raise ValueError(f"{place}: a file packed by {kind}, which is not read: unpack it, or pack it as zip or tar.gz")
+        raise ValueError(f"{place}: {kind} is not supported: decompress the file, or compress it as zip or tar.gz")
     if kind == "gzip":
         content: Any = gzip.GzipFile(fileobj=raw)
     elif kind == "bzip2":
@@ -107,7 +109,7 @@ def unpacked(raw: Any, place: Path | str, bounds: Bounds, part: bool = False) ->
 
 
 class _Streams(io.RawIOBase):
-    """Streams of bzip2 or xz, one after another. (`BZ2File` and `LZMAFile` end without a word at a damaged one.)"""
+    """Concatenated bzip2 or xz streams. (`BZ2File` and `LZMAFile` silently stop at a damaged one.)"""
 
     def __init__(self, raw: BinaryIO, decompressor: Callable[[], Any]):
         self._raw, self._new = raw, decompressor
@@ -132,7 +134,7 @@ class _Streams(io.RawIOBase):
                 return len(content)
 
     def _next(self) -> bytes:
-        """The beginning of the next stream, behind the zeros that xz pads with; nothing at the end of the file."""
+        """The beginning of the next stream, after any zero padding of xz; empty at the end of the file."""
         rest = self._stream.unused_data
         while not (begun := rest.lstrip(b"\0")) and (rest := self._raw.read(1 << 16)):
             pass
@@ -140,19 +142,19 @@ class _Streams(io.RawIOBase):
 
 
 def entries(raw: Any, path: Path | str, bounds: Bounds) -> Entries:
-    """The files of an archive, itself packed or not, but those of macOS.
+    """The files of an archive, itself compressed or not, except those that macOS adds.
 
-    Of a tar archive, each is opened before the next one is asked for.
+    Each file of a tar archive must be opened before the iterator advances.
 
     Args:
       raw: the archive, at its beginning.
-      path: what errors name.
+      path: the name for errors.
       bounds: of the archive.
 
     Raises:
-      ValueError: no archive, a damaged one, or one that is out of bounds.
+      ValueError: not an archive, a damaged one, or one that is out of bounds.
     """
-    with named(path, "damaged or no archive"):
+    with named(path, "damaged or not an archive"):
         zipped = packing(unpacked(raw, path, Bounds(path)).read(4)) == "zip"
         raw.seek(0)
         content = unpacked(raw, path, bounds)
@@ -169,17 +171,17 @@ def _zipped(raw: Any, path: Path | str, bounds: Bounds) -> Entries:
 
         def content(info: zipfile.ZipInfo = info) -> Any:
             if info.flag_bits & 0x41:
-                raise ValueError(f"{path}: {info.filename} is encrypted: unpack it with its password")
+                raise ValueError(f"{path}: {info.filename} is encrypted: extract it with its password")
             try:
                 opened = archive.open(info)
             except NotImplementedError:
                 method = "Deflate64" if info.compress_type == 9 else f"method {info.compress_type} of zip"
                 raise ValueError(
-                    f"{path}: {info.filename} is packed by {method}, which is not read: unpack it, or pack it anew"
+                    f"{path}: {info.filename} uses {method}, which is not supported: extract it, or compress it again"
                 ) from None
             bounds.packed += info.compress_size
             bounds.expect(info.file_size)
-            # Of bzip2 and lzma all is unpacked that is read at a time, however much that is.
+            # bzip2 and lzma decompress each block that is read in full, however large the result.
             step = 1 << 16 if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else 1 << 12
             return io.BufferedReader(_Counted(opened, path, bounds, step=step), step)
 
@@ -188,32 +190,32 @@ def _zipped(raw: Any, path: Path | str, bounds: Bounds) -> Entries:
 
 
 def _check_directory(raw: Any, infos: list[zipfile.ZipInfo]) -> None:
-    """Refuses a directory, which nothing else protects, that does not say what the files themselves say.
+    """Refuses a directory that disagrees with the headers of the files; it has no checksum of its own.
 
-    (`zipfile` compares the names of those that are opened. A damaged name may be one that nobody wants.)
+    (`zipfile` only compares the names of files that are opened, and damage may turn a wanted name into another.)
     """
     size = raw.seek(0, io.SEEK_END)
     raw.seek(-min(size, 22 + 0xFFFF), io.SEEK_END)
     end = raw.read()
     (count,) = struct.unpack_from("<H", end, end.rindex(b"PK\5\6") + 10)
     if count not in (len(infos) & 0xFFFF, 0xFFFF):
-        raise zipfile.BadZipFile(f"its directory has {len(infos)} entries, and says {count}")
+        raise zipfile.BadZipFile(f"its directory has {len(infos)} entries, but states {count}")
     for info in infos:
         raw.seek(info.header_offset)
         mark, flags, method, *sizes, length = struct.unpack("<4s2xHH4xIIIH2x", raw.read(30))
         name = raw.read(length).decode("utf-8" if flags & 0x800 else "cp437")
         if mark != b"PK\3\4" or name != info.orig_filename:
-            raise zipfile.BadZipFile(f"its directory says {info.orig_filename!r}, where the file says {name!r}")
+            raise zipfile.BadZipFile(f"its directory lists {info.orig_filename!r}, the header of the file {name!r}")
         listed = info.CRC, info.compress_size, info.file_size
         same = all(size in (known, 0xFFFFFFFF) for size, known in zip(sizes, listed, strict=True))
-        if method != info.compress_type or not (same or flags & 8):  # 8: they were not known yet
-            raise zipfile.BadZipFile(f"its directory says another method, checksum or size of {name} than the file")
+        if method != info.compress_type or not (same or flags & 8):  # 8: not known yet when the header was written
+            raise zipfile.BadZipFile(f"its directory and the header of {name} disagree on method, checksum or size")
         if info.compress_size > size - info.header_offset:
-            raise zipfile.BadZipFile(f"{info.filename} goes on behind its end")
+            raise zipfile.BadZipFile(f"{info.filename} extends beyond the end of the archive")
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose header is damaged or missing raises. (Else the archive ends there without a word.)"""
+    """A member that raises for a damaged or missing header. (By default the archive silently ends there.)"""
 
     @classmethod
     def fromtarfile(cls, tarfile: Any) -> Any:
@@ -234,15 +236,15 @@ def _tarred(raw: Any, path: Path | str, bounds: Bounds) -> Entries:
 
             def content(member: tarfile.TarInfo = member) -> Any:
                 if not member.isfile():
-                    raise ValueError(f"{path}: {member.name} is no file but a link or a device: pack the file itself")
+                    raise ValueError(f"{path}: {member.name} is a link or a device: archive the file itself")
                 if member.issparse():
-                    raise ValueError(f"{path}: {member.name} has holes, which are not read: pack it without (--sparse)")
+                    raise ValueError(f"{path}: {member.name} is a sparse file: archive it without --sparse")
                 return archive.extractfile(member)
 
             if not member.isdir() and not of_macos(name):
                 yield name, content
-        # Also what compressed an archive says at its end whether it is whole.
+        # Read to the end, where the checksum of the compressed file is.
         rest: Any = archive.fileobj
         while block := rest.read(1 << 20):
             if block.strip(b"\0"):
-                raise ReadError("more behind its end: one archive after another?")
+                raise ReadError("data after its end: concatenated archives?")

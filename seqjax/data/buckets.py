@@ -1,4 +1,4 @@
-"""Sequences of unequal lengths: padded in buckets of similar length, so that little padding is computed.
+"""Sequences of unequal lengths, padded in buckets of similar length to save computation.
 
 parts = buckets.make(rows, buckets.reaching((100, 200, 400), max(map(len, rows))), least=32)
 loss, grads = buckets.minibatch(key, step, 32, parts, lambda part, rows: ...)    # inside of jit
@@ -15,6 +15,8 @@ import numpy as np
 
 from seqjax.data import windows
 
+__all__ = ["Bucket", "batches", "every", "make", "minibatch", "reaching"]
+
 Array = jax.Array
 
 
@@ -24,7 +26,7 @@ class Bucket(NamedTuple):
     Attributes:
       rows: [N, L, ...], 0 after the end of a sequence.
       lengths: int32 [N].
-      which: int32 [N], the number of each among the given sequences.
+      which: int32 [N], the index of each among the given sequences.
     """
 
     rows: Array
@@ -33,7 +35,7 @@ class Bucket(NamedTuple):
 
 
 def reaching(borders: Sequence[int], longest: int) -> tuple[int, ...]:
-    """The borders below `longest`, and `longest`: with them nothing up to this length is too long for `make`.
+    """The borders below `longest`, then `longest` itself, so that no sequence is too long for `make`.
 
     Example:
       >>> from seqjax.data import buckets
@@ -44,31 +46,31 @@ def reaching(borders: Sequence[int], longest: int) -> tuple[int, ...]:
 
 
 def make(sequences: Sequence[np.ndarray], borders: Sequence[int], least: int = 1) -> tuple[Bucket, ...]:
-    """Put each sequence, whole, into the first bucket that it fits.
+    """Put each sequence, uncut, into the first bucket that it fits.
 
     Args:
       sequences: N arrays [steps, ...] of one dtype and with the same axes after the steps.
-      borders: rising lengths L of the buckets, the last at least the length of the longest sequence (`reaching`).
-      least: buckets with fewer sequences join the next longer one (the last one the one before).
+      borders: increasing lengths L of the buckets, the last at least the length of the longest sequence (`reaching`).
+      least: buckets with fewer sequences are merged into the next longer one (the last, into the one before).
 
     Returns:
-      The buckets that are not empty, the shortest first.
+      The nonempty buckets, the shortest first.
 
     Raises:
-      ValueError: no sequences, fewer than `least`, one that is longer than the last border or of another dtype or
-        shape than the first, or borders that do not rise from at least 1.
+      ValueError: no sequences, fewer than `least`, one that is longer than the last border or that differs from the
+        first in dtype or shape, or borders that do not increase from at least 1.
     """
     borders = tuple(borders)
     if not borders or borders[0] < 1 or any(b <= a for a, b in itertools.pairwise(borders)):
-        raise ValueError(f"borders must rise from at least 1, got {borders}")
+        raise ValueError(f"borders must increase from at least 1, got {borders}")
     if len(sequences) < max(least, 1):
         raise ValueError(f"{len(sequences)} sequences are too few for a bucket of at least {max(least, 1)}")
     _check_alike(sequences)
     lengths = np.array([len(sequence) for sequence in sequences])
     if longer := int((lengths > borders[-1]).sum()):
         raise ValueError(
-            f"{longer} of {len(lengths)} sequences have more than {borders[-1]} steps, the last border, up to"
-            f" {lengths.max()}; expected a last border of {lengths.max()} (`reaching`), or sequences cut before"
+            f"{longer} of {len(lengths)} sequences have up to {lengths.max()} steps, more than the last border,"
+            f" {borders[-1]}; expected a last border of {lengths.max()} (`reaching`), or truncate the sequences"
         )
     place = np.searchsorted(borders, lengths)
     members: list[tuple[int, np.ndarray]] = []
@@ -84,7 +86,7 @@ def make(sequences: Sequence[np.ndarray], borders: Sequence[int], least: int = 1
 
 
 def _check_alike(sequences: Sequence[np.ndarray]) -> None:
-    """ValueError for a sequence that NumPy would cast or broadcast to put it beside the first."""
+    """Raises ValueError for a sequence that NumPy would cast or broadcast to match the first."""
     first = sequences[0]
     for i, sequence in enumerate(sequences):
         if sequence.dtype != first.dtype or sequence.shape[1:] != first.shape[1:]:
@@ -106,27 +108,27 @@ def _pad(sequences: Sequence[np.ndarray], index: np.ndarray, border: int) -> Buc
 
 
 def batches(parts: Sequence[Bucket], size: int) -> int:
-    """Whole batches of an epoch, over all buckets."""
+    """The number of full batches of an epoch, over all buckets."""
     return sum(len(part.which) // size for part in parts)
 
 
 def minibatch(
     key: Array, step: Array | int, size: int, parts: Sequence[Bucket], f: Callable[[Bucket, Array], Any]
 ) -> Any:
-    """`f(bucket, rows int32 [size])` of the batch of update `step`; an epoch is all batches of all buckets, mixed.
+    """`f(bucket, rows int32 [size])` for the batch of update `step`; an epoch is all batches of all buckets, shuffled.
 
-    The bucket is found out inside of the program, so f is compiled once for each, and its results must be of one shape.
-    What an epoch leaves over, up to size - 1 sequences of a bucket, differs between epochs.
+    The bucket is selected inside the compiled program, so f is compiled once for each, and its results must have one
+    shape. The sequences that an epoch leaves out, up to size - 1 of each bucket, differ between epochs.
 
     Args:
       key: PRNG key of the whole training.
       step: int32 [], updates done so far, may be traced.
-      size: sequences of a batch, static.
-      parts: of `make`, with `least` = size.
+      size: sequences per batch, static.
+      parts: from `make`, with `least` = size.
       f: what to do with the batch.
 
     Raises:
-      ValueError: a bucket that holds not even one batch.
+      ValueError: a bucket with less than one batch.
     """
     counts = [len(part.which) for part in parts]
     if not counts or min(counts) < size:
@@ -148,15 +150,15 @@ def minibatch(
 
 
 def every(parts: Sequence[Bucket], size: int, f: Callable[[Bucket, Array], Any]) -> tuple[Array, Any]:
-    """`f(bucket, rows int32 [size])` for all sequences, bucket after bucket, by batches one after the other.
+    """`f(bucket, rows int32 [size])` for all sequences, bucket by bucket, batch by batch.
 
     Args:
-      parts: of `make`.
-      size: sequences of a batch, static.
+      parts: from `make`.
+      size: sequences per batch, static.
       f: returns a tree of arrays [size, ...].
 
     Returns:
-      `(index int32 [N], results [N, ...])` in the order of the buckets; index says which sequence each row is.
+      `(index int32 [N], results [N, ...])` in the order of the buckets; index maps each row to its sequence.
     """
     results = [windows.every(len(part.which), size, partial(f, part)) for part in parts]
     index = jnp.concatenate([part.which for part in parts])

@@ -1,8 +1,8 @@
-"""What a damaged file, or one made to do harm, does to whoever reads it: one ValueError that names it, within bounds.
+"""Damaged and malicious files: reading one raises a single ValueError that names it, within bounds.
 
-The bounds are those of all that comes out of one packed file or archive, files packed in it included. They let through
-the data sets that are read here, of which the 100,000 files of aclImdb and the 5.6 GB of GloVe 840B are the most, and
-stop a bomb, of whatever size, at 64 MiB.
+The bounds apply to everything unpacked from one compressed file or archive, including compressed files inside it. They
+admit the data sets read here, of which the 100,000 files of aclImdb and the 5.6 GB of GloVe 840B are the largest, and
+stop a decompression bomb, of any size, at 64 MiB.
 """
 
 import contextlib
@@ -10,30 +10,35 @@ import errno
 import os
 from collections.abc import Iterator
 
-MEMBERS = 250_000
-"""Files and folders in an archive, those that are passed over included."""
-BYTES = 16 << 30
-"""Bytes that it unpacks to."""
-RATIO = 200
-"""How many times what was read of it; what is smaller than `SMALL` is not held against it."""
-SMALL = 64 << 20
-"""Bytes."""
-NAME = 4096
-"""Characters of a name in an archive, as many as a path may have."""
+__all__ = ["BYTES", "MEMBERS", "NAME", "RATIO", "SMALL", "Bounds", "named"]
 
-_OF_THE_FILE = (None, errno.EINVAL, errno.EOVERFLOW)  # no error of the file system, or a place that cannot be sought
+MEMBERS = 250_000
+"""The most files and folders in an archive, including those that are skipped."""
+BYTES = 16 << 30
+"""The most bytes that a file may unpack to."""
+RATIO = 200
+"""The largest ratio of unpacked to compressed bytes, beyond the first `SMALL` bytes."""
+SMALL = 64 << 20
+"""Bytes that a file of any size may unpack to."""
+NAME = 4096
+"""The most characters of a name in an archive, the limit of a path."""
+
+_OF_THE_FILE = (None, errno.EINVAL, errno.EOVERFLOW)  # not from the file system, or an impossible offset
 
 
 @contextlib.contextmanager
 def named(place: str | os.PathLike[str], what: str = "damaged") -> Iterator[None]:
-    """Whatever a damaged file makes a parser raise, as one ValueError that names the file, in one line.
+    """Turns anything that a parser raises for a damaged file into one ValueError that names the file, in one line.
 
-    What that is, no parser says: zlib.error, struct.error, AttributeError; RecursionError, where lists lie in lists;
-    MemoryError, where a header says so. What names the place already passes, as does an error of the file system.
+    Parsers do not document what they raise: zlib.error, struct.error, AttributeError; RecursionError for nested lists;
+    MemoryError for a size in a header. Errors that already name the place pass unchanged, as do file system errors.
 
     Args:
-      place: what an error names first.
-      what: what it says next.
+      place: the file, first in the message.
+      what: the problem, next in the message.
+
+    Raises:
+      ValueError: in place of what a parser raised.
     """
     try:
         yield
@@ -50,15 +55,15 @@ def named(place: str | os.PathLike[str], what: str = "damaged") -> Iterator[None
 
 
 def _refusal(place: str | os.PathLike[str], what: str, error: Exception) -> ValueError:
-    said = " ".join(str(error).split())[:300]
-    return ValueError(f"{place}: {what}: {type(error).__name__}: {said}".removesuffix(": "))
+    message = " ".join(str(error).split())[:300]
+    return ValueError(f"{place}: {what}: {type(error).__name__}: {message}".removesuffix(": "))
 
 
 class Bounds:
-    """What has come out of one packed file or archive, held against the bounds above.
+    """Counts what was unpacked from one compressed file or archive, and enforces the bounds above.
 
     Attributes:
-      packed: bytes of the file that this came from.
+      packed: compressed bytes read so far.
     """
 
     def __init__(self, place: str | os.PathLike[str], packed: int = 0):
@@ -66,12 +71,12 @@ class Bounds:
         self._place, self._unpacked, self._members = place, 0, 0
 
     def unpack(self, count: int) -> None:
-        """So many bytes more. Raises ValueError beyond the bounds."""
+        """Counts unpacked bytes. Raises ValueError beyond the bounds."""
         self._unpacked += count
         self.expect(0)
 
     def expect(self, count: int) -> None:
-        """So many bytes are to come. Raises ValueError if they would be beyond the bounds."""
+        """Announces bytes to come. Raises ValueError if they would be beyond the bounds."""
         total = self._unpacked + count
         if total > BYTES:
             raise self._beyond(f"more than {BYTES:,} bytes")
@@ -79,14 +84,14 @@ class Bounds:
             raise self._beyond(f"{total:,} bytes from {self.packed:,}, more than {RATIO} times as many")
 
     def member(self, name: str, size: int) -> None:
-        """One member more, which says that it has so many bytes. Raises ValueError beyond the bounds."""
+        """Counts a member and checks the size in its header. Raises ValueError beyond the bounds."""
         self._members += 1
         if self._members > MEMBERS:
             raise self._beyond(f"more than {MEMBERS:,} members")
         if len(name) > NAME:
-            raise ValueError(f"{self._place}: a name of {len(name):,} characters in it, expected {NAME:,} at most")
+            raise ValueError(f"{self._place}: contains a name of {len(name):,} characters, expected at most {NAME:,}")
         if size > BYTES:
             raise self._beyond(f"{size:,} bytes of {name} alone, more than {BYTES:,}")
 
     def _beyond(self, found: str) -> ValueError:
-        return ValueError(f"{self._place}: unpacks to {found}: if you trust it, unpack it and give what was in it")
+        return ValueError(f"{self._place}: unpacks to {found}: if you trust it, unpack it and pass its contents")

@@ -12,6 +12,8 @@ import numpy as np
 from seqjax.data import fields, files
 from seqjax.data.vectorize import Vectorizer
 
+__all__ = ["Embedding", "load"]
+
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -19,8 +21,8 @@ class Embedding(NamedTuple):
     """Word vectors for the indices of a `Vectorizer`.
 
     Attributes:
-      vectors: float32 [V, E]; 0 for the mask, for the unknown token and for words that the file does not have.
-      known: bool [V], which words it has.
+      vectors: float32 [V, E]; 0 for the mask, the unknown token and words that are not in the file.
+      known: bool [V], which words are in the file.
     """
 
     vectors: np.ndarray
@@ -28,21 +30,21 @@ class Embedding(NamedTuple):
 
 
 def load(path: str | os.PathLike[str], vectorizer: Vectorizer) -> Embedding:
-    """Read word vectors in the text format of GloVe (Pennington et al. 2014) or word2vec, packed or not.
+    """Read word vectors in the text format of GloVe (Pennington et al. 2014) or word2vec, compressed or not.
 
-    A line is a word and E numbers, with single spaces between. E is what stands after the word in the first line, or
-    what word2vec's first line says, the number of words and E. A word may have spaces in it (". . ." in GloVe 840B),
-    but no number behind one. Only the words of the vocabulary are kept, compared in composed Unicode (NFC). Of a word
-    that occurs twice the first vector counts.
+    A line is a word and E numbers, separated by single spaces. E is the count of numbers in the first line, or is given
+    by the first line of word2vec, which has the number of words and E. A word may contain spaces (". . ." in GloVe
+    840B), but no number after one. Only words in the vocabulary are kept, compared in composed Unicode (NFC). If a word
+    occurs twice, its first vector is used.
 
     Args:
-      path: the file, `glove.6B.100d.txt` say.
-      vectorizer: gives the words their indices. Its rules should be those of the file: GloVe's words are lower case.
+      path: the file, such as `glove.6B.100d.txt`.
+      vectorizer: maps words to indices. Its rules should match the file: the words of GloVe are lower case.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a line that is not a word and E numbers, another number of words than the first line says, or no word
-        of the vocabulary in it (names file and line).
+      ValueError: a line that is not a word and E numbers, a number of words that differs from the first line, or no
+        word of the vocabulary (names file and line).
     """
     path = Path(path).expanduser()
     index = {word: i for i, word in enumerate(vectorizer.vocabulary, 2)}
@@ -61,27 +63,27 @@ def load(path: str | os.PathLike[str], vectorizer: Vectorizer) -> Embedding:
                 if count != width or not count:
                     raise ValueError(f"{count} numbers, expected {width or 'at least one'}")
                 if "" in parts[:-width]:
-                    raise ValueError("an empty word, or two spaces side by side")
+                    raise ValueError("an empty word, or two consecutive spaces")
                 vector = fields.numbers(parts[-width:], "its numbers")
                 if max(map(abs, vector)) > _LARGEST:
-                    raise ValueError("a number that is too large for float32")
+                    raise ValueError("a number too large for float32")
                 place = index.get(unicodedata.normalize("NFC", " ".join(parts[:-width])))
                 if place is not None and not known[place]:
                     if not vectors.size:
                         vectors = np.zeros((vectorizer.size, width), np.float32)
                     vectors[place] = vector
                     known[place] = True
-        except ValueError as error:  # damaged, another encoding, no numbers
+        except ValueError as error:  # damaged, another encoding, not numbers
             raise ValueError(f"{path}, line {number}: {error}; expected a word and its numbers") from error
     if words not in (None, number - 1):
-        raise ValueError(f"{path}, line {number}: the end, after {number - 1} words; its first line says {words}")
+        raise ValueError(f"{path}, line {number}: the end, after {number - 1} words; its first line announces {words}")
     if not known.any():
-        raise ValueError(f"{path}: none of its {number} lines has a word of the vocabulary")
+        raise ValueError(f"{path}: none of its {number} lines has a word in the vocabulary")
     return Embedding(vectors, known)
 
 
 def _numbers_at_the_end(parts: Sequence[str], expected: int) -> int:
-    """How many numbers there are behind a word; the first part always belongs to it, `expected` is 0 if not known."""
+    """How many numbers follow the word, which has at least the first part; `expected` is 0 if unknown."""
     if len(parts) == expected + 1:
         return expected
     return sum(1 for _ in takewhile(_is_number, reversed(parts[1:])))

@@ -1,4 +1,4 @@
-"""Lines and numbers as text files write them: what is anything else raises, and names its place."""
+"""Lines and numbers of text files; anything else raises an error that names its place."""
 
 import math
 import re
@@ -12,9 +12,9 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 def lines(text: str) -> list[str]:
-    r"""The lines of a text, which end in \n, \r\n or \r, as those of `open`; the last one need not end.
+    r"""The lines of a text, ended by \n, \r\n or \r, as in `open`; the last line end is optional.
 
-    `str.splitlines` also ends lines at form feeds, at NEL and at U+2028, which stand inside of lines in real files.
+    `str.splitlines` also splits at form feeds, NEL and U+2028, which occur within lines of real files.
 
     Example:
       >>> from seqjax.data import fields
@@ -26,28 +26,28 @@ def lines(text: str) -> list[str]:
 
 
 def number(field: str, place: str) -> float:
-    """The number that a field says, in ASCII digits: `12`, `-0.5`, `.5`, `1e-3`; spaces and tabs around it may stand.
+    """The number in a field, in ASCII digits: `12`, `-0.5`, `.5`, `1e-3`, optionally within spaces and tabs.
 
-    `float` also reads 1_000, digits of other scripts, nan and infinity, and reads 1e400 as infinity.
+    `float` would also accept 1_000, digits of other scripts, nan and infinity, and reads 1e400 as infinity.
 
     Args:
       field: the text.
-      place: what an error names first, "data.csv line 3".
+      place: the place for errors, such as "data.csv line 3".
 
     Raises:
-      ValueError: anything else, or a number that float64 does not hold.
+      ValueError: anything else, or a number too large for float64.
     """
     field = field.strip(" \t")
     if not _NUMBER.fullmatch(field):
-        raise ValueError(f"{place}: {field[:40]!r} is no number")
+        raise ValueError(f"{place}: {field[:40]!r} is not a number")
     if math.isinf(value := float(field)):
-        raise ValueError(f"{place}: {field[:40]} is too large for a number of 64 bits")
+        raise ValueError(f"{place}: {field[:40]} is too large for float64")
     return value
 
 
 def numbers(fields: Sequence[str], place: str) -> list[float]:
-    """`number` of each field, in less time where there are many."""
-    # Of what float reads, only numbers as above are made of these characters alone.
+    """`number` of each field, but faster for many."""
+    # With these characters alone, float accepts the same numbers as above.
     if _PLAIN.fullmatch("".join(fields)):
         try:
             values = list(map(float, fields))

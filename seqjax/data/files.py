@@ -1,8 +1,8 @@
-"""The files of a data set: where they are and what they hold, packed or not. Every error names the file.
+"""Finding and reading the files of a data set, compressed or not. Every error names the file.
 
-A file may be packed by gzip, bzip2 or xz, or lie in a zip or tar archive, itself packed or not; what it is, its first
-bytes say, for a download need not keep its ending. Files that macOS adds (`__MACOSX/`, `._x`, `.DS_Store`) are no data,
-and are passed over everywhere.
+A file may be compressed by gzip, bzip2 or xz, or be in a zip or tar archive, itself compressed or not. The format is
+recognized by the first bytes, since a download need not keep its suffix. Files that macOS adds (`__MACOSX/`, `._x`,
+`.DS_Store`) are not data, and are skipped everywhere.
 """
 
 import codecs
@@ -20,7 +20,23 @@ import numpy as np
 from seqjax.data import archives
 from seqjax.data.damaged import Bounds, named
 
-_OTHER_MARKS = (  # that of UTF-32 begins with that of UTF-16
+__all__ = [
+    "arrays",
+    "decode",
+    "find",
+    "find_all",
+    "glob",
+    "members",
+    "parse_json",
+    "read",
+    "read_text",
+    "stream",
+    "unmarked",
+    "unpack",
+    "unpacked_name",
+]
+
+_OTHER_MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     ("UTF-32", codecs.BOM_UTF32_LE),
     ("UTF-32", codecs.BOM_UTF32_BE),
     ("UTF-16", codecs.BOM_UTF16_LE),
@@ -32,25 +48,29 @@ _SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar", 
 
 
 def find(path: Path, patterns: Sequence[str], folders: Sequence[str] = ()) -> Path:
-    """Where a data set is: the path itself if it is a file, else what matches in it or in one of its folders.
+    """The path of a data set: `path` itself if it is a file, else the match in it or in one of its folders.
 
     Args:
       path: a file, or a folder.
       patterns: what to look for in a folder, as in `glob` (`aclImdb*.tar.gz`), the best first.
-      folders: those inside `path` that are looked into after it.
+      folders: folders inside `path`, searched after it.
 
     Raises:
-      FileNotFoundError: no such path, or nothing that matches (says what is there).
-      ValueError: several that match the same pattern.
+      FileNotFoundError: no such path, or no match (lists what is there).
+      ValueError: several matches of the same pattern.
     """
     found = find_all(path, patterns, folders)
     if len(found) > 1:
-        raise ValueError(f"{path}: expected one data set, found {', '.join(map(str, found[:10]))}: say which")
+        raise ValueError(f"{path}: expected one data set, found {', '.join(map(str, found[:10]))}: pass one of them")
     return found[0]
 
 
 def find_all(path: Path, patterns: Sequence[str], folders: Sequence[str] = ()) -> list[Path]:
-    """All that matches the first pattern that matches anything; arguments and FileNotFoundError as in `find`."""
+    """All matches of the first pattern that has any; arguments as in `find`.
+
+    Raises:
+      FileNotFoundError: as in `find`.
+    """
     wanted = " or ".join(patterns)
     if path.is_file():
         return [path]
@@ -65,10 +85,10 @@ def find_all(path: Path, patterns: Sequence[str], folders: Sequence[str] = ()) -
 
 
 def glob(folder: Path, pattern: str) -> list[Path]:
-    """What matches in a folder, sorted.
+    """The matches in a folder, sorted.
 
-    A pattern with the ending of a packed file stands for every way to pack one: with `*.csv.gz`, or `x.zip`, any of
-    .gz, .bz2, .xz, .zip, .tar, .tar.gz ... is found, those of the pattern first.
+    A pattern with the suffix of a compressed file stands for all such suffixes: `*.csv.gz` or `x.zip` also finds .gz,
+    .bz2, .xz, .zip, .tar, .tar.gz ..., but the suffix of the pattern first.
     """
     stem, suffix = unpacked_name(pattern)
     for ending in dict.fromkeys((suffix, *_SUFFIXES)) if suffix else ("",):
@@ -78,7 +98,7 @@ def glob(folder: Path, pattern: str) -> list[Path]:
 
 
 def unpacked_name(name: str) -> tuple[str, str]:
-    """A name without the ending of a packed file, and that ending: ("a.csv", ".gz")."""
+    """A name without the suffix of a compressed file, and that suffix: ("a.csv", ".gz")."""
     suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), "")
     return name.removesuffix(suffix), suffix
 
@@ -88,16 +108,16 @@ def _any(_name: str) -> bool:
 
 
 def read(file: Path, wanted: Callable[[str], object] = _any, what: str = "file") -> bytes:
-    """What a file holds, unpacked: of an archive, the content of the one file in it.
+    """The content of a file, decompressed; for an archive, the content of the single file in it.
 
     Args:
-      file: packed or not.
-      wanted: which names in an archive; the others are passed over.
+      file: compressed or not.
+      wanted: which names in an archive to consider; the others are skipped.
       what: what it should be, for the error.
 
     Raises:
-      ValueError: a file that is damaged, encrypted or packed in a way that is not read, or an archive in which not one
-        name is wanted.
+      ValueError: a file that is damaged, encrypted or in an unsupported format, or an archive without exactly one
+        wanted name.
     """
     with stream(file, wanted, what) as content:
         return content.read()
@@ -105,7 +125,7 @@ def read(file: Path, wanted: Callable[[str], object] = _any, what: str = "file")
 
 @contextlib.contextmanager
 def stream(file: Path, wanted: Callable[[str], object] = _any, what: str = "file") -> Iterator[BinaryIO]:
-    """The content of `read`, to be read bit by bit: it need not fit into memory."""
+    """The content of `read` as a stream: it need not fit into memory."""
     with file.open("rb") as raw:
         bounds = Bounds(file)
         with named(file):
@@ -124,12 +144,12 @@ def stream(file: Path, wanted: Callable[[str], object] = _any, what: str = "file
 def _single(
     entries: archives.Entries, kind: str, file: Path, wanted: Callable[[str], object], what: str, bounds: Bounds
 ) -> Any:
-    """The one file that is wanted in an archive, opened."""
+    """The single wanted file of an archive, opened."""
     names, found = [], []
     for name, opened in entries:
         names.append(name)
         if wanted(name) or wanted(unpacked_name(name)[0]):
-            # A tar archive is read once, from its beginning to its end.
+            # A tar archive can only be read once, in order.
             found.append((name, opened if kind == "zip" else partial(io.BytesIO, opened().read())))
     if len(found) != 1:
         raise ValueError(f"{file}: expected one {what} in it, found {[name for name, _ in found][:10] or names[:10]}")
@@ -140,16 +160,15 @@ def _single(
 def members(path: Path, wanted: Callable[[str], object]) -> Iterator[tuple[str, bytes]]:
     """Names and contents of files in a folder or an archive; names have `/` between their parts.
 
-    A file that is packed itself (`a.txt.gz`) is unpacked, and has the name without that ending.
+    A file that is itself compressed (`a.txt.gz`) is decompressed, and named without that suffix.
 
     Args:
-      path: a folder, in which names are relative to it and sorted, or an archive, in the order of which they come.
-      wanted: which names, without such an ending; only those are read.
+      path: a folder (names are relative to it, and sorted) or an archive (names are in its order).
+      wanted: which names, without that suffix, to read.
 
     Raises:
-      ValueError: a damaged archive, or none at all, or one beyond the bounds of `damaged`; of what is wanted, a file
-        that is encrypted, or packed in a way that is not read, that stands there twice, or that is no file (a link to
-        nothing, a link in an archive).
+      ValueError: not an archive, a damaged one, or one beyond the bounds of `damaged`; among the wanted files, one that
+        is encrypted, in an unsupported format, present twice, or not a file (a broken link, a link in an archive).
     """
     if path.is_dir():
         yield from _wanted(path, wanted, _in_folder(path), None)
@@ -165,7 +184,7 @@ def _wanted(path: Path, wanted: Callable[[str], object], entries: archives.Entri
         plain = unpacked_name(name)[0] if name.endswith(_COMPRESSED) else name
         if wanted(plain):
             if plain in names:
-                raise ValueError(f"{path}: {plain} stands there twice, as {names[plain]} and as {name}")
+                raise ValueError(f"{path}: {plain} occurs twice, as {names[plain]} and as {name}")
             names[plain] = name
             with named(path), opened() as inner:
                 content = inner.read()
@@ -173,15 +192,15 @@ def _wanted(path: Path, wanted: Callable[[str], object], entries: archives.Entri
 
 
 def unpack(content: bytes, place: str, bounds: Bounds | None = None) -> bytes:
-    """Bytes as they were before gzip, bzip2 or xz packed them, if one did.
+    """Bytes, decompressed if they are gzip, bzip2 or xz.
 
     Args:
       content: of a file.
-      place: what errors name.
-      bounds: of the archive that it came from; default: it came from none.
+      place: the name for errors.
+      bounds: of the archive that the file is from; None if it is not from one.
 
     Raises:
-      ValueError: damaged, packed in a way that is not read, or beyond the bounds (names the place).
+      ValueError: damaged, in an unsupported format, or beyond the bounds (names the place).
     """
     with named(place):
         _check_ending(content[:512], place)
@@ -190,13 +209,13 @@ def unpack(content: bytes, place: str, bounds: Bounds | None = None) -> bytes:
 
 
 def _check_ending(head: bytes, name: str) -> None:
-    """Refuses what should be packed by its name and is not: damaged, it may still look like some text.
+    """Refuses a file that is named as compressed and is not: if damaged, it could pass as text.
 
-    What a browser unpacked keeps the ending .gz; the first byte of gzip alone is text as well.
+    Exempt is .gz, since browsers decompress such files without renaming them; a first byte of gzip alone is damage.
     """
     suffix = unpacked_name(name)[1]
     if suffix and archives.packing(head) is None and (suffix != ".gz" or head in (b"", b"\x1f")):
-        raise ValueError(f"{name}: damaged, or not packed as its ending {suffix} says: then rename it")
+        raise ValueError(f"{name}: damaged, or not compressed as its suffix {suffix} suggests: if so, rename it")
 
 
 def _in_folder(folder: Path) -> archives.Entries:
@@ -205,7 +224,7 @@ def _in_folder(folder: Path) -> archives.Entries:
 
         def content(file: Path = file) -> Any:
             if not file.is_file():
-                raise ValueError(f"{file}: a link to nothing, or no file")
+                raise ValueError(f"{file}: a broken link, or not a file")
             return file.open("rb")
 
         if not archives.of_macos(name):
@@ -213,10 +232,10 @@ def _in_folder(folder: Path) -> archives.Entries:
 
 
 def _inside(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """All that is in a folder, sorted, behind links to folders, too."""
+    """All files in a folder, sorted, following links to folders."""
     real = folder.resolve()
     if real in above:
-        raise ValueError(f"{folder}: a link to a folder that it lies in")
+        raise ValueError(f"{folder}: a link to a folder that contains it")
     for entry in sorted(folder.iterdir()):
         if entry.is_dir():
             yield from _inside(entry, (*above, real))
@@ -225,7 +244,7 @@ def _inside(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def read_text(file: Path) -> str:
-    """The text of a UTF-8 file, plain or packed (`read`), without the byte order mark that some programs begin it with.
+    """The text of a UTF-8 file, compressed or not (`read`), without a leading byte order mark.
 
     Raises:
       ValueError: a damaged file, or one that is not UTF-8 (names the file and the line).
@@ -234,10 +253,11 @@ def read_text(file: Path) -> str:
 
 
 def decode(content: bytes, place: str) -> str:
-    """UTF-8 as text, without a byte order mark at its beginning.
+    """UTF-8 as text, without a leading byte order mark.
 
     Raises:
-      ValueError: not UTF-8 (names the place, the offset and the line), the mark of another encoding, or a packed file.
+      ValueError: not UTF-8 (names the place, the offset and the line), the byte order mark of another encoding, or a
+        compressed file.
     """
     plain = unmarked(content, place)
     try:
@@ -251,37 +271,37 @@ def unmarked(content: bytes, place: str) -> bytes:
     """The content without the byte order mark of UTF-8.
 
     Raises:
-      ValueError: the mark of UTF-16 or UTF-32, or a packed file (names the place).
+      ValueError: the byte order mark of UTF-16 or UTF-32, or a compressed file (names the place).
     """
     if kind := archives.packing(content[:512]):
-        raise ValueError(f"{place} is not UTF-8 but packed by {kind}, where text was expected: unpack it")
+        raise ValueError(f"{place} is not UTF-8 but {kind}, expected text: decompress it")
     for encoding, mark in _OTHER_MARKS:
         if content.startswith(mark):
-            raise ValueError(f"{place} is not UTF-8: it begins with the mark of {encoding}, save it as UTF-8")
+            raise ValueError(f"{place} is not UTF-8 but {encoding}, by its byte order mark: save it as UTF-8")
     return content.removeprefix(codecs.BOM_UTF8)
 
 
 def parse_json(content: bytes | str, place: str) -> Any:
-    """What a JSON file says, strictly: no name twice in an object, no NaN or Infinity, 20 lists in one another at most.
+    """The content of a JSON file, strictly: no duplicate names, no NaN or Infinity, at most 20 levels of nesting.
 
     Raises:
-      ValueError: no JSON, or not UTF-8 (names the place).
+      ValueError: not JSON, or not UTF-8 (names the place).
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) < len(pairs):
             names = [name for name, _ in pairs]
-            raise ValueError(f"a name stands there twice: {next(n for n in names if names.count(n) > 1)!r}")
+            raise ValueError(f"duplicate name: {next(n for n in names if names.count(n) > 1)!r}")
         return found
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
+        raise ValueError(f"{constant} is not JSON")
 
     try:
         text = content if isinstance(content, str) else decode(content, place)
         found = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: no JSON: {error}") from None
+        raise ValueError(f"{place}: not JSON: {error}") from None
     level = [found]
     for _ in range(_DEEPEST):
         inner = (
@@ -289,21 +309,21 @@ def parse_json(content: bytes | str, place: str) -> Any:
         )
         level = [value for values in inner for value in values]
     if level:
-        raise ValueError(f"{place}: more than {_DEEPEST} lists or objects in one another")
+        raise ValueError(f"{place}: more than {_DEEPEST} nested lists or objects")
     return found
 
 
 def arrays(content: bytes, place: str) -> dict[str, np.ndarray]:
-    """The arrays of an npz file, by their names; what else is in it is passed over.
+    """The arrays of an npz file, by name; anything else in it is skipped.
 
-    A header that says more than is there is refused before anything is allocated, as `numpy.load` does not.
+    Unlike in `numpy.load`, a header that claims more data than there is raises before anything is allocated.
 
     Raises:
-      ValueError: no npz, a damaged one, or one of Python objects (names the place and the array).
+      ValueError: not npz, a damaged one, or one of Python objects (names the place and the array).
     """
     found = {}
     bounds = Bounds(place)
-    with named(place, "damaged or no npz"), io.BytesIO(content) as raw:
+    with named(place, "damaged or not npz"), io.BytesIO(content) as raw:
         for name, opened in archives.entries(raw, place, bounds):
             if name.endswith(".npy"):
                 found[name.removesuffix(".npy")] = _array(opened().read(), f"{place}: {name}")
@@ -321,7 +341,7 @@ def _array(content: bytes, place: str) -> np.ndarray:
         shape, fortran, dtype = _HEADERS[version](raw)
         begin = raw.tell()
         if dtype.hasobject:
-            raise ValueError(f"an array of Python objects, {dtype}, which are not read")
+            raise ValueError(f"an array of Python objects, {dtype}, which is not supported")
         if len(content) - begin != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{len(content) - begin} bytes, its header says {shape} of {dtype}")
+            raise ValueError(f"{len(content) - begin} bytes, expected {shape} of {dtype} from its header")
         return np.frombuffer(content, dtype, offset=begin).reshape(shape, order="F" if fortran else "C").copy()

@@ -1,7 +1,7 @@
 """The weather record of the Max Planck Institute for Biogeochemistry in Jena, and forecasting its temperature.
 
-`load` reads every form in which the record is passed around and says in one line what it found and changed.
-`forecasting` makes of it the task of Chollet, "Deep Learning with Python": the temperature 24 hours ahead.
+`load` reads every form in which the record circulates and reports in one line what it found and changed.
+`forecasting` turns it into the task of Chollet, "Deep Learning with Python": the temperature 24 hours ahead.
 """
 
 import dataclasses
@@ -51,36 +51,36 @@ class Climate(NamedTuple):
 
     @property
     def step(self) -> np.timedelta64:
-        """The most frequent time between rows: what is longer is a gap."""
+        """The most frequent time between rows; a longer one is a gap."""
         return _most_frequent(np.diff(self.times))
 
 
 def load(path: str | os.PathLike[str], *, columns: Sequence[str] | None = None, blob: str | None = None) -> Climate:
-    """The record in a file or directory, cleaned; the report line says what cleaning changed.
+    """The record in a file or directory, cleaned; the report line lists what cleaning changed.
 
     Files: `jena_climate_2009_2016.csv` and its zip; the station's own `mpi_roof*.csv` or zips (Latin-1); the 2020 file
     of the forecasting benchmarks (Autoformer and later; its `OT` is CO2), plain or zipped; the hourly npz (X, dates,
-    cols). A directory is searched for `jena_files.FILES` in that order; several files of the station are one record.
+    cols). A directory is searched for `jena_files.FILES` in that order; several files of the station form one record.
 
-    Cleaning: rows are sorted by time; of rows with the same time the first is kept; cells marked -9999 become 0 in
-    the two wind speeds (as in the literature), elsewhere the last value before them (the next one at the very start).
-    Nothing is interpolated, so no row knows a later one. Gaps in time are reported and left.
+    Cleaning: rows are sorted by time; of rows with the same time, the first is kept; cells marked -9999 become 0 in
+    the two wind speeds (as in the literature), and elsewhere the last value before them (at the very start, the next
+    one). Nothing is interpolated, so no row depends on a later one. Gaps in time are reported and kept.
 
     Args:
       path: file or directory.
       columns: names to keep, in this order; default: all of the (first) file.
-      blob: git blob id that the one file must have, a csv inside of a zip unpacked; OFFICIAL_BLOB for the official
-        csv; default: not checked.
+      blob: git blob id that the single file must have (of the csv inside a zip); OFFICIAL_BLOB for the official csv;
+        default: not checked.
 
     Raises:
-      FileNotFoundError: no such path, or nothing known in the directory (names what it holds).
-      ValueError: a file that is not what it should be, naming file, line and column: truncated, text for a number, a
+      FileNotFoundError: no such path, or no known file in the directory (lists what it holds).
+      ValueError: a file that breaks the format, naming file, line and column: truncated, text in place of a number, a
         wrong date, unknown or swapped columns (a value that the column cannot have), a wrong blob id.
     """
     path = Path(path)
     files = find(path)
     if blob is not None and len(files) > 1:
-        raise ValueError(f"{path}: a blob id is of one file, found {len(files)}")
+        raise ValueError(f"{path}: a blob id identifies one file, found {len(files)}")
     parts: list[Rows] = []
     for file in files:
         parts.append(read(file, columns, blob))
@@ -94,7 +94,7 @@ def load(path: str | os.PathLike[str], *, columns: Sequence[str] | None = None, 
 class Forecasting:
     """Windows of a record, and the temperature some hours after each.
 
-    A pytree whose integers are static: passed to a jitted function, its shapes stay known.
+    A pytree whose integers are static, so that shapes are known when it is passed to a jitted function.
     """
 
     series: Array  # float32 [N, D], standardized by the training rows
@@ -121,11 +121,11 @@ def forecasting(
       history: rows of a window.
       horizon: hours from the last row of a window to its target.
       hours: hours between the rows of a window.
-      skip_gaps: leave out windows that span a gap of the record; by default they stay, as in the literature, and time
-        jumps inside of them.
+      skip_gaps: drop windows that span a gap of the record; by default they are kept, as in the literature, and time
+        jumps within them.
 
     Raises:
-      ValueError: no temperature, no whole number of rows in `hours` or `horizon`, or a part without any window.
+      ValueError: no temperature column, `hours` or `horizon` not a whole number of rows, or a part without windows.
     """
     if TEMPERATURE not in climate.columns:
         raise ValueError(f"the record has no column {TEMPERATURE!r}, only {', '.join(climate.columns)}")
@@ -143,7 +143,7 @@ def forecasting(
             starts = starts[jumps[starts + target] == jumps[starts]]
         if not len(starts):
             raise ValueError(
-                f"no {name} window: its {stop - first} rows do not hold one of {target + 1} rows, target included"
+                f"no {name} window: this part has {stop - first} rows, a window and its target need {target + 1}"
                 + (", without a gap" if skip_gaps else "")
             )
         parts[name] = jnp.asarray(starts)
@@ -161,7 +161,7 @@ def forecasting(
 
 
 def batch(task: Forecasting, starts: Array) -> tuple[Array, Array]:
-    """Windows and targets that start at the rows `starts`, int32 [B]; jittable with the task as an argument.
+    """Windows that start at the rows `starts`, int32 [B], and their targets; jittable with the task as an argument.
 
     Returns:
       xs float32 [T, B, D], standardized, T = task.history; y float32 [B], degrees Celsius.
@@ -171,20 +171,20 @@ def batch(task: Forecasting, starts: Array) -> tuple[Array, Array]:
 
 
 def last_value(task: Forecasting, starts: Array) -> Array:
-    """The naive forecast of the windows that start at `starts` [B]: their last temperature, float32 [B], degrees."""
+    """The naive forecast for the windows that start at `starts` [B]: their last temperature, float32 [B], degrees."""
     return windows.gather(task.temperature, starts + task.stride * (task.history - 1), 1)[0]
 
 
 def synthetic_climate(key: Array, rows: int, minutes: int = 60) -> Climate:
-    """A generated record with the 14 official columns: seasons, days, and weather as first-order autoregression.
+    """A generated record with the 14 official columns: seasons, days, and weather as a first-order autoregression.
 
     The moist-air columns follow from temperature, pressure and relative humidity as at the station (Magnus formula),
-    all rounded to hundredths as in the files. For demonstrations and tests: it is not data.
+    all rounded to hundredths as in the files. Not real data; for tests and demonstrations.
 
     Args:
       key: PRNG key.
       rows: number of rows N >= 2.
-      minutes: between rows.
+      minutes: time between rows.
 
     Raises:
       ValueError: for fewer than 2 rows, or less than a minute.
@@ -241,13 +241,13 @@ def _rows(name: str, hours: int, step: np.timedelta64) -> int:
     rows = hours * 3600 / step.astype(int)
     if rows < 1 or rows != int(rows):
         raise ValueError(
-            f"{name} = {hours} h is no whole number of rows, which are {step.astype(int) / 60:g} min apart"
+            f"{name} = {hours} h is not a whole number of rows, which are {step.astype(int) / 60:g} min apart"
         )
     return int(rows)
 
 
 def _clean(times: np.ndarray, values: np.ndarray, columns: tuple[str, ...], source: Path | None) -> Climate:
-    """Sorted, without repetitions, without missing cells; see `load`."""
+    """The record sorted, without repetitions and missing cells; see `load`."""
     unsorted = np.sum(np.diff(times) < np.timedelta64(0, "s"))
     by_time = np.argsort(times, kind="stable")
     times, values = times[by_time], values[by_time]
@@ -261,7 +261,7 @@ def _clean(times: np.ndarray, values: np.ndarray, columns: tuple[str, ...], sour
         if name in _WIND:
             values[missing[:, i], i] = 0
         elif missing[:, i].all():
-            raise ValueError(f"{source}: column {name!r} has no value at all, only marks of missing ones")
+            raise ValueError(f"{source}: column {name!r} has no values, only marks of missing ones")
         else:
             known = np.where(missing[:, i], -1, np.arange(len(values)))
             last_known = np.maximum(np.maximum.accumulate(known), np.argmin(missing[:, i]))

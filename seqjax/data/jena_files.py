@@ -1,4 +1,4 @@
-"""The forms in which the Jena weather record is passed around: one file to times, values and names, checked."""
+"""The file formats of the Jena weather record: each read as times, values and column names, and checked."""
 
 import datetime
 import hashlib
@@ -13,8 +13,8 @@ from seqjax.data import files
 from seqjax.data.damaged import named
 from seqjax.data.fields import number
 
-# The variables of the station, with the values that they can take there: wide enough for any weather, narrow enough
-# to notice most swapped columns. The first 14 are those of jena_climate_2009_2016.csv.
+__all__ = ["FILES", "MISSING", "RANGES", "Rows", "find", "read"]
+
 RANGES = {
     "p (mbar)": (850, 1100),
     "T (degC)": (-45, 50),
@@ -38,12 +38,13 @@ RANGES = {
     "Tlog (degC)": (-45, 80),
     "CO2 (ppm)": (200, 2000),
 }
+"""The variables of the station and their possible values: wide enough for any weather, narrow enough to notice most
+swapped columns. The first 14 are those of jena_climate_2009_2016.csv."""
 COLUMNS = tuple(RANGES)[:14]
 """The columns of the official file, in its order."""
 OFFICIAL_BLOB = "3dc17139ed8afe4f693b3b88cbdd6e3a69e2de0c"
 """The git blob id of jena_climate_2009_2016.csv."""
 
-# Where a directory holds several forms of the record, the first of these is read.
 FILES = (
     "jena_climate_2009_2016.csv",
     "jena_climate_2009_2016.csv.zip",
@@ -53,12 +54,14 @@ FILES = (
     "jena_10min_2020.zip",
     "weather.csv",
 )
+"""The known files; where a directory holds several, the first of these is read."""
 
 _DATES = {"Date Time": "%d.%m.%Y %H:%M:%S", "date": "%Y-%m-%d %H:%M:%S"}  # both 19 characters wide
 _ISO = {"Date Time": [6, 7, 8, 9, 2, 3, 4, 5, 0, 1, *range(10, 19)], "date": list(range(19))}
-# Unit signs come in Latin-1, in UTF-8 and as replacement characters: names are compared by their ASCII characters.
+# Unit signs occur in Latin-1, in UTF-8 and as replacement characters, so names are compared by their ASCII characters.
 _NAMES = {name.encode("ascii", "ignore"): name for name in RANGES} | {b"OT": "CO2 (ppm)"}
-MISSING = -9990.0  # the marks are -9999 and -9999.99
+MISSING = -9990.0
+"""A value of at most this is missing; the marks are -9999 and -9999.99."""
 _NEVER_ABOVE = {"Tdew (degC)": "T (degC)", "VPact (mbar)": "VPmax (mbar)", "sh (g/kg)": "H2OC (mmol/mol)"}
 
 
@@ -71,12 +74,17 @@ class Rows(NamedTuple):
 
 
 def blob_id(content: bytes) -> str:
-    """The id that git gives to a file of this content: sha1 of "blob <size>", a zero byte and the content."""
+    """The git blob id of this content: sha1 of "blob <size>", a zero byte and the content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def find(path: Path) -> list[Path]:
-    """The files of the record at `path`: the file itself, or the first of FILES that the directory holds."""
+    """The files of the record at `path`: the file itself, or the first of FILES in the directory.
+
+    Raises:
+      FileNotFoundError: no such path, or none of FILES in it.
+      ValueError: one part of the record in two files.
+    """
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -89,7 +97,7 @@ def find(path: Path) -> list[Path]:
 
 
 def _of_the_station(folder: Path) -> list[Path]:
-    """Its own files, each a part of the record."""
+    """The files of the station, each a part of the record."""
     found: dict[str, Path] = {}
     for file in sorted(folder.glob("mpi_roof*")):
         name, packed = files.unpacked_name(file.name)
@@ -97,17 +105,17 @@ def _of_the_station(folder: Path) -> list[Path]:
         if not packed and stem == name:
             continue
         if stem in found:
-            raise ValueError(f"{folder}: {found[stem].name} and {file.name} are one part of the record, keep one")
+            raise ValueError(f"{folder}: {found[stem].name} and {file.name} are the same part of the record: keep one")
         found[stem] = file
     return list(found.values())
 
 
 def read(file: Path, columns: Sequence[str] | None = None, blob: str | None = None) -> Rows:
-    """One file as it is, marks of missing cells included; see `jena.load` for the arguments and errors."""
+    """One file unchanged, including marks of missing cells; see `jena.load` for the arguments and errors."""
     npz = file.suffix == ".npz"
     content = file.read_bytes() if npz else files.read(file, lambda name: name.endswith(".csv"), "csv")
     if blob is not None and blob_id(content) != blob:
-        raise ValueError(f"{file}: git blob id {blob_id(content)}, expected {blob}: not the same file, or damaged")
+        raise ValueError(f"{file}: git blob id {blob_id(content)}, expected {blob}: another file, or damaged")
     rows = _parse_npz(content, file) if npz else _parse_csv(content, file)
     columns = rows.columns if columns is None else tuple(columns)
     if absent := [name for name in columns if name not in rows.columns]:
@@ -118,22 +126,22 @@ def read(file: Path, columns: Sequence[str] | None = None, blob: str | None = No
 
 
 def _check_values(rows: Rows, file: Path, unit: str, first: int) -> None:
-    """Refuses values that their columns cannot have; row 0 is what errors call `unit` `first`."""
+    """Refuses values that their columns cannot have; errors call row 0 `unit` `first`."""
     _, values, columns = rows
     low, high = np.array([RANGES[name] for name in columns]).T
-    # So written that a NaN is wrong, and a value far below the marks of missing ones.
+    # Written such that NaN is wrong, and so is a value far below the marks of missing ones.
     wrong = ~((values >= low) & (values <= high) | (values >= -1e4) & (values <= MISSING))
     if wrong.any():
         row, i = np.argwhere(wrong)[0]
         raise ValueError(
-            f"{file}: {unit} {row + first}, column {columns[i]!r}: {values[row, i]:g} is outside of"
+            f"{file}: {unit} {row + first}, column {columns[i]!r}: {values[row, i]:g} is outside"
             f" {low[i]:g} to {high[i]:g}: columns swapped?"
         )
     for lower, upper in _NEVER_ABOVE.items():
         if lower in columns and upper in columns:
             below, roof = values[:, columns.index(lower)], values[:, columns.index(upper)]
             above = (below > roof) & (roof > MISSING)
-            if above.mean() > 0.5:  # single rows may be, by rounding
+            if above.mean() > 0.5:  # single rows may be, because of rounding
                 raise ValueError(
                     f"{file}: {unit} {np.argmax(above) + first}, column {lower!r} is above {upper!r},"
                     " here and in most rows: columns swapped?"
@@ -143,7 +151,7 @@ def _check_values(rows: Rows, file: Path, unit: str, first: int) -> None:
 def _parse_npz(content: bytes, file: Path) -> Rows:
     arrays = files.arrays(content, str(file))
     if missing := {"X", "dates", "cols"} - set(arrays):
-        raise ValueError(f"{file}: expected arrays X, dates, cols; without {sorted(missing)}, found {sorted(arrays)}")
+        raise ValueError(f"{file}: expected arrays X, dates, cols; missing {sorted(missing)}, found {sorted(arrays)}")
     values, times, columns = arrays["X"], arrays["dates"], tuple(map(str, arrays["cols"].ravel()))
     if times.dtype.kind != "M" or values.dtype.kind != "f" or values.shape != (*times.shape, len(columns)):
         raise ValueError(
@@ -154,7 +162,7 @@ def _parse_npz(content: bytes, file: Path) -> Rows:
     with named(file):
         seconds = times.astype("datetime64[s]")
         wrong = seconds != times
-    if wrong.any():  # NaT, too, which is not equal to itself
+    if wrong.any():  # including NaT, which does not equal itself
         row = np.argmax(wrong)
         raise ValueError(f"{file}: row {row} of dates: {times[row]}, expected a time in whole seconds")
     return Rows(seconds, values.astype(np.float64), columns)
@@ -163,7 +171,7 @@ def _parse_npz(content: bytes, file: Path) -> Rows:
 def _parse_csv(content: bytes, file: Path) -> Rows:
     head, *lines = files.unmarked(content, str(file)).replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
     if not lines:
-        raise ValueError(f"{file}: line 2: no rows, the file ends after {len(content)} bytes")
+        raise ValueError(f"{file}: line 2: no rows; the file ends after {len(content)} bytes")
     date, *names = [field.strip(b' "') for field in head.split(b",")]
     if date.decode("latin-1") not in _DATES:
         raise ValueError(
@@ -186,7 +194,7 @@ def _parse_csv(content: bytes, file: Path) -> Rows:
 def _parse_dates(lines: list[bytes], date: str) -> np.ndarray:
     """datetime64[s] [N] of the first 19 characters of each line, all at once.
 
-    Not by NumPy's cast from strings: of more than 500 strings it crashes the process when one is no date.
+    Not by casting strings in NumPy, which crashes the process when one of more than 500 strings is not a date.
     """
     characters = np.frombuffer(b"".join(line[:19] for line in lines), np.uint8).reshape(len(lines), 19)
     iso = characters[:, _ISO[date]].astype(np.int64)
@@ -196,17 +204,17 @@ def _parse_dates(lines: list[bytes], date: str) -> np.ndarray:
     months = (12 * (100 * thousands + year - 1970) + month - 1).astype("datetime64[M]")
     hours = 24 * (day - 1) + hour
     times: np.ndarray = months.astype("datetime64[s]") + (3600 * hours + 60 * minute + second)
-    # a date is one if it prints as it was written
+    # a valid date prints as it was written
     printed = np.datetime_as_string(times).astype("S19").view(np.uint8).reshape(len(lines), 19)
     printed[:, [4, 7]] = ord("." if date == "Date Time" else "-")
     printed[:, 10] = ord(" ")
     if (printed != iso).any():
-        raise ValueError("a field that is no date")
+        raise ValueError("a field that is not a date")
     return times
 
 
 def _first_wrong(lines: list[bytes], date: str, columns: tuple[str, ...], file: Path) -> str | None:
-    """Where a csv that did not parse goes wrong first; slow, and only needed for the message."""
+    """Where parsing a csv first fails; slow, and only needed for the message."""
     for row, line in enumerate(lines, start=2):
         first, *cells = line.decode("latin-1").split(",")
         place = f"{file}: line {row}"
@@ -217,7 +225,7 @@ def _first_wrong(lines: list[bytes], date: str, columns: tuple[str, ...], file: 
         try:
             datetime.datetime.strptime(first.ljust(19), _DATES[date])
         except ValueError:
-            return f"{place}, column {date!r}: {first[:40]!r} is no date of the form {_DATES[date]}"
+            return f"{place}, column {date!r}: {first[:40]!r} is not a date of the form {_DATES[date]}"
         for name, field in zip(columns, cells, strict=True):
             try:
                 number(field, f"{place}, column {name!r}")
@@ -231,4 +239,4 @@ def _check_names(columns: tuple[str, ...], file: Path) -> None:
         if name not in RANGES:
             raise ValueError(f"{file}: line 1: unknown column {name[:40]!r}, expected some of {', '.join(RANGES)}")
         if name in columns[:i]:
-            raise ValueError(f"{file}: line 1: column {name!r} stands there twice")
+            raise ValueError(f"{file}: line 1: column {name!r} occurs twice")

@@ -1,6 +1,6 @@
-"""MATLAB files of level 5, as far as lists (cells) of arrays of numbers (MathWorks, "MAT-File Format").
+"""MATLAB level 5 files, limited to lists (cells) of numeric arrays (MathWorks, "MAT-File Format").
 
-`scipy.io.loadmat` reads more, and takes the process down with some of the files that are damaged.
+`scipy.io.loadmat` reads more, but crashes the process for some damaged files.
 """
 
 import math
@@ -12,6 +12,8 @@ import numpy as np
 
 from seqjax.data import damaged
 
+__all__ = ["lists"]
+
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _MATRIX, _COMPRESSED = 14, 15
 _CELL, _CLASSES = 1, range(6, 16)  # of matrices: a list of others, numbers of ten types
@@ -19,18 +21,18 @@ _COMPLEX = 0x800
 
 
 def lists(content: bytes, place: str) -> dict[str, list[np.ndarray]]:
-    """The lists of arrays in a file, by their names; other variables are passed over.
+    """The lists of arrays in a file, by name; other variables are skipped.
 
     Raises:
-      ValueError: a damaged file, one of another level, a list that has more than one axis or holds anything but arrays
-        of real numbers, or compression beyond the bounds of `damaged` (names the place).
+      ValueError: a damaged file, one of another level, a list with more than one axis or anything but arrays of real
+        numbers, or compression beyond the bounds of `damaged` (names the place).
     """
     found = {}
     bounds = damaged.Bounds(place, len(content))
     with damaged.named(place):
         order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
         if order is None or struct.unpack_from(f"{order}H", content, 124)[0] != 0x0100:
-            raise ValueError("no MATLAB file of level 5; save it with -v7")
+            raise ValueError("not a MATLAB file of level 5: save it with -v7")
         for kind, element in _elements(content[128:], order):
             if kind == _COMPRESSED:
                 inside = list(_elements(_unpacked(element, bounds), order))
@@ -38,13 +40,13 @@ def lists(content: bytes, place: str) -> dict[str, list[np.ndarray]]:
                     raise ValueError(f"{len(inside)} variables compressed into one")
                 kind, element = inside[0]
             if kind != _MATRIX:
-                raise ValueError(f"an element of type {kind} that is no variable")
+                raise ValueError(f"an element of type {kind}, expected a variable")
             name, number, shape, parts = _matrix(element, order)
             if name in found:
                 raise ValueError(f"two variables {name[:40]!r}")
             if number == _CELL:
                 if len(parts) != math.prod(shape) or len(parts) != max(shape):
-                    raise ValueError(f"{len(parts)} values of {name[:40]!r}, its header says {shape}")
+                    raise ValueError(f"{len(parts)} values of {name[:40]!r}, expected {shape} from its header")
                 found[name] = [_array(*part, order) for part in parts]
     return found
 
@@ -59,7 +61,7 @@ def _unpacked(element: bytes, bounds: damaged.Bounds) -> bytes:
 
 
 def _elements(content: bytes, order: str) -> Iterator[tuple[int, bytes]]:
-    """Type and content of the elements that stand one after another; a short one has both in its first 8 bytes."""
+    """Type and content of consecutive elements; a short one has both in its first 8 bytes."""
     at = 0
     while at < len(content):
         kind, size = struct.unpack_from(f"{order}II", content, at)
@@ -67,13 +69,13 @@ def _elements(content: bytes, order: str) -> Iterator[tuple[int, bytes]]:
         if kind >> 16:
             kind, begin, end = kind & 0xFFFF, at + 4, at + 4 + (kind >> 16)
         if end > (len(content) if begin == at + 8 else at + 8):
-            raise ValueError("an element goes on behind its end")
+            raise ValueError("an element extends beyond the end")
         yield kind, content[begin:end]
         at = end if kind == _COMPRESSED else end + (at - end) % 8
 
 
 def _matrix(element: bytes, order: str) -> tuple[str, int, tuple[int, ...], list[tuple[int, bytes]]]:
-    """Name, class, shape of a matrix, and the elements that are left."""
+    """Name, class and shape of a matrix, and the remaining elements."""
     if not element:  # how an empty one is written
         return "", _CLASSES[0], (0, 0), [(9, b"")]
     (flags_kind, flags), (shape_kind, shape), (name_kind, name), *rest = _elements(element, order)
@@ -96,5 +98,5 @@ def _array(kind: int, element: bytes, order: str) -> np.ndarray:
         raise ValueError(f"a value of class {number} in a list, expected an array of numbers")
     values = np.frombuffer(parts[0][1], order + _NUMBERS[parts[0][0]])
     if len(values) != math.prod(shape):
-        raise ValueError(f"{len(values)} numbers, a header says {shape}")
+        raise ValueError(f"{len(values)} numbers, expected {shape} from the header")
     return values.reshape(shape, order="F")

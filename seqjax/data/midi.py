@@ -1,7 +1,7 @@
-"""Piano rolls as Standard MIDI Files (MIDI Manufacturers Association 1996), so that they can be heard.
+"""Piano rolls as Standard MIDI Files (MIDI Manufacturers Association 1996), to listen to.
 
-A file of one track needs two events and a header, less than it takes to explain a dependency; the tests read what is
-written here with mido.
+A file with one track needs two events and a header, which is not worth a dependency; the tests read the files with
+mido.
 """
 
 import operator
@@ -12,7 +12,7 @@ import numpy as np
 
 __all__ = ["encode"]
 
-_TICKS = 24  # of a step
+_TICKS = 24  # per step
 _LONGEST = (2**28 - 1) // _TICKS  # steps between two events: the file has 28 bits for their ticks
 
 
@@ -22,15 +22,15 @@ def encode(roll: np.ndarray, *, lowest: int = 21, step_seconds: float = 0.5, vel
     Args:
       roll: [T, K] of 0 and 1, as in `music.load`.
       lowest: MIDI pitch of the first key.
-      step_seconds: duration of a step, in seconds, which a file says in whole microseconds.
+      step_seconds: duration of a step, in seconds; a file stores whole microseconds.
       velocity: how hard notes are struck, 1 to 127.
 
     Returns:
-      The content of the file, to be written to one with the suffix `.mid`.
+      The content of a `.mid` file.
 
     Raises:
-      ValueError: a roll that is not [T, K] of 0 and 1, a pitch or a velocity that is no whole number or that MIDI does
-        not have, a step below a microsecond or above 16 seconds, or 11,184,810 steps without a change.
+      ValueError: a roll that is not [T, K] of 0 and 1, a pitch or velocity that is not an integer in the range of MIDI,
+        a step below a microsecond or above 16 seconds, or 11,184,810 steps without a change.
 
     Example:
       >>> from seqjax.data import midi
@@ -51,7 +51,7 @@ def encode(roll: np.ndarray, *, lowest: int = 21, step_seconds: float = 0.5, vel
         raise ValueError(f"step_seconds must be a number from 1e-6 to 16, got {step_seconds!r}")
     silence = np.zeros((1, roll.shape[1]), np.int8)
     changes = np.diff(roll.astype(np.int8), axis=0, prepend=silence, append=silence)
-    track = b"\x00\xff\x51\x03" + round(seconds * 1e6).to_bytes(3, "big")  # tempo: microseconds of a step
+    track = b"\x00\xff\x51\x03" + round(seconds * 1e6).to_bytes(3, "big")  # tempo: microseconds per step
     last = 0
     for step in np.flatnonzero(changes.any(1)).tolist():
         ends = [(0x80, key, 0) for key in np.flatnonzero(changes[step] < 0)]
@@ -65,7 +65,7 @@ def encode(roll: np.ndarray, *, lowest: int = 21, step_seconds: float = 0.5, vel
 
 
 def _variable(number: int) -> bytes:
-    """A number as MIDI writes times: seven bits a byte, the highest first, all but the last with the eighth bit set."""
+    """A variable-length quantity: seven bits per byte, highest first, with the eighth bit set in all but the last."""
     if number > _TICKS * _LONGEST:
         raise ValueError(f"{number // _TICKS} steps without a change, MIDI has at most {_LONGEST}: cut the roll")
     digits = [number & 0x7F]
@@ -80,4 +80,4 @@ def _whole(name: str, number: Any) -> int:
             raise TypeError
         return operator.index(number)
     except TypeError:
-        raise ValueError(f"{name} must be a whole number, got {number!r}") from None
+        raise ValueError(f"{name} must be an integer, got {number!r}") from None

@@ -13,19 +13,20 @@ import numpy as np
 
 from seqjax.data import files
 
-__all__ = ["FILES", "Digits", "generated", "load", "load_files", "split"]
+__all__ = ["FILES", "SIZE", "Digits", "generated", "load", "load_files", "split"]
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-"""Images and labels of each part; the official files are these, compressed (`.gz`)."""
+"""Images and labels of each part; the official files have these names and `.gz`."""
 
 SIZE = 28
+"""Pixels per side of an image."""
 _FOLDERS = ("mnist", "MNIST/raw")
 _UBYTE = 8  # idx: the type of the elements, third byte of the magic number
 
-# Seven segments, as corners (x, y) of a box with y downward, and those that each digit lights.
+# Seven segments, as corners (x, y) of a box with y downward, and the segments of each digit.
 _CORNERS = {"a": (0, 0, 1, 0), "b": (1, 0, 1, 1), "c": (1, 1, 1, 2), "d": (0, 2, 1, 2), "e": (0, 1, 0, 2)}
 _CORNERS |= {"f": (0, 0, 0, 1), "g": (0, 1, 1, 1)}
 _SEGMENTS = ("abcdef", "bc", "abged", "abgcd", "fgbc", "afgcd", "afgedc", "abc", "abcdefg", "abcdfg")
@@ -47,11 +48,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, Digits]:
     """The digits: "train" (60,000 in the official files) and "test" (10,000).
 
     Args:
-      path: the folder of the four files, each packed (`train-images-idx3-ubyte.gz`) or not; or one that
-        holds it as `mnist` or `MNIST/raw`.
+      path: the folder of the four files, each compressed (`train-images-idx3-ubyte.gz`) or not; or a folder that
+        contains it as `mnist` or `MNIST/raw`.
 
     Raises:
-      FileNotFoundError: a file is not there (names it).
+      FileNotFoundError: a file is missing (names it).
       ValueError: as in `load_files`.
     """
     path = Path(path).expanduser()
@@ -64,28 +65,28 @@ def load(path: str | os.PathLike[str]) -> dict[str, Digits]:
 
 
 def load_files(images: Path, labels: Path) -> Digits:
-    """One part from its two files, packed or not.
+    """One part from its two files, compressed or not.
 
     Raises:
-      ValueError: a damaged or empty file, another kind of file, images that are not 28 x 28, labels that are not 0 to
-        9 or not as many (names the file, what was found and what was expected).
+      ValueError: a damaged or empty file, another format, images that are not 28 x 28, labels that are not 0 to 9 or
+        not one per image (names the file, what was found and what was expected).
     """
     pixels, classes = _read(images, 3), _read(labels, 1)
     if pixels.shape[1:] != (SIZE, SIZE):
         raise ValueError(f"{images}: images of {pixels.shape[1]} x {pixels.shape[2]} pixels, expected 28 x 28")
     if len(pixels) != len(classes):
-        raise ValueError(f"{labels}: {len(classes)} labels, expected {len(pixels)}, one for each image of {images}")
+        raise ValueError(f"{labels}: {len(classes)} labels, expected {len(pixels)}, one per image of {images}")
     if not len(pixels):
-        raise ValueError(f"{images}: no images in it")
+        raise ValueError(f"{images}: contains no images")
     if classes.max() > 9:
         raise ValueError(f"{labels}: label {classes.max()} at {classes.argmax()}, expected 0 to 9")
     return Digits(pixels, classes.astype(np.int32))
 
 
 def split(digits: Digits, held_out: int = 5000) -> tuple[Digits, Digits]:
-    """Training and validation part, the last `held_out` digits in the second.
+    """Training and validation part; the validation part has the last `held_out` digits.
 
-    Other writers wrote the last digits than the first ones, as other writers wrote the test part.
+    The last digits are by other writers than the first ones, as is the test part.
 
     Raises:
       ValueError: a part would be empty.
@@ -97,11 +98,11 @@ def split(digits: Digits, held_out: int = 5000) -> tuple[Digits, Digits]:
 
 
 def generated(count: int, seed: int = 0) -> Digits:
-    """Digits of seven straight segments, moved, stretched, slanted and of changing width, for tests and demonstrations.
+    """Seven-segment digits, randomly moved, stretched, slanted and thickened, for tests and demonstrations.
 
     Args:
       count: number of images.
-      seed: of everything drawn.
+      seed: of all random draws.
     """
     rng = np.random.default_rng(seed)
     labels = rng.integers(10, size=count).astype(np.int32)
@@ -110,7 +111,7 @@ def generated(count: int, seed: int = 0) -> Digits:
 
 
 def _drawn(label: int, rng: np.random.Generator) -> np.ndarray:
-    """One digit, uint8 [28, 28]: ink falls off with the distance from the nearest segment."""
+    """One digit, uint8 [28, 28]: ink fades with the distance from the nearest segment."""
     corners = np.array([_CORNERS[segment] for segment in _SEGMENTS[label]], np.float64).reshape(-1, 2, 2)
     centered = corners - (0.5, 1)
     slant = rng.uniform(-0.15, 0.15)
@@ -125,7 +126,7 @@ def _drawn(label: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _read(path: Path, axes: int) -> np.ndarray:
-    """The uint8 array of an idx file: two zeros, type, axes; sizes, 4 bytes each, the highest first; elements."""
+    """The uint8 array of an idx file: two zeros, type, axes; sizes, 4 bytes each, big-endian; elements."""
     content = files.read(path)
     head = 4 + 4 * axes
     if len(content) < head or content[:4] != bytes([0, 0, _UBYTE, axes]):

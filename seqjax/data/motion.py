@@ -1,7 +1,7 @@
-"""Things that move in a box with elastic walls, as positions and as small frames: pure functions of a key.
+"""Objects moving in a box with elastic walls, as positions and as small frames: pure functions of a key.
 
-The box is the unit square, y points upward, and a step of time is one frame. Paths are computed in closed form, so that
-a path has no error of integration and any frame can be asked for alone.
+The box is the unit square, y points upward, and a time step is one frame. Paths are computed in closed form, so they
+have no integration error, and any frame can be computed on its own.
 """
 
 from typing import NamedTuple
@@ -25,15 +25,15 @@ Array = jax.Array
 COMPASS = ("right", "up right", "up", "up left", "left", "down left", "down", "down right")
 """The eight directions in the order of `directions`."""
 
-_SLOWEST = 1e-9  # what rests without gravity has no time of return
+_SLOWEST = 1e-9  # an object at rest without gravity would never return
 
 
 class Path(NamedTuple):
-    """Where things are, and where they move.
+    """Positions and velocities of objects.
 
     Attributes:
       positions: float32 [T, ..., 2], x and y.
-      velocities: float32 [T, ..., 2], distance a frame, of the same moment.
+      velocities: float32 [T, ..., 2], distance per frame, at the same time.
     """
 
     positions: Array
@@ -47,7 +47,7 @@ def bounce(position: Array, velocity: Array, times: Array, height: float = 1.0, 
 
         a² = v² + 2 g x,  b² = max(a² - 2 g h, 0)    the speeds at the floor and at the ceiling
         P = 2 h / (a + b), or a / g                  the time of the way up: to the ceiling, or to rest below it
-        s = P - |P - (s_0 + t) mod 2 P|              the time since the floor, counted back on the way down
+        s = P - |P - (s_0 + t) mod 2 P|              the time since the floor, counted backwards on the way down
         x = a s - g s² / 2
 
     Args:
@@ -83,7 +83,7 @@ def bounce(position: Array, velocity: Array, times: Array, height: float = 1.0, 
 
 
 def _thrown(key: Array, shape: tuple[int, ...], speed: tuple[float, float]) -> Path:
-    """Positions and velocities [*shape, 2]: anywhere in the unit square, in any direction."""
+    """Random positions in the unit square and velocities in any direction, [*shape, 2]."""
     k_position, k_angle, k_speed = jax.random.split(key, 3)
     angle = jax.random.uniform(k_angle, shape, jnp.float32, 0, 2 * jnp.pi)
     size = jax.random.uniform(k_speed, shape, jnp.float32, *speed)
@@ -106,23 +106,23 @@ def ball(
     gravity: Array | float = 0.0,
     radius: float = 0.1,
 ) -> Path:
-    """A ball in the unit square, thrown from anywhere in any direction.
+    """A ball in the unit square, thrown from a random position in a random direction.
 
-    From its position alone nothing is known of where it goes; from two positions everything, but at a wall.
+    One position does not tell where it goes next; two positions do, except at a wall.
 
     Args:
       key: PRNG key.
-      batch: balls B.
-      length: frames T.
-      speed: least and greatest speed at the start, in sides of the box a frame.
-      gravity: sides of the box a frame², downwards; may be traced.
+      batch: number of balls B.
+      length: number of frames T.
+      speed: minimum and maximum initial speed, in sides of the box per frame.
+      gravity: sides of the box per frame², downwards; may be traced.
       radius: of the ball, in [0, 0.5): its centre stays in [radius, 1 - radius].
 
     Returns:
-      The centre's `Path`, [T, B, 2].
+      The `Path` of the centre, [T, B, 2].
 
     Raises:
-      ValueError: no balls or frames, a radius outside [0, 0.5), a speed that is negative or falls.
+      ValueError: no balls or frames, a radius outside [0, 0.5), a negative or decreasing speed range.
 
     Example:
       >>> from seqjax.data import motion
@@ -145,7 +145,7 @@ def blobs(positions: Array, size: int, radius: float = 0.1) -> Array:
 
     Args:
       positions: float32 [..., 2] in the unit square.
-      size: pixels of a side; the centre of pixel i is at (i + 1/2) / size, and the first row is the top one.
+      size: pixels per side; the centre of pixel i is at (i + 1/2) / size, and the first row is the top one.
       radius: of the ball.
 
     Returns:
@@ -166,13 +166,13 @@ def blobs(positions: Array, size: int, radius: float = 0.1) -> Array:
 
 
 def place(images: Array, positions: Array, size: int) -> Array:
-    """Images on black frames, at places between pixels by linear interpolation.
+    """Images on black frames, placed between pixels by linear interpolation.
 
     Args:
       images: float32 [..., S, S], S <= size.
       positions: float32 [..., 2]: (0, 0) is the lower left corner of the frame, (1, 1) the upper right one. At a whole
-        number of pixels the image is copied as it is.
-      size: pixels of a side of the frame.
+        number of pixels the image is copied unchanged.
+      size: pixels per side of the frame.
 
     Returns:
       float32 [..., size, size].
@@ -192,7 +192,7 @@ def place(images: Array, positions: Array, size: int) -> Array:
     frame = jnp.arange(size, dtype=jnp.float32).reshape(*lead, size, 1)
     image = jnp.arange(side, dtype=jnp.float32).reshape(*lead, 1, side)
 
-    def weights(offset):  # [...] to [..., size, side]: of each pixel of the image in each of the frame
+    def weights(offset):  # [...] to [..., size, side]: weight of each image pixel in each frame pixel
         return jnp.maximum(1 - jnp.abs(frame - image - (size - side) * offset[..., None, None]), 0)
 
     rows, columns = weights(1 - positions[..., 1]), weights(positions[..., 0])
@@ -202,21 +202,21 @@ def place(images: Array, positions: Array, size: int) -> Array:
 def moving(key: Array, images: Array, length: int, size: int, speed: tuple[float, float] = (0.05, 0.1)) -> tuple:
     """Videos of images that move in straight lines and bounce off the borders of the frame (Moving MNIST).
 
-    Where images meet, the brighter pixel is seen. Source: Srivastava, Mansimov & Salakhutdinov 2015 (arXiv 1502.04681):
-    frames of 64 pixels, two digits of 28, a speed of 0.1, 20 frames.
+    Where images overlap, the brighter pixel is shown. Source: Srivastava, Mansimov & Salakhutdinov 2015 (arXiv
+    1502.04681): frames of 64 pixels, two digits of 28, a speed of 0.1, 20 frames.
 
     Args:
       key: PRNG key.
       images: float32 [B, N, S, S] in [0, 1], the N images of each video.
-      length: frames T.
-      size: pixels of a side of a frame.
-      speed: least and greatest speed, a frame, in units of the room that an image has to move in, size - S pixels.
+      length: number of frames T.
+      size: pixels per side of a frame.
+      speed: minimum and maximum speed per frame, in units of the range of an image, size - S pixels.
 
     Returns:
       frames float32 [T, B, size, size] in [0, 1], and the `Path` of the images [T, B, N, 2], in these units.
 
     Raises:
-      ValueError: images of another rank or too large, no frames, a speed that is negative or falls.
+      ValueError: images of another rank or too large, no frames, a negative or decreasing speed range.
     """
     _at_least(1, length=length)
     _check_speed(speed)
@@ -228,7 +228,7 @@ def moving(key: Array, images: Array, length: int, size: int, speed: tuple[float
 
 
 def directions(velocities: Array) -> Array:
-    """Which of the eight directions of `COMPASS` is nearest: float32 [..., 2] to int32 [...].
+    """The index of the nearest direction in `COMPASS`: float32 [..., 2] to int32 [...].
 
     Example:
       >>> from seqjax.data import motion
@@ -247,4 +247,4 @@ def _at_least(least: int, **sizes: int) -> None:
 
 def _check_speed(speed: tuple[float, float]) -> None:
     if not 0 <= speed[0] <= speed[1]:
-        raise ValueError(f"speed must be a least and a greatest one, got {speed}")
+        raise ValueError(f"speed must be a minimum and a maximum, got {speed}")

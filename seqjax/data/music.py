@@ -2,14 +2,14 @@
 
 parts = music.load("DIR", "jsb")    # {"train": 229 rolls, "validation": 76, "test": 77}
 
-    jsb           382 chorales by J. S. Bach, a step a quarter note; brought to one key, and higher than they are sung
+    jsb           382 chorales by J. S. Bach in quarter notes; transposed to one key, and higher than they are sung
     jsb_quarter   the same rolls from another file
-    jsb_16th      the same chorales in their own keys, a step a sixteenth note
+    jsb_16th      the same chorales in their own keys, in sixteenth notes
     nottingham    1,037 folk tunes with chords
     piano_midi    classical piano pieces, the archive of Piano-midi.de
     musedata      orchestral and piano pieces, the library of MuseData
 
-A roll says which keys of a piano sound at each step. It does not say whether a note is struck again or held.
+A roll marks the keys of a piano that sound at each step. It does not tell whether a note is struck again or held.
 """
 
 import os
@@ -50,11 +50,11 @@ def load(path: str | os.PathLike[str], name: str = "jsb") -> Parts:
     """The rolls of a data set.
 
     Args:
-      path: its file, packed or not, or a folder that holds it, or one whose folder `music` does.
+      path: its file, compressed or not, or a folder that contains it, directly or in its folder `music`.
       name: one of `FILES`.
 
     Raises:
-      FileNotFoundError: no such file there (says what is).
+      FileNotFoundError: no such file (lists what is there).
       ValueError: an unknown name, or a file as in `read`.
     """
     if name not in FILES:
@@ -63,15 +63,15 @@ def load(path: str | os.PathLike[str], name: str = "jsb") -> Parts:
 
 
 def read(file: str | os.PathLike[str]) -> Parts:
-    """The rolls of a file, whose first bytes say what it is.
+    """The rolls of a file, whose first bytes identify the format.
 
     A MATLAB file has the cells `traindata`, `validdata` and `testdata` of arrays [T, K]; a JSON file has the lists
-    "train", "valid" and "test" of sequences, a sequence is a list of chords, a chord a list of MIDI pitches.
+    "train", "valid" and "test" of sequences, where a sequence is a list of chords, and a chord a list of MIDI pitches.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a damaged or truncated file, a part that is missing or empty, a sequence of fewer than 2 steps or of
-        another number of keys, a value that is not 0 or 1, a pitch that no piano has (names file and sequence).
+      ValueError: a damaged or truncated file, a missing or empty part, a sequence of fewer than 2 steps or of another
+        number of keys, a value that is not 0 or 1, a pitch outside a piano (names file and sequence).
     """
     file = Path(file)
     content = files.read(file)
@@ -103,7 +103,7 @@ def _checked(number: int, to_roll: Any, sequence: Any) -> np.ndarray:
     try:
         made = to_roll(sequence)
         if made.ndim != 2 or made.shape[1] != KEYS or len(made) < 2:
-            raise ValueError(f"shape {made.shape}, expected [2 steps or more, {KEYS} keys]")
+            raise ValueError(f"shape {made.shape}, expected [2 or more steps, {KEYS} keys]")
         if not np.isin(made, (0, 1)).all():
             raise ValueError("a value that is not 0 or 1")
     except (TypeError, ValueError) as error:
@@ -112,7 +112,7 @@ def _checked(number: int, to_roll: Any, sequence: Any) -> np.ndarray:
 
 
 def roll(sequence: Sequence[Sequence[float]]) -> np.ndarray:
-    """Chords, T lists of MIDI pitches, to a roll uint8 [T, K].
+    """Converts chords, T lists of MIDI pitches, to a roll uint8 [T, K].
 
     Raises:
       ValueError: a pitch below `LOWEST`, or beyond the last key.
@@ -130,13 +130,13 @@ def roll(sequence: Sequence[Sequence[float]]) -> np.ndarray:
             raise ValueError(f"step {step}: {str(chord)[:40]!r}, expected a list of pitches")
         for pitch in chord:
             if isinstance(pitch, list | dict) or pitch not in _PITCHES:
-                raise ValueError(f"step {step}: pitch {pitch!r}, expected a whole number from {LOWEST} to 108")
+                raise ValueError(f"step {step}: pitch {pitch!r}, expected an integer from {LOWEST} to 108")
             made[step, int(pitch) - LOWEST] = 1  # some files have 67.0
     return made
 
 
 def chords(rolled: np.ndarray) -> list[list[int]]:
-    """The MIDI pitches of each step of a roll [T, K], rising: the inverse of `roll`.
+    """The MIDI pitches of each step of a roll [T, K], ascending: the inverse of `roll`.
 
     Example:
       >>> from seqjax.data import music
@@ -147,11 +147,11 @@ def chords(rolled: np.ndarray) -> list[list[int]]:
 
 
 def generated(count: int, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """Rolls of a small grammar, for tests and demonstrations: four chords of C major under a melody of their notes.
+    """Rolls from a small grammar, for tests and demonstrations: four chords of C major under a melody of their notes.
 
     Args:
       count: number of rolls, of 24 to 48 steps.
-      seed: of everything drawn.
+      seed: of all random draws.
     """
     rng = np.random.default_rng(seed)
     triads = {0: (48, 52, 55), 1: (48, 53, 57), 2: (50, 55, 59), 3: (48, 52, 57)}  # C, F, G, a minor

@@ -1,10 +1,10 @@
-"""The Numenta anomaly benchmark: 58 series of single values, with the windows in which something was wrong.
+"""The Numenta anomaly benchmark: 58 univariate series, with the windows in which something was wrong.
 
     corpus = nab.load("NAB")
     for name, series in corpus.items():
         detect(series.values[: nab.probation(len(series.values))])
 
-The windows say where an alarm is right (Lavin & Ahmad 2015, arXiv 1510.03336); `seqjax.data.nab_score` gives points.
+The windows mark where an alarm is right (Lavin & Ahmad 2015, arXiv 1510.03336); `seqjax.data.nab_score` scores alarms.
 """
 
 import datetime
@@ -31,8 +31,8 @@ class Series(NamedTuple):
 
     Attributes:
       times: datetime64[s] [T], as recorded: a few repeat, and one series goes back an hour once (summer time).
-      values: float64 [T], each series in units of its own.
-      windows: int32 [W, 2], the first and the last row of each window, both inside of it; ascending, not overlapping.
+      values: float64 [T], each series in its own units.
+      windows: int32 [W, 2], the first and last row of each window, inclusive; ascending, not overlapping.
     """
 
     times: np.ndarray
@@ -41,9 +41,9 @@ class Series(NamedTuple):
 
 
 def probation(rows: int) -> int:
-    """The rows at the beginning of a series that a detector may learn from, and whose alarms do not count.
+    """The number of rows at the start of a series that a detector may learn from, and whose alarms do not count.
 
-    15 % of the series, 750 at most.
+    15 % of the series, at most 750.
 
     Args:
       rows: of the whole series, T.
@@ -52,18 +52,18 @@ def probation(rows: int) -> int:
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Series]:
-    """All series that have labels, under their names ("realTweets/Twitter_volume_AAPL.csv"), in order of the names.
+    """All labelled series by name ("realTweets/Twitter_volume_AAPL.csv"), in order of the names.
 
     Series without labels are left out, with a warning that counts them.
 
     Args:
       path: an archive of the repository, or of its folders `data` and `labels`; or the folder that it unpacks to; or a
-        folder that holds one of these (`NAB`, `nab`, `NAB*.tar.gz`, `nab*.tar.gz`).
+        folder that contains one of these (`NAB`, `nab`, `NAB*.tar.gz`, `nab*.tar.gz`).
 
     Raises:
-      FileNotFoundError: nothing of this kind there (says what is).
-      ValueError: a damaged archive, no labels, labels that are no JSON or name rows that do not exist, a csv that is
-        missing, not UTF-8 or not `timestamp,value` (names the file, and the line where there is one), or one in `data`
+      FileNotFoundError: none of these (lists what is there).
+      ValueError: a damaged archive, no labels, labels that are not JSON or name rows that do not exist, a csv that is
+        missing, not UTF-8 or not `timestamp,value` (names the file, and the line if there is one), or one in `data`
         that is not data/FOLDER/NAME.csv.
     """
     path = files.find(Path(path).expanduser(), ("labels", "NAB*.tar.gz", "nab*.tar.gz"), ("NAB", "nab"))
@@ -72,11 +72,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, Series]:
     for name, content in files.members(path, lambda name: _LIKE_CSV.search(name) or _LABELS.search(name)):
         if series := _CSV.search(name):
             if series[1] in found:
-                raise ValueError(f"{path}: data/{series[1]} stands there twice")
+                raise ValueError(f"{path}: data/{series[1]} occurs twice")
             found[series[1]] = content
         elif _LABELS.search(name):
             if labels is not None:
-                raise ValueError(f"{path}: labels/combined_windows.json stands there twice")
+                raise ValueError(f"{path}: labels/combined_windows.json occurs twice")
             labels, top = content, name.removesuffix("labels/combined_windows.json")
         else:
             others.append(name)
@@ -97,7 +97,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Series]:
 
 
 def read_csv(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-    """One file `timestamp,value`: times datetime64[s] [T] and values float64 [T].
+    """Reads one file `timestamp,value`: times datetime64[s] [T] and values float64 [T].
 
     Raises:
       FileNotFoundError: no such file.
@@ -107,12 +107,12 @@ def read_csv(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def generated(count: int = 6, rows: int = 1000, seed: int = 0) -> dict[str, Series]:
-    """Noisy daily waves, and in most of them a jump, a silence or a burst of noise; for tests and demonstrations.
+    """Noisy daily waves, most with a jump, a silence or a burst of noise; for tests and demonstrations.
 
     Args:
       count: number of series; every fourth has no anomaly.
       rows: of a series, 200 or more.
-      seed: of everything drawn.
+      seed: of all random draws.
     """
     time, length, corpus = np.arange(rows), rows // 40, {}
     for number in range(count):
@@ -130,14 +130,14 @@ def generated(count: int = 6, rows: int = 1000, seed: int = 0) -> dict[str, Seri
 
 
 def row(line: str, place: str) -> tuple[np.datetime64, float]:
-    """Time and value of a line `timestamp,value`, as it says them.
+    """Time and value of a line `timestamp,value`.
 
     Args:
-      line: without its end.
-      place: what an error names first, "a.csv: line 3".
+      line: without its line end.
+      place: the place for errors, such as "a.csv: line 3".
 
     Raises:
-      ValueError: anything else; a time with a zone or parts of a second, which `datetime64[s]` does not hold.
+      ValueError: anything else, or a time with a zone or fractional seconds, which `datetime64[s]` cannot hold.
     """
     stamp, _, value = line.partition(",")
     try:
@@ -171,17 +171,17 @@ def _parse(content: bytes, place: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rows(windows: list, times: np.ndarray, place: str) -> np.ndarray:
-    """The windows as rows; where a time repeats, its first row."""
+    """The windows as rows; for a repeated time, its first row."""
     try:
         stamps = [[_seconds(datetime.datetime.fromisoformat(time), place) for time in pair] for pair in windows]
         rows = [[np.flatnonzero(times == stamp)[0] for stamp in pair] for pair in stamps]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{place}: {error}, expected pairs of times") from None
     except IndexError:
-        raise ValueError(f"{place}: a window begins or ends at a time that no row has: {windows}") from None
+        raise ValueError(f"{place}: a window begins or ends at a time of no row: {windows}") from None
     if any(len(pair) != 2 for pair in rows):
         raise ValueError(f"{place}: {windows}, expected pairs of times")
     found = np.array(rows, np.int32).reshape(-1, 2)
     if (np.diff(found.ravel()) < 0).any() or (found[1:, 0] == found[:-1, 1]).any():
-        raise ValueError(f"{place}: windows that overlap or are not in order: {windows}")
+        raise ValueError(f"{place}: windows that overlap or are out of order: {windows}")
     return found

@@ -4,13 +4,13 @@
     threshold = nab_score.best_threshold(list(marks.values()), nab_score.PROFILES["standard"])
     nab_score.normalized(list(marks.values()), nab_score.PROFILES["standard"], threshold)   # 0 null, 100 perfect
 
-A detector gives every row of a series a score; an alarm is a score at or above a threshold, one for all series. The
+A detector assigns a score to every row of a series; an alarm is a score at or above one threshold for all series. The
 first alarm in a window earns `A_TP s(y) / s(-1)`, with `s(y) = 2 / (1 + exp(5 y)) - 1` and y from -1 at the first row
-of the window to 0 behind the last one; a window without an alarm costs A_FN. An alarm outside of windows costs
-`-A_FP s(y)`, with y the rows since the last window by the width of it, so that one just behind a window is cheap, and
-A_FP where no window was before. The probationary rows do not count.
+of the window to 0 after the last one; a window without an alarm costs A_FN. An alarm outside of windows costs
+`-A_FP s(y)`, with y the rows since the last window divided by its width, so that one just after a window is cheap, and
+A_FP before any window. The probationary rows do not count.
 
-    score = 100 (raw - null) / (perfect - null),   null = -A_FN W,   perfect = A_TP W   of W windows
+    score = 100 (raw - null) / (perfect - null),   null = -A_FN W,   perfect = A_TP W   for W windows
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ __all__ = ["PROFILES", "Marks", "Profile", "best_threshold", "held_out", "normal
 
 
 class Profile(NamedTuple):
-    """What an application gains and loses: the weights A_TP, A_FP, A_FN."""
+    """Gains and losses of an application: the weights A_TP, A_FP, A_FN."""
 
     true_positive: float
     false_positive: float
@@ -37,23 +37,23 @@ PROFILES: Mapping[str, Profile] = {
     "reward_low_fp": Profile(1.0, 0.22, 1.0),
     "reward_low_fn": Profile(1.0, 0.11, 2.0),
 }
-"""The three profiles of the benchmark; 0.11 is about the share of rows that lie in windows."""
+"""The three profiles of the benchmark; 0.11 is about the fraction of rows in windows."""
 
 
 def scaled_sigmoid(y: np.ndarray | float) -> np.ndarray:
-    """`2 / (1 + exp(5 y)) - 1`, float64 of the shape of y; -1 from y = 3 on."""
+    """`2 / (1 + exp(5 y)) - 1`, float64 of the shape of y; -1 for y >= 3."""
     y = np.asarray(y, np.float64)
     return np.where(y >= 3, -1.0, 2 * expit(-5 * y) - 1)
 
 
 class Marks(NamedTuple):
-    """The rows of a series that count, with what an alarm there is worth.
+    """The rows of a series that count, with the worth of an alarm at each.
 
     Attributes:
       scores: float64 [N], of the detector, higher is stranger.
-      window: int32 [N], the number from 0 to W - 1 of the window that a row is in, -1 outside.
+      window: int32 [N], the index from 0 to W - 1 of the window that a row is in, -1 outside.
       worth: float64 [N], the gain of a first alarm there (in a window, 0 to 1), or the loss (outside, -1 to 1).
-      windows: W, those that do not end on probation.
+      windows: W, those that do not end during probation.
     """
 
     scores: np.ndarray
@@ -71,7 +71,7 @@ class Marks(NamedTuple):
         scores = np.asarray(scores, np.float64)
         rows = np.arange(len(series.values))
         if scores.shape != rows.shape:
-            raise ValueError(f"scores have shape {scores.shape}, expected {rows.shape}, one for each row of the series")
+            raise ValueError(f"scores have shape {scores.shape}, expected {rows.shape}, one per row of the series")
         if not np.isfinite(scores).all():
             raise ValueError(f"the score of row {np.argmin(np.isfinite(scores))} is not finite")
         start = probation(len(rows))
@@ -87,7 +87,7 @@ class Marks(NamedTuple):
 
 
 def raw(marks: Marks, profile: Profile, threshold: float) -> float:
-    """The points of one series, before they are normalized.
+    """The points of one series, before normalization.
 
     Args:
       marks: of the series.
@@ -106,7 +106,7 @@ def raw(marks: Marks, profile: Profile, threshold: float) -> float:
 
 
 def normalized(corpus: Sequence[Marks], profile: Profile, threshold: float) -> float:
-    """The score of a detector over a corpus: 0 of one without alarms, 100 of a perfect one, negative of a worse one.
+    """The score of a detector over a corpus: 0 without alarms, 100 if perfect, negative if worse than no alarms.
 
     Args:
       corpus: marks of all series.
@@ -127,10 +127,12 @@ def held_out(groups: Sequence[Sequence[Marks]], profile: Profile) -> float:
       profile: the weights.
 
     Raises:
-      ValueError: fewer groups, or no series has a window.
+      ValueError: fewer than two groups, or no series has a window.
     """
     if len(groups) < 2:
-        raise ValueError(f"held_out learns the threshold of a group from the others, and there are {len(groups)}")
+        raise ValueError(
+            f"held_out takes the threshold of a group from the others, got {len(groups)}, expected 2 or more"
+        )
     points = 0.0
     for number, group in enumerate(groups):
         others = [marks for i, other in enumerate(groups) if i != number for marks in other]
@@ -150,9 +152,9 @@ def _normalized(corpus: Sequence[Marks], profile: Profile, points: float) -> flo
 def best_threshold(corpus: Sequence[Marks], profile: Profile) -> float:
     """The threshold with the most points on a corpus, as the benchmark sets it; inf where no alarm is best.
 
-    All thresholds are tried at once: going down through the sorted scores of all series, each row adds what it is worth
-    at the moment it becomes an alarm. Of several best ones it is the highest. It looks at the labels of the series that
-    it is then used on: `held_out` does not.
+    All thresholds are tried at once: in descending order of the scores of all series, each row adds its worth when it
+    becomes an alarm. Of equally good thresholds, the highest is returned. It depends on the labels of the series that
+    it is then applied to; `held_out` avoids this.
     """
     offsets = np.cumsum([0, *(marks.windows for marks in corpus)])
     numbered = [np.where(m.window < 0, -1, m.window + offset) for m, offset in zip(corpus, offsets, strict=False)]
@@ -164,7 +166,7 @@ def best_threshold(corpus: Sequence[Marks], profile: Profile) -> float:
         rows = np.flatnonzero(window == number)
         best = np.maximum.accumulate(profile.true_positive * worth[rows])
         change[rows] = np.diff(best, prepend=-profile.false_negative)
-    together = np.append(scores[1:] != scores[:-1], True)  # rows of one score become alarms at once
+    together = np.append(scores[1:] != scores[:-1], True)  # rows of equal score become alarms together
     points = np.where(together, np.cumsum(change), -np.inf)
     best = np.argmax(points)
     return float(scores[best]) if points[best] > 0 else float("inf")

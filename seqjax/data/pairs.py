@@ -42,13 +42,13 @@ __all__ = [
 ]
 
 PADDING = 0
-"""What follows a sentence."""
+"""Fills the rest of a row after a sentence."""
 UNKNOWN = 1
-"""A token that is not in the vocabulary."""
+"""Any token that is not in the vocabulary."""
 START = 2
-"""What a decoder reads before the first token."""
+"""The input of a decoder before the first token."""
 STOP = 3
-"""What it says after the last."""
+"""The output of a decoder after the last token."""
 
 _PLAIN = str.maketrans({"‘": "'", "’": "'", "‐": "-", "–": "-", "\xad": None, "\u200b": None})  # noqa: RUF001
 
@@ -57,16 +57,16 @@ def _marks(codes: range) -> str:
     return "".join(c for c in map(chr, codes) if unicodedata.category(c)[0] == "M")
 
 
-# What belongs to the character before it: combining marks and joiners, which `\w` leaves out. (A set within the first
-# 65,536 characters is a table for `re`, any other is a list.)
+# Characters that belong to the one before: combining marks and joiners, which `\w` does not match. (`re` compiles a set
+# within the first 65,536 characters to a table, and any other to a list.)
 _BEYOND = f"(?=[\U00010000-\U0010ffff])[{_marks(range(0x10000, 0x1F000))}{_marks(range(0xE0100, 0xE01F0))}]"
 _MARK = f"(?:[{_marks(range(0x300, 0x10000))}\u200c\u200d]|{_BEYOND})"
-# A number; a word with the hyphen before it and the apostrophe behind it (l' arbre, a -t -il); any other sign.
+# A number; a word with the hyphen before it and the apostrophe after it (l' arbre, a -t -il); any other sign.
 _TOKEN = re.compile(rf"\d+(?:[.,:]\d+)*(?!{_MARK})|-?(?:[^\W\d_]{_MARK}*)+'?|\S{_MARK}*")
 
 
 class Pairs(NamedTuple):
-    """N sentences and their translations; a sentence stands as often as it has translations.
+    """N sentences and their translations; a sentence occurs once per translation.
 
     Attributes:
       source: N sentences.
@@ -77,12 +77,12 @@ class Pairs(NamedTuple):
     target: tuple[str, ...]
 
     def take(self, indices: Iterable[int]) -> "Pairs":
-        """The pairs of these indices."""
+        """The pairs at these indices."""
         chosen = [(self.source[i], self.target[i]) for i in indices]
         return Pairs(tuple(a for a, _ in chosen), tuple(b for _, b in chosen))
 
     def references(self) -> dict[str, tuple[str, ...]]:
-        """All translations of each source sentence, by the sentence."""
+        """All translations of each source sentence, keyed by the sentence."""
         found: dict[str, list[str]] = {}
         for source, target in zip(*self, strict=True):
             found.setdefault(source, []).append(target)
@@ -90,38 +90,38 @@ class Pairs(NamedTuple):
 
 
 def normalize(text: str) -> str:
-    """The text in composed Unicode (NFC), with plain apostrophes and hyphens, and plain single spaces."""
+    """The text in composed Unicode (NFC), with plain apostrophes and hyphens, and single spaces."""
     return " ".join(unicodedata.normalize("NFC", text).translate(_PLAIN).split())
 
 
 def tokens(text: str) -> list[str]:
     """The words, numbers and punctuation signs of a text, in lower case.
 
-    A word ends behind an apostrophe and before a hyphen, so that French clitics are words:
-    "Qu'a-t-il dit ?" is qu' a -t -il dit ?. Combining marks and joiners belong to the character before them; where a
-    script puts no spaces between words, what stands between two signs is one word.
+    A word ends after an apostrophe and before a hyphen, so that French clitics are words:
+    "Qu'a-t-il dit ?" is qu' a -t -il dit ?. Combining marks and joiners belong to the character before them. In scripts
+    without spaces between words, the text between two signs is one word.
     """
     return _TOKEN.findall(normalize(text).lower())
 
 
 def join(words: Sequence[str]) -> str:
-    """A text of tokens: what `tokens` cut apart is put together, and . , ) stand at the word before them."""
+    """A text from tokens: what `tokens` split is joined again, and there is no space before . , and )."""
     text = " ".join(words).replace("' ", "'")
     return re.sub(r" (-(?=\w)|[.,)…])", r"\1", text)
 
 
 def load(path: str | os.PathLike[str]) -> Pairs:
-    """All pairs of a file of manythings.org: "source TAB target", newer files with a third column that says by whom.
+    """All pairs of a file of manythings.org: "source TAB target", in newer files with a third column for attribution.
 
     Args:
-      path: `fra-eng.zip` (or that of another language), or the `.txt` in it, packed or not; or a folder that holds one
-        of these.
+      path: `fra-eng.zip` (or that of another language), or the `.txt` in it, compressed or not; or a folder that
+        contains one of these.
 
     Returns:
-      The pairs in the order of the file, normalized (see `normalize`), without repeated ones.
+      The pairs in the order of the file, normalized (see `normalize`), without duplicates.
 
     Raises:
-      FileNotFoundError: nothing of this kind there (says what is).
+      FileNotFoundError: none of these (lists what is there).
       ValueError: a damaged archive, a line without two columns, text that is not UTF-8, no pairs (names file and line).
     """
     path = _find(path)
@@ -145,16 +145,16 @@ def parse(content: bytes, place: str = "content") -> Pairs:
             raise ValueError(f"{place}, line {number}: expected source TAB target (TAB attribution), got {line[:60]!r}")
         found[normalize(columns[0]), normalize(columns[1])] = None
     if not found:
-        raise ValueError(f"{place}: no pairs in it")
+        raise ValueError(f"{place}: contains no pairs")
     return Pairs(*(tuple(side) for side in zip(*found, strict=True)))
 
 
 def generated(count: int, seed: int = 0) -> Pairs:
-    """Pairs of a small made-up grammar, for tests and demonstrations: adjectives trade places, clitics elide.
+    """Pairs from a small invented grammar, for tests and demonstrations: adjectives change places, clitics elide.
 
     Args:
       count: number of pairs.
-      seed: of everything drawn.
+      seed: of all random draws.
     """
     rng = np.random.default_rng(seed)
     who = (("I", "je"), ("you", "tu"), ("we", "nous"), ("they", "elles"))
@@ -172,12 +172,12 @@ def generated(count: int, seed: int = 0) -> Pairs:
 
 
 def split(pairs: Pairs, validation: int, test: int, seed: int = 0) -> dict[str, Pairs]:
-    """Parts "train", "validation" and "test"; no source sentence, as `tokens` sees it, stands in two of them.
+    """Parts "train", "validation" and "test"; no source sentence, compared by its `tokens`, is in two of them.
 
     Args:
-      pairs: of `load`.
-      validation: source sentences of the validation part, with all of their translations.
-      test: those of the test part.
+      pairs: from `load`.
+      validation: number of source sentences in the validation part, with all their translations.
+      test: the same for the test part.
       seed: of the order.
 
     Raises:
@@ -187,8 +187,8 @@ def split(pairs: Pairs, validation: int, test: int, seed: int = 0) -> dict[str, 
     names, index = np.unique(keys, return_inverse=True)
     if min(validation, test) < 1 or validation + test >= len(names):
         raise ValueError(
-            f"{len(names)} source sentences cannot be split into {validation} for validation, {test} for the test"
-            " and the rest: each part needs one"
+            f"{len(names)} source sentences cannot be split into {validation} for validation, {test} for testing"
+            " and the rest for training: each part needs at least one"
         )
     place = np.random.default_rng(seed).permutation(len(names))[index]
     part = np.digitize(place, [test, test + validation])  # 0 test, 1 validation, 2 train
@@ -207,7 +207,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Number of indices V, with the four that stand for no word."""
+        """Number of indices V, including the four special ones."""
         return len(self.words) + 4
 
     @cached_property
@@ -215,13 +215,13 @@ class Vocabulary:
         return {word: i for i, word in enumerate(self.words, 4)}
 
     def encode(self, text: str) -> np.ndarray:
-        """The tokens of a text and STOP, int32 [n + 1]."""
+        """The indices of the tokens of a text, then STOP: int32 [n + 1]."""
         return np.array([*(self._index.get(token, UNKNOWN) for token in tokens(text)), STOP], np.int32)
 
     def decode(self, indices: Iterable[int]) -> list[str]:
-        """The tokens of indices up to the first STOP; "[UNK]" for the unknown one, none for START and PADDING.
+        """The tokens of indices up to the first STOP; "[UNK]" for UNKNOWN, none for START and PADDING.
 
-        Raises as `text.check_tokens` does: an index outside of range(size).
+        Raises as `text.check_tokens`, for an index outside range(size).
         """
         words = []
         for index in check_tokens(list(map(operator.index, indices)), self.size):
@@ -237,17 +237,17 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
-        """What `save` wrote; ValueError for another content."""
+        """Reads what `save` wrote. Raises ValueError for any other content."""
         words = files.parse_json(files.read(Path(path)), f"{path}")
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise ValueError(f"{path} holds no vocabulary: expected a list of words")
+            raise ValueError(f"{path} is not a vocabulary: expected a list of words")
         if not words or len(set(words)) < len(words):
-            raise ValueError(f"{path} holds no vocabulary: it has no words, or one of them twice")
+            raise ValueError(f"{path} is not a vocabulary: it has no words, or one of them twice")
         return cls(tuple(words))
 
 
 def vocabulary(texts: Iterable[str], minimum: int = 1) -> Vocabulary:
-    """The tokens that stand at least `minimum` times in the training texts, the most frequent first.
+    """The tokens that occur at least `minimum` times in the training texts, the most frequent first.
 
     Raises:
       ValueError: no token is frequent enough.
@@ -255,7 +255,7 @@ def vocabulary(texts: Iterable[str], minimum: int = 1) -> Vocabulary:
     counts = Counter(token for text in texts for token in tokens(text))
     words = sorted((token for token, count in counts.items() if count >= minimum), key=lambda t: (-counts[t], t))
     if not words:
-        raise ValueError(f"none of {len(counts)} tokens stands {minimum} times in the texts")
+        raise ValueError(f"none of {len(counts)} tokens occurs {minimum} times in the texts")
     return Vocabulary(tuple(words))
 
 

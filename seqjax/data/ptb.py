@@ -4,7 +4,7 @@
     vocabulary = words.Vocabulary.of(parts["train"])    # 10,000 words
     tokens = vocabulary.encode(parts["train"])          # int32 [929589]
 
-Lower case, numbers as `N`, no punctuation, one sentence a line, 10,000 words, the others as `<unk>`.
+Lower case, numbers as `N`, no punctuation, one sentence per line, 10,000 words, all others as `<unk>`.
 """
 
 import os
@@ -14,29 +14,32 @@ import numpy as np
 
 from seqjax.data import files
 
-__all__ = ["MD5", "generated", "load"]
+__all__ = ["FILES", "MD5", "generated", "load"]
 
 MD5 = {
     "train": "f26c4b92c5fdc7b3f8c7cdcb991d8420",
     "validation": "aa0affc06ff7c36e977d7cd49e3839bf",
     "test": "8b80168b89c18661a38ef683c0dc3721",
 }
-"""Of the official texts, unpacked."""
+"""Checksums of the official texts, uncompressed."""
 
-ARCHIVE = "simple-examples.tgz"
 FILES = {"train": "ptb.train.txt", "validation": "ptb.valid.txt", "test": "ptb.test.txt"}
+"""The file of each part."""
+
+_ARCHIVE = "simple-examples.tgz"
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, str]:
     """The texts "train" (42,068 lines), "validation" (3,370) and "test" (3,761).
 
     Args:
-      path: `simple-examples.tgz`, or a folder with it, with the folder that it unpacks to, or with the three files
-        `ptb.{train,valid,test}.txt`, packed or not, in it or in its folder `ptb`.
+      path: `simple-examples.tgz`, or a folder that contains it, the folder that it unpacks to, or the three files
+        `ptb.{train,valid,test}.txt`, compressed or not, directly or in its folder `ptb`.
 
     Raises:
-      FileNotFoundError: nothing of this kind there (says what is).
-      ValueError: a damaged archive or file, a text that is not UTF-8, is empty, or is not once in the archive.
+      FileNotFoundError: none of these (lists what is there).
+      ValueError: a damaged archive or file, a text that is not UTF-8 or is empty, or an archive that does not
+        contain each text exactly once.
     """
     texts = {}
     for part, (file, content) in _contents(Path(path).expanduser()).items():
@@ -47,13 +50,13 @@ def load(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def generated(lines: int = 400, seed: int = 0) -> dict[str, str]:
-    """The three parts in sentences of a small grammar, for tests and demonstrations.
+    """The three parts, in sentences from a small grammar, for tests and demonstrations.
 
-    Verbs agree with their subject across a place, so that a longer context tells more.
+    Verbs agree with their subject across a place name, so a longer context helps.
 
     Args:
-      lines: of the training part; the others have a fifth of it.
-      seed: of everything drawn.
+      lines: number of lines of the training part; the others have a fifth of it.
+      seed: of all random draws.
     """
     rng = np.random.default_rng(seed)
 
@@ -76,7 +79,7 @@ def _contents(path: Path) -> dict[str, tuple[str, bytes]]:
     def either(name: str) -> tuple[str, str]:
         return name, f"{name}.gz"
 
-    found = files.find(path, (*either(FILES["train"]), ARCHIVE), ("ptb", "data", "simple-examples/data"))
+    found = files.find(path, (*either(FILES["train"]), _ARCHIVE), ("ptb", "data", "simple-examples/data"))
     if files.unpacked_name(found.name)[0] == FILES["train"]:
         places = {part: files.find(found.parent, either(name)) for part, name in FILES.items()}
         return {part: (str(place), files.read(place)) for part, place in places.items()}

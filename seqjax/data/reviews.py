@@ -13,6 +13,8 @@ import numpy as np
 
 from seqjax.data import fields, files
 
+__all__ = ["Reviews", "generated", "load", "split"]
+
 _REVIEW = re.compile(r"(?:^|/)(train|test)/(neg|pos)/([0-9]{1,9})_([0-9]{1,2})\.txt$")
 _OTHER = re.compile(r"(?:^|/)(?:train|test)/(?:neg|pos)/.+$", re.IGNORECASE)
 _FILMS = re.compile(r"(?:^|/)(train|test)/urls_(neg|pos)\.txt$")
@@ -25,7 +27,7 @@ class Reviews(NamedTuple):
       texts: N reviews.
       labels: int32 [N], 1 positive (7 stars or more) and 0 negative (4 or fewer).
       stars: int32 [N], 1 to 10.
-      films: the address of the film of each review; "" where the archive does not tell.
+      films: the URL of the film of each review; "" where the archive does not give it.
     """
 
     texts: tuple[str, ...]
@@ -34,7 +36,7 @@ class Reviews(NamedTuple):
     films: tuple[str, ...]
 
     def take(self, indices: np.ndarray) -> "Reviews":
-        """The reviews of these indices."""
+        """The reviews at these indices."""
         texts, films = (tuple(values[i] for i in indices) for values in (self.texts, self.films))
         return Reviews(texts, self.labels[indices], self.stars[indices], films)
 
@@ -43,13 +45,13 @@ def load(path: str | os.PathLike[str]) -> dict[str, Reviews]:
     """The labelled reviews: "train" and "test".
 
     Args:
-      path: `aclImdb_v1.tar.gz`, or another archive that has its layout, or the folder that it unpacks to; or a folder
-        that holds one of these.
+      path: `aclImdb_v1.tar.gz`, or another archive with its layout, or the folder that it unpacks to; or a folder
+        that contains one of these.
 
     Raises:
-      FileNotFoundError: nothing of this kind there (says what is).
-      ValueError: a damaged archive, a file among the reviews that is none by its name, a review that is not UTF-8,
-        stands there twice or has stars of the other label, or a part without reviews (names the file).
+      FileNotFoundError: none of these (lists what is there).
+      ValueError: a damaged archive, a file among the reviews whose name is not that of a review, a review that is not
+        UTF-8, occurs twice or has stars of the other label, or a part without reviews (names the file).
     """
     path = files.find(Path(path).expanduser(), ("aclImdb*.tar.gz", "train"), ("aclImdb", "imdb"))
     path = path.parent if path.name == "train" else path
@@ -64,14 +66,14 @@ def load(path: str | os.PathLike[str]) -> dict[str, Reviews]:
             part, label, number, stars = review.groups()
             key = part, int(label == "pos"), int(number)
             if int(stars) not in (range(7, 11) if label == "pos" else range(1, 5)):
-                raise ValueError(f"{path}: {name}: {stars} stars, expected 7 to 10 of pos and 1 to 4 of neg")
+                raise ValueError(f"{path}: {name}: {stars} stars, expected 7 to 10 in pos and 1 to 4 in neg")
             if key in found:
                 raise ValueError(f"{path}: {name}: there are two reviews {part}/{label}/{int(number)}")
             found[key] = text, int(stars)
         elif urls:
             key = urls[1], int(urls[2] == "pos")
             if key in films:
-                raise ValueError(f"{path}: {name} stands there twice")
+                raise ValueError(f"{path}: {name} occurs twice")
             films[key] = fields.lines(text)
     parts = {}
     for part in ("train", "test"):
@@ -89,11 +91,11 @@ def load(path: str | os.PathLike[str]) -> dict[str, Reviews]:
 
 
 def generated(count: int, seed: int = 0) -> Reviews:
-    """Reviews of a few words by a small grammar, with negations, for tests and demonstrations.
+    """Short reviews from a small grammar with negations, for tests and demonstrations.
 
     Args:
       count: number of reviews.
-      seed: of everything drawn.
+      seed: of all random draws.
     """
     rng = np.random.default_rng(seed)
     words = {1: ("good", "great", "fine", "funny"), 0: ("bad", "dull", "poor", "silly")}
@@ -113,7 +115,7 @@ def generated(count: int, seed: int = 0) -> Reviews:
 
 
 def split(reviews: Reviews, fraction: float = 0.2, seed: int = 0) -> tuple[Reviews, Reviews]:
-    """Training and validation part, about `fraction` of the reviews in the second; no film has reviews in both.
+    """Training and validation part; about `fraction` of the reviews are for validation, and no film is in both parts.
 
     Args:
       reviews: the training reviews.
@@ -121,11 +123,11 @@ def split(reviews: Reviews, fraction: float = 0.2, seed: int = 0) -> tuple[Revie
       seed: of the order of the films.
 
     Raises:
-      ValueError: a fraction outside of (0, 1), or one that leaves a part empty.
+      ValueError: a fraction outside (0, 1), or one that leaves a part empty.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
-    # A review of an unknown film stands for itself.
+        raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+    # A review of an unknown film counts as a film of its own.
     names = [film or f"review {i}" for i, film in enumerate(reviews.films)]
     films, index = np.unique(names, return_inverse=True)
     place = np.random.default_rng(seed).permutation(len(films))[index]
@@ -133,5 +135,5 @@ def split(reviews: Reviews, fraction: float = 0.2, seed: int = 0) -> tuple[Revie
     border = place[order[min(round(fraction * len(order)), len(order) - 1)]]
     held_out = place < border
     if held_out.all() or not held_out.any():
-        raise ValueError(f"{len(names)} reviews of {len(films)} films are too few to hold {fraction:g} of them out")
+        raise ValueError(f"{len(names)} reviews of {len(films)} films are too few to hold out {fraction:g} of them")
     return reviews.take(np.flatnonzero(~held_out)), reviews.take(np.flatnonzero(held_out))

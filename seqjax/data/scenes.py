@@ -1,11 +1,11 @@
-"""Scenes of one or two handwritten digits and what is said of them: "a three", "a three left of an eight".
+"""Scenes of one or two handwritten digits with captions: "a three", "a three left of an eight".
 
 digits = scenes.by_label(mnist.load("data")["train"])
 kinds = scenes.kinds()                                             # "seen" in training, and "held_out"
 pictures, captions, drawn = scenes.draw(key, digits, kinds["seen"], 64)
 
-A kind of scene is (first, relation, second): two digits, and an index of `RELATIONS` or `ALONE`. The smaller digit is
-named first, and of two equal ones the left or the upper one, so that a picture has one caption.
+A kind of scene is (first, relation, second): two digits, and an index into `RELATIONS` or `ALONE`. The smaller digit is
+named first, and of two equal ones the left or upper one, so that each picture has one caption.
 """
 
 from typing import NamedTuple
@@ -22,10 +22,10 @@ __all__ = ["ALONE", "CAPTIONS", "RELATIONS", "VOCABULARY", "ByLabel", "Scenes", 
 Array = jax.Array
 
 RELATIONS = ("left of", "right of", "above", "below")
-"""Where the first digit is, seen from the second."""
+"""The position of the first digit relative to the second."""
 
 ALONE = len(RELATIONS)
-"""The relation of a digit that is alone; the second one of its kind is 0 and means nothing."""
+"""The relation of a single digit; the second digit of its kind is 0, and is ignored."""
 
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -37,11 +37,11 @@ _STEPS = np.array([(-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)], np.int32)
 
 
 class ByLabel(NamedTuple):
-    """Images of digits, those of a label together.
+    """Images of digits, grouped by label.
 
     Attributes:
       images: uint8 [N, S, S].
-      borders: int32 [11]; label l has the images borders[l] to borders[l + 1].
+      borders: int32 [11]; the images of label l are borders[l] to borders[l + 1].
     """
 
     images: Array
@@ -63,7 +63,7 @@ class Scenes(NamedTuple):
 
 
 def by_label(digits: mnist.Digits, side: int = 14) -> ByLabel:
-    """Digits in the order of their labels, shrunk to `side` x `side` pixels by the mean of squares of pixels.
+    """Digits in order of their labels, downsampled to `side` x `side` pixels by averaging blocks of pixels.
 
     Raises:
       ValueError: a side that does not divide 28, or a label without an image.
@@ -80,10 +80,10 @@ def by_label(digits: mnist.Digits, side: int = 14) -> ByLabel:
 
 
 def kinds() -> dict[str, np.ndarray]:
-    """All 210 kinds of scenes, int32 [K, 3]: "seen", those to train on, and "held_out", one pair of digits in five.
+    """All 210 kinds of scenes, int32 [K, 3]: "seen", for training, and "held_out", one pair of digits in five.
 
-    Held out is a kind with (first + 2 second + relation) % 5 = 0. Each pair of different digits is seen in three
-    relations at least, so a held-out scene combines what is known: two digits, and a relation between others.
+    A kind with (first + 2 second + relation) % 5 = 0 is held out. Each pair of different digits is seen in at least
+    three relations, so a held-out scene combines two known digits with a relation known from other pairs.
     """
     alone = [(digit, ALONE, 0) for digit in range(10)]
     equal = [(digit, RELATIONS.index(relation), digit) for digit in range(10) for relation in ("left of", "above")]
@@ -94,7 +94,7 @@ def kinds() -> dict[str, np.ndarray]:
 
 
 def sentence(first: int, relation: int, second: int) -> str:
-    """What is said of a kind of scene.
+    """The caption of a kind of scene.
 
     Example:
       >>> from seqjax.data import scenes
@@ -118,17 +118,17 @@ CAPTIONS = _captions()
 
 
 def draw(key: Array, digits: ByLabel, kinds: Array, count: int, size: int = 32) -> Scenes:
-    """Scenes of these kinds, each kind equally often, at places and of images that are drawn evenly.
+    """Scenes of kinds, images and positions that are drawn uniformly.
 
-    From digit to digit it is between three quarters of the side of a digit and the whole room in the direction of the
-    relation, and less than half a side across. Where images meet, the brighter pixel is seen.
+    The distance between two digits is from three quarters of the side of a digit to all of the available room in the
+    direction of the relation, and less than half a side across. Where images overlap, the brighter pixel is shown.
 
     Args:
       key: PRNG key.
       digits: images of S x S pixels.
       kinds: int32 [K, 3], see `kinds`.
       count: number of scenes B.
-      size: pixels of a side of a picture, at least 7 / 4 S.
+      size: pixels per side of a picture, at least 7 / 4 S.
 
     Raises:
       ValueError: pictures too small for two digits.
@@ -144,7 +144,7 @@ def draw(key: Array, digits: ByLabel, kinds: Array, count: int, size: int = 32) 
     along = jax.random.randint(k_along, (count, 1), near, room + 1, jnp.int32)
     across = jax.random.randint(k_across, (count, 1), -(side // 2) + 1, side // 2, jnp.int32)
     step = jnp.asarray(_STEPS)[relations]
-    # From the second digit to the first, in pixels; the pair may stand wherever it fits.
+    # From the second digit to the first, in pixels; the pair may be anywhere that it fits.
     apart = along * step + across * jnp.abs(step[:, ::-1])
     corner = jax.random.randint(k_place, (count, 2), 0, room - jnp.abs(apart) + 1, jnp.int32)
     places = jnp.stack([corner + jnp.maximum(apart, 0), corner + jnp.maximum(-apart, 0)], 1)  # [B, 2, (x, y)]

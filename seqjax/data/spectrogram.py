@@ -1,9 +1,9 @@
-"""Log-mel frames of sound, all at once or chunk by chunk as it comes: the same numbers.
+"""Log-mel frames of sound, all at once or chunk by chunk in real time, with the same result.
 
 settings = spectrogram.Settings(rate=8000)
 frames = spectrogram.log_mel(settings, samples)             # [..., N] to [..., N // hop, bands]
 carry = spectrogram.start(settings)
-carry, frames = spectrogram.push(settings, carry, chunk)    # as many frames as the chunk has hops
+carry, frames = spectrogram.push(settings, carry, chunk)    # one frame per hop of the chunk
 """
 
 from functools import cache
@@ -19,18 +19,18 @@ Array = jax.Array
 
 
 class Settings(NamedTuple):
-    """How sound becomes frames; the defaults are for 8 kHz: windows of 25 ms, a frame each 10 ms.
+    """How sound is converted to frames; the defaults are for 8 kHz: windows of 25 ms, one frame every 10 ms.
 
     Attributes:
-      rate: samples in a second.
-      window: samples of a window, weighted by a periodic Hann window.
-      hop: samples from frame to frame, at most the window.
-      fft: samples of the Fourier transform, at least the window; zeros are added.
+      rate: samples per second.
+      window: samples per window, weighted by a periodic Hann window.
+      hop: samples between frames, at most the window.
+      fft: samples of the Fourier transform, at least the window; padded with zeros.
       bands: number of mel bands M.
-      low, high: Hz, where the lowest band begins and the highest one ends; high None: rate / 2.
+      low, high: Hz, the start of the lowest band and the end of the highest; None for high is rate / 2.
       scale: "slaney", linear below 1 kHz and logarithmic above (Slaney 1998, Auditory Toolbox), bands of area 1; or
         "htk", 2595 log10(1 + f / 700), bands of height 1 (Young et al. 2006, The HTK Book).
-      floor: power that is added before the logarithm.
+      floor: power added before the logarithm.
     """
 
     rate: int = 8000
@@ -45,18 +45,18 @@ class Settings(NamedTuple):
 
 
 def mel_filters(settings: Settings) -> np.ndarray:
-    """Triangles on the mel scale, float32 [fft // 2 + 1, M]; each begins and ends at the tops of its neighbours.
+    """Triangles on the mel scale, float32 [fft // 2 + 1, M]; each starts and ends at the peaks of its neighbours.
 
     Raises:
-      ValueError: a hop, window or fft that do not rise from 1, low and high that do not rise from 0 to at most
+      ValueError: hop, window and fft that do not increase from 1, low and high that do not increase from 0 to at most
         rate / 2, an unknown scale, or a band without a bin of the Fourier transform.
     """
     rate, window, hop, fft, bands, low, high, scale, _ = settings
     high = rate / 2 if high is None else high
     if not 1 <= hop <= window <= fft:
-        raise ValueError(f"hop, window and fft must rise from 1, got {hop}, {window}, {fft}")
+        raise ValueError(f"hop, window and fft must increase from 1, got {hop}, {window}, {fft}")
     if not 0 <= low < high <= rate / 2:
-        raise ValueError(f"low and high must rise from 0 to at most {rate / 2:g} Hz, got {low:g} and {high:g}")
+        raise ValueError(f"low and high must increase from 0 to at most {rate / 2:g} Hz, got {low:g} and {high:g}")
     if scale not in ("slaney", "htk"):
         raise ValueError(f"scale must be 'slaney' or 'htk', got {scale!r}")
     to_mel, to_hertz = (_slaney, _slaney_hertz) if scale == "slaney" else (_htk, _htk_hertz)
@@ -76,21 +76,21 @@ def mel_filters(settings: Settings) -> np.ndarray:
 
 
 def log_mel(settings: Settings, samples: Array) -> Array:
-    """Frame t of sound, from the window that ends with sample (t + 1) * hop - 1: nothing is read ahead.
+    """Frames of sound; frame t is the window that ends with sample (t + 1) * hop - 1, with no look-ahead.
 
         power[f] = |sum_n hann[n] x[n] exp(-2 pi i f n / fft)|^2,    frame = log(floor + power @ mel_filters)
 
-    What is before the first sample is silence. The last N % hop samples, which make no frame, are not read.
+    The sound before the first sample is silence. The last N % hop samples, less than a frame, are ignored.
 
     Args:
-      settings: as they are.
+      settings: the settings.
       samples: float32 [..., N], -1 to 1.
 
     Returns:
       float32 [..., N // hop, M].
 
     Raises:
-      ValueError: settings that do not hold together.
+      ValueError: invalid settings, as in `mel_filters`.
       TypeError: samples that are not floats.
     """
     return push(
@@ -105,10 +105,10 @@ def start(settings: Settings, batch_shape: tuple[int, ...] = ()) -> Array:
 
 
 def push(settings: Settings, carry: Array, chunk: Array) -> tuple[Array, Array]:
-    """The frames that end inside of the next chunk.
+    """The frames that end within the next chunk.
 
     Args:
-      settings: as they are.
+      settings: the settings.
       carry: float32 [..., window - hop], the samples before the chunk.
       chunk: float32 [..., N], N a multiple of the hop.
 
@@ -116,7 +116,7 @@ def push(settings: Settings, carry: Array, chunk: Array) -> tuple[Array, Array]:
       `(carry, frames [..., N // hop, M])`.
 
     Raises:
-      ValueError: another N, or settings that do not hold together.
+      ValueError: another N, or invalid settings, as in `mel_filters`.
       TypeError: a chunk that is not float.
     """
     filters = _filters(settings)

@@ -19,11 +19,11 @@ from seqjax.data import archives, files
 __all__ = ["RATE", "Recordings", "by_index", "by_speaker", "digest", "generated", "load", "read_wav"]
 
 RATE = 8000
-"""Samples in a second."""
+"""Samples per second."""
 
 _NAME = re.compile(r"([0-9])_([a-z]+)_([0-9]{1,9})\.wav")
 _PCM, _EXTENSIBLE, _UNKNOWN_SIZE = 1, 0xFFFE, 0xFFFFFFFF
-_GUID = bytes.fromhex("000000001000800000aa00389b71")  # of an extensible format, behind its first two bytes
+_GUID = bytes.fromhex("000000001000800000aa00389b71")  # of an extensible format, after its first two bytes
 
 
 class Recordings(NamedTuple):
@@ -33,7 +33,7 @@ class Recordings(NamedTuple):
       samples: N arrays int16 [samples], of different lengths.
       digits: int32 [N], 0 to 9.
       speakers: N names.
-      indices: int32 [N], the number of the recording among those of its speaker and digit.
+      indices: int32 [N], the number of each recording among those of its speaker and digit.
     """
 
     samples: tuple[np.ndarray, ...]
@@ -42,7 +42,7 @@ class Recordings(NamedTuple):
     indices: np.ndarray
 
     def take(self, which: np.ndarray) -> "Recordings":
-        """The recordings at these places, int [M]."""
+        """The recordings at these indices, int [M]."""
         samples, speakers = (tuple(values[i] for i in which) for values in (self.samples, self.speakers))
         return Recordings(samples, self.digits[which], speakers, self.indices[which])
 
@@ -52,10 +52,10 @@ def load(path: str | os.PathLike[str]) -> Recordings:
 
     Args:
       path: the archive of a release (`free-spoken-digit-dataset-*.tar.gz`), or another one with its files; or the
-        folder `recordings`; or a folder that holds one of these.
+        folder `recordings`; or a folder that contains one of these.
 
     Raises:
-      FileNotFoundError: nothing of this kind there (says what is).
+      FileNotFoundError: none of these (lists what is there).
       ValueError: a damaged archive, a name that is not DIGIT_SPEAKER_INDEX.wav, two recordings of one digit, speaker
         and index, a wav file as in `read_wav`, or no recordings at all (names the file).
     """
@@ -74,7 +74,7 @@ def load(path: str | os.PathLike[str]) -> Recordings:
 
 
 def digest(path: str | os.PathLike[str]) -> str:
-    """The sha256 of what `sha256sum *.wav` prints among the recordings: the same for every archive of the same files.
+    """The sha256 of the output of `sha256sum *.wav` for the recordings, the same for every archive of the same files.
 
     Args:
       path: as in `load`, with its errors.
@@ -87,44 +87,44 @@ def read_wav(content: bytes, name: str) -> np.ndarray:
     """The samples of a wav file, int16 [samples].
 
     The file is a header and chunks, each a name of four letters, its size and its content, with a byte of padding
-    behind an odd one (Microsoft and IBM 1991, "Multimedia programming interface and data specifications"). Chunks but
-    `fmt ` and `data` are passed over. A program that writes to a pipe cannot know the sizes, and writes 2^32 - 1: then
-    the samples go on to the end of the file.
+    after an odd size (Microsoft and IBM 1991, "Multimedia programming interface and data specifications"). Chunks other
+    than `fmt ` and `data` are skipped. A program that writes to a pipe cannot know the sizes and writes 2^32 - 1: then
+    the samples extend to the end of the file.
 
     Args:
       content: of the file.
-      name: of the file, for the errors.
+      name: of the file, for errors.
 
     Raises:
-      ValueError: it is damaged, cut off, empty, or not mono, 8 kHz, 16 bit, without compression.
+      ValueError: damaged, truncated, empty, or not mono, 8 kHz, 16 bit, uncompressed.
     """
-    chunks = _chunks(content, f"{name}: damaged or no wav file")
+    chunks = _chunks(content, f"{name}: damaged or not a wav file")
     if missing := [key for key in (b"fmt ", b"data") if key not in chunks]:
-        raise ValueError(f"{name}: damaged or no wav file: no chunk {missing[0].decode()!r}, found {list(chunks)}")
+        raise ValueError(f"{name}: damaged or not a wav file: no chunk {missing[0].decode()!r}, found {list(chunks)}")
     (form, _), (data, size) = chunks[b"fmt "], chunks[b"data"]
     if len(form) < 16:
-        raise ValueError(f"{name}: damaged or no wav file: a format of {len(form)} bytes, expected 16 or more")
+        raise ValueError(f"{name}: damaged or not a wav file: a format of {len(form)} bytes, expected 16 or more")
     code, channels, rate, _, frame, bits = struct.unpack("<HHIIHH", form[:16])
     if code == _EXTENSIBLE and form[26:40] == _GUID:
         valid, code = struct.unpack("<2xH4xH", form[16:26])
         bits = valid or bits
     if code != _PCM:
-        raise ValueError(f"{name}: format {code:#x}, expected {_PCM}, samples without compression")
+        raise ValueError(f"{name}: format {code:#x}, expected {_PCM}, uncompressed samples")
     if (channels, rate, bits) != (1, RATE, 16):
-        raise ValueError(f"{name}: {channels} channels of {rate} Hz and {bits} bit, expected 1 of {RATE} Hz, 16 bit")
+        raise ValueError(f"{name}: {channels} channels, {rate} Hz, {bits} bit, expected 1 channel, {RATE} Hz, 16 bit")
     if frame != 2:
-        raise ValueError(f"{name}: damaged or no wav file: {frame} bytes a sample, expected 2")
+        raise ValueError(f"{name}: damaged or not a wav file: {frame} bytes per sample, expected 2")
     if not data or len(data) != size or size % 2:
-        raise ValueError(f"{name}: {len(data) // 2} samples, its header says {size / 2:g}: empty or cut off")
+        raise ValueError(f"{name}: {len(data) // 2} samples, expected {size / 2:g} from the header: empty or truncated")
     return np.frombuffer(data, "<i2").astype(np.int16)
 
 
 def _chunks(content: bytes, place: str) -> dict[bytes, tuple[bytes, int]]:
-    """What each chunk holds, and its size as its header says it; only the last one may be shorter."""
+    """The content of each chunk, and the size in its header; only the last chunk may be shorter."""
     if content[:4] in (b"RIFX", b"RF64", b"BW64"):
-        raise ValueError(f"{place}: {content[:4].decode()} is not read, expected RIFF")
+        raise ValueError(f"{place}: {content[:4].decode()} is not supported, expected RIFF")
     if kind := archives.packing(content[:512]):
-        raise ValueError(f"{place}: packed by {kind}, unpack it")
+        raise ValueError(f"{place}: it is {kind}, decompress it")
     if len(content) >= 4 and content[:4] != b"RIFF":
         raise ValueError(f"{place}: file does not start with RIFF id")
     if len(content) < 12:
@@ -150,15 +150,15 @@ def _chunks(content: bytes, place: str) -> dict[bytes, tuple[bytes, int]]:
 
 
 def by_speaker(recordings: Recordings, test: str, validation: str | None = None) -> dict[str, Recordings]:
-    """Parts "train", "validation" and "test" without a common speaker.
+    """Parts "train", "validation" and "test" with disjoint speakers.
 
     Args:
-      recordings: of three speakers or more.
+      recordings: of at least three speakers.
       test: the speaker of the test part.
-      validation: that of the validation part; default: the next after `test` in the alphabet, and around.
+      validation: the speaker of the validation part; default: the one after `test` in alphabetical order, cyclically.
 
     Raises:
-      ValueError: a speaker that is not there, one for both parts, or fewer than three in all.
+      ValueError: an unknown speaker, one for both parts, or fewer than three in all.
     """
     names = sorted(set(recordings.speakers))
     if test in names and validation is None:
@@ -176,9 +176,9 @@ def by_speaker(recordings: Recordings, test: str, validation: str | None = None)
 
 
 def by_index(recordings: Recordings) -> dict[str, Recordings]:
-    """The official split: indices 0 to 4 for "test"; of the others 5 to 9 for "validation", the rest for "train".
+    """The official split: indices 0 to 4 are "test"; of the others, 5 to 9 are "validation", the rest "train".
 
-    All speakers are in all parts.
+    Every speaker is in every part.
 
     Raises:
       ValueError: an empty part.
@@ -186,19 +186,19 @@ def by_index(recordings: Recordings) -> dict[str, Recordings]:
     indices = recordings.indices
     places = {"train": indices >= 10, "validation": (indices >= 5) & (indices < 10), "test": indices < 5}
     if empty := [name for name, place in places.items() if not place.any()]:
-        raise ValueError(f"indices up to {indices.max()} leave the {empty[0]} part empty, expected some from 10 on")
+        raise ValueError(f"indices up to {indices.max()} leave the {empty[0]} part empty, expected some of at least 10")
     return {name: recordings.take(np.flatnonzero(place)) for name, place in places.items()}
 
 
 def generated(
     seed: int = 0, speakers: tuple[str, ...] = ("ada", "ben", "cleo"), count: int = 12, samples: int = 1600
 ) -> Recordings:
-    """Two tones after each other stand for a digit, higher for some speakers than for others; for tests.
+    """Recordings in which two tones in a row represent a digit, higher for some speakers than others; for tests.
 
     Args:
-      seed: of everything drawn.
+      seed: of all random draws.
       speakers: their names.
-      count: recordings of each digit and speaker.
+      count: number of recordings per digit and speaker.
       samples: mean length of a recording.
     """
     rng = np.random.default_rng(seed)
@@ -226,12 +226,12 @@ def _recordings(found: dict[tuple[int, str, int], np.ndarray]) -> Recordings:
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Names, without their folders, and contents of all wav files."""
+    """Names, without folders, and contents of all wav files."""
     folders = "*.wav", "recordings/*.wav"
     archives = "free-spoken-digit-dataset*.tar.gz", "fsdd*.tar.gz"
     found = files.find_all(path, (*folders, *archives, "free-spoken-digit-dataset*/recordings/*.wav"), ("fsdd",))
     places = sorted({file.parent if file.suffix == ".wav" and path.is_dir() else file for file in found})
     if len(places) > 1:
-        raise ValueError(f"{path}: expected one data set, found {', '.join(map(str, places))}: say which")
+        raise ValueError(f"{path}: expected one data set, found {', '.join(map(str, places))}: pass one of them")
     for name, content in files.members(places[0], lambda name: name.lower().endswith(".wav")):
         yield PurePosixPath(name).name, content

@@ -13,17 +13,17 @@ Array = jax.Array
 
 
 def adding(key: Array, batch: int, length: int) -> tuple[Array, Array]:
-    """The adding problem: the sum of the two values of a sequence that are marked.
+    """The adding problem: the sum of the two marked values of a sequence.
 
-    Values are uniform on [0, 1); one marker lies in the first half, one in the second, uniformly. Always answering 1
-    has a mean squared error of 1/6.
+    Values are uniform on [0, 1); one marker is in the first half, one in the second, uniformly. Always answering 1 has
+    a mean squared error of 1/6.
 
     Source: Hochreiter & Schmidhuber 1997; in this form Le, Jaitly & Hinton 2015 (arXiv 1504.00941).
 
     Args:
       key: PRNG key.
-      batch: sequences B.
-      length: steps T >= 2.
+      batch: number of sequences B.
+      length: number of steps T >= 2.
 
     Returns:
       xs float32 [T, B, 2] (value, marker 0 or 1) and target float32 [B].
@@ -46,7 +46,7 @@ def adding(key: Array, batch: int, length: int) -> tuple[Array, Array]:
 
 
 def copy_memory(key: Array, batch: int, lag: int, symbols: int = 8, count: int = 10) -> tuple[Array, Array, Array]:
-    """Copy memory: `count` symbols are shown, and wanted again `lag` + `count` steps after each was shown.
+    """Copy memory: `count` symbols are shown, and each is the target `lag` + `count` steps later.
 
     Steps: count symbols, lag - 1 blanks, one query, count blanks. Targets: lag + count blanks, then the symbols.
     Tokens 0 to symbols - 1 are the symbols, `symbols` is the blank, `symbols + 1` the query: symbols + 2 in all.
@@ -56,10 +56,10 @@ def copy_memory(key: Array, batch: int, lag: int, symbols: int = 8, count: int =
 
     Args:
       key: PRNG key.
-      batch: sequences B.
+      batch: number of sequences B.
       lag: steps from the last symbol to the query, >= 1.
-      symbols: different symbols, >= 2.
-      count: symbols to remember, >= 1.
+      symbols: number of different symbols, >= 2.
+      count: number of symbols to remember, >= 1.
 
     Returns:
       tokens int32 [T, B], targets int32 [T, B], weights float32 [T, B] (all 1: blanks count too), T = lag + 2 * count.
@@ -91,20 +91,20 @@ def copy_memory(key: Array, batch: int, lag: int, symbols: int = 8, count: int =
 def delayed_recall(
     key: Array, batch: int, lag: int, symbols: int = 8, distractors: int = 0
 ) -> tuple[Array, Array, Array]:
-    """Delayed recall: one symbol is shown at t = 0 and asked for by a query at t = lag.
+    """Delayed recall: one symbol is shown at t = 0 and must be recalled at a query at t = lag.
 
-    Tokens 0 to symbols - 1 are the symbols, `symbols` is the blank, `symbols + 1` the query, further ones are
-    distractors: symbols + 2 + distractors in all. Between symbol and query stand blanks, or, with distractors > 0,
-    uniform draws of the distractors. Without memory (or with gradients cut short of the lag) 1/symbols are right.
+    Tokens 0 to symbols - 1 are the symbols, `symbols` is the blank, `symbols + 1` the query, the rest are distractors:
+    symbols + 2 + distractors in all. Between symbol and query are blanks, or, with distractors > 0, uniformly drawn
+    distractors. Without memory (or with gradients truncated before the lag) the accuracy is 1/symbols.
 
-    Source: the latching problem of Bengio, Simard & Frasconi 1994, in symbols.
+    Source: the latching problem of Bengio, Simard & Frasconi 1994, with symbols.
 
     Args:
       key: PRNG key.
-      batch: sequences B.
+      batch: number of sequences B.
       lag: steps from the symbol to the query, >= 1.
-      symbols: different symbols, >= 2.
-      distractors: different distractors, >= 0.
+      symbols: number of different symbols, >= 2.
+      distractors: number of different distractors, >= 0.
 
     Returns:
       tokens int32 [T, B], targets int32 [T, B], weights float32 [T, B] (1 at the last step, else 0), T = lag + 1.
@@ -122,7 +122,7 @@ def delayed_recall(
     blank, query = symbols, symbols + 1
     symbol_key, filler_key = jax.random.split(key)
     shown = jax.random.randint(symbol_key, (1, batch), 0, symbols, jnp.int32)
-    # the half-open range [blank, blank + 1) holds the blank alone
+    # the half-open range [blank, blank + 1) contains only the blank
     low, high = (query + 1, query + 1 + distractors) if distractors else (blank, blank + 1)
     filler = jax.random.randint(filler_key, (lag - 1, batch), low, high, jnp.int32)
     tokens = jnp.concatenate([shown, filler, jnp.full((1, batch), query, jnp.int32)])

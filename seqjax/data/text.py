@@ -1,4 +1,4 @@
-"""Text as characters: reading, vocabulary, and contiguous streams for stateful truncated training."""
+"""Text as characters: reading, vocabulary, and contiguous streams for stateful truncated BPTT."""
 
 import itertools
 import json
@@ -23,6 +23,7 @@ __all__ = [
     "chunks",
     "lanes",
     "language_reference",
+    "left_over",
     "read",
     "split",
 ]
@@ -30,18 +31,18 @@ __all__ = [
 Array = jax.Array
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-"""What index 0 decodes to."""
+"""The character that index 0 decodes to."""
 
 
 def read(path: str | os.PathLike[str]) -> str:
-    """The text of a UTF-8 file, or of all `*.txt` files of a directory, in sorted order, one after another.
+    """The text of a UTF-8 file, or of all `*.txt` files of a directory, concatenated in sorted order.
 
-    Each may be packed (`a.txt.gz`). A byte order mark at the beginning of a file is no part of its text.
+    Each may be compressed (`a.txt.gz`). A byte order mark at the beginning of a file is not part of its text.
 
     Raises:
-      FileNotFoundError: no such path, or a directory without `*.txt` files (names what it holds).
+      FileNotFoundError: no such path, or a directory without `*.txt` files (lists what it holds).
       ValueError: not UTF-8 (names the file, the offset of the first bad byte and its line), or empty; a directory that
-        holds a file twice, packed and not, or one with another spelling of `.txt`.
+        holds a file twice, compressed and not, or one with another spelling of `.txt`.
     """
     path = Path(path)
     found = _texts(path) if path.is_dir() else [path]
@@ -63,24 +64,24 @@ def _texts(folder: Path) -> list[Path]:
         if not name.endswith(".txt"):
             raise ValueError(f"{file}: expected names *.txt, rename it")
         if name in found:
-            raise ValueError(f"{folder}: {found[name].name} and {file.name} are one text, keep one")
+            raise ValueError(f"{folder}: {found[name].name} and {file.name} are the same text: keep one")
         found[name] = file
     return list(found.values())
 
 
 def language_reference() -> str:
-    """The reference manual of the Python language that runs this program: `pydoc_data.topics`, topics sorted.
+    """The reference manual of the running Python: `pydoc_data.topics`, topics sorted.
 
-    About half a million characters that are on every machine. The text differs between versions of Python.
+    About half a million characters, available on every machine. The text differs between versions of Python.
     """
     topics: dict[str, str] = pydoc_data.topics.topics
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
 class Vocabulary(NamedTuple):
-    """The characters of a text: index i + 1 is characters[i], index 0 is any character that is not among them.
+    """The characters of a text: index i + 1 is characters[i], index 0 is any other character.
 
-    A character is a code point, and a text is read as it is: a letter and a combining mark after it are two.
+    A character is a code point, and a text is not normalized: a letter and a combining mark after it are two.
 
     Example:
       >>> from seqjax.data import text
@@ -102,28 +103,28 @@ class Vocabulary(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Number of indices, the unknown one included."""
+        """Number of indices, including the unknown one."""
         return len(self.characters) + 1
 
     def encode(self, text: str) -> np.ndarray:
-        """Text of N characters to int32 [N], 0 where a character is unknown."""
+        """Converts a text of N characters to int32 [N], 0 for unknown characters."""
         known, codes = _code_points(self.characters), _code_points(text)
         index = np.minimum(np.searchsorted(known, codes), len(known) - 1)
         return np.where(known[index] == codes, index + 1, 0).astype(np.int32)
 
     def decode(self, tokens: Sequence[int] | np.ndarray | Array) -> str:
-        """Integers [N] to N characters, U+FFFD for index 0. Raises as `check_tokens` does."""
+        """Converts integers [N] to N characters, U+FFFD for index 0. Raises as `check_tokens`."""
         indices = check_tokens(tokens, self.size)
         alphabet = UNKNOWN + self.characters
         return "".join(alphabet[i] for i in indices)
 
     def to_json(self) -> str:
-        """As JSON, for the artifacts of a run."""
+        """The vocabulary as JSON, for the artifacts of a run."""
         return json.dumps({"characters": self.characters})
 
     @classmethod
     def from_json(cls, text: str) -> "Vocabulary":
-        """What `to_json` wrote. Raises ValueError for anything else."""
+        """Reads what `to_json` wrote. Raises ValueError for anything else."""
         found = files.parse_json(text, "vocabulary")
         characters = found.get("characters") if isinstance(found, dict) else None
         if not isinstance(characters, str) or list(characters) != sorted(set(characters)) or not characters:
@@ -135,8 +136,8 @@ def check_tokens(tokens: Sequence[int] | np.ndarray | Array, size: int) -> np.nd
     """Tokens of a vocabulary as int64 [N].
 
     Raises:
-      ValueError: another shape, or an index outside of range(size).
-      TypeError: tokens that are no integers.
+      ValueError: another shape, or an index outside range(size).
+      TypeError: tokens that are not integers.
     """
     found = np.asarray(tokens)
     if found.ndim != 1:
@@ -153,7 +154,7 @@ def split(text: str, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> tuple[str,
     """Contiguous parts of the text, in order, of len(text) * fraction characters each, rounded.
 
     Raises:
-      ValueError: fractions are not positive, do not sum to 1, or leave a part empty.
+      ValueError: fractions that are not positive, do not sum to 1, or leave a part empty.
 
     Example:
       >>> from seqjax.data import text
@@ -170,9 +171,9 @@ def split(text: str, fractions: Sequence[float] = (0.8, 0.1, 0.1)) -> tuple[str,
 
 
 def lanes(tokens: np.ndarray, batch: int) -> np.ndarray:
-    """Contiguous streams: column b is the b-th of `batch` equal stretches of the tokens; the tail is dropped.
+    """Contiguous streams: column b is the b-th of `batch` equal segments of the tokens; the tail is dropped.
 
-    Chunk i + 1 of a lane continues chunk i of the same lane, so a carry passed on sees one unbroken text
+    Chunk i + 1 of a lane continues chunk i of the same lane, so a carry passed on reads one continuous text
     (Zaremba et al. 2014, arXiv 1409.2329).
 
     Args:
@@ -183,7 +184,7 @@ def lanes(tokens: np.ndarray, batch: int) -> np.ndarray:
       int32 [N, B], time-major, N = M // B.
 
     Raises:
-      ValueError: for tokens that are no integers [M] or do not fit int32, or lanes below 1 or above M.
+      ValueError: for tokens that are not integers [M] or do not fit int32, or lanes below 1 or above M.
 
     Example:
       >>> import numpy as np
@@ -203,10 +204,10 @@ def lanes(tokens: np.ndarray, batch: int) -> np.ndarray:
 
 
 def chunks(streams: np.ndarray | Array, length: int) -> int:
-    """How many chunks of `length` inputs, each followed by a target, the streams [N, B] hold: (N - 1) // length.
+    """The number of chunks of `length` inputs, each followed by a target, in the streams [N, B]: (N - 1) // length.
 
     Raises:
-      ValueError: not even one.
+      ValueError: less than one.
     """
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
@@ -220,9 +221,9 @@ def chunks(streams: np.ndarray | Array, length: int) -> int:
 
 
 def left_over(count: int, batch: int, length: int) -> int:
-    """How many of so many tokens are never a target in an epoch of `chunks`: the tail of the text and of each lane.
+    """How many of `count` tokens are never a target in an epoch of `chunks`: the tails of the text and of each lane.
 
-    The first token of the text, which nothing stands before, is not among them; the first ones of further lanes are.
+    The first token of the text, which has no token before it, is not counted; the first ones of the other lanes are.
 
     Example:
       >>> from seqjax.data import text
@@ -238,13 +239,13 @@ def chunk(streams: Array, index: Array | int, length: int) -> tuple[Array, Array
     Args:
       streams: int32 [N, B] from `lanes`.
       index: int32 [], 0 <= index < chunks(streams, length); checked unless traced.
-      length: steps of a chunk T, static.
+      length: steps T of a chunk, static.
 
     Returns:
       inputs int32 [T, B], targets int32 [T, B].
 
     Raises:
-      ValueError: for an index out of range, or streams without even one chunk.
+      ValueError: for an index out of range, or streams with less than one chunk.
 
     Example:
       >>> import numpy as np

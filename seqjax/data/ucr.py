@@ -32,7 +32,7 @@ class Series(NamedTuple):
       values: float32 [N, T, D], 0 after the end of a series.
       lengths: int32 [N], from 1 to T.
       labels: int32 [N], index into `classes`.
-      classes: names, numbers in their order, others alphabetical.
+      classes: names, in numerical order if they are numbers, else alphabetical.
     """
 
     values: np.ndarray
@@ -41,24 +41,24 @@ class Series(NamedTuple):
     classes: tuple[str, ...]
 
     def take(self, indices: np.ndarray) -> "Series":
-        """The series of these indices; T stays."""
+        """The series at these indices, with the same T."""
         return Series(self.values[indices], self.lengths[indices], self.labels[indices], self.classes)
 
 
 def load(path: str | os.PathLike[str], name: str) -> dict[str, Series]:
     """The official parts of a problem, "train" and "test", padded to one T.
 
-    A series ends at its last value. Values that are missing before it, which the files mark by `?` or `NaN`, are
-    interpolated linearly, as Dau et al. (2018) do before they compare series. An empty cell is an error.
+    A series ends at its last value. Missing values before that, marked `?` or `NaN` in the files, are interpolated
+    linearly, as Dau et al. (2018) do before comparing series. An empty cell is an error.
 
     Args:
       path: a folder with NAME_TRAIN and NAME_TEST (`.ts`, or `.txt` and `.tsv` with the class in the first column), or
-        with NAME.zip, Univariate_ts.zip or Multivariate_ts.zip as the archive publishes them, all packed or not; or one
-        that holds such a folder as NAME, `ucr` or `ucr_uea`; or an archive.
-      name: of the problem, "GunPoint".
+        with NAME.zip, Univariate_ts.zip or Multivariate_ts.zip as the archive publishes them, all compressed or not; or
+        one that contains such a folder as NAME, `ucr` or `ucr_uea`; or an archive.
+      name: of the problem, such as "GunPoint".
 
     Raises:
-      FileNotFoundError: no such files (says where it looked).
+      FileNotFoundError: no such files (lists where it looked).
       ValueError: a damaged archive, or a file that breaks the format (names the file and the line).
     """
     path = Path(path).expanduser()
@@ -71,18 +71,18 @@ def pack(parts: Sequence[Sequence[tuple[np.ndarray, str]]]) -> list[Series]:
     """Series of unequal lengths as arrays, with the same T and the same classes in every part.
 
     Args:
-      parts: for each part its series: values [steps, D] and the name of the class.
+      parts: the series of each part: values [steps, D] and the name of the class.
 
     Raises:
-      ValueError: another D in one part than in another.
+      ValueError: series with different D.
     """
     if len(variables := {values.shape[1] for part in parts for values, _ in part}) > 1:
-        raise ValueError(f"series of {' and '.join(map(str, sorted(variables)))} variables, expected as many of each")
+        raise ValueError(f"series of {' and '.join(map(str, sorted(variables)))} variables, expected the same for all")
     names = {label for part in parts for _, label in part}
     try:
         fields.numbers(list(names), "classes")
         classes = tuple(sorted(names, key=lambda name: (Decimal(name), name)))
-    except (ValueError, ArithmeticError):  # no numbers, or an exponent that no number has
+    except (ValueError, ArithmeticError):  # not numbers, or an exponent out of range
         classes = tuple(sorted(names))
     longest = max(len(values) for part in parts for values, _ in part)
     packed = []
@@ -96,9 +96,9 @@ def pack(parts: Sequence[Sequence[tuple[np.ndarray, str]]]) -> list[Series]:
 
 
 def normalize(series: Series) -> Series:
-    """Each variable of each series to mean 0 and standard deviation 1 over its own steps; constant ones to 0.
+    """Scales each variable of each series to mean 0 and standard deviation 1 over its own steps; constant ones to 0.
 
-    Mean and deviation are those of `windows.moments`, so what varies by rounding alone is constant.
+    Mean and deviation are those of `windows.moments`, so a variable that varies only by rounding is constant.
     """
     real = (np.arange(series.values.shape[1]) < series.lengths[:, None])[..., None]
     mean, std = (row[:, None] for row in windows.moments(series.values, 1, where=real))
@@ -108,7 +108,7 @@ def normalize(series: Series) -> Series:
 
 
 def split(series: Series, fraction: float = 0.2, seed: int = 0) -> tuple[Series, Series]:
-    """Training and validation part: of each class `fraction` in the second, and at least one series in each part.
+    """Training and validation part: `fraction` of each class is for validation, with at least one series in each part.
 
     Args:
       series: the training series.
@@ -116,10 +116,10 @@ def split(series: Series, fraction: float = 0.2, seed: int = 0) -> tuple[Series,
       seed: of the choice.
 
     Raises:
-      ValueError: a fraction outside of (0, 1), or a class with a single series.
+      ValueError: a fraction outside (0, 1), or a class with a single series.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+        raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
     rng = np.random.default_rng(seed)
     held_out = np.zeros(len(series.labels), bool)
     for label, name in enumerate(series.classes):
@@ -136,7 +136,7 @@ def generated(count: int, seed: int = 0) -> Series:
 
     Args:
       count: number of series, at least 1.
-      seed: of everything drawn.
+      seed: of all random draws.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -155,17 +155,17 @@ def parse(source: str, content: bytes) -> list[tuple[np.ndarray, str]]:
     """The series of one file: values float64 [steps, D] and the name of the class.
 
     Args:
-      source: the name of the file; it ends in `.ts`, packed or not, or else every line is a class and the values of one
-        series.
+      source: the name of the file; if it does not end in `.ts`, compressed or not, every line is a class and the values
+        of one series.
       content: of the file.
 
     Raises:
-      ValueError: what breaks the format (names the source and the line).
+      ValueError: content that breaks the format (names the source and the line).
     """
     lines = fields.lines(files.decode(content, source))
     rows = list(_ts(source, lines) if files.unpacked_name(source)[0].endswith(".ts") else _columns(source, lines))
     if not rows:
-        raise ValueError(f"{source}: no series in it")
+        raise ValueError(f"{source}: contains no series")
     return rows
 
 
@@ -181,16 +181,16 @@ def _columns(source: str, lines: Sequence[str]) -> Iterator[tuple[np.ndarray, st
 
 
 def _class(place: str, cell: str) -> str:
-    """The name of a class that is a number: one for 1, 1.0 and 1.0000000e+00, and never one for two numbers."""
+    """The name of a numeric class: the same for 1, 1.0 and 1.0000000e+00, and never the same for two numbers."""
     value = fields.number(cell, place)
     try:
         exact = Decimal(cell.strip(" \t"))
     except ArithmeticError:
-        raise ValueError(f"{place}: {cell[:40]} has an exponent that no number has") from None
+        raise ValueError(f"{place}: {cell[:40]} has an exponent out of range") from None
     if exact == 0:
         return "0"
     if not value:
-        raise ValueError(f"{place}: {cell[:40]} is too small for a number of 64 bits")
+        raise ValueError(f"{place}: {cell[:40]} is too small for float64")
     digits = f"{exact:f}"
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
@@ -198,29 +198,29 @@ def _class(place: str, cell: str) -> str:
 def _ts(source: str, lines: Sequence[str]) -> Iterator[tuple[np.ndarray, str]]:
     header, start = _header(source, lines)
 
-    def said(key: str, otherwise: str) -> tuple[str, str]:
-        """What the header says of a key, and where."""
-        number, value = header.get(key.lower(), (0, otherwise))
+    def field(key: str, default: str) -> tuple[str, str]:
+        """The value of a key in the header, and its place for errors."""
+        number, value = header.get(key.lower(), (0, default))
         return value, f"{source} line {number}: {key}" if number else f"{source}: {key}"
 
     def truth(key: str) -> bool:
-        value, place = said(key, "false")
+        value, place = field(key, "false")
         if value.lower() not in ("true", "false"):
             raise ValueError(f"{place} is {value[:40]!r}, expected true or false")
         return value.lower() == "true"
 
     def count(key: str) -> int:
-        value, place = said(key, "0")
+        value, place = field(key, "0")
         if not re.fullmatch("[0-9]{1,9}", value):
             raise ValueError(f"{place} is {value[:40]!r}, expected a number of steps or variables")
         return int(value)
 
-    value, place = said("@classLabel", "false")
+    value, place = field("@classLabel", "false")
     kind, *classes = value.split() or [""]
     if kind.lower() != "true" or not classes:
         raise ValueError(f"{place} is {value[:40]!r}, expected true and the classes")
     if truth("@timeStamps"):
-        raise ValueError(f"{said('@timeStamps', '')[1]} is true; series with a time for each value are not read")
+        raise ValueError(f"{field('@timeStamps', '')[1]} is true: series with time stamps are not supported")
     dimensions, length = count("@dimensions"), count("@seriesLength")
     if truth("@univariate"):
         dimensions = 1
@@ -238,14 +238,14 @@ def _ts(source: str, lines: Sequence[str]) -> Iterator[tuple[np.ndarray, str]]:
         columns = [_values(place, variable.split(",")) for variable in variables]
         lengths = {len(column) for column in columns}
         if len(lengths) > 1 or (length and lengths != {length}):
-            wanted = f"{length} of each" if length else "as many of each"
+            wanted = f"{length} of each" if length else "the same number of each"
             found = " and ".join(map(str, sorted(lengths)))
             raise ValueError(f"{place}: variables of {found} values, expected {wanted}")
         yield _filled(place, columns), label
 
 
 def _header(source: str, lines: Sequence[str]) -> tuple[dict[str, tuple[int, str]], int]:
-    """The fields before @data, by their names in lower case: line and value; and the number of the line after it."""
+    """The fields before @data, by name in lower case: line and value; and the number of the line @data."""
     header: dict[str, tuple[int, str]] = {}
     for number, line in enumerate(lines, 1):
         key, *value = line.split(maxsplit=1) or [""]
@@ -257,18 +257,18 @@ def _header(source: str, lines: Sequence[str]) -> tuple[dict[str, tuple[int, str
             header[key.lower()] = number, value[0].strip() if value else ""
         elif key and not key.startswith("#"):
             raise ValueError(f"{source} line {number}: {line[:40]!r} before @data, expected @NAME VALUE or # COMMENT")
-    raise ValueError(f"{source}: no line @data, so it is no complete .ts file")
+    raise ValueError(f"{source}: no line @data: not a complete .ts file")
 
 
 def _values(place: str, cells: Sequence[str]) -> list[float]:
-    """The numbers of cells, NaN where one is marked as missing."""
+    """The numbers in cells, NaN where marked as missing."""
     missing = [cell.strip().lower() in _MISSING for cell in cells]
     numbers = fields.numbers(["0" if mark else cell for mark, cell in zip(missing, cells, strict=True)], place)
     return [np.nan if mark else value for mark, value in zip(missing, numbers, strict=True)]
 
 
 def _filled(place: str, columns: Sequence[Sequence[float]]) -> np.ndarray:
-    """Values [steps, D] of D columns up to the last that is there, with those that are missing interpolated."""
+    """Values [steps, D] of D columns, up to the last value present, with missing ones interpolated."""
     values = np.array(columns, np.float64).T
     there = ~np.isnan(values)
     if not there.any(0).all():
@@ -284,7 +284,7 @@ def _filled(place: str, columns: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def _read(path: Path, stem: str) -> tuple[str, bytes]:
-    """Name and content of the first file STEM.ts, .txt or .tsv that is found."""
+    """Name and content of the first file STEM.ts, .txt or .tsv found."""
     if path.is_file():
         candidates = [path]
     else:
@@ -306,7 +306,7 @@ def _read(path: Path, stem: str) -> tuple[str, bytes]:
 
 
 def _member(archive: Path, stem: str) -> tuple[str, bytes] | None:
-    """The file of an archive with this name."""
+    """The file with this name in an archive, or None."""
     found: dict[str, tuple[str, bytes]] = {}
     for name, content in files.members(archive, lambda name: Path(name).stem == stem and name.endswith(_SUFFIXES)):
         suffix = Path(name).suffix

@@ -1,10 +1,10 @@
-"""Text as numbers, in four steps: standardize, tokenize, index, encode.
+"""Text to numbers, in four steps: standardize, tokenize, index, encode.
 
-    vectorizer = vectorize.fit(train_texts, size=20_000)       # the training part alone
+    vectorizer = vectorize.fit(train_texts, size=20_000)       # only the training part
     tokens = vectorizer.ints(texts, length=600)                # int32 [N, 600], 0 after the end of a text
     bags = vectorizer.tf_idf(texts)                            # sparse float32 [N, 20_000]
 
-The same words give the same numbers as `keras.layers.TextVectorization`, without TensorFlow.
+Gives the same numbers as `keras.layers.TextVectorization`, without TensorFlow.
 """
 
 import json
@@ -28,11 +28,15 @@ from seqjax.data.damaged import named
 from seqjax.data.text import check_tokens
 from seqjax.extras import needed
 
-MASK, UNKNOWN = 0, 1
-"""Index of the padding after a text, and of every token that is not in the vocabulary."""
+__all__ = ["MASK", "UNKNOWN", "Rules", "Vectorizer", "fit", "load"]
+
+MASK = 0
+"""The index of the padding after a text."""
+UNKNOWN = 1
+"""The index of every token that is not in the vocabulary."""
 
 _PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]")
-# What compatibility decomposition leaves alone: typographic quotes and dashes, ligatures, letters with a stroke.
+# Not changed by compatibility decomposition: typographic quotes and dashes, ligatures, letters with a stroke.
 _FOLDED = str.maketrans(
     dict(zip("‘’“”«»–—−øØłŁđĐ", '\'\'""""---oOlLdD', strict=True))  # noqa: RUF001  their look is the point
     | {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE"}
@@ -40,27 +44,27 @@ _FOLDED = str.maketrans(
 
 
 def _is_accent(character: str) -> bool:
-    """Whether it is a mark above, below or through a letter, which the plain letter goes without.
+    """Whether it is a mark above, below or through a letter that may be dropped.
 
-    Not so the marks that make another letter or vowel of it: nukta, the voicing of kana and virama (classes 6 to 9),
-    the vowels and tones of Telugu, Thai, Lao and Tibetan (84 to 132).
+    Marks that form another letter or vowel may not: nukta, the voicing of kana and virama (classes 6 to 9), the vowels
+    and tones of Telugu, Thai, Lao and Tibetan (84 to 132).
     """
     kind = unicodedata.combining(character)
     return kind > 0 and not (6 <= kind <= 9 or 84 <= kind <= 132)
 
 
 class Rules(NamedTuple):
-    """How a text becomes tokens, in this order.
+    """How a text is converted to tokens, in this order.
 
     Attributes:
-      fold: special characters to plain ones: accents are dropped, ligatures and typographic quotes written out.
-        Marks that make another letter, as in Hindi, Thai or Japanese, stay.
-      lower: lower case.
+      fold: replace special characters by plain ones: accents are dropped, ligatures and typographic quotes expanded.
+        Marks that form another letter, as in Hindi, Thai or Japanese, are kept.
+      lower: convert to lower case.
       strip: drop the 32 ASCII punctuation characters.
-      characters: the tokens are characters (code points), not words between white space.
-      stem: a language of the Snowball stemmer ("english", "french", ...): words are cut to their stems. It needs
+      characters: whether tokens are characters (code points) instead of words separated by white space.
+      stem: a language of the Snowball stemmer ("english", "french", ...) to reduce words to their stems. Requires
         `pip install 'seqjax[text]'`.
-      ngrams: runs of so many neighbouring tokens are tokens, joined by a space; (1, 2) is unigrams, then bigrams.
+      ngrams: lengths of n-grams, each a token joined by spaces; (1, 2) is unigrams, then bigrams.
     """
 
     fold: bool = False
@@ -75,13 +79,13 @@ class Rules(NamedTuple):
         if self.stem is not None:
             _stemmer(self.stem)
             if self.characters:
-                raise ValueError(f"characters have no stem: stem={self.stem!r} goes with words")
+                raise ValueError(f"characters have no stem: stem={self.stem!r} requires characters=False")
         if not self.ngrams or min(self.ngrams) < 1 or len(set(self.ngrams)) < len(self.ngrams):
             raise ValueError(f"ngrams must be distinct lengths of at least 1, got {self.ngrams}")
         return self
 
     def standardize(self, text: str) -> str:
-        """The text after folding, composition (NFC: é is one character however it was typed), lower case, stripping."""
+        """The text after folding, composition (NFC: é is one character however typed), lowercasing and stripping."""
         if self.fold and not text.isascii():
             decomposed = unicodedata.normalize("NFKD", text.translate(_FOLDED))
             text = "".join(c for c in decomposed if not _is_accent(c))
@@ -91,7 +95,7 @@ class Rules(NamedTuple):
         return _PUNCTUATION.sub("", text) if self.strip else text
 
     def tokens(self, text: str) -> list[str]:
-        """The tokens of one text, in order; of n-grams, all of the first length, then all of the next."""
+        """The tokens of one text, in order; for n-grams, all of the first length, then all of the next."""
         text = self.standardize(text)
         words = list(text) if self.characters else text.split()
         if self.stem is not None:
@@ -113,13 +117,13 @@ def _stemmer(language: str) -> Callable[[list[str]], list[str]]:
 
 @dataclass(frozen=True)
 class Vectorizer:
-    """A vocabulary and the rules that it was made by; `fit` makes one.
+    """A vocabulary and the rules that produced it; `fit` creates one.
 
     Attributes:
-      rules: how a text becomes tokens.
+      rules: how a text is converted to tokens.
       vocabulary: the tokens of the indices 2, 3, ..., most frequent first.
-      frequencies: in how many of the texts that were fitted each of them stands.
-      documents: how many texts were fitted.
+      frequencies: the number of training texts that contain each of them.
+      documents: the number of training texts.
     """
 
     rules: Rules
@@ -129,7 +133,7 @@ class Vectorizer:
 
     @property
     def size(self) -> int:
-        """Number of indices V, the mask and the unknown one included."""
+        """Number of indices V, including the mask and the unknown one."""
         return len(self.vocabulary) + 2
 
     @cached_property
@@ -152,11 +156,15 @@ class Vectorizer:
             yield np.fromiter(map(self._index.get, tokens, repeat(UNKNOWN)), np.int32, len(tokens))
 
     def ints(self, texts: Iterable[str], length: int | None = None) -> np.ndarray:
-        """Tokens as indices, int32 [N, length], 0 after the end of a text; a longer text is cut.
+        """Tokens as indices, int32 [N, length], 0 after the end of a text; a longer text is truncated.
 
         Args:
           texts: N texts.
-          length: of the rows; None for that of the longest text.
+          length: of the rows; None for the length of the longest text.
+
+        Raises:
+          ValueError: a length below 1.
+          TypeError: anything but texts.
         """
         if length is not None and length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
@@ -169,11 +177,11 @@ class Vectorizer:
     def aligned(self, texts: Iterable[str], length: int) -> np.ndarray:
         """The n-grams that end at each word, one for each of `rules.ngrams`, int32 [N, length, K].
 
-        0 after the end of a text, and where fewer than n words have been read; a longer text is cut.
+        0 after the end of a text, and before n words have been read; a longer text is truncated.
 
         Raises:
           ValueError: a length below 1.
-          TypeError: something else than texts.
+          TypeError: anything but texts.
         """
         texts = list(_checked(texts))
         each = [replace(self, rules=self.rules._replace(ngrams=(n,))).ints(texts, length) for n in self.rules.ngrams]
@@ -188,7 +196,7 @@ class Vectorizer:
         return ((ints[..., None] == np.arange(self.size)) & (ints[..., None] != MASK)).astype(np.float32)
 
     def count(self, texts: Iterable[str]) -> sparse.csr_array:
-        """How often each token stands in each text, sparse float32 [N, V]."""
+        """How often each token occurs in each text, sparse float32 [N, V]."""
         rows = [np.zeros(0, np.int32), *self._encoded(texts)]
         columns, starts = np.concatenate(rows), np.cumsum(list(map(len, rows)))
         bags = sparse.csr_array((np.ones(len(columns), np.float32), columns, starts), (len(rows) - 1, self.size))
@@ -196,7 +204,7 @@ class Vectorizer:
         return bags
 
     def multi_hot(self, texts: Iterable[str]) -> sparse.csr_array:
-        """Which tokens stand in each text, sparse float32 [N, V] of ones."""
+        """Which tokens occur in each text, sparse float32 [N, V] of ones."""
         bags = self.count(texts)
         bags.data[:] = 1
         return bags
@@ -211,8 +219,8 @@ class Vectorizer:
         """The tokens of indices [L], joined by spaces (characters by nothing); "" for the mask, "[UNK]" for unknown.
 
         Raises:
-          ValueError: an index outside of range(V), or another number of axes.
-          TypeError: tokens that are no integers.
+          ValueError: an index outside range(V), or another number of axes.
+          TypeError: tokens that are not integers.
         """
         indices = check_tokens(tokens, self.size)
         names = ("", "[UNK]", *self.vocabulary)
@@ -220,40 +228,40 @@ class Vectorizer:
         return joint.join(names[i] for i in indices if i != MASK)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a JSON file."""
+        """Writes the vectorizer to a JSON file."""
         content = {"rules": self.rules._asdict(), "documents": self.documents}
         content |= {"vocabulary": self.vocabulary, "frequencies": self.frequencies}
         Path(path).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
 
 
 def load(path: str | os.PathLike[str]) -> Vectorizer:
-    """What `Vectorizer.save` wrote.
+    """Reads what `Vectorizer.save` wrote.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not JSON, or not of a vectorizer (names the file and what is wrong).
+      ValueError: not JSON, or not a vectorizer (names the file and what is wrong).
     """
-    with named(path, "holds no vectorizer"):
+    with named(path, "not a vectorizer"):
         text = files.unmarked(files.read(Path(path)), f"{path}").decode("utf-8", "surrogatepass")
         content = files.parse_json(text, f"{path}")
         vocabulary, frequencies = tuple(content["vocabulary"]), tuple(content["frequencies"])
         documents, rules = content["documents"], content["rules"]
         if not all(type(count) is int and 0 <= count < 2**63 for count in (*frequencies, documents)):
-            raise ValueError("frequencies and documents must be whole numbers from 0 on")
+            raise ValueError("frequencies and documents must be nonnegative integers")
         if len(frequencies) != len(vocabulary) or not all(isinstance(token, str) for token in vocabulary):
             raise ValueError(f"{len(vocabulary)} tokens with {len(frequencies)} frequencies")
         if len(set(vocabulary)) < len(vocabulary):
-            raise ValueError("a token stands there twice")
+            raise ValueError("duplicate token")
         rules = Rules(**{**rules, "ngrams": tuple(rules["ngrams"])}).check()
         switches = rules.fold, rules.lower, rules.strip, rules.characters
         if not all(type(value) is bool for value in switches) or not all(type(n) is int for n in rules.ngrams):
-            raise ValueError(f"{str(rules)[:200]}, expected truths, and whole numbers in ngrams")
+            raise ValueError(f"{str(rules)[:200]}, expected booleans, and integers in ngrams")
         return Vectorizer(rules, vocabulary, frequencies, documents)
 
 
 def _checked(texts: Iterable[str]) -> Iterator[str]:
     if isinstance(texts, str | bytes):
-        raise TypeError(f"expected texts, got a single {type(texts).__name__}: put it into a list")
+        raise TypeError(f"expected texts, got a single {type(texts).__name__}: put it in a list")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"text {i} is a {type(text).__name__}, expected a str (decode bytes first)")
@@ -265,20 +273,20 @@ def _tokenized(rules: Rules, texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def fit(texts: Iterable[str], *, size: int | None = None, rules: Rules = Rules()) -> Vectorizer:
-    """The vocabulary of a training set: its most frequent tokens; of equally frequent ones the last in code points.
+    """The vocabulary of a training set: its most frequent tokens; ties are in descending code point order.
 
     Args:
-      texts: the training texts, which may come from a generator; only the counts are kept.
-      size: at most so many indices V, the mask and the unknown one included; None for all.
-      rules: how a text becomes tokens.
+      texts: the training texts, possibly from a generator; only the counts are kept.
+      size: the maximum number of indices V, including the mask and the unknown one; None for no limit.
+      rules: how a text is converted to tokens.
 
     Raises:
-      ValueError: a size below 3, rules that make no sense, no texts, or no tokens in them.
-      TypeError: something else than texts.
+      ValueError: a size below 3, invalid rules, no texts, or no tokens in them.
+      TypeError: anything but texts.
     """
     rules.check()
     if size is not None and size < 3:
-        raise ValueError(f"size must be at least 3: the mask, the unknown token and one more, got {size}")
+        raise ValueError(f"size must be at least 3 (the mask, the unknown token and one more), got {size}")
     counts: Counter[str] = Counter()
     frequencies: Counter[str] = Counter()
     documents = 0
@@ -287,7 +295,7 @@ def fit(texts: Iterable[str], *, size: int | None = None, rules: Rules = Rules()
         frequencies.update(set(tokens))
         documents += 1
     if not counts:
-        raise ValueError(f"no tokens to make a vocabulary of in {documents} texts")
+        raise ValueError(f"a vocabulary needs at least one token, got none in {documents} texts")
     ranked = sorted(counts, reverse=True)
     ranked.sort(key=counts.__getitem__, reverse=True)
     kept = tuple(ranked[: None if size is None else size - 2])

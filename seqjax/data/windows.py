@@ -21,15 +21,15 @@ __all__ = [
 
 Array = jax.Array
 
-_ROUNDS = 8  # four suffice for large domains; a permutation of a handful of indices needs more to be fair
+_ROUNDS = 8  # four suffice for large domains; a permutation of a few indices needs more to be uniform
 
 
 def order(key: Array, epoch: Array | int, positions: Array, count: int) -> Array:
     """The indices at `positions` of epoch `epoch`'s random permutation of range(count).
 
-    Only the asked positions are computed: a Feistel network, keyed by (key, epoch), permutes range(2**bits) with
-    2**bits the next power of two, and values that fall outside range(count) are permuted again until they fall
-    inside (cycle walking; Black & Rogaway 2002). So an epoch needs no memory, and the state to resume is the step.
+    Only these positions are computed: a Feistel network, keyed by (key, epoch), permutes range(2**bits) with
+    2**bits the next power of two, and values outside range(count) are permuted again until they fall inside (cycle
+    walking; Black & Rogaway 2002). So an epoch needs no memory, and the only state needed to resume is the step.
 
     Args:
       key: PRNG key.
@@ -38,11 +38,11 @@ def order(key: Array, epoch: Array | int, positions: Array, count: int) -> Array
       count: number of indices, static, 1 <= count < 2**31.
 
     Returns:
-      int32 [...], for positions = arange(count) a permutation of range(count).
+      int32 [...]; for positions = arange(count), a permutation of range(count).
 
     Raises:
-      ValueError: count out of range, or positions (when known) not in range(count).
-      TypeError: positions are not integers.
+      ValueError: count out of range, or positions (if known) not in range(count).
+      TypeError: positions that are not integers.
 
     Example:
       >>> from seqjax.data import windows
@@ -50,7 +50,7 @@ def order(key: Array, epoch: Array | int, positions: Array, count: int) -> Array
       >>> first, second = (windows.order(jax.random.key(0), epoch, positions, 5) for epoch in range(2))
       >>> sorted(first.tolist()), first.tolist() == second.tolist()
       ([0, 1, 2, 3, 4], False)
-      >>> windows.order(jax.random.key(0), 0, jnp.array([3]), 5).item() == first[3].item()  # only what is asked
+      >>> windows.order(jax.random.key(0), 0, jnp.array([3]), 5).item() == first[3].item()  # only this position
       True
     """
     if not 1 <= count < 2**31:
@@ -75,7 +75,7 @@ def order(key: Array, epoch: Array | int, positions: Array, count: int) -> Array
 def minibatch(key: Array, step: Array | int, batch: int, count: int) -> Array:
     """The indices of update `step`'s minibatch: epochs of count // batch batches, each epoch in a new order.
 
-    The count % batch indices that an epoch leaves over differ between epochs.
+    The count % batch indices that an epoch leaves out differ between epochs.
 
     Args:
       key: PRNG key of the whole training.
@@ -103,14 +103,14 @@ def minibatch(key: Array, step: Array | int, batch: int, count: int) -> Array:
 
 
 def every(count: int, batch: int, f: Callable[[Array], Any]) -> Any:
-    """`f(rows int32 [B])` of all rows 0 to count - 1, in batches one after the other: what an evaluation is over.
+    """`f(rows int32 [B])` for all rows 0 to count - 1, batch by batch, as an evaluation needs.
 
-    The last batch is filled up with the last row, which counts once all the same.
+    The last batch is padded with the last row, which still counts only once.
 
     Args:
       count: number of rows N, static, at least 1.
-      batch: rows B of a batch, static, at least 1; N where that is less.
-      f: returns a tree of arrays [B, ...], for each row its own.
+      batch: rows B per batch, static, at least 1; N if that is less.
+      f: returns a tree of arrays [B, ...], in which each row depends only on its own input.
 
     Returns:
       The results of all rows, a tree of arrays [N, ...].
@@ -136,16 +136,16 @@ def gather(series: Array, starts: Array, length: int, stride: int = 1) -> Array:
     Args:
       series: [N, ...features].
       starts: integers [B], the first row of each window.
-      length: rows of a window T, static.
+      length: rows T of a window, static.
       stride: rows of the series between rows of a window, static.
 
     Returns:
-      [T, B, ...features], time-major. Rows outside of the series are NaN in float windows, so that a wrong start
-      shows up in the loss; for other dtypes they are jax's fill value of `.at[].get(mode="fill")`.
+      [T, B, ...features], time-major. Rows outside the series are NaN in float windows, so that a wrong start
+      shows up in the loss; for other dtypes they are the fill value of JAX's `.at[].get(mode="fill")`.
 
     Raises:
       ValueError: length or stride below 1, starts not of shape [B], or a known start whose window leaves the series.
-      TypeError: starts are not integers.
+      TypeError: starts that are not integers.
 
     Example:
       >>> from seqjax.data import windows
@@ -170,20 +170,20 @@ def moments(values: Any, axis: int | tuple[int, ...] = 0, where: Any = True) -> 
 
         mean = mean(x),    std = sqrt(mean((x - mean)^2)), or 0 where that is not above 4 eps max|x|
 
-    eps is that of the dtype of the values (2^-52 of integers): what varies less is constant but for rounding, and to
-    divide by its deviation is to divide by noise. The mean is corrected by that of the residuals (Chan, Golub & LeVeque
-    1983), so it is right to about eps for any number of values.
+    eps is that of the dtype of the values (2^-52 for integers): values that vary less are constant up to rounding, and
+    dividing by their deviation would divide by noise. The mean is corrected by that of the residuals (Chan, Golub &
+    LeVeque 1983), so it is accurate to about eps for any number of values.
 
     Args:
       values: [..., N, ...], known numbers.
-      axis: what the moments are over; the result has no such axes.
+      axis: the axes to reduce over; the result does not have them.
       where: bool, broadcast against the values; which of them count.
 
     Returns:
       `(mean, std)`, float64.
 
     Raises:
-      ValueError: nothing to take the mean of.
+      ValueError: no values to take the mean of.
 
     Example:
       >>> from seqjax.data import windows
@@ -208,10 +208,10 @@ def moments(values: Any, axis: int | tuple[int, ...] = 0, where: Any = True) -> 
 
 
 class Standardizer(NamedTuple):
-    """Columns to mean 0 and standard deviation 1: apply(x) = (x - mean) / std, invert(z) = z * std + mean.
+    """Scales columns to mean 0 and standard deviation 1: apply(x) = (x - mean) / std, invert(z) = z * std + mean.
 
-    Known values are taken through float64 on the host, and rounded to float32 last. Under jit all is float32, which
-    holds values to about 6e-8 of their size: standardize before, where their deviation is not far above that.
+    Known values are computed in float64 on the host, and rounded to float32 last. Under jit everything is float32, with
+    a relative precision of about 6e-8: if the deviation of the values is not far above that, standardize before jit.
 
     Example:
       >>> from seqjax.data import windows
@@ -230,8 +230,8 @@ class Standardizer(NamedTuple):
         Give it the training part only. `columns` names the columns in errors.
 
         Raises:
-          ValueError: train is not [N, D] with N >= 2, has a NaN or an infinity, or has a column that is constant, or
-            varies by rounding alone.
+          ValueError: train is not [N, D] with N >= 2, has a NaN or an infinity, or has a column that is constant or
+            varies only by rounding.
         """
         train = np.asarray(train)
         if train.ndim != 2 or len(train) < 2:
@@ -250,14 +250,14 @@ class Standardizer(NamedTuple):
         return cls(mean, std)
 
     def apply(self, x: Any) -> Array:
-        """[..., D] in units to float32 [..., D] standardized."""
+        """Values [..., D] in the units of the columns to standardized float32 [..., D]."""
         if not self._traced(x):
             return jnp.asarray((np.asarray(x).astype(np.float64) - self.mean) / self.std, jnp.float32)
         x = jnp.asarray(x, jnp.float32)
         return (x - self._rows(self.mean, x)) / self._rows(self.std, x)
 
     def invert(self, z: Any) -> Array:
-        """[..., D] standardized to float32 [..., D] in units."""
+        """Standardized values [..., D] to float32 [..., D] in the units of the columns."""
         if not self._traced(z):
             return jnp.asarray(np.asarray(z).astype(np.float64) * self.std + self.mean, jnp.float32)
         z = jnp.asarray(z, jnp.float32)
@@ -275,7 +275,7 @@ def _feistel(round_keys: Array, x: Array, bits: int) -> Array:
     left, right = (
         bits - bits // 2,
         bits // 2,
-    )  # widths; they trade places every round, back in place after an even number
+    )  # widths, swapped in every round, and in place again after an even number
     for round_key in round_keys:
         high, low = x >> right, x & (2**right - 1)
         high = high ^ (_mix(low ^ round_key) & (2**left - 1))

@@ -1,12 +1,12 @@
-"""TensorFlow Datasets builders, without TensorFlow: prepared once as array_record, read back as the loaders do.
+"""TensorFlow Datasets builders, without TensorFlow: prepared once as array_record, returned in the form of the loaders.
 
     climate = builders.jena_climate("~/tensorflow_datasets")
     text = builders.tiny_shakespeare("~/tensorflow_datasets", manual_dir="downloads")
     parts = builders.imdb_reviews("~/tensorflow_datasets")
 
-`download_and_prepare` downloads the official file, or takes it from `manual_dir` when it is there, and checks it
-before anything is written: the csv of Jena by its git blob id (nobody publishes a checksum of the zip), the others by
-a hash.
+`download_and_prepare` downloads the official file, or takes it from `manual_dir` if it is there, and verifies it
+before anything is written: the csv of Jena by its git blob id (no checksum of the zip is published), the others by a
+hash.
 """
 
 from seqjax.extras import needed

@@ -10,18 +10,21 @@ import tensorflow_datasets as tfds
 from seqjax.data import jena
 from seqjax.data.builders import prepare
 
+__all__ = ["JenaClimate", "jena_climate"]
+
 
 class JenaClimate(tfds.core.GeneratorBasedBuilder):
-    """Weather in Jena 2009-2016, every 10 minutes, 14 variables: one split, `train`, that is one record.
+    """Weather in Jena 2009-2016, every 10 minutes, 14 variables: one split, `train`, of one record.
 
-    The record holds the cleaned series of `jena.load`: values float32 [N, 14], times int64 [N] (seconds since 1970),
+    The record is the cleaned series of `jena.load`: values float32 [N, 14], times int64 [N] (seconds since 1970),
     columns and the report line.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Optional: jena_climate_2009_2016.csv.zip or jena_climate_2009_2016.csv in manual_dir is used, not downloaded."
+        "Optional: jena_climate_2009_2016.csv.zip or jena_climate_2009_2016.csv in manual_dir is used instead of a"
+        " download."
     )
     url = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/jena_climate_2009_2016.csv.zip"
     blob = jena.OFFICIAL_BLOB  # git blob id of the csv
@@ -63,8 +66,8 @@ def jena_climate(data_dir: prepare.DataDir = None, manual_dir: prepare.DataDir =
     """The record as `jena.load` returns it, prepared under `data_dir` if it is not there yet.
 
     Args:
-      data_dir: where prepared data sets live; default: that of TensorFlow Datasets.
-      manual_dir: a folder that may hold the csv or its zip.
+      data_dir: directory of the prepared data sets; default: that of TensorFlow Datasets.
+      manual_dir: a folder that may contain the csv or its zip.
     """
     builder = prepare.prepared(JenaClimate, data_dir, manual_dir)
     record = prepare.records(builder, "train")[0]

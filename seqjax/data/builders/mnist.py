@@ -9,13 +9,15 @@ import tensorflow_datasets as tfds
 from seqjax.data import mnist
 from seqjax.data.builders import prepare
 
+__all__ = ["Mnist", "mnist_digits"]
+
 
 class Mnist(tfds.core.GeneratorBasedBuilder):
     """Handwritten digits: train, 60,000, and test, 10,000, in the order of the files."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: the four files *-ubyte.gz in manual_dir are used, not downloaded."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: the four files *-ubyte.gz in manual_dir are used instead of a download."
     url = "https://ossci-datasets.s3.amazonaws.com/mnist/"
     md5: ClassVar[dict[str, str]] = {
         "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",

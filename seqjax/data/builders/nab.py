@@ -10,27 +10,29 @@ import tensorflow_datasets as tfds
 from seqjax.data import nab
 from seqjax.data.builders import prepare
 
-COMMIT = "ea702d75cc2258d9d7dd35ca8e5e2539d71f3140"
+__all__ = ["NumentaAnomalyBenchmark", "digest", "numenta_anomaly_benchmark"]
+
+_COMMIT = "ea702d75cc2258d9d7dd35ca8e5e2539d71f3140"
 
 
 class NumentaAnomalyBenchmark(tfds.core.GeneratorBasedBuilder):
     """Numenta anomaly benchmark: one split, `train`, of 58 series in the order of their names.
 
-    A record holds a series of `nab.load`: times int64 [T] (seconds since 1970), values float64 [T], windows int32
+    A record is a series of `nab.load`: times int64 [T] (seconds since 1970), values float64 [T], windows int32
     [W, 2].
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: an archive of the repository, as NAB.tar.gz in manual_dir, is used."
-    url = f"https://github.com/numenta/NAB/archive/{COMMIT}.tar.gz"
-    # Of what is read, see `digest`: GitHub packs archives anew, and promises no checksum for them.
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: NAB.tar.gz, an archive of the repository, in manual_dir is used."
+    url = f"https://github.com/numenta/NAB/archive/{_COMMIT}.tar.gz"
+    # Of the content, see `digest`: GitHub may regenerate archives, and does not guarantee their checksums.
     sha256 = "f5dbeed44e8d5bf8bceee44bd1738bb70303b2097e5791d2b1bd224adfa4e3a3"
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="58 real and artificial series of single values, 365,558 rows, with 116 windows in which"
+            description="58 real and artificial univariate series, 365,558 rows, with 116 windows in which"
             " something was wrong; for anomaly detection in streams.",
             features=tfds.features.FeaturesDict(
                 {
@@ -56,7 +58,7 @@ class NumentaAnomalyBenchmark(tfds.core.GeneratorBasedBuilder):
         file = prepare.fetch(dl_manager, self.url, "NAB.tar.gz")
         corpus = nab.load(file)
         if (found := digest(corpus)) != self.sha256:
-            raise ValueError(f"{file}: sha256 {found} of its series, expected {self.sha256}: not the same, or damaged")
+            raise ValueError(f"{file}: sha256 {found} of its series, expected {self.sha256}: another file, or damaged")
         return {"train": self._generate_examples(corpus)}
 
     def _generate_examples(self, corpus: dict[str, nab.Series]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -9,17 +9,19 @@ import tensorflow_datasets as tfds
 from seqjax.data import pairs
 from seqjax.data.builders import prepare
 
+__all__ = ["FrenchEnglish", "french_english"]
+
 
 class FrenchEnglish(tfds.core.GeneratorBasedBuilder):
     """English sentences with French translations, of 2017-09-29: one split, `train`, in the order of `pairs.load`.
 
-    The site serves its newest archive at one address, so a download may be newer than this version, and is then
-    refused: put the archive of 2017-09-29 into manual_dir, or read a newer one by `pairs.load`.
+    The site serves only its newest archive, so a download may be newer than this version, and is then refused: put the
+    archive of 2017-09-29 into manual_dir, or read a newer one with `pairs.load`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "The archive of 2017-09-29."}
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: fra-eng.zip in manual_dir is used, not downloaded."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: fra-eng.zip in manual_dir is used instead of a download."
     url = "http://www.manythings.org/anki/fra-eng.zip"
     sha256 = "2546838ae46e0eac4c02ab7032ea0a02a006074a5340077a36a9444f41e02888"  # of fra.txt
 
@@ -44,7 +46,10 @@ class FrenchEnglish(tfds.core.GeneratorBasedBuilder):
         file = prepare.fetch(dl_manager, self.url, "fra-eng.zip")
         content = pairs.read(file)
         if (found := hashlib.sha256(content).hexdigest()) != self.sha256:
-            raise ValueError(f"{file}: its pairs have sha256 {found}, expected {self.sha256}: not those of 2017-09-29")
+            raise ValueError(
+                f"{file}: its pairs have sha256 {found}, expected {self.sha256}: not the archive of 2017-09-29; put"
+                " that into manual_dir, or read this one with pairs.load"
+            )
         return {"train": self._generate_examples(pairs.parse(content, str(file)))}
 
     def _generate_examples(self, found: pairs.Pairs) -> Iterator[tuple[int, dict[str, Any]]]:

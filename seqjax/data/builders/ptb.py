@@ -10,6 +10,8 @@ import tensorflow_datasets as tfds
 from seqjax.data import ptb
 from seqjax.data.builders import prepare
 
+__all__ = ["PennTreebank", "penn_treebank"]
+
 
 class PennTreebank(tfds.core.GeneratorBasedBuilder):
     """Penn Treebank in the preprocessing of T. Mikolov: train, validation, test, one record each."""
@@ -17,7 +19,8 @@ class PennTreebank(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Optional: simple-examples.tgz, or ptb.{train,valid,test}.txt (or .gz), in manual_dir is used, not downloaded."
+        "Optional: simple-examples.tgz, or ptb.{train,valid,test}.txt (or .gz), in manual_dir is used instead of a"
+        " download."
     )
     url = "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz"
     md5 = ptb.MD5
@@ -26,7 +29,7 @@ class PennTreebank(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="The Wall Street Journal part of the Penn Treebank, as 10,000 words in lower case, one sentence"
-            " a line.",
+            " per line.",
             features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
             homepage="http://www.fit.vutbr.cz/~imikolov/rnnlm/",
             license="Should be free for research purposes (its README); the corpus itself is sold by the LDC.",
@@ -43,7 +46,7 @@ class PennTreebank(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         try:
             texts = ptb.load(Path(dl_manager.manual_dir))
-        except (AssertionError, FileNotFoundError):  # the first is how tfds says that the folder is missing or empty
+        except (AssertionError, FileNotFoundError):  # tfds raises the first for a missing or empty folder
             texts = ptb.load(Path(dl_manager.download(self.url)))
         for part, text in texts.items():
             found = hashlib.md5(text.encode()).hexdigest()

@@ -9,13 +9,15 @@ import tensorflow_datasets as tfds
 from seqjax.data import reviews
 from seqjax.data.builders import prepare
 
+__all__ = ["ImdbReviews", "imdb_reviews"]
+
 
 class ImdbReviews(tfds.core.GeneratorBasedBuilder):
     """Large movie review data set: train and test, 25,000 labelled reviews each, in the order of `reviews.load`."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: aclImdb_v1.tar.gz in manual_dir is used, not downloaded."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: aclImdb_v1.tar.gz in manual_dir is used instead of a download."
     url = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
     md5 = "7c2ac02c03563afcf9b574c7e56c153a"
 

@@ -8,7 +8,9 @@ import tensorflow_datasets as tfds
 from seqjax.data import text
 from seqjax.data.builders import prepare
 
-SPLITS = ("train", "validation", "test")
+__all__ = ["TinyShakespeare", "tiny_shakespeare"]
+
+_SPLITS = ("train", "validation", "test")
 
 
 class TinyShakespeare(tfds.core.GeneratorBasedBuilder):
@@ -16,7 +18,7 @@ class TinyShakespeare(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: input.txt in manual_dir is used, not downloaded."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Optional: input.txt in manual_dir is used instead of a download."
     url = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
     sha256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
@@ -40,7 +42,7 @@ class TinyShakespeare(tfds.core.GeneratorBasedBuilder):
         file = prepare.fetch(dl_manager, self.url, "input.txt")
         prepare.check(file, "sha256", self.sha256)
         parts = text.split(text.read(file), (0.9, 0.05, 0.05))
-        return {name: self._generate_examples(part) for name, part in zip(SPLITS, parts, strict=True)}
+        return {name: self._generate_examples(part) for name, part in zip(_SPLITS, parts, strict=True)}
 
     def _generate_examples(self, part: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield 0, {"text": part}
@@ -49,4 +51,4 @@ class TinyShakespeare(tfds.core.GeneratorBasedBuilder):
 def tiny_shakespeare(data_dir: prepare.DataDir = None, manual_dir: prepare.DataDir = None) -> str:
     """The text as `text.read` returns it, prepared under `data_dir` if it is not there yet; see `jena_climate`."""
     builder = prepare.prepared(TinyShakespeare, data_dir, manual_dir)
-    return "".join(prepare.records(builder, name)[0]["text"].decode() for name in SPLITS)
+    return "".join(prepare.records(builder, name)[0]["text"].decode() for name in _SPLITS)

@@ -9,6 +9,8 @@ import tensorflow_datasets as tfds
 from seqjax.data import spoken_digits
 from seqjax.data.builders import prepare
 
+__all__ = ["FreeSpokenDigits", "free_spoken_digits"]
+
 
 class FreeSpokenDigits(tfds.core.GeneratorBasedBuilder):
     """3,000 recordings of ten digits by six speakers: one split, `train`, in the order of `spoken_digits.load`.
@@ -17,12 +19,12 @@ class FreeSpokenDigits(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.10")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.10": "The release of this number."}
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.10": "Release 1.0.10 of the data set."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Optional: free-spoken-digit-dataset-1.0.10.tar.gz in manual_dir is used, not downloaded."
+        "Optional: free-spoken-digit-dataset-1.0.10.tar.gz in manual_dir is used instead of a download."
     )
     url = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz"
-    # Of the recordings: GitHub packs its archives anew, and what they weigh is not promised.
+    # Of the recordings: GitHub may regenerate archives, and does not guarantee their checksums.
     digest = "1801eae019c063377d98f831d3f93574f259475df7332bb0e3d1b080fb5e6959"
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -54,7 +56,7 @@ class FreeSpokenDigits(tfds.core.GeneratorBasedBuilder):
         file = prepare.fetch(dl_manager, self.url, "free-spoken-digit-dataset-1.0.10.tar.gz")
         found = spoken_digits.digest(file)
         if found != self.digest:
-            raise ValueError(f"{file}: recordings {found}, expected {self.digest}: not the same files, or damaged")
+            raise ValueError(f"{file}: recordings {found}, expected {self.digest}: other files, or damaged")
         return {"train": self._generate_examples(spoken_digits.load(file))}
 
     def _generate_examples(self, recordings: spoken_digits.Recordings) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -10,19 +10,21 @@ import tensorflow_datasets as tfds
 from seqjax.data import ucr
 from seqjax.data.builders import prepare
 
+__all__ = ["Ucr", "ucr_series"]
+
 
 class Ucr(tfds.core.GeneratorBasedBuilder):
-    """Labelled series: train and test as published, one configuration a problem.
+    """Labelled series: train and test as published, one configuration per problem.
 
-    The archive says no checksums. Those here are of the files that aeon 1.6.0 holds, from where they are downloaded; of
-    ECG200, which it does not hold, they are those of the archive's text files, which have to be in manual_dir.
+    The archive publishes no checksums. Those here are of the files in aeon 1.6.0, from which they are downloaded. It
+    does not include ECG200, whose checksums are of the text files of the archive, which must be in manual_dir.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Optional: NAME_TRAIN.ts and NAME_TEST.ts in manual_dir are used, not downloaded. ECG200 has to be there, as"
-        " ECG200_TRAIN.txt and ECG200_TEST.txt, from https://timeseriesclassification.com."
+        "Optional: NAME_TRAIN.ts and NAME_TEST.ts in manual_dir are used instead of a download. ECG200 must be there,"
+        " as ECG200_TRAIN.txt and ECG200_TEST.txt, from https://timeseriesclassification.com."
     )
     url = "https://raw.githubusercontent.com/aeon-toolkit/aeon/v1.6.0/aeon/datasets/data"
     sha256: ClassVar[dict[str, tuple[str, str]]] = {
@@ -60,7 +62,7 @@ class Ucr(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Series with a class each: outlines, motions, electrocardiograms, speech, power demand.",
+            description="Labelled series: outlines, motions, electrocardiograms, speech, power demand.",
             features=tfds.features.FeaturesDict(
                 {
                     "steps": tfds.features.Scalar(np.int32),
