@@ -1,6 +1,7 @@
 """The commands that use a trained run: the same flags, the same errors, the same exit codes."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_a_file_that_is_not_there_is_named(capsys, tmp_path):
     module = importlib.import_module("experiments.demos.watch")
 
     def read(config):
-        open(config.file)
+        Path(config.file).read_bytes()
 
     assert command.main(module, read, [f"--run={tmp_path}", f"--file={tmp_path / 'x.csv'}"]) == 2
     line = capsys.readouterr().err

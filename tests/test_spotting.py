@@ -1,6 +1,5 @@
 """Spotting a digit in a stream: how streams are made, when a detector fires, and listening as the sound comes."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
