@@ -5,7 +5,7 @@ from typing import Any
 
 from seqjax.train.strict_json import encode
 
-__all__ = ["MISSING", "differences", "listed"]
+__all__ = ["differences", "listed"]
 
 MISSING = "(no such name)"
 MOST = 5  # differences named in one message
