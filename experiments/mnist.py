@@ -166,9 +166,7 @@ def _finish(
             xs = sequences(pixels, config.order)
             if config.model not in RECURRENT:
                 return model(xs).argmax(1), jnp.zeros((len(rows), 0), bool)
-            model.rnn.return_sequences = True
-            ys = model.rnn(xs if model.encoder is None else model.encoder(xs))
-            found = model.head(ys).argmax(2)  # [B, T]
+            found = model.prefixes(xs).argmax(2)  # [B, T]
             return found[:, -1], found == labels[:, None]
 
         last, right = windows.every(len(test[1]), _BATCH, of_batch)

@@ -192,6 +192,15 @@ def test_every_public_name_has_a_docstring(name):
             assert not value.__doc__.startswith(f"{value.__name__}("), f"{name}.{public} has only a generated docstring"
 
 
+DECLARED = ("seqjax.train", "seqjax.models", "experiments.demos")
+
+
+@pytest.mark.parametrize("name", [name for name in BY_NAME if name.startswith(tuple(f"{one}." for one in DECLARED))])
+def test_a_module_declares_its_public_names(name):
+    module = importlib.import_module(name)
+    assert all(hasattr(module, public) for public in module.__all__)
+
+
 @pytest.mark.parametrize("name", ["seqjax", "seqjax.cells", "seqjax.gradients", "seqjax.initializers"])
 def test_what_a_module_promises_is_there(name):
     module = importlib.import_module(name)

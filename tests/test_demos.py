@@ -69,12 +69,10 @@ def test_a_run_that_is_not_finished_is_refused(demo, capsys, tmp_path):
 def test_a_file_that_is_not_there_is_named(capsys, tmp_path):
     module = importlib.import_module("experiments.demos.watch")
 
-    assert (
-        command.main(
-            module, lambda config: Path(config.file).read_text(), [f"--run={tmp_path}", f"--file={tmp_path / 'x.csv'}"]
-        )
-        == 2
-    )
+    def read(config):
+        Path(config.file).read_bytes()
+
+    assert command.main(module, read, [f"--run={tmp_path}", f"--file={tmp_path / 'x.csv'}"]) == 2
     line = capsys.readouterr().err
     assert line.startswith(f"experiments.demos.watch: {tmp_path / 'x.csv'}: No such file or directory")
 

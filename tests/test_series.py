@@ -42,6 +42,17 @@ def test_a_series_classifier_reads_the_last_output_or_their_mean(xs):
     np.testing.assert_allclose(model(xs, lengths), linear(model.head, last), rtol=1e-4, atol=1e-6)
 
 
+def test_prefixes_are_answered_as_series_that_end_there(xs):
+    model = SeriesClassifier(cells.min_gru(2), 3, 5, encoder=2, dropout=0.5, rngs=nnx.Rngs(0))
+    model.eval()
+    found = jax.jit(lambda xs: model.prefixes(xs))(xs)  # changes nothing in the model, which stays outside of jit
+    for step in (0, 3, 5):
+        np.testing.assert_allclose(found[:, step], model(xs[:, : step + 1]), rtol=1e-4, atol=1e-6)
+    for options in ({"mean": True}, {"backward": cells.min_gru(2)}):
+        with pytest.raises(ValueError, match="prefixes needs a network that reads forward and answers from its last"):
+            SeriesClassifier(cells.min_gru(2), 2, 5, **options, rngs=nnx.Rngs(0)).prefixes(xs)
+
+
 @pytest.mark.parametrize("name", ["both directions", "conv"])
 def test_the_padding_is_not_read(name, xs):
     rngs = nnx.Rngs(0)

@@ -852,8 +852,8 @@ MUTATIONS = [
     Mutation(
         "scheduled sampling: the coin the wrong way round",
         "seqjax/models/decoder.py",
-        "read = jnp.where(coin, said, given)",
-        "read = jnp.where(coin, given, said)",
+        "read = jnp.where(coin, sampled, given)",
+        "read = jnp.where(coin, given, sampled)",
         "tests/test_translation.py::test_scheduled_sampling_reads_what_the_decoder_says",
     ),
     Mutation(

@@ -1,8 +1,8 @@
-"""Anomalies in streams: a forecast of a coming value, and how unusual it is by how much that was missed.
+"""Anomalies in streams: a forecast of a coming value, and how unusual the error of that forecast is.
 
     detector = AnomalyDetector(with_head(cells.gru(16), 1), 3, rngs=nnx.Rngs(0))
     state, readings = detector(xs)                     # xs [B, T, 3], readings.score [B, T]
-    state, reading = detector.step(state, x)           # and further, one row at a time; x [B, 3]
+    state, reading = detector.step(state, x)           # continues row by row; x [B, 3]
 
 A forecaster is any cell whose outputs [B, 1] are forecasts of the value `horizon` rows later. `moving_average` and
 `seasonal` are such cells without weights.
@@ -33,21 +33,21 @@ NOISE = 0.01
 
 
 class Reading(NamedTuple):
-    """What is said of a row: the forecast that was made of it, and its score from 0 to 10; float32, [B] or [B, T]."""
+    """The forecast that was made of a row, and its score from 0 to 10; float32, [B] or [B, T]."""
 
     forecast: Array
     score: Array
 
 
 class DetectorState(NamedTuple):
-    """All that a detector keeps of a stream; leaves [B, ...].
+    """The state of a detector between rows; leaves [B, ...].
 
     Attributes:
       carry: of the forecaster.
       forecasts: float32 [B, horizon], of the next values, the nearest first.
       rows: int32, read so far.
-      error: float32, average of the last errors, about `SHORT`.
-      mean, variance: float32, of all errors, or about the last `LONG`.
+      error: float32, average of roughly the last `SHORT` errors.
+      mean, variance: float32, of all errors, or roughly of the last `LONG`.
       red: bool, whether the row before was very unlikely.
       low, high: float32, the range of the values.
     """
@@ -69,8 +69,8 @@ class AnomalyDetector(nnx.Module):
         e = abs(value - forecast)
         error += (e - error) / min(n, SHORT)                        # n rows so far, this one included
         score = -log10 Q((error - mean) / sqrt(variance + NOISE**2))    # Q: upper tail of the normal distribution
-        score = YELLOW where score and the one before are above RED: only the beginning of what is unusual counts
-        score = HIGHEST where the value is outside of its range so far, by more than 5 % of that
+        score = YELLOW where score and the one before are above RED: only the start of an unusual stretch counts
+        score = HIGHEST where the value leaves its range so far by more than 5 % of that range
         mean, variance: of e, with weight 1 / min(n, LONG)
 
     Where the paper keeps windows of errors, these are exponential averages, so that a state is a few numbers.
@@ -105,7 +105,7 @@ class AnomalyDetector(nnx.Module):
             raise ValueError(f"a forecaster has one output, the cell has {self.forecaster.out_features}")
 
     def forecasts(self, xs: Array) -> Array:
-        """`xs [B, T, D] -> [B, T]`, at each row the forecast of the one `horizon` later; what is trained."""
+        """`xs [B, T, D] -> [B, T]`, at each row the forecast of the value `horizon` rows later, which is trained."""
         return self.forecaster(xs)[..., 0]
 
     def initial_state(self, batch: int) -> DetectorState:

@@ -1,4 +1,4 @@
-"""Captions of pictures: convolutions see, and a recurrent decoder says what they saw.
+"""Captions of pictures: convolutions encode them, and a recurrent decoder generates the words.
 
 captioner = Captioner(cells.gru(128), 32, 21, 32, attend=attention.bahdanau, rngs=nnx.Rngs(0))
 logits = captioner(pictures, captions)           # teacher forcing
@@ -26,12 +26,12 @@ class Captioner(nnx.Module):
 
         m_p = relu(conv(relu(conv(patches))))_p + place_p        of each place p of the map
 
-    With attention the decoder starts at the mean of all m_p, and looks at them; without, it starts at all of them.
+    With attention the decoder starts from the mean of all m_p and attends to them; without, it starts from all of them.
 
     Attributes:
       conv1, conv2: the convolutions.
       places: [H / 4, W / 4, M], learned: a convolution does not know where it is.
-      decoder: what says the words.
+      decoder: generates the words.
     """
 
     patch = 4
@@ -78,7 +78,7 @@ class Captioner(nnx.Module):
         )
 
     def encode(self, pictures: Array) -> tuple[Carry, Const | None]:
-        """What the decoder starts with, and its memory, of pictures float [B, H, W]; the memory has (H / 4) (W / 4)."""
+        """The first carry of the decoder, and its memory of (H / 4) (W / 4) places, for pictures [B, H, W]."""
         x = jax.nn.relu(self.conv2(jax.nn.relu(self.conv1(patches(pictures, self.patch)))))
         x = x + jnp.broadcast_to(self.places[...], x.shape)
         values = x.reshape(x.shape[0], -1, x.shape[-1])
@@ -94,7 +94,7 @@ class Captioner(nnx.Module):
         return self.decoder.search(length, *self.encode(pictures), start=start, stop=stop, width=width)
 
     def weights(self, pictures: Array, captions: Array) -> Array:
-        """Where it looks as captions int [B, T] are read, [B, T, H / 4, W / 4].
+        """The weights of attention while captions int [B, T] are read, [B, T, H / 4, W / 4].
 
         Raises:
           ValueError: there is no attention.

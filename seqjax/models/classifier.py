@@ -3,8 +3,6 @@
 The logit is of "yes" against "no": `sigmoid(logit)` is the probability, `logit > 0` the answer.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,15 +15,17 @@ from seqjax.nnx import Dropout
 from seqjax.nnx.combine import layer
 from seqjax.wrappers import with_one_hot
 
+__all__ = ["BagClassifier", "SequenceClassifier", "pool"]
+
 
 class BagClassifier(nnx.Module):
     """`Dense(1)(dropout(relu(Dense(hidden)(bag))))` of a bag of tokens (Chollet 2021, chapter 11).
 
     A bag [V] has a weight at each token that occurs (1, a count, TF-IDF) and 0 elsewhere. It is given by its entries,
-    so that the first layer is a sum of rows of its weights and no vector of V numbers is made.
+    so that the first layer is a sum of rows of its weights and no vector of V numbers is built.
     """
 
-    def __init__(self, size: int, *, hidden: int = 16, dropout: Any = 0.5, rngs: nnx.Rngs):
+    def __init__(self, size: int, *, hidden: int = 16, dropout: Array | float = 0.5, rngs: nnx.Rngs):
         """Draw the weights.
 
         Args:
@@ -64,9 +64,9 @@ class SequenceClassifier(nnx.Module):
         vectors: Array | None = None,
         frozen: bool = False,
         pooled: bool = False,
-        word_dropout: Any = 0.0,
-        recurrent_dropout: Any = 0.0,
-        dropout: Any = 0.5,
+        word_dropout: Array | float = 0.0,
+        recurrent_dropout: Array | float = 0.0,
+        dropout: Array | float = 0.5,
         rngs: nnx.Rngs,
     ):
         """Draw the weights.
@@ -106,8 +106,13 @@ class SequenceClassifier(nnx.Module):
         if not features:
             cell = with_one_hot(cell, size, tokens=tokens)
             backward = backward and with_one_hot(backward, size, tokens=tokens)
-        options: Any = {"recurrent_dropout": recurrent_dropout, "return_sequences": pooled, "rngs": rngs}
-        self.rnn = layer(cell if backward is None else (cell, backward), features, **options)
+        self.rnn = layer(
+            cell if backward is None else (cell, backward),
+            features,
+            recurrent_dropout=recurrent_dropout,
+            return_sequences=pooled,
+            rngs=rngs,
+        )
         self.words = Dropout(word_dropout, rngs=rngs)
         self.dropout = Dropout(dropout, rngs=rngs)
         outputs = (1 + pooled) * self.rnn.out_features

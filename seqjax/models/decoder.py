@@ -1,4 +1,4 @@
-"""A decoder: the next token, from the tokens before it and what is told about (a sentence, a picture).
+"""A decoder: the next token, from the tokens before it and an encoded source (a sentence, a picture).
 
 decoder = Decoder(cells.gru(256), 8000, 128, about=512, attend=partial(attention.luong, features=512), rngs=rngs)
 carry = decoder.start(summary)                   # summary [B, 512]
@@ -31,9 +31,9 @@ class Decoder(nnx.Module):
     """`head(dropout(rnn(dropout(embedding(token)))))`, where the cell may attend to a memory.
 
     Attributes:
-      embedding, bridge, rnn, dropout, head: the layers; the bridge makes the first carry of a summary, `tanh(Dense)`.
+      embedding, bridge, rnn, dropout, head: the layers; the bridge makes the first carry from a summary, `tanh(Dense)`.
       inside: the cell.
-      attending: what attention made of it, or None.
+      attending: that cell with attention, or None.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Decoder(nnx.Module):
         *,
         about: int,
         attend: Callable[[Cell], Attending] | None = None,
-        dropout: Any = 0.0,
+        dropout: Array | float = 0.0,
         rngs: nnx.Rngs,
     ):
         """Draw the weights.
@@ -114,7 +114,7 @@ class Decoder(nnx.Module):
         width: int = 1,
         length_penalty: float = 0.0,
     ) -> Array:
-        """Tokens int32 [B, length] of the likeliest texts that a search finds, `stop` after the end.
+        """Tokens int32 [B, length] of the likeliest texts that the search finds, `stop` after the end.
 
         Args:
           length: longest text.
@@ -148,12 +148,12 @@ class Decoder(nnx.Module):
         return jnp.swapaxes(weights, 0, 1)
 
     def sampled(self, key: Key, rate: Array | float, tokens: Array, carry: Carry, memory: Const | None = None) -> Array:
-        """Tokens int [B, T], each but the first with probability `rate` one that the decoder says itself.
+        """Tokens int [B, T], each but the first replaced with probability `rate` by one that the decoder generates.
 
-        Scheduled sampling (Bengio et al. 2015, arXiv 1506.03099): read these in place of the given ones. What is said
-        at each step is drawn from the softmax, after the tokens that were read up to there. No gradient goes through a
-        drawn token, so the gradient of `self(self.sampled(...), carry, memory)` is that of the paper's single loop, and
-        keeps its fast path. A rate of 0 costs nothing.
+        Scheduled sampling (Bengio et al. 2015, arXiv 1506.03099): read these in place of the given ones. The token of
+        each step is sampled from the softmax, given the tokens that were read before it. No gradient passes through a
+        sampled token, so the gradient of `self(self.sampled(...), carry, memory)` is that of the paper's single loop,
+        and keeps its fast path. A rate of 0 costs nothing.
 
         Args:
           key: PRNG key.
@@ -169,9 +169,9 @@ class Decoder(nnx.Module):
             coins = jax.random.bernoulli(k_coin, jnp.asarray(rate, jnp.float32), tokens.T.shape)
 
             def body(state, inputs):
-                carry, said = state
+                carry, sampled = state
                 given, coin, key = inputs
-                read = jnp.where(coin, said, given)
+                read = jnp.where(coin, sampled, given)
                 carry, logits = model.step(carry, read, memory)
                 return (carry, decoding.choose(key, logits).astype(tokens.dtype)), read
 

@@ -1,10 +1,12 @@
-"""A table of embeddings that says so when a token is not in it."""
+"""An embedding table that reports a token outside of it."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from seqjax.arrays import check_indices, rows
+
+__all__ = ["Embed", "look_up"]
 
 
 class Embed(nnx.Embed):

@@ -23,6 +23,8 @@ from seqjax.initializers import glorot_uniform
 from seqjax.nnx import Dropout, Rngs
 from seqjax.nnx.combine import layer
 
+__all__ = ["ConvForecaster", "DenseForecaster", "RecurrentForecaster"]
+
 
 def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(inputs, outputs, kernel_init=glorot_uniform(), rngs=rngs)
@@ -103,9 +105,9 @@ class RecurrentForecaster(nnx.Module):
         in_features: int,
         *,
         backward: Cell | None = None,
-        recurrent_dropout: Any = 0.0,
+        recurrent_dropout: Array | float = 0.0,
         gates: int = 1,
-        dropout: Any = 0.0,
+        dropout: Array | float = 0.0,
         rngs: nnx.Rngs,
     ):
         """Draw the weights.
@@ -125,8 +127,8 @@ class RecurrentForecaster(nnx.Module):
             each = partial(regularizers.recurrent_dropout, rate=recurrent_dropout, gates=gates)
             none = isinstance(recurrent_dropout, int | float) and recurrent_dropout == 0
             dropped = {"regularizers": [] if none else [each]}
-        options: Any = {**dropped, "return_sequences": False, "rngs": rngs}
-        self.rnn = layer(cell if backward is None else (cell, backward), in_features, **options)
+        both = cell if backward is None else (cell, backward)
+        self.rnn = layer(both, in_features, return_sequences=False, rngs=rngs, **dropped)
         self.dropout = Dropout(dropout, rngs=rngs)
         self.head = _dense(self.rnn.out_features, 1, rngs)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,6 +14,8 @@ from seqjax.models.embed import Embed, look_up
 from seqjax.nnx import Recurrent
 from seqjax.nnx.noise import Noisy
 
+__all__ = ["LanguageModel"]
+
 
 class LanguageModel(Noisy):
     """Embedding, recurrent layers, softmax head, with the regularizers of AWD-LSTM.
@@ -22,13 +23,13 @@ class LanguageModel(Noisy):
         ys = layers(embedding[tokens]);   logits = ys @ w + b,   w = embedding.T where tied
 
     Merity, Keskar & Socher 2017, arXiv 1708.02182: word types dropped from the embedding, weights from the recurrent
-    matrices, and features between all layers, under one mask a sequence (Gal & Ghahramani 2016, arXiv 1512.05287). Tied
-    weights: Inan et al. 2016, arXiv 1611.01462; Press & Wolf 2016, arXiv 1608.05859.
+    matrices, and features between all layers, under one mask per sequence (Gal & Ghahramani 2016, arXiv 1512.05287).
+    Tied weights: Inan et al. 2016, arXiv 1611.01462; Press & Wolf 2016, arXiv 1608.05859.
 
     Attributes:
       embedding: the table [V, E].
       layers: a `Recurrent` each.
-      kernel: w [O, V], None where it is tied.
+      kernel: w [O, V], None if tied.
       bias: b [V].
     """
 
@@ -39,21 +40,21 @@ class LanguageModel(Noisy):
         features: int,
         *,
         tied: bool = False,
-        embedding_dropout: Any = 0.0,
-        input_dropout: Any = 0.0,
-        hidden_dropout: Any = 0.0,
-        output_dropout: Any = 0.0,
-        weight_drop: Any = 0.0,
+        embedding_dropout: Array | float = 0.0,
+        input_dropout: Array | float = 0.0,
+        hidden_dropout: Array | float = 0.0,
+        output_dropout: Array | float = 0.0,
+        weight_drop: Array | float = 0.0,
         rngs: nnx.Rngs,
     ):
-        """Draw the weights. A rate lies in [0, 1); the number 0 leaves its dropout out, a traced 0 draws masks of ones.
+        """Draw the weights. A rate lies in [0, 1); the number 0 omits its dropout, a traced 0 draws masks of ones.
 
         Args:
-          cells: one a layer, each any cell.
+          cells: one per layer, each any cell.
           size: tokens of the vocabulary V.
           features: width E of the embedding.
           tied: the head has the weights of the embedding; the last layer has E outputs then.
-          embedding_dropout: rate at which words are dropped, wherever they stand in a batch; the head keeps them.
+          embedding_dropout: rate at which words are dropped, at all their places in a batch; the head keeps them.
           input_dropout: rate of what the first layer reads.
           hidden_dropout: rate of what further layers read.
           output_dropout: rate of what the head reads.
@@ -93,11 +94,11 @@ class LanguageModel(Noisy):
         self.bias = nnx.Param(jnp.zeros((size,)))
 
     def initial_carry(self, batch: int) -> Carry:
-        """The carry before the first token of `batch` texts: a tuple with an entry a layer."""
+        """The carry before the first token of `batch` texts: a tuple with one entry per layer."""
         return tuple(layer.cell.initial_carry(layer.weights, (batch,)) for layer in self.layers)
 
     def __call__(self, tokens: Array, carry: Carry | None = None) -> tuple[Carry, Array, Array]:
-        """Read tokens int [T, B] on from a carry (None: from the start).
+        """Read tokens int [T, B], continuing from a carry (None: from the start).
 
         Returns:
           The carry, the outputs ys [T, B, O] that the head read, and the logits [T, B, V] of the token after each.

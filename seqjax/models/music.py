@@ -1,9 +1,9 @@
-"""Which keys sound next: models of piano rolls [B, T, K] that say the chord of a step from all steps before.
+"""Which keys sound next: models of piano rolls [B, T, K] that predict the chord of a step from all steps before it.
 
     p(v_1 .. v_T) = prod_t p(v_t | v_<t),    p(v_t | v_<t) = prod_k p(v_t,k | context_t, v_t,<k)
 
-A recurrent network makes a context of the past, and a head makes of it the probabilities of the keys: independent of
-each other given the past (`Independent`), or each given the keys below it (`Nade`), which knows what a chord is.
+A recurrent network summarizes the past in a context, from which a head computes the probabilities of the keys:
+independent given the past (`Independent`), or each given the keys below it (`Nade`), which models chords.
 """
 
 from typing import Any
@@ -36,17 +36,17 @@ class Independent(nnx.Module):
         self.linear = nnx.Linear(features, keys, kernel_init=glorot_uniform(), rngs=rngs)
 
     def logits(self, context: Array, keys: Array) -> Array:
-        """Context [..., C] to logits [..., K]; the keys are not looked at."""
+        """Context [..., C] to logits [..., K]; the keys are ignored."""
         del keys
         return self.linear(context)
 
-    def sample(self, context: Array, key: Key, temperature: Any = 1.0) -> Array:
-        """Context [..., C] to a drawn chord, float32 [..., K] of 0 and 1."""
+    def sample(self, context: Array, key: Key, temperature: Array | float = 1.0) -> Array:
+        """Context [..., C] to a sampled chord, float32 [..., K] of 0 and 1."""
         return _drawn(key, self.linear(context), temperature)
 
 
 class Chain(nnx.Module):
-    """Every key a Markov chain of its own: `logit_k = table[v_k, k]`, the context is the chord before. No weights."""
+    """Each key as an independent Markov chain: `logit_k = table[v_k, k]`, with the chord before as v. No weights."""
 
     def __init__(self, table: Array):
         """Take the log-odds.
@@ -62,7 +62,7 @@ class Chain(nnx.Module):
         silent, sounding = (jnp.broadcast_to(row, context.shape) for row in self.table[...])
         return jnp.where(context > 0, sounding, silent)
 
-    def sample(self, context: Array, key: Key, temperature: Any = 1.0) -> Array:
+    def sample(self, context: Array, key: Key, temperature: Array | float = 1.0) -> Array:
         """Context [..., K] to a drawn chord, float32 [..., K] of 0 and 1."""
         return _drawn(key, self.logits(context, context), temperature)
 
@@ -89,14 +89,14 @@ class Nade(nnx.Module):
         self.write = nnx.Param(glorot_uniform()(rngs.params(), (keys, hidden), jnp.float32))
 
     def logits(self, context: Array, keys: Array) -> Array:
-        """Context [..., C] and the chord [..., K] to logits [..., K]; logit k sees the keys below k alone."""
+        """Context [..., C] and the chord [..., K] to logits [..., K]; logit k depends only on the keys below k."""
         written = jnp.einsum("...k,kh->...kh", keys, self.write[...])
         before = jnp.cumsum(written, -2) - written
         hidden = jax.nn.sigmoid(jnp.expand_dims(self.first(context), -2) + before)
         return self.bias(context) + jnp.einsum("...kh,kh->...k", hidden, self.read[...])
 
-    def sample(self, context: Array, key: Key, temperature: Any = 1.0) -> Array:
-        """Context [..., C] to a chord drawn from the lowest key up, float32 [..., K] of 0 and 1."""
+    def sample(self, context: Array, key: Key, temperature: Array | float = 1.0) -> Array:
+        """Context [..., C] to a chord sampled from the lowest key up, float32 [..., K] of 0 and 1."""
 
         def one(a, per_key):
             bias, read, write, key = per_key
@@ -118,18 +118,18 @@ Head = Independent | Chain | Nade
 
 
 class RollModel(nnx.Module):
-    """Layers of a cell over the chords so far, dropout, and a head that says the next chord.
+    """Layers of a cell over the chords so far, dropout, and a head that predicts the next chord.
 
     Attributes:
       rnn, dropout, head: the layers; without `rnn` the context is the last chord.
     """
 
-    def __init__(self, rnn: Stack | None, head: Head, *, dropout: Any = 0.0, rngs: nnx.Rngs):
+    def __init__(self, rnn: Stack | None, head: Head, *, dropout: Array | float = 0.0, rngs: nnx.Rngs):
         """Put the parts together.
 
         Args:
           rnn: reads [B, T, K].
-          head: reads what `rnn` says.
+          head: reads the outputs of `rnn`.
           dropout: rate of the dropout between them, in [0, 1), may be traced.
           rngs: stream "dropout".
         """
@@ -144,7 +144,7 @@ class RollModel(nnx.Module):
         layers: int = 2,
         keys: int = 88,
         nade: int = 0,
-        dropout: Any = 0.0,
+        dropout: Array | float = 0.0,
         rngs: nnx.Rngs,
     ) -> "RollModel":
         """Draw the weights of a recurrent model.
@@ -194,8 +194,8 @@ class RollModel(nnx.Module):
         real = mask_from_lengths(jnp.maximum(lengths - 1, 0), rolls.shape[1] - 1).T
         return jnp.where(real, losses.sum(-1), 0.0)
 
-    def compose(self, start: Array, steps: int, key: Key, temperature: Any = 1.0) -> Array:
-        """Go on from the first chords of B pieces.
+    def compose(self, start: Array, steps: int, key: Key, temperature: Array | float = 1.0) -> Array:
+        """Continue B pieces from their first chords.
 
         Args:
           start: [B, T, K] of 0 and 1.

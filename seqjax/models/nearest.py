@@ -49,7 +49,7 @@ def dtw(
         d(s, t) = cost(s, t) + min(d(s-1, t), d(s, t-1), d(s-1, t-1)),    d(0, 0) = cost(0, 0)
 
     and the result is d at the last step of both. Computed diagonal after diagonal of s + t = k, each as one operation;
-    the memory is of order S for a pair.
+    memory is of order S per pair.
 
     Args:
       xs: float [N, S, D].

@@ -10,7 +10,7 @@ __all__ = ["KneserNey"]
 
 
 class _Order(NamedTuple):
-    """The n-grams of one length n that were seen.
+    """The n-grams of one length n in the text.
 
     Attributes:
       keys: int64 [K], sorted: (number of the first n - 1 words among the shorter n-grams) * V + last word.
@@ -32,7 +32,7 @@ class KneserNey(NamedTuple):
 
     h' is h without its first word; a counts occurrences in the longest n-grams, and in shorter ones the different words
     before them. D(1), D(2) and D(3 and more) are estimated from how many n-grams have a count of 1, 2, 3, 4. After a
-    context that was never seen, p(w | h) is p(w | h').
+    context that does not occur, p(w | h) is p(w | h').
 
     Attributes:
       size: words of the vocabulary V.
@@ -60,7 +60,7 @@ class KneserNey(NamedTuple):
 
         Raises:
           ValueError: for an order below 1, fewer tokens than an n-gram has, or a token outside of the vocabulary.
-          TypeError: for tokens that are no integers.
+          TypeError: for tokens that are not integers.
         """
         tokens = check_tokens(tokens, size)
         if not 1 <= order <= len(tokens):
@@ -83,7 +83,7 @@ class KneserNey(NamedTuple):
 
     @property
     def ngrams(self) -> int:
-        """How many n-grams of all lengths are kept."""
+        """The number of n-grams of all lengths."""
         return sum(len(order.keys) for order in self.orders)
 
     def nats(self, tokens: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
     """D of the counts 0, 1, 2, 3 and more: n - (n + 1) Y t_{n+1} / t_n with Y = t_1 / (t_1 + 2 t_2)."""
     t = np.bincount(np.minimum(counts, 5), minlength=6)[:5].astype(np.float64)
     n = np.arange(1, 4)
-    # Where a text is too small to tell, half a count.
+    # Half a count where the text is too small for an estimate.
     with np.errstate(divide="ignore", invalid="ignore"):
         found = n - (n + 1) * (t[1] / (t[1] + 2 * t[2])) * t[n + 1] / t[n]
     return np.concatenate([[0.0], np.where((found > 0) & (found < n), found, 0.5)])

@@ -1,12 +1,11 @@
 """The class of a series of numbers: a recurrent network, and what it has to beat.
 
 All map xs [B, T, D] to logits [B, V] of V classes: `softmax(logits)` are the probabilities, `argmax` is the answer.
-Lengths int [B] say how many steps of each series are real; without them all are.
+Lengths int [B] are the numbers of real steps of the series; without them all steps are real.
 """
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,9 @@ from flax import nnx
 from seqjax.arrays import Array
 from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
-from seqjax.nnx import Dropout
+from seqjax.nnx import Dropout, Recurrent
 from seqjax.nnx.combine import layer
-from seqjax.unrolling import mask_from_lengths
+from seqjax.unrolling import mask_from_lengths, unroll
 
 __all__ = ["ConvClassifier", "DenseClassifier", "MomentsClassifier", "SeriesClassifier"]
 
@@ -39,8 +38,8 @@ class SeriesClassifier(nnx.Module):
         backward: Cell | None = None,
         encoder: int = 0,
         mean: bool = False,
-        recurrent_dropout: Any = 0.0,
-        dropout: Any = 0.0,
+        recurrent_dropout: Array | float = 0.0,
+        dropout: Array | float = 0.0,
         rngs: nnx.Rngs,
     ):
         """Draw the weights.
@@ -57,9 +56,14 @@ class SeriesClassifier(nnx.Module):
           dropout: rate of the dropout before the dense layer.
           rngs: streams "params" and "dropout".
         """
-        options: Any = {"recurrent_dropout": recurrent_dropout, "return_sequences": mean, "rngs": rngs}
         self.encoder = _dense(in_features, encoder, rngs) if encoder else None
-        self.rnn = layer(cell if backward is None else (cell, backward), encoder or in_features, **options)
+        self.rnn = layer(
+            cell if backward is None else (cell, backward),
+            encoder or in_features,
+            recurrent_dropout=recurrent_dropout,
+            return_sequences=mean,
+            rngs=rngs,
+        )
         self.mean = mean
         self.dropout = Dropout(dropout, rngs=rngs)
         self.head = _dense(self.rnn.out_features, classes, rngs)
@@ -69,6 +73,18 @@ class SeriesClassifier(nnx.Module):
         xs = xs if self.encoder is None else self.encoder(xs)
         ys = self.rnn(xs, seq_lengths=lengths)
         return self.head(self.dropout(_mean(ys, lengths) if self.mean else ys))
+
+    def prefixes(self, xs: Array) -> Array:
+        """`xs [B, T, D] -> logits [B, T, V]`, at each step those of the series that ends there; without dropout.
+
+        Raises:
+          ValueError: the network reads backward, or takes the mean of its outputs.
+        """
+        if self.mean or not isinstance(self.rnn, Recurrent):
+            raise ValueError("prefixes needs a network that reads forward and answers from its last output")
+        xs = xs if self.encoder is None else self.encoder(xs)
+        _, ys = unroll(self.rnn.cell, self.rnn.weights, None, jnp.swapaxes(xs, 0, 1))
+        return self.head(jnp.swapaxes(ys, 0, 1))
 
 
 class DenseClassifier(nnx.Module):
@@ -81,7 +97,7 @@ class DenseClassifier(nnx.Module):
         classes: int,
         *,
         hidden: Sequence[int] = (128,),
-        dropout: Any = 0.0,
+        dropout: Array | float = 0.0,
         rngs: nnx.Rngs,
     ):
         """Draw the weights.
@@ -114,7 +130,9 @@ class DenseClassifier(nnx.Module):
 class MomentsClassifier(nnx.Module):
     """`Dense(V)(dropout(relu(Dense(hidden)([mean, deviation]))))` of each variable over time: no order is known."""
 
-    def __init__(self, in_features: int, classes: int, *, hidden: int = 64, dropout: Any = 0.0, rngs: nnx.Rngs):
+    def __init__(
+        self, in_features: int, classes: int, *, hidden: int = 64, dropout: Array | float = 0.0, rngs: nnx.Rngs
+    ):
         """Draw the weights.
 
         Args:
@@ -143,8 +161,8 @@ class ConvClassifier(nnx.Module):
     """A fully convolutional network (Wang et al. 2017, arXiv 1611.06455): three convolutions, mean over time, Dense(V).
 
     Kernels of 8, 5 and 3 steps, each convolution followed by layer normalization of a step's features, and relu. The
-    paper has 128, 256 and 128 filters and batch normalization; normalized by itself, a series gets the same answer in
-    any batch, and no step beyond its end has a part in it.
+    paper has 128, 256 and 128 filters and batch normalization; normalized without the batch, a series gets the same
+    answer in any batch, and no step beyond its end affects it.
     """
 
     kernels = (8, 5, 3)

@@ -1,4 +1,4 @@
-"""A network that listens: classes of each frame of sound, over whole streams or chunk by chunk as they come.
+"""A network that listens: classes of each frame of sound, over whole streams, or chunk by chunk as they arrive.
 
 Nothing is read ahead, so both give the same numbers:
 
@@ -52,7 +52,7 @@ def logits(spotter: Spotter, frames: Array) -> Array:
 
 
 def start(spotter: Spotter) -> tuple[Array, Carry]:
-    """The carry before the first sample: what the frames need of the past, and the carry of the cell."""
+    """The carry before the first sample: the past samples that the next frames need, and the carry of the cell."""
     return spectrogram.start(spotter.settings), spotter.cell.initial_carry(spotter.params, ())
 
 

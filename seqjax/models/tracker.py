@@ -1,4 +1,4 @@
-"""An output at every step of a sequence, from a memory: any cell, or the last few inputs and nothing else."""
+"""An output at every step of a sequence, from a memory: any cell, or only the last few inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ __all__ = ["Tracker", "Window", "last"]
 def last(xs: Array, count: int) -> Array:
     """The last `count` inputs at every step side by side, the newest last: [B, T, ..., D] to [B, T, ..., count * D].
 
-    Before the first step stands the first input.
+    The first input stands in for those before it.
 
     Example:
       >>> from seqjax.models.tracker import last
@@ -28,7 +28,7 @@ def last(xs: Array, count: int) -> Array:
 
 
 class Window(nnx.Module):
-    """`relu(Dense(hidden))` of the last inputs, at every step: a net without memory.
+    """`relu(Dense(hidden))` of the last inputs, at every step: a network without a carry.
 
     Attributes:
       dense: the layer.
@@ -72,7 +72,7 @@ class Tracker(nnx.Module):
         Args:
           memory: any cell; or the number of last inputs that a dense net sees.
           in_features: features D of the inputs.
-          outputs: outputs O a step.
+          outputs: outputs O per step.
           hidden: width of the dense net; a cell has its own.
           rngs: stream "params".
         """

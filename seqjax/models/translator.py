@@ -1,4 +1,4 @@
-"""Sequence to sequence: an encoder reads a sentence in both directions, a decoder says another one.
+"""Sequence to sequence: an encoder reads a sentence in both directions, a decoder generates another one.
 
 translator = Translator(cells.gru(256), 6000, 8000, 128, attend=attention.bahdanau, rngs=nnx.Rngs(0))
 logits = translator(source, lengths, target)               # teacher forcing
@@ -7,7 +7,6 @@ tokens, scores = translator.translate(source, lengths, 20, start=2, stop=3, widt
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +41,7 @@ class Translator(nnx.Module):
         features: int,
         *,
         attend: Callable[..., Attending] | None = None,
-        dropout: Any = 0.0,
+        dropout: Array | float = 0.0,
         rngs: nnx.Rngs,
     ):
         """Draw the weights.
@@ -50,7 +49,7 @@ class Translator(nnx.Module):
         Args:
           cell: of the decoder and of both directions of the encoder, whose carry is vectors.
           source_size: tokens of the language that is read.
-          target_size: tokens V of the language that is said.
+          target_size: tokens V of the target language.
           features: width E of both embeddings.
           attend: `attention.bahdanau`, `attention.luong`, or a `functools.partial` of one; None: no attention.
           dropout: rate before each layer, in [0, 1), may be traced.
@@ -106,5 +105,6 @@ class Translator(nnx.Module):
           length_penalty: see `decoding.beam`.
         """
         carry, memory = self.encode(source, lengths)
-        options: Any = {"start": start, "stop": stop, "width": width, "length_penalty": length_penalty}
-        return self.decoder.search(length, carry, memory, **options)
+        return self.decoder.search(
+            length, carry, memory, start=start, stop=stop, width=width, length_penalty=length_penalty
+        )

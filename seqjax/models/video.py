@@ -1,7 +1,7 @@
-"""Networks that read videos frame by frame: what moves how, and the next frame.
+"""Networks that read videos frame by frame: how things move, and the next frame.
 
-A frame is float [H, W] in [0, 1]. Predictors are stepped, `(carry, frame) -> (carry, logits of the next frame)`, so
-that `predict` can show them frames, or feed them their own.
+A frame is float [H, W] in [0, 1]. Predictors run step by step, `(carry, frame) -> (carry, logits of the next frame)`,
+so that `predict` can feed them given frames or their own predictions.
 """
 
 from typing import Any, Protocol
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-# Most pixels are black: a network that starts at logits of 0 spends hundreds of updates on learning that.
+# Most pixels are black: from logits of 0, a network spends hundreds of updates on learning that.
 _BLACK = -3.0
 
 
@@ -50,7 +50,7 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.full(outputs, bias))
 
     def __call__(self, x: Array) -> Array:
-        """The convolution, as large as x: outside of it there is 0."""
+        """The convolution, of the size of x, which is padded with 0."""
         y = convolve(x, self.kernel[...])
         return y + jnp.broadcast_to(self.bias[...], y.shape)
 
@@ -59,7 +59,7 @@ def patches(frames: Array, side: int) -> Array:
     """Frames [..., H, W] as squares of pixels, [..., H / side, W / side, side²] (Shi et al. 2015, arXiv 1506.04214).
 
     Raises:
-      ValueError: for frames that cannot be cut so.
+      ValueError: for frames whose sides are not multiples of `side`.
     """
     *lead, rows, columns = frames.shape
     if rows % side or columns % side:
@@ -76,7 +76,7 @@ def from_patches(squares: Array, side: int) -> Array:
 
 
 class FrameClassifier(nnx.Module):
-    """A class at every frame: a convolution on its patches, a dense layer, and a `Tracker` on what they see.
+    """A class at every frame: a convolution on its patches, a dense layer, and a `Tracker` on their outputs.
 
     Attributes:
       conv, dense: the layers of a frame, each followed by a relu.
@@ -129,10 +129,10 @@ class Predictor(Protocol):
 
 
 class LastFrame(nnx.Module):
-    """Says that the next frame is this one."""
+    """Predicts that the next frame equals this one."""
 
     def initial_carry(self, shape: tuple[int, int, int]) -> Carry:
-        """Nothing."""
+        """An empty carry."""
         del shape
         return ()
 
@@ -142,7 +142,7 @@ class LastFrame(nnx.Module):
 
 
 class ConvPredictor(nnx.Module):
-    """Three convolutions on the patches of the last frames, and nothing else of the past.
+    """Three convolutions on the patches of the last frames, without any other memory of the past.
 
     Attributes:
       conv1, conv2, conv3: the layers, with a relu between them.
@@ -193,11 +193,12 @@ class RecurrentPredictor(nnx.Module):
         self.patch = patch
         self.rnn = Recurrent(cell, patch**2, rngs=rngs)
         black = nnx.initializers.constant(_BLACK)
-        options: Any = {"kernel_init": glorot_uniform(), "bias_init": black, "rngs": rngs}
-        self.head = nnx.Linear(self.rnn.out_features, patch**2, **options)
+        self.head = nnx.Linear(
+            self.rnn.out_features, patch**2, kernel_init=glorot_uniform(), bias_init=black, rngs=rngs
+        )
 
     def initial_carry(self, shape: tuple[int, int, int]) -> Carry:
-        """That of the cell."""
+        """The initial carry of the cell."""
         return self.rnn.cell.initial_carry(self.rnn.weights, shape[:1])
 
     def step(self, carry: Carry, frame: Array) -> tuple[Carry, Array]:
@@ -208,7 +209,7 @@ class RecurrentPredictor(nnx.Module):
 
 
 def predict(model: Any, frames: Array, given: int) -> Array:
-    """The logits of the next frame at every frame; from frame `given` on, the model sees its own predictions instead.
+    """The logits of the next frame at every frame; from frame `given` on, the model reads its own predictions instead.
 
     Args:
       model: a `Predictor`.

@@ -1,4 +1,4 @@
-"""Training: one loop, its checkpoints, the files of a run, and statistics over seeds."""
+"""Training: one loop, its checkpoints, the files of a run, its trained params, and statistics over seeds."""
 
 from seqjax.extras import needed
 

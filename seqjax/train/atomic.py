@@ -39,7 +39,7 @@ def write_arrays(path: str | os.PathLike, /, **arrays: Any) -> None:
 
 @contextlib.contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Names the file in an OSError of a failed write, which Python leaves out."""
+    """Names the file in the errors (OSError) of a failed write, which Python leaves out."""
     try:
         yield
     except OSError as error:

@@ -13,7 +13,7 @@ from seqjax.train.leaves import digest, layout
 
 __all__ = ["Checkpoints"]
 
-KEEP = 3  # one more than needed to survive a corrupt newest checkpoint
+KEEP = 3  # one more than needed to survive a corrupt newest one
 
 # The first error in Orbax's threads and tasks is raised, and named: tracebacks of all of them would bury that line.
 logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
@@ -29,7 +29,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, origin: dict[str, Any] | None = None):
-        """Creates the directory where it is missing and removes what a killed process left half written.
+        """Creates the directory where it is missing and removes the incomplete checkpoints of a killed process.
 
         Args:
           directory: of the checkpoints.
@@ -69,7 +69,7 @@ class Checkpoints:
         """The newest checkpoint that can be read, as (state, meta); None where none was ever written.
 
         A checkpoint that cannot be read, or whose digest is wrong, is reported on stderr and passed over for
-        the one before; once an older one is read, the broken ones are removed, since training will write them anew.
+        the one before; once an older one is read, the broken ones are removed, since training will write them again.
 
         Args:
           like: a state of the same structure, shapes, dtypes and devices.
@@ -106,7 +106,7 @@ class Checkpoints:
         return None
 
     def _described(self, step: int) -> dict[str, Any]:
-        """What a checkpoint holds beside its state, read by itself: it tells whether the state can be read at all."""
+        """What a checkpoint holds beside its state, read first: it tells whether the state can be read at all."""
         described = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if digest((), _without_digests(described)) != described["digests"][0]:
             raise ValueError("the content does not match its digest")

@@ -1,18 +1,18 @@
-"""How two descriptions of a run differ, in words."""
+"""The differences of two descriptions of a run, in words."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from seqjax.train.strict_json import encode
 
+__all__ = ["differences", "listed"]
+
 MISSING = "(no such name)"
-
-
-MOST = 5  # differences that are named in one message
+MOST = 5  # differences named in one message
 
 
 def listed(entries: list[str]) -> str:
-    """The first entries in one line, and how many more there are."""
+    """The first entries in one line, and the number of the others."""
     more = len(entries) - MOST
     return "; ".join(entries[:MOST]) + (f"; and {more} more" if more > 0 else "")
 

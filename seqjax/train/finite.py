@@ -1,4 +1,4 @@
-"""Whether numbers are finite: of a training state, where the compiled call checks it, and of what a run records."""
+"""Whether numbers are finite: of a training state, inside the compiled call, and of a run's results."""
 
 import math
 from collections.abc import Iterator
@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+__all__ = ["finite_leaves", "not_finite"]
+
 PyTree = Any
 
 
 def finite_leaves(tree: PyTree) -> dict[str, jax.Array]:
-    """bool [] for each floating leaf, by its path: whether all its numbers are finite."""
+    """bool [] for each floating leaf, by its path: whether all its elements are finite."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path): jnp.isfinite(leaf).all()

@@ -1,4 +1,4 @@
-"""One run while it is trained: its state in memory, and what of it is on disk."""
+"""One run while it is trained: its state in memory, and its files."""
 
 import jax
 import numpy as np
@@ -6,6 +6,8 @@ import numpy as np
 from seqjax.train.checkpoint import Checkpoints
 from seqjax.train.program import HParams, State, finite
 from seqjax.train.run import Run
+
+__all__ = ["Lane"]
 
 
 class Lane:
@@ -17,7 +19,7 @@ class Lane:
       error: what ended it; None if nothing did.
       update_seconds: spent in updates so far, by all processes.
       wall_seconds: spent in all so far, by all processes, without compilation.
-      memory_bytes: temporary memory of the compiled updates; None where XLA does not tell.
+      memory_bytes: temporary memory of the compiled updates; None where XLA does not report it.
       lanes: how many runs share these times and this memory with it at most, itself included.
       watched: the paths of the leaves that must stay finite.
     """
@@ -36,10 +38,10 @@ class Lane:
         self.update_seconds, self.wall_seconds = 0.0, 0.0
         self.memory_bytes: int | None = None
         self.lanes = 1
-        # A leaf that is infinite from the start means something by it, the lowest loss so far for example.
+        # A leaf that is infinite from the start is meant to be: the lowest loss so far, for example.
         self.watched = {path for path, good in jax.device_get(jax.jit(finite)(state)).items() if good}
         own = {name: np.asarray(value).tolist() for name, value in hparams.items()}
-        # These names are in every checkpoint: another one would refuse the checkpoints that there are.
+        # Checkpoints hold these names: with other names, those already written would be refused.
         parts = {"flag": run.flags, "number": own, "data": data}
         origin = {f"{part} {name}".strip(): value for part, named in parts.items() for name, value in named.items()}
         self._checkpoints = Checkpoints(run.checkpoints, origin)
@@ -48,8 +50,8 @@ class Lane:
         """Goes to the newest checkpoint, if there is one, and drops the records after it.
 
         Raises:
-          ValueError: no checkpoint can be read, it is of other flags, hyperparameters or data, or records are missing
-            that were there when it was written.
+          ValueError: no checkpoint can be read, it is of other flags, hyperparameters or data, or records that preceded
+            it are missing.
         """
         saved = self._checkpoints.restore(self.state)
         if saved:

@@ -1,8 +1,8 @@
-"""One writer for a directory: whoever writes holds its lock, a file that says who that is.
+"""One writer for a directory: the process that writes holds its lock, a file that names the holder.
 
 The kernel releases the lock of a process that ends, however it ends. On a file system that several hosts share, its
-locks may not reach from host to host. So the holder also touches the file every few seconds, and a lock that was left
-by another host counts as held for as long as somebody touches it.
+locks may not reach from host to host. So the holder also touches the file every few seconds, and a lock left by
+another host counts as held for as long as its file is touched.
 """
 
 import contextlib
@@ -18,6 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+__all__ = ["InUse", "Lock"]
+
 NAME = ".lock"
 BEAT = 5.0  # seconds between two touches
 PATIENCE = 20.0  # seconds without a touch after which the lock of another host is free
@@ -29,7 +31,7 @@ _held: dict[tuple[int, int], "Lock"] = {}  # of this process, by device and inod
 _beating: list[threading.Thread] = []
 
 
-class InUse(RuntimeError):  # noqa: N818 (the name says it)
+class InUse(RuntimeError):  # noqa: N818 (reads better without Error)
     """Another process writes to the directory; the message names it."""
 
 
@@ -52,7 +54,7 @@ class Lock:
         Args:
           directory: one that exists.
           inherited: whether programs that this process starts hold the lock too, until they end.
-          wait: seconds that a process which was just killed may need to end.
+          wait: seconds to wait for a process that was just killed to end.
 
         Raises:
           InUse: another process holds it.
@@ -79,7 +81,7 @@ class Lock:
                     os.close(file)
 
     def release(self) -> None:
-        """Gives the lock back, once for every time that it was taken."""
+        """Releases the lock, once for every time that it was taken."""
         with _guard:
             self._times -= 1
             if self._times or self.process != os.getpid():
@@ -101,7 +103,7 @@ class Lock:
     def _acquire(self, path: Path, wait: float) -> None:
         local = _lock(self._file, path, wait)
         holder = _holder(self._file)
-        # On this host a lock that can be had is free, whatever its file still says.
+        # On this host a lock that can be taken is free, whatever its file still contains.
         if holder and not (local and holder.get("host") == socket.gethostname()) and _touched(path, holder):
             raise InUse(_message(path, holder))
         try:
@@ -109,11 +111,11 @@ class Lock:
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, content, 0)
         except OSError as error:
-            # On a full disk it is not known who holds the lock, but it is held.
+            # On a full disk the holder is not recorded, but the lock is held.
             if not local or error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise OSError(error.errno, error.strerror, str(path)) from error
         if not local:
-            time.sleep(1)  # for another that found it free at the same moment: the later one of both has it
+            time.sleep(1)  # another may have found it free at the same moment: the later of the two holds it
             self.check()
         if not _beating or not _beating[0].is_alive():
             _beating[:] = [threading.Thread(target=_beat, name="seqjax-locks", daemon=True)]
@@ -129,7 +131,7 @@ def _lock(file: int, path: Path, wait: float) -> bool:
     """Locks an open file; whether the file system can do that.
 
     Raises:
-      InUse: somebody else has locked it.
+      InUse: another process has locked it.
     """
     end = time.monotonic() + wait
     while True:
@@ -151,7 +153,7 @@ def _holder(file: int) -> dict[str, Any]:
 
 
 def _parse(content: bytes) -> dict[str, Any]:
-    """Who holds the lock; {} where its file does not tell, or was cut off."""
+    """The holder of the lock; {} if its file does not name one, or is cut off."""
     try:
         holder = json.loads(content)
     except ValueError:
@@ -160,7 +162,7 @@ def _parse(content: bytes) -> dict[str, Any]:
 
 
 def _touched(path: Path, holder: dict[str, Any]) -> bool:
-    """Whether somebody touches the file while this process waits for it."""
+    """Whether the file is touched while this process waits."""
     print(
         f"{path} was left by process {holder.get('process')} on {holder.get('host')}: waiting {PATIENCE:.0f} s to see"
         " whether it is alive",
@@ -186,7 +188,7 @@ def _beat() -> None:
 
 
 def _message(path: Path, holder: dict[str, Any]) -> str:
-    """Who holds the lock, and what can be done."""
+    """The holder of the lock, and how to end it."""
     process, host, since = (holder.get(name, "?") for name in ("process", "host", "since"))
     by = f"process {process} on {host} since {since}" if holder else "another process"
     if holder.get("host", socket.gethostname()) != socket.gethostname():

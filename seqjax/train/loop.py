@@ -1,4 +1,4 @@
-"""The training loop: many updates in one compiled call, and on the host between the calls what a run leaves behind.
+"""The training loop: many updates in one compiled call, and on the host between the calls the files of the run.
 
 Everything that a resume needs is in `State`, calls start at multiples of `steps_per_call` and checkpoints are taken
 between calls. So a process that was killed repeats the calls it lost exactly, and ends with the same bits.
@@ -35,8 +35,8 @@ class FitResult(NamedTuple):
       wall_seconds: all processes together, compilation left out, evaluation and checkpoints included.
       steps_per_second: updates by the time spent in updates.
       compile_seconds: in this process.
-      program_memory_bytes: temporary memory of the compiled updates; None where XLA does not tell.
-      peak_memory_bytes: of the device; where it does not tell (CPU), peak resident memory of this process.
+      program_memory_bytes: temporary memory of the compiled updates; None where XLA does not report it.
+      peak_memory_bytes: of the device; where it is not reported (CPU), peak resident memory of this process.
       lanes: how many runs share these times and this memory at most (`fit_lanes`).
       stopped_early: whether patience ran out.
       data_hash: of all that the program reads.
@@ -55,7 +55,7 @@ class FitResult(NamedTuple):
     error: str | None
 
 
-class NonFiniteLoss(FloatingPointError):  # noqa: N818 (the name says it)
+class NonFiniteLoss(FloatingPointError):  # noqa: N818 (reads better without Error)
     """A loss, a validation score or the state was not finite; the message names which, and the step."""
 
 
@@ -75,10 +75,11 @@ def fit(
     patience: int = 0,
     progress: bool = True,
 ) -> FitResult:
-    """Trains for `steps` updates, or goes on from the newest checkpoint of `run`.
+    """Trains for `steps` updates, or resumes from the newest checkpoint of `run`.
 
-    Writes to the run one record a call (split "train": mean of each metric over the updates of the call) and one an
-    evaluation (split "validation"). "seconds" in a record is the time spent in updates so far, without compilation.
+    Writes to the run one record per call (split "train": mean of each metric over the updates of the call) and one per
+    evaluation (split "validation"); "seconds" in a record is the time spent in updates so far, without compilation.
+    At the end it saves the best params (`Run.params`), or the last ones if the program has no `evaluate`.
 
     Args:
       program: what is trained.
@@ -92,11 +93,12 @@ def fit(
       progress: show a progress line, if stderr is a terminal.
 
     Raises:
-      ValueError: the arguments do not fit together, no checkpoint can be read, it is of other flags, hyperparameters,
-        data or shapes, or records that were there when it was written are missing.
+      ValueError: the arguments are inconsistent, no checkpoint can be read, it is of other flags, hyperparameters, data
+        or shapes, or records that preceded it are missing.
       InUse: another process has taken the run from this one.
       NonFiniteLoss: a loss, the state after a call (params, optimizer, carry) or the monitored metric of an evaluation
-        is nan or infinite, and at which step; nothing of that call is saved, and so no checkpoint holds such a state.
+        is nan or infinite (the message names the step); nothing of that call is saved, so no checkpoint holds such a
+        state.
       Preempted: SIGTERM or SIGINT arrived; the state is saved.
       OSError: a record or a checkpoint could not be written.
     """
@@ -130,7 +132,7 @@ def fit_lanes(
     that are behind are trained first, until they have caught up.
 
     Raises:
-      ValueError: the arguments do not fit together; also for patience > 0, since the lanes take every step together.
+      ValueError: the arguments are inconsistent; also for patience > 0, since the lanes take every step together.
       Preempted, OSError: as `fit`.
     """
     if not hparams or len(hparams) != len(runs):
@@ -154,7 +156,7 @@ class _Schedule(NamedTuple):
     patience: int
 
     def check(self, program: Program) -> None:
-        """Raises ValueError where the numbers do not fit together."""
+        """Raises ValueError where the numbers are inconsistent."""
         for name in ("steps", "steps_per_call"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -179,7 +181,7 @@ class _Schedule(NamedTuple):
         return {self.length(at, until) for at in range(step, until, self.steps_per_call)}
 
     def due(self, step: int, every: int) -> bool:
-        """Whether what is done `every` steps, and at the end, is done at `step`."""
+        """Whether an action taken `every` steps, and at the end, is due at `step`."""
         return step == self.steps or (every > 0 and step % every == 0)
 
     def out_of_patience(self, step: int, best_step: int | np.integer) -> bool:
@@ -188,7 +190,7 @@ class _Schedule(NamedTuple):
 
 
 class _Loop:
-    """The calls of some runs, one after the other, and what is recorded of them."""
+    """The calls of some runs, one after the other, and their results."""
 
     def __init__(self, program: Program, schedule: _Schedule, *, lanes: bool):
         self.program, self.schedule, self.lanes = program, schedule, lanes
@@ -253,7 +255,7 @@ class _Loop:
         together.split()
 
     def result(self, lane: Lane) -> FitResult:
-        """How it went."""
+        """The result of a lane."""
         return FitResult(
             state=lane.state,
             wall_seconds=lane.wall_seconds,
@@ -278,7 +280,7 @@ def _peak_memory_bytes() -> int:
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT become entries of the yielded list; the same signal a second time acts as it used to."""
+    """SIGTERM and SIGINT become entries of the yielded list; the same signal a second time has its previous effect."""
     received: list[int] = []
 
     def receive(number: int, _: Any) -> None:

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
+__all__ = ["mean_and_interval", "progress_bar", "student_t_quantile"]
+
 
 def mean_and_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Mean of n independent runs and the half width of its confidence interval, t * s / sqrt(n).
 
     s is the sample standard deviation and t the quantile (1 + level) / 2 of Student's t with n - 1 degrees of
-    freedom (Student 1908). One value has no interval: its half width is nan.
+    freedom (Student 1908). The half width for a single value is nan.
 
     Raises:
       ValueError: no values, or a level outside (0, 1).

@@ -1,4 +1,4 @@
-"""What is trained, and what one compiled call of the loop does with it."""
+"""What is trained, and the compiled calls that train it."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.train.finite import finite_leaves
+
+__all__ = ["Best", "Calls", "Program", "State", "finite", "initial_state"]
 
 PyTree = Any
 HParams = Mapping[str, jax.Array]
@@ -23,7 +25,7 @@ class Best(NamedTuple):
 
 
 class State(NamedTuple):
-    """Everything that a resume needs.
+    """Everything that a resumed run needs.
 
     Attributes:
       step: updates done, int32 [].
@@ -50,11 +52,11 @@ class Program(NamedTuple):
       update: hparams, data, state -> (state, metrics): ONE optimizer update. The step of the state is one more than
         before, and the metrics are scalars that include "loss".
       evaluate: hparams, data, state -> metrics on held-out data; None if there is none.
-      data: device arrays, passed to update and evaluate as an argument, since arrays that are closed over become
+      data: device arrays, passed to update and evaluate as an argument, since arrays captured in a closure become
         constants of the compiled program.
-      held_out: what is read after the training alone, such as a test set; any tree of arrays and strings.
+      held_out: what is read only after training, such as a test set; any tree of arrays and strings.
       monitor: the metric of evaluate that `Best` and early stopping watch; lower is better.
-      steps_per_epoch: for the records; None if epochs mean nothing here.
+      steps_per_epoch: for the records; None without epochs.
 
     `hparams` is a dict of float32 or int32 scalars: what may differ between the lanes of one compiled program.
     """
@@ -87,7 +89,7 @@ class Calls:
 
     Attributes:
       compile_seconds: spent on compilation so far.
-      memory_bytes: temporary memory of the updates that were compiled last; None where XLA does not tell.
+      memory_bytes: temporary memory of the updates that were compiled last; None where XLA does not report it.
     """
 
     def __init__(self, program: Program, *, lanes: bool):
@@ -152,7 +154,7 @@ def _updates(program: Program, length: int) -> Callable:
             return state, metrics
 
         state, metrics = jax.lax.scan(update, state, length=length)
-        # Once a call and not once a step: what is not finite stays so, and is in the loss of the next step.
+        # Once per call, not per step: what is not finite stays so, and shows in the loss of the next step.
         return state, metrics, finite(state)
 
     return updates

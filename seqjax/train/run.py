@@ -1,4 +1,4 @@
-"""The files of a run: what was asked for, what was measured, and how it ended."""
+"""The files of a run: its configuration, its measurements, and how it ended."""
 
 import hashlib
 import os
@@ -25,20 +25,20 @@ class Run:
     """A run directory.
 
         config.json    {"flags", "versions", "commit", "device", "seed"}, written when the run is first opened; where it
-                       was resumed by other code or versions, also "changed", a list of what differed each time
-        metrics.jsonl  one object a line: {"step", "epoch", "split", "seconds", ...values}; a value that is not finite
+                       was resumed by other code or versions, also "changed", a list with the new ones of each time
+        metrics.jsonl  one object per line: {"step", "epoch", "split", "seconds", ...values}; a value that is not finite
                        is written as "NaN", "Infinity" or "-Infinity" (`strict_json`)
-        result.json    the final numbers, all finite, and the mark of the records as "records"; its presence says that
-                       the run is finished
+        result.json    the final numbers, all finite, and the mark of the records as "records"; its presence means
+                       that the run is finished
         error.txt      why the last attempt failed, if it did
         params.npz     the trained params (`params`), once training has ended
-        .lock          who writes to the run
+        .lock          the process that writes to the run
         checkpoints/   figures/
 
     Every file but metrics.jsonl is replaced atomically. That one is appended to. A checkpoint holds its `mark`, and
-    `rewind` drops what a killed process wrote after that, half a line included.
+    `rewind` drops what a killed process wrote after that, an incomplete line included.
 
-    A run that was opened is written to by this process alone, until it is closed or the process ends.
+    An open run is written to by this process alone, until it is closed or the process ends.
 
     `fit` saves the params that were best in validation, so that a trained model is reused without its training code:
 
@@ -85,7 +85,7 @@ class Run:
           directory: created where missing.
           config: all flags of the run, by name.
           resume: whether a run that is already there may be continued.
-          wait: seconds that a process which was just killed may need to end.
+          wait: seconds to wait for a process that was just killed to end.
 
         Raises:
           ValueError: the run that is there has other flags.
@@ -124,7 +124,7 @@ class Run:
         run.checkpoints.mkdir(exist_ok=True)
         run.figures.mkdir(exist_ok=True)
         if not any(run.checkpoints.iterdir()):
-            run.config = now  # nothing is left of what other code computed
+            run.config = now  # no result of other code is left
         elif changes := differences(environment(now), environment(run.config)):
             print(f"WARNING: {directory} is resumed by other code: {'; '.join(changes)}", file=sys.stderr)
             since = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -136,7 +136,7 @@ class Run:
 
     @classmethod
     def read(cls, directory: str | os.PathLike) -> "Run":
-        """The run in `directory`, to be looked at: nothing is created or changed.
+        """The run in `directory`, for reading: nothing is created or changed.
 
         Raises:
           FileNotFoundError: there is no run.
@@ -166,7 +166,7 @@ class Run:
         return self.config.get("changed", [])
 
     def close(self) -> None:
-        """Lets other processes write to the run."""
+        """Closes the run, so that other processes can write to it."""
         if self._lock:
             self._release()
             self._lock = None
@@ -218,7 +218,7 @@ class Run:
             return _mark(_lines(file.read()))
 
     def rewind(self, mark: dict[str, Any] | None = None) -> None:
-        """Drops the records after a mark, and half a line at the end; without a mark, all.
+        """Drops the records after a mark, and an incomplete line at the end; without a mark, all.
 
         Raises:
           ValueError: records before the mark are missing or were changed.
@@ -229,7 +229,7 @@ class Run:
         lines = _lines(content)
         kept = lines[: mark["records"]]
         if _mark(kept) != mark:
-            self.records()  # a line that is no record is named
+            self.records()  # names a line that is no record
             what = f"has {len(lines)} records" if len(lines) < mark["records"] else "was changed"
             raise ValueError(
                 f"{self._metrics} {what}, expected the {mark['records']} that the checkpoint was written after:"
@@ -311,13 +311,13 @@ class Run:
         return _load(self._result)
 
     def fail(self, message: str) -> None:
-        """Writes why the run failed; opening the run again removes it."""
+        """Writes the reason of a failure to error.txt; opening the run again removes it."""
         self._check_open()
         write_atomic(self._error, message.rstrip() + "\n")
 
     @property
     def error(self) -> str | None:
-        """Why the last attempt failed; None if it did not."""
+        """The reason why the last attempt failed; None if it did not."""
         return self._error.read_text(encoding="utf-8").rstrip() if self._error.exists() else None
 
     def _check_open(self) -> Lock:

@@ -1,8 +1,10 @@
-"""JSON by its standard, which has no NaN and no infinity: they are written as strings, and read as numbers again."""
+"""Standard JSON, which has no NaN and no infinity: they are written as strings and read back as numbers."""
 
 import json
 import math
 from typing import Any
+
+__all__ = ["decode", "encode"]
 
 _NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _NAMES = {math.inf: "Infinity", -math.inf: "-Infinity"}
@@ -21,7 +23,7 @@ def decode(text: str) -> Any:
     """The inverse of `encode`.
 
     Raises:
-      ValueError: for text that is no JSON, or is nested beyond what Python reads.
+      ValueError: for text that is not JSON, or nested too deeply for Python.
     """
     try:
         return _read(json.loads(text))
