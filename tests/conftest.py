@@ -11,8 +11,9 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 if "CXX" not in os.environ and shutil.which("c++"):
     os.environ["CXX"] = "c++ -O1"
 # Of the source tree only seqjax is installed; what tests start needs the rest as well.
-ROOT = str(Path(__file__).parents[1])
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 # A shell starts a background process with SIGINT ignored, nohup with SIGHUP; what tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
