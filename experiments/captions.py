@@ -88,7 +88,7 @@ class Frequent(nnx.Module):
         return jnp.broadcast_to(predicted, (len(pictures), length))
 
 
-@cache
+@cache  # read once per process, where a sweep builds many experiments
 def _digits(data_dir: str | None) -> dict[str, scenes.ByLabel]:
     """The digits of each part."""
     if data_dir is None:

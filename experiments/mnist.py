@@ -70,7 +70,7 @@ TRACED_FLAGS = ("seed", "learning_rate")
 synthetic_data = without_data("digits")
 
 
-@cache
+@cache  # read once per process, where a sweep builds many experiments
 def _parts(data_dir: str | None) -> dict[str, mnist.Digits]:
     if data_dir is None:
         print("no --data_dir: the digits are generated, and their numbers mean nothing", file=sys.stderr)

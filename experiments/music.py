@@ -99,7 +99,7 @@ TRACED_FLAGS = ("seed", "learning_rate", "dropout")
 synthetic_data = without_data("pieces")
 
 
-@cache
+@cache  # read once per process, where a sweep builds many experiments
 def _parts(data_dir: str | None, name: str) -> music.Parts:
     if data_dir is not None:
         return music.load(data_dir, name)

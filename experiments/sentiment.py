@@ -91,7 +91,7 @@ class Part(NamedTuple):
     labels: Array
 
 
-@cache
+@cache  # read once per process, where a sweep builds many experiments
 def _reviews(data_dir: str | None) -> dict[str, reviews.Reviews]:
     if data_dir is None:
         print("no --data_dir: the reviews are generated, and their numbers mean nothing for films", file=sys.stderr)

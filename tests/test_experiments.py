@@ -72,6 +72,26 @@ def drawn(module, runs):
     return sections
 
 
+def test_a_flag_has_one_name_and_one_type_in_all_experiments():
+    names = [path.stem for path in (ROOT / "experiments").glob("*.py") if "\nSWEEP = " in path.read_text()]
+    assert len(names) == 17
+    found = {name: define(import_module(f"experiments.{name}")).flags for name in names}
+    types: dict[str, set[str]] = {}
+    for values in found.values():
+        for name in values:
+            types.setdefault(name, set()).add(values[name].flag_type())
+    assert {name: kinds for name, kinds in types.items() if len(kinds) > 1} == {}
+    for same in (
+        {"units", "hidden", "hidden_size", "width"},
+        {"model", "cell", "network"},
+        {"embedding_size", "embedding", "features"},
+        {"dropout", "rate"},
+        {"learning_rate_decay", "decay"},
+        {"min_count", "minimum"},
+    ):
+        assert len(same & types.keys()) == 1, same
+
+
 @pytest.mark.parametrize(
     ("task", "flags"),
     [
