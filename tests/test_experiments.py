@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -90,6 +91,16 @@ def test_a_flag_has_one_name_and_one_type_in_all_experiments():
         {"min_count", "minimum"},
     ):
         assert len(same & types.keys()) == 1, same
+
+
+def test_the_docstring_of_an_experiment_is_short_and_the_page_has_its_results():
+    page = (ROOT / "docs" / "results.md").read_text()
+    for path in (ROOT / "experiments").glob("*.py"):
+        if "\nSWEEP = " in path.read_text():
+            doc = import_module(f"experiments.{path.stem}").__doc__
+            assert len(doc.strip().splitlines()) <= 20, path
+            assert "(docs/results.md)" in " ".join(doc.split()), path
+            assert re.search(rf"experiments[./]{path.stem}\b", page), path
 
 
 @pytest.mark.parametrize(
