@@ -177,7 +177,7 @@ def build(config: SimpleNamespace) -> Experiment:
 
 
 def _finish(
-    config: SimpleNamespace, bind: Any, parts: music.Parts, hparams: Hparams, state: State, run: Run
+    config: SimpleNamespace, bind: supervised.Bind, parts: music.Parts, hparams: Hparams, state: State, run: Run
 ) -> dict[str, Any]:
     """Test NLL; compositions that continue the test pieces, as MIDI, arrays and a figure, and statistics of them."""
     pieces = parts["test"]
