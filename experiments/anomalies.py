@@ -90,7 +90,7 @@ class Streams(NamedTuple):
     probation: Array
 
 
-@cache
+@cache  # read once per process, where a sweep builds many experiments
 def corpus(data_dir: str | None) -> dict[str, nab.Series]:
     """The series of the flag --data_dir."""
     if data_dir is not None:

@@ -88,7 +88,7 @@ class Frequent(nnx.Module):
         return jnp.broadcast_to(predicted, (len(pictures), length))
 
 
-@cache
+@cache  # read once per process, where a sweep builds many experiments
 def _digits(data_dir: str | None) -> dict[str, scenes.ByLabel]:
     """The digits of each part."""
     if data_dir is None:
@@ -101,7 +101,7 @@ def _digits(data_dir: str | None) -> dict[str, scenes.ByLabel]:
     return {name: scenes.by_label(part) for name, part in of_part.items()}
 
 
-def network(config: SimpleNamespace) -> tuple[Any, Any]:
+def network(config: SimpleNamespace) -> tuple[supervised.Init, supervised.Bind]:
     """`init` and `bind` of the model of the flags, see `supervised.functional`."""
 
     def make(hparams, rngs):
@@ -225,7 +225,7 @@ def scores(found: Answers) -> dict[str, float]:
 
 
 def _finish(
-    config: SimpleNamespace, bind: Any, digits: scenes.ByLabel, hparams: Hparams, state: State, run: Run
+    config: SimpleNamespace, bind: supervised.Bind, digits: scenes.ByLabel, hparams: Hparams, state: State, run: Run
 ) -> dict[str, Any]:
     """Scores of both parts of the test; the caption of each scene, and figures of the first ones."""
     result = {}

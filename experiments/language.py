@@ -6,7 +6,7 @@ LSTM); Merity, Keskar & Socher 2017, arXiv 1708.02182 (--awd and --nonmonotone: 
 1709.07432 (--dynamic_rate: dynamic evaluation, which keeps learning from the test text that it has read).
 
     unigram       how often a token occurs
-    kneser_ney    n-grams up to --order tokens, interpolated (modified Kneser-Ney)
+    kneser_ney    n-grams up to --ngram_order tokens, interpolated (modified Kneser-Ney)
     rnn, lstm...  embedding, --layers of --units, softmax; --tied: one matrix for embedding and softmax
 
     python -m experiments.language --model=lstm
@@ -54,7 +54,7 @@ PENALTIES = {"activation": (2.0, "mean squared output"), "temporal": (1.0, "mean
 corpora.define(FLAGS)
 flags.DEFINE_enum("model", "lstm", [*COUNTED, *CELLS], "Which model.", flag_values=FLAGS)
 for name, value, lower, what in (
-    ("order", 5, 1, "Tokens of the longest n-gram of kneser_ney."),
+    ("ngram_order", 5, 1, "Tokens of the longest n-gram of kneser_ney."),
     ("length", 50, 2, "Time steps per update."),
     ("units", 128, 1, "Units of a layer."),
     ("layers", 1, 1, "Layers."),
@@ -192,7 +192,7 @@ def _scores(config: SimpleNamespace, nats: Any) -> dict[str, Any]:
 
 def _counted(config: SimpleNamespace, corpus: corpora.Corpus) -> Experiment:
     """A model that is counted, not trained: the updates do nothing."""
-    order = 1 if config.model == "unigram" else config.order
+    order = 1 if config.model == "unigram" else config.ngram_order
     counted = KneserNey.fit(corpus.parts["train"], corpus.vocabulary.size, order)
     nats = jnp.float32(counted.nats(corpus.parts["validation"])[1:].mean())
 

@@ -21,7 +21,6 @@ Measured row by row: lstm has a test accuracy of 98.28 ± 0.42 % after three epo
 """
 
 import sys
-from collections.abc import Callable
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -70,7 +69,7 @@ TRACED_FLAGS = ("seed", "learning_rate")
 synthetic_data = without_data("digits")
 
 
-@cache
+@cache  # read once per process, where a sweep builds many experiments
 def _parts(data_dir: str | None) -> dict[str, mnist.Digits]:
     if data_dir is None:
         print("no --data_dir: the digits are generated, and their numbers mean nothing", file=sys.stderr)
@@ -102,8 +101,11 @@ def cell(model: str, units: int, steps: int) -> Cell:
     return layers.CELLS[model](units)
 
 
-def network(config: SimpleNamespace) -> tuple[Callable, Callable]:
-    """`init(hparams, key) -> params` and `bind(hparams, params, key) -> module`: [B, T, D] to logits [B, 10]."""
+def network(config: SimpleNamespace, *, every_step: bool = False) -> tuple[supervised.Init, supervised.Bind]:
+    """`init(hparams, key) -> params` and `bind(hparams, params, key) -> module`: [B, T, D] to logits [B, 10].
+
+    With `every_step` the recurrence `module.rnn`, with the same params, returns the outputs of all steps.
+    """
     steps, features = SHAPES[config.order]
 
     def make(hparams, rngs: nnx.Rngs) -> nnx.Module:
@@ -112,7 +114,12 @@ def network(config: SimpleNamespace) -> tuple[Callable, Callable]:
             return DenseClassifier(steps, features, 10, hidden=(128,) if config.model == "dense" else (), rngs=rngs)
         encoder = config.units if config.model in layers.AS_WIDE else 0
         return SeriesClassifier(
-            cell(config.model, config.units, steps), features, len(CLASSES), encoder=encoder, rngs=rngs
+            cell(config.model, config.units, steps),
+            features,
+            len(CLASSES),
+            encoder=encoder,
+            mean=every_step,
+            rngs=rngs,
         )
 
     return supervised.functional(make)
@@ -145,18 +152,14 @@ def build(config: SimpleNamespace) -> Experiment:
 
     batches = count // config.batch_size
     program = supervised.program(config, init, gradient, evaluate, data, batches=batches, held_out=test)
-    return Experiment(program, partial(_finish, config, bind, test))
+    return Experiment(program, partial(_finish, config, test))
 
 
 def _finish(
-    config: SimpleNamespace,
-    bind: Callable,
-    test: tuple[Array, Array],
-    hparams: Hparams,
-    state: State,
-    run: Run,
+    config: SimpleNamespace, test: tuple[Array, Array], hparams: Hparams, state: State, run: Run
 ) -> dict[str, Any]:
     """Test accuracy; answers.npz with the answer of every test digit and the accuracy after each step, and a figure."""
+    _, bind = network(config, every_step=True)
 
     @jax.jit
     def answers(params, test):

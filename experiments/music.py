@@ -99,7 +99,7 @@ TRACED_FLAGS = ("seed", "learning_rate", "dropout")
 synthetic_data = without_data("pieces")
 
 
-@cache
+@cache  # read once per process, where a sweep builds many experiments
 def _parts(data_dir: str | None, name: str) -> music.Parts:
     if data_dir is not None:
         return music.load(data_dir, name)
@@ -177,7 +177,7 @@ def build(config: SimpleNamespace) -> Experiment:
 
 
 def _finish(
-    config: SimpleNamespace, bind: Any, parts: music.Parts, hparams: Hparams, state: State, run: Run
+    config: SimpleNamespace, bind: supervised.Bind, parts: music.Parts, hparams: Hparams, state: State, run: Run
 ) -> dict[str, Any]:
     """Test NLL; compositions that continue the test pieces, as MIDI, arrays and a figure, and statistics of them."""
     pieces = parts["test"]

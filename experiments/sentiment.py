@@ -3,7 +3,7 @@
 25,000 reviews for training, of which a fifth, film by film, is for validation, and 25,000 for the test; 20,000 tokens,
 and for the sequence models 600 steps; the vocabulary is that of the training part. Source of all models but the last
 three: Chollet 2021, "Deep Learning with Python", second edition, chapter 11. Pooling is that of Howard & Ruder 2018
-(arXiv 1801.06146), the SRU that of Lei et al. 2018 (arXiv 1709.02755). Models, see also `MODELS`:
+(arXiv 1801.06146), the SRU that of Lei et al. 2018 (arXiv 1709.02755). Models:
 
     unigram, bigram, tf_idf   a bag of words; of words and pairs; the same weighted: Dense(16, relu), dropout, Dense(1)
     one_hot, embedding        bidirectional LSTM(32) on one-hot or learned vectors, which reads the padding as words
@@ -55,8 +55,12 @@ BAGS = {
     "tf_idf": vectorize.Vectorizer.tf_idf,
 }
 PAIRS = ("bigram", "tf_idf", "sru_pairs")
+# These read the padding like a word; the others do without, in batches of texts of similar length.
 PADDED = ("one_hot", "embedding")
+# On pretrained vectors: fixed, trained further, and trained further under a head on pooled outputs.
 PRETRAINED = ("glove", "glove_tuned", "pooled")
+# Pooled, on one-hot vectors: no matrix product but that of the head. With pairs, each step also reads the pair that
+# its word ends.
 SRUS = ("sru", "sru_pairs")
 MODELS = (*BAGS, *PADDED, "masked", *PRETRAINED, *SRUS)
 # Entries of a bag (the last border reaches to the largest bag), steps of a sequence.
@@ -91,7 +95,7 @@ class Part(NamedTuple):
     labels: Array
 
 
-@cache
+@cache  # read once per process, where a sweep builds many experiments
 def _reviews(data_dir: str | None) -> dict[str, reviews.Reviews]:
     if data_dir is None:
         print("no --data_dir: the reviews are generated, and their numbers mean nothing for films", file=sys.stderr)

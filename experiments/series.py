@@ -90,7 +90,7 @@ class Examples(NamedTuple):
     labels: Array
 
 
-@cache
+@cache  # read once per process, where a sweep builds many experiments
 def _parts(data_dir: str | None, name: str, normalize: bool) -> dict[str, ucr.Series]:
     """ "train", "validation", "test", and "official", the first two as one."""
     if data_dir is None:

@@ -21,7 +21,6 @@ Measured: gru has a test accuracy of 0.692 ± 0.032 over all speakers, moments 0
 """
 
 import sys
-from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -151,7 +150,7 @@ def build(config: SimpleNamespace) -> Experiment:
 
 
 def _finish(
-    config: SimpleNamespace, bind: Callable, part: Words, hparams: Hparams, state: State, run: Run
+    config: SimpleNamespace, bind: supervised.Bind, part: Words, hparams: Hparams, state: State, run: Run
 ) -> dict[str, Any]:
     """Test accuracy, of all recordings and of each spoken digit; logits in answers.npz, and a figure of confusions."""
     run_network = jax.jit(lambda params, part: bind(hparams, params, None)(part.frames, part.lengths))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -70,6 +71,36 @@ def drawn(module, runs):
         if section.table:
             report.text_table(section.table)
     return sections
+
+
+def test_a_flag_has_one_name_and_one_type_in_all_experiments():
+    names = [path.stem for path in (ROOT / "experiments").glob("*.py") if "\nSWEEP = " in path.read_text()]
+    assert len(names) == 17
+    found = {name: define(import_module(f"experiments.{name}")).flags for name in names}
+    types: dict[str, set[str]] = {}
+    for values in found.values():
+        for name in values:
+            types.setdefault(name, set()).add(values[name].flag_type())
+    assert {name: kinds for name, kinds in types.items() if len(kinds) > 1} == {}
+    for same in (
+        {"units", "hidden", "hidden_size", "width"},
+        {"model", "cell", "network"},
+        {"embedding_size", "embedding", "features"},
+        {"dropout", "rate"},
+        {"learning_rate_decay", "decay"},
+        {"min_count", "minimum"},
+    ):
+        assert len(same & types.keys()) == 1, same
+
+
+def test_the_docstring_of_an_experiment_is_short_and_the_page_has_its_results():
+    page = (ROOT / "docs" / "results.md").read_text()
+    for path in (ROOT / "experiments").glob("*.py"):
+        if "\nSWEEP = " in path.read_text():
+            doc = import_module(f"experiments.{path.stem}").__doc__
+            assert len(doc.strip().splitlines()) <= 20, path
+            assert "(docs/results.md)" in " ".join(doc.split()), path
+            assert re.search(rf"experiments[./]{path.stem}\b", page), path
 
 
 @pytest.mark.parametrize(

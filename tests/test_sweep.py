@@ -170,6 +170,27 @@ def test_build_cannot_read_traced_flags_from_the_config(monkeypatch, tmp_path):
     assert "Traceback" in error
 
 
+def test_lanes_are_built_once_and_each_finishes_with_its_own_hparams(monkeypatch, tmp_path):
+    built, finished = [], []
+
+    def build(config):
+        experiment = own(config)
+        built.append(experiment)
+
+        def finish(hparams, state, run):
+            finished.append((int(hparams["seed"]), float(hparams["learning_rate"]), run.config["seed"]))
+            return experiment.finish(hparams, state, run)
+
+        return experiment._replace(finish=finish)
+
+    own = toy.build
+    monkeypatch.setattr(toy, "build", build)
+    plan = sweep.plan(define(toy), "seed=3,1;learning_rate=0.125,0.25", {"steps": 10}, tmp_path)
+    assert all(error is None for _, error in executors.vmap(plan.definition, plan.members))
+    assert finished == [(3, 0.125, 3), (3, 0.25, 3), (1, 0.125, 1), (1, 0.25, 1)]
+    assert len(built) == 1
+
+
 # ---- the optimizer
 
 

@@ -22,6 +22,10 @@ from seqjax.core import Cell
 from seqjax.train import Program, State, initial_state
 from seqjax.unrolling import unroll
 
+Init = Callable[[Hparams, Key], Params]
+# A Flax module with the given params; Any, since each experiment calls its own.
+Bind = Callable[[Hparams, Params, Key | None], Any]
+
 # Training batches that are evaluated, without noise, to show the gap to the validation part.
 TRAINING_SAMPLE = 8
 
@@ -35,7 +39,7 @@ class Model(NamedTuple):
         with None the outputs are without noise.
     """
 
-    init: Callable[[Hparams, Key], Params]
+    init: Init
     outputs: Callable[[Hparams, Params, Array, Key | None], Array]
 
 
@@ -49,9 +53,7 @@ def cell_model(cell: Cell, features: int) -> Model:
     return Model(lambda hparams, key: cell.init(key, features), outputs)
 
 
-def functional(
-    make: Callable[[Hparams, nnx.Rngs], nnx.Module],
-) -> tuple[Callable[[Hparams, Key], Params], Callable[[Hparams, Params, Key | None], Any]]:
+def functional(make: Callable[[Hparams, nnx.Rngs], nnx.Module]) -> tuple[Init, Bind]:
     """A Flax module as pure functions of its params.
 
     The module is made again in every trace, so its rates may be traced, and its random streams start from a given key.
@@ -83,7 +85,7 @@ def weighted_mean(values: Array, weights: Array) -> Array:
     return jnp.sum(weights * values) / jnp.sum(weights)
 
 
-def first_params(init: Callable[[Hparams, Key], Params], hparams: Hparams) -> tuple[Params, Key]:
+def first_params(init: Init, hparams: Hparams) -> tuple[Params, Key]:
     """The params before the first update, and the key of everything random after it."""
     k_params, key = jax.random.split(jax.random.key(hparams["seed"]))
     return init(hparams, k_params), key
@@ -103,7 +105,7 @@ def scores(task: Task, model: Model, part: str, hparams: Hparams, data: Tree, pa
 
 def program(
     config: SimpleNamespace,
-    init: Callable[[Hparams, Key], Params],
+    init: Init,
     gradient: Callable[..., tuple[Array, Params]],
     evaluate: Callable[[Hparams, Tree, Params], dict[str, Array]],
     data: Tree,

@@ -89,7 +89,7 @@ def left_out(count: int, streams: int, length: int, unit: str) -> str:
     return f"{rest:,} of {count:,} training {unit}s, at the ends of {streams} streams of windows of {length}"
 
 
-@cache
+@cache  # read once per process, where a sweep builds many experiments
 def _corpus(name: str, unit: str, data_dir: str | None) -> Corpus:
     parts = _texts(name, data_dir)
     vocabulary = UNITS[unit].of(parts["train"])

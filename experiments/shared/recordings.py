@@ -8,7 +8,7 @@ from seqjax.data import spoken_digits
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
 
-@cache
+@cache  # read once per process, where a sweep builds many experiments
 def load(data_dir: str | None) -> spoken_digits.Recordings:
     """The recordings in --data_dir; without one, generated ones, with a note on stderr."""
     if data_dir is not None:

@@ -144,7 +144,7 @@ def adding(*, length: int, batch_size: int) -> Task:
     )
 
 
-@cache
+@cache  # read once per process, where a sweep builds many experiments
 def climate(data_dir: str | None) -> jena.Climate:
     """The record of the temperature task: that of `data_dir`, or, without one, a small generated one."""
     if data_dir is None:

@@ -31,7 +31,7 @@ def define(values: flags.FlagValues, digits: int) -> None:
     flags.DEFINE_integer("digits", digits, "Digits in a video.", lower_bound=1, flag_values=values)
 
 
-@cache
+@cache  # read once per process, where a sweep builds many experiments
 def _images(data_dir: str | None) -> dict[str, np.ndarray]:
     """The digits of each part, uint8 [N, 28, 28]."""
     if data_dir is None:
