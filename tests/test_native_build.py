@@ -74,7 +74,7 @@ def finish(process):
 
 
 LOAD = f"""
-from seqjax.native import build
+from seqjax.solvers.native import build
 build.library({SOURCE!r})
 """
 # The same cell by both methods that compile it, and twice by the one that can do without.
@@ -83,7 +83,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 from seqjax import cells, unroll
-from seqjax.native import build
+from seqjax.solvers.native import build
 build.TIMEOUT = 1.0
 def run(method, steps):
     return unroll(cell, params, None, jnp.ones((steps, 2, 4)), method=method)[1]
@@ -381,7 +381,7 @@ def test_a_home_that_is_no_absolute_path_is_none(tmp_path, monkeypatch, home):
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root, to act as another user")
 def test_a_user_without_a_home_is_served():
-    become = f"import os, jax\nfrom seqjax.native import build\nos.setuid({USER - 1})\n"
+    become = f"import os, jax\nfrom seqjax.solvers.native import build\nos.setuid({USER - 1})\n"
     home = "try:\n    print(build.cache())\nexcept RuntimeError:\n    print('no home')\n"
     out, _ = finish(process(f"{become}{home}{LOAD}", HOME=None, XDG_CACHE_HOME=None))
     assert out == "no home"

@@ -55,7 +55,7 @@ def _block_lower(first: Array, across: Array, second: Array) -> Array:
 
 
 def _inverse(e: Array) -> Array:
-    """The inverse of 1 + e, for e [M, C, C] below the diagonal: of both halves, and a product across."""
+    """The inverse of 1 + e, for strictly lower triangular e [M, C, C]: by those of its two diagonal blocks."""
     many, steps, _ = e.shape
     if steps == 1:
         return jnp.ones_like(e)

@@ -116,7 +116,8 @@ def checkpointed(
     So memory is of order sqrt(T) by default, of T^(1/(n+1)) with n levels, of log T with log T levels or slots. The
     schedule of `slots` has the fewest runs of all that keep m carries (Griewank & Walther 2000; Gruslys et al. 2016,
     arXiv 1606.03401); it is reverse mode only. Inputs, and outputs that are used, are [T, B, ...] with any method: a
-    loss at every step belongs inside (`with_loss`), so that the result is losses [T, B] instead of outputs [T, B, H].
+    loss at every step belongs inside (`wrappers.structure.with_loss`), so that the result is losses [T, B] instead of
+    outputs [T, B, H].
 
     Args:
       cell: any cell; a stack runs as a whole in each chunk, so that nothing between its layers is kept.

@@ -26,8 +26,8 @@ def _transition(cell: Cell, params: Params) -> Callable[[Carry, Tree], Carry]:
 def scan(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
     """`lax.scan` over the steps; the memory of its gradient grows as T.
 
-    A cell with a hint is projected and read out for all steps at once, before and after the loop. One without runs
-    entirely inside the loop: splitting it has no known benefit.
+    A cell with the hint `gated` or `affine` is projected and read out for all steps at once, before and after the loop.
+    Any other cell runs entirely inside the loop: splitting it has no known benefit.
     """
     if cell.gated is None and cell.affine is None:
         return scan_const(partial(cell.step, params), carry, xs)
