@@ -221,11 +221,11 @@ def test_help(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert out.startswith("How fast does gradient descent")
     assert "The sweep it proposes is 'model=line,curve;seed=0:2'" in out
+    assert "--learning_rate" in out
     assert launch.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert "The sweep that bptt_vs_tbptt proposes is 'truncation=full,16:64,16:16,4:4;seed=0:3'." in out
     assert "Shape of the bowl." not in out
-    assert "--learning_rate" in out
 
 
 def test_without_flags_the_main_job_is_planned():
