@@ -33,7 +33,7 @@ from seqjax.core import Cell, Const, Dense, batch_shape, features, inner, is_den
 from seqjax.hints import Gated, around, gated_transition
 from seqjax.identity import recorded
 from seqjax.solvers.dispatch import place
-from seqjax.unrolling import check_inputs, unroll
+from seqjax.unrolling import checked_inputs, unroll
 from seqjax.wrappers import masked
 from seqjax.wrappers.masking import over_layers
 from seqjax.wrappers.structure import inside
@@ -218,7 +218,7 @@ def _batch_norm(cell: Cell, epsilon: float, state: Callable | None = None) -> tu
     batched = _standardized(gained, epsilon, lambda real, pick, u: _moments(u, real), state)
 
     def train(params, carry, xs, *, mask=None, method="fused"):
-        check_inputs(cell, xs, mask)
+        xs, mask = checked_inputs(cell, xs, mask)
         batch = batch_shape(xs, cell.space)
         if math.prod(batch) < 2:
             raise ValueError(f"batch_norm takes statistics over two or more sequences, got inputs {features(xs).shape}")
@@ -382,7 +382,7 @@ def sequence_batch_norm(cell: Cell, *, epsilon: float = 1e-5) -> tuple[Cell, Tra
     normalized = inner(gained, lambda z: z)._replace(project=project)
 
     def train(params, carry, xs, *, mask=None, method="auto"):
-        check_inputs(cell, xs, mask)
+        xs, mask = checked_inputs(cell, xs, mask)
         read, inputs = (gained, xs) if mask is None else (masked(gained), (xs, mask))
         z = over_time(partial(read.project, params), inputs)
         found = []

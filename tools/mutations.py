@@ -202,8 +202,8 @@ MUTATIONS = [
     Mutation(
         "from_step: the output is made from the carry after the step, one step too far",
         "seqjax/core.py",
-        "step(params, carry[1], open_const(z))[1]",
-        "step(params, carry[0], open_const(z))[1]",
+        "step(params, carry.before, open_const(z))[1]",
+        "step(params, carry.now, open_const(z))[1]",
         "tests/test_core.py::test_from_step_may_use_the_carry_before_the_step",
     ),
     Mutation(
