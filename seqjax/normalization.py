@@ -38,7 +38,19 @@ from seqjax.wrappers import masked
 from seqjax.wrappers.masking import over_layers
 from seqjax.wrappers.structure import inside
 
+__all__ = [
+    "Moments",
+    "Statistics",
+    "Train",
+    "batch_norm",
+    "batch_norm_lstm",
+    "layer_norm",
+    "sequence_batch_norm",
+    "spread",
+]
+
 Train = Callable[..., tuple[tuple[Carry, Tree], Tree]]
+"""`(params, carry, xs, **options) -> ((carry, ys), statistics)`, `unroll` on the statistics of its own batch."""
 
 
 class Moments(NamedTuple):
