@@ -250,7 +250,7 @@ def generate(
     key: Key,
     choose: Callable[[Key, Tree], Tree],
 ) -> tuple[Carry, Tree]:
-    """Feed a cell with what it says: one to many.
+    """Generate autoregressively: each output, after a choice, is the next input.
 
         carry, y = cell.step(params, carry, x);  x = choose(key_t, y)
 
@@ -261,18 +261,16 @@ def generate(
       x: first input, [B] or [B, D].
       steps: how many inputs to choose.
       key: PRNG key, split over the steps.
-      choose: `(key, y) -> x`, for tokens `jax.random.categorical`.
+      choose: `(key, y) -> x`; for tokens `decoding.choose`, or a `partial` of it with options.
 
     Returns:
       The last carry and the chosen inputs [steps, B, ...].
 
     Example:
       >>> cell = seqjax.wrappers.with_head(seqjax.wrappers.with_embedding(seqjax.cells.gru(8), 5, 4), 5)
-      >>> params = cell.init(jax.random.key(0), 0)  # reads tokens, says the logits of the next one
+      >>> params = cell.init(jax.random.key(0), 0)  # reads tokens, outputs the logits of the next one
       >>> start = cell.initial_carry(params, (2,)), jnp.array([0, 3])
-      >>> def choose(key, logits):
-      ...     return jax.random.categorical(key, logits).astype(jnp.int32)
-      >>> carry, tokens = seqjax.generate(cell, params, *start, 10, jax.random.key(1), choose)
+      >>> carry, tokens = seqjax.generate(cell, params, *start, 10, jax.random.key(1), seqjax.decoding.choose)
       >>> tokens.shape, bool((tokens < 5).all())
       ((10, 2), True)
     """
