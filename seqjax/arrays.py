@@ -53,7 +53,10 @@ def like(value: Array, reference: Array) -> Array:
 
 def from_numpy(tree: Tree) -> Tree:
     """A tree with its NumPy arrays as `jnp.asarray` takes them: 64 bits become 32, unless `jax_enable_x64` is set."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray | np.generic) else leaf, tree)
+    kinds = (np.ndarray, np.generic)
+    if not any(isinstance(leaf, kinds) for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, kinds) else leaf, tree)
 
 
 def as_arrays(name: str, expected: str, tree: Tree) -> Tree:

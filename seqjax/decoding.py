@@ -2,8 +2,7 @@
 
 Logits come from a function `step(carry, tokens int [B]) -> (carry, logits [B, V])`. Every leaf of its carry has the
 leading axis B. What belongs to a sequence but does not change, such as the memory of an encoder [B, S, M], may be
-closed over. For a cell, `seqjax.generate` with `partial(choose, ...)` does the same as `sample`, and for outputs that are
-no tokens too.
+closed over. For a cell, `seqjax.generate` does the same with `partial(choose, ...)`, for other outputs than tokens too.
 
     carry, tokens = decoding.sample(step, carry, first, 100, key, temperature=0.8, top_p=0.95)
     tokens, scores = decoding.beam(step, carry, first, 30, width=5, stop=2, length_penalty=0.6)

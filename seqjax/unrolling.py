@@ -152,7 +152,7 @@ def unroll(
         tokens = np.asarray(features(xs))
         check_indices("tokens", tokens if mask is None else tokens[np.asarray(mask)], cell.vocabulary)
     # Outside of jit every loop is a program of its own, which is compiled once for a cell and shapes, not once a call.
-    return _compiled(cell, Value(method), reverse)(params, carry, xs, mask)
+    return _compiled(cell, Value(method) if callable(method) else method, reverse)(params, carry, xs, mask)
 
 
 def _check_params(cell: Cell, params: Params, xs: Tree) -> None:
@@ -168,8 +168,10 @@ def _check_params(cell: Cell, params: Params, xs: Tree) -> None:
 
     if not isinstance(in_features, int) or (found := problem(in_features)) is None:
         return
-    others = {0, *(size for leaf in jax.tree.leaves(params) for size in leaf.shape)}
-    # Where the params are the cell's own for other inputs, the cell has an error that names the inputs.
+    # Where the params are the cell's own for other inputs, the cell has an error that names the inputs. The features
+    # are an axis of some weights, or divide one.
+    sizes = {size for leaf in jax.tree.leaves(params) for size in leaf.shape}
+    others = {0, *(part for size in sizes for part in range(1, size + 1) if size % part == 0)}
     if isinstance(found, str) and not any(problem(size) is None for size in others):
         raise ValueError(found)
 
@@ -191,8 +193,9 @@ def _run(cell, method, reverse, params, carry, xs, mask):
 
 
 @lru_cache(maxsize=128)
-def _compiled(cell: Cell, method: Value, reverse: bool) -> Callable[..., tuple[Carry, Tree]]:
-    return jax.jit(partial(_run, cell, method.value, reverse))
+def _compiled(cell: Cell, method: str | Value, reverse: bool) -> Callable[..., tuple[Carry, Tree]]:
+    solver = method.value if isinstance(method, Value) else method
+    return jax.jit(partial(_run, cell, solver, reverse))
 
 
 def _known(tree: Tree) -> bool:

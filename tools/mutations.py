@@ -130,8 +130,8 @@ MUTATIONS = [
     Mutation(
         "eager loops: those of one cell are the same forward and backward in time",
         "seqjax/unrolling.py",
-        "run = _compiled(cell, name, reverse)",
-        "run = _compiled(cell, name, False)",
+        "else method, reverse)(params",
+        "else method, False)(params",
         "tests/test_unroll.py::test_reverse_is_the_flipped_sequence",
     ),
     # Cells
