@@ -4,8 +4,8 @@
     h_t = transition(params, h_{t-1}, z_t)   the only sequential line
     y_t = readout(params, h_t, z_t)          parallel over time
 
-Every function is written for one step, with any leading axes: `[D]` is a single sequence, `[B, D]` a batch. Whoever
-unrolls a cell maps `project` and `readout` over time, in parallel (`over_time`).
+Every function is written for one step, with any leading axes: `[D]` is a single sequence, `[B, D]` a batch. Solvers map
+`project` and `readout` over time, in parallel (`over_time`).
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ class Cell(NamedTuple):
       vocabulary: the number of tokens V of a cell that reads tokens, 0 of one that reads features. `unroll` refuses
         other tokens where they are known.
 
-    A hint is a second description of the same transition. The tests hold every hint against `transition`.
+    A hint is a second description of the same transition. Tests check that every hint agrees with `transition`.
 
     Example:
       >>> cell = seqjax.cells.min_gru(4)
@@ -102,7 +102,7 @@ def is_const(leaf: Tree) -> bool:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Dense:
-    """A leaf of z that stands for `x @ w + b`, still to be done: `project` says what, the solver says when.
+    """A leaf of z that stands for `x @ w + b`: a deferred product; the solver decides when to compute it.
 
     `w` and `b` hold [D, G] and [G]. All other functions of a cell see the product in its place.
     """
@@ -118,7 +118,7 @@ def is_dense(leaf: Tree) -> bool:
 
 
 def open_dense(tree: Tree) -> Tree:
-    """Do every product that stands undone in a tree."""
+    """A tree with its deferred products computed."""
     return jax.tree.map(
         lambda leaf: dense(leaf.x, leaf.w.value, leaf.b.value) if is_dense(leaf) else leaf, tree, is_leaf=is_dense
     )
@@ -163,7 +163,7 @@ def over_time(f: Callable[..., Tree], *trees: Tree) -> Tree:
 
 
 def project_all(cell: "Cell", params: Params, xs: Tree) -> Tree:
-    """z of all steps, every product done."""
+    """z of all steps, with every deferred product computed."""
     return open_dense(over_time(lambda x: cell.project(params, x), xs))
 
 
@@ -230,7 +230,7 @@ def inner(cell: Cell, through: Callable[[Tree], Tree]) -> Cell:
 
 
 def one_input(params: Params, in_features: int, space: tuple[int, ...] = ()) -> jax.ShapeDtypeStruct:
-    """What an x of one sequence at one step looks like, of as many floating features (0: a token)."""
+    """Shape and dtype of the input of one sequence at one step, of this many floating features (0: a token)."""
     if in_features == 0:
         return jax.ShapeDtypeStruct(space, jnp.int32)
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]

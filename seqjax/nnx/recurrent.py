@@ -203,7 +203,7 @@ class Recurrent(_Weighted, Noisy):
             axes = ", ".join(["T, B" if time_major else "B, T", *map(str, own)])
             raise ValueError(f"inputs have shape {xs.shape}, expected [{axes}]")
         if seq_lengths is not None and mask is not None:
-            raise ValueError("seq_lengths and mask both say which steps are real: give one of them")
+            raise ValueError("seq_lengths and mask both mark the real steps: give one of them")
         time = 0 if time_major else len(shape) - 1
         batch = shape[:time] + shape[time + 1 :]
         if seq_lengths is not None and seq_lengths.shape != batch:

@@ -1,4 +1,4 @@
-"""Steps that are skipped, and sequences that begin anew: padding, and documents one after the other."""
+"""Skipped steps and restarted sequences: padding, and documents one after the other."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +30,7 @@ def over_layers(cell: Cell, wrapped: tuple[Cell, ...], pick: Callable[[Tree, int
 
 @recorded
 def masked(cell: Cell) -> Cell:
-    """Skip padding: `x = (x, mask)`, mask bool [B] a step.
+    """Skip padding: `x = (x, mask)`, mask bool [B] per step.
 
     Where the mask is false the carry stays as it is and the output is 0, and whatever the padding holds, NaN included,
     touches neither an output nor a gradient. The mask may have holes.
@@ -103,7 +103,7 @@ def masked(cell: Cell) -> Cell:
 
 @recorded
 def reset(cell: Cell) -> Cell:
-    """Start anew at borders: `x = (x, border)`, border bool [B] a step.
+    """Restart at borders: `x = (x, border)`, border bool [B] per step.
 
     Where the border is true the carry is replaced by the initial carry before the step, so that many documents can lie
     in one stream without a gradient from one to another. Under `unroll(..., reverse=True)` the step that comes first in

@@ -40,7 +40,7 @@ def residual(cell: Cell) -> Cell:
 
     Example:
       >>> cell = seqjax.wrappers.residual(seqjax.cells.gru(3))
-      >>> params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 3))  # a GRU that says 0
+      >>> params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 3))  # a GRU that outputs 0
       >>> xs = jax.random.normal(jax.random.key(1), (5, 2, 3))
       >>> bool((seqjax.unroll(cell, params, None, xs)[1] == xs).all())
       True

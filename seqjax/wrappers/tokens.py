@@ -77,12 +77,12 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
 
 @recorded
 def with_one_hot(cell: Cell, size: int, *, tokens: int = 1) -> Cell:
-    """Read tokens, int [B], as one-hot vectors of `size` features V, which are never made where the cell lets it be.
+    """Read tokens, int [B], as one-hot vectors of `size` features V, which are never made where the cell allows it.
 
         one_hot(token) @ w_x + b = w_x[token] + b
 
-    Of a cell that leaves its input product undone (`core.Dense`), as the gated cells do, each step takes a row of w_x
-    [V, G]. A cell that multiplies by itself, such as the linear ones, gets the vectors. Params are those of the cell
+    Where a cell defers its input product (`core.Dense`), as the gated cells do, each step takes a row of w_x [V, G]. A
+    cell that computes the product itself, such as the linear ones, gets the vectors. Params are those of the cell
     with V features; `init` takes 0, which stands for tokens. Under jit, where tokens are not known, one outside of
     range(V) is a vector of zeros.
 
