@@ -85,7 +85,7 @@ def seqjax_model(row: Row, dtype: Any, method: str) -> Model:
         rngs=nnx.Rngs(0),
     )
     graph, params, rest = nnx.split(rnn, nnx.Param, ...)
-    names = tuple(nnx.to_pure_dict(params)["params"])
+    names = tuple(nnx.to_pure_dict(params)["cell_params"])
 
     def last(params, x, lengths, key):
         rngs = None if key is None else nnx.Rngs(dropout=key)
@@ -96,7 +96,7 @@ def seqjax_model(row: Row, dtype: Any, method: str) -> Model:
         mask = recurrent_dropout(cell, RATE)[1](nnx.Rngs(dropout=key).dropout(), carry, None).value
         return no_masks(row)._replace(product=jnp.stack([mask] * GATES[row.cell]))
 
-    return Model(last, lambda w: {"params": {name: w[name] for name in names}}, masks, row.cell)
+    return Model(last, lambda w: {"cell_params": {name: w[name] for name in names}}, masks, row.cell)
 
 
 class _NNXDropped(nnx.RNNCellBase):

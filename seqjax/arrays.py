@@ -13,12 +13,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from seqjax.placement import explicit_spec
 
 __all__ = [
+    "as_arrays",
     "carry_dtype",
     "check_features",
     "check_indices",
     "dense",
     "dense_rows",
     "exportable",
+    "from_numpy",
     "like",
     "matmul",
     "operand_dtype",
@@ -47,6 +49,28 @@ def exportable(carry: _Carry) -> _Carry:
 def like(value: Array, reference: Array) -> Array:
     """Broadcast `value`, which may lack leading axes, to the shape of `reference`."""
     return jnp.broadcast_to(value, reference.shape)
+
+
+def from_numpy(tree: Tree) -> Tree:
+    """A tree with its NumPy arrays as `jnp.asarray` takes them: 64 bits become 32, unless `jax_enable_x64` is set."""
+    kinds = (np.ndarray, np.generic)
+    if not any(isinstance(leaf, kinds) for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, kinds) else leaf, tree)
+
+
+def as_arrays(name: str, expected: str, tree: Tree) -> Tree:
+    """A tree of arrays of JAX or NumPy, those of NumPy taken by `from_numpy`.
+
+    Raises:
+      TypeError: for lists of numbers, which are trees too, and for what is no array.
+    """
+
+    for leaf in jax.tree.leaves(tree):
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            given = f"a {type(tree).__name__}" + ("" if leaf is tree else f" that holds a {type(leaf).__name__}")
+            raise TypeError(f"{name} must be {expected}, got {given}: use jnp.asarray")
+    return from_numpy(tree)
 
 
 def carry_dtype(dtype: Any) -> Any:

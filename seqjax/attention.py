@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.arrays import Array, Carry, Key, Params, carry_dtype, dense, like
+from seqjax.cells.building import check_size
 from seqjax.core import Cell, Const, inner, open_dense, out_features
 from seqjax.identity import recorded
 from seqjax.initializers import glorot_uniform
@@ -98,8 +99,7 @@ def additive(units: int) -> Score:
     Raises:
       ValueError: units below 1.
     """
-    if units < 1:
-        raise ValueError(f"additive needs at least 1 unit, got {units}")
+    units = check_size("additive", units)
 
     def init(key, query, memory, dtype):
         k_q, k_m, k_v = jax.random.split(key, 3)
@@ -156,6 +156,7 @@ def luong(cell: Cell, features: int, score: Score | None = None) -> Attending:
       features: width M of the memory.
       score: by default `multiplicative()`.
     """
+    features = check_size("luong", features, "features")
     score = score or multiplicative()
     base = inner(inside(cell), lambda z: z[0])
 
@@ -196,6 +197,7 @@ def bahdanau(cell: Cell, features: int, score: Score | None = None) -> Attending
     Raises:
       ValueError: in `init`, for tokens in place of features: put `wrappers.with_embedding` around it.
     """
+    features = check_size("bahdanau", features, "features")
     score = score or additive(features)
 
     def initial_params(key, in_features):

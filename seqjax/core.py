@@ -4,8 +4,8 @@
     h_t = transition(params, h_{t-1}, z_t)   the only sequential line
     y_t = readout(params, h_t, z_t)          parallel over time
 
-Every function is written for one step, with any leading axes: `[D]` is a single sequence, `[B, D]` a batch. Whoever
-unrolls a cell maps `project` and `readout` over time, in parallel (`over_time`).
+Every function is written for one step, with any leading axes: `[D]` is a single sequence, `[B, D]` a batch. Solvers map
+`project` and `readout` over time, in parallel (`over_time`).
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from seqjax.arrays import Array, Carry, Key, Params, Tree, carry_dtype, dense, like
+from seqjax.arrays import Array, Carry, Key, Params, Tree, carry_dtype, dense, exportable, like
 from seqjax.hints import Gated, Outer, around
 from seqjax.identity import by_value
 from seqjax.placement import placed_alike
@@ -47,7 +47,7 @@ class Cell(NamedTuple):
       vocabulary: the number of tokens V of a cell that reads tokens, 0 of one that reads features. `unroll` refuses
         other tokens where they are known.
 
-    A hint is a second description of the same transition. The tests hold every hint against `transition`.
+    A hint is a second description of the same transition. Tests check that every hint agrees with `transition`.
 
     Example:
       >>> cell = seqjax.cells.min_gru(4)
@@ -102,7 +102,7 @@ def is_const(leaf: Tree) -> bool:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Dense:
-    """A leaf of z that stands for `x @ w + b`, still to be done: `project` says what, the solver says when.
+    """A leaf of z that stands for `x @ w + b`: a deferred product; the solver decides when to compute it.
 
     `w` and `b` hold [D, G] and [G]. All other functions of a cell see the product in its place.
     """
@@ -118,7 +118,7 @@ def is_dense(leaf: Tree) -> bool:
 
 
 def open_dense(tree: Tree) -> Tree:
-    """Do every product that stands undone in a tree."""
+    """A tree with its deferred products computed."""
     return jax.tree.map(
         lambda leaf: dense(leaf.x, leaf.w.value, leaf.b.value) if is_dense(leaf) else leaf, tree, is_leaf=is_dense
     )
@@ -163,7 +163,7 @@ def over_time(f: Callable[..., Tree], *trees: Tree) -> Tree:
 
 
 def project_all(cell: "Cell", params: Params, xs: Tree) -> Tree:
-    """z of all steps, every product done."""
+    """z of all steps, with every deferred product computed."""
     return open_dense(over_time(lambda x: cell.project(params, x), xs))
 
 
@@ -230,7 +230,7 @@ def inner(cell: Cell, through: Callable[[Tree], Tree]) -> Cell:
 
 
 def one_input(params: Params, in_features: int, space: tuple[int, ...] = ()) -> jax.ShapeDtypeStruct:
-    """What an x of one sequence at one step looks like, of as many floating features (0: a token)."""
+    """Shape and dtype of the input of one sequence at one step, of this many floating features (0: a token)."""
     if in_features == 0:
         return jax.ShapeDtypeStruct(space, jnp.int32)
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
@@ -281,6 +281,31 @@ def out_features(cell: Cell, params: Params, in_features: int) -> int:
     return y.shape[-1]
 
 
+@exportable
+class Stepped(NamedTuple):
+    """The carry of a cell made by `from_step`, as the functions of the cell see it: after a step and before it."""
+
+    now: Carry
+    before: Carry
+
+
+def is_stepped(node: Tree) -> bool:
+    """Whether a node of a carry is a `Stepped`."""
+    return isinstance(node, Stepped)
+
+
+def with_stepped(like: Carry, carry: Carry) -> Carry:
+    """`carry` with a `Stepped` wherever `like` has one. (Before the first step, nothing reads the one before.)"""
+    return jax.tree.map(
+        lambda node, own: Stepped(own, own) if is_stepped(node) else own, like, carry, is_leaf=is_stepped
+    )
+
+
+def without_stepped(carry: Carry) -> Carry:
+    """`carry` as users see it: every `Stepped` replaced by the carry after the step."""
+    return jax.tree.map(lambda node: node.now if is_stepped(node) else node, carry, is_leaf=is_stepped)
+
+
 def from_step(
     init: Callable[[Key, int], Params],
     initial_carry: Callable[[Params, tuple[int, ...]], Carry],
@@ -288,9 +313,9 @@ def from_step(
 ) -> Cell:
     """A cell of any step function `(params, carry, x) -> (carry, y)`, without hints.
 
-    `step` sees the value of a `Const`, not its wrapper. An output may depend on the carry before the step, which a
-    readout does not see, so the cell carries both, `(h_t, h_{t-1})`, and its readout names `step` once more; inside
-    one compiled loop XLA computes it once.
+    `step` sees the value of a `Const`, not its wrapper. `unroll` takes and returns the carry of `step`. The functions
+    of the cell carry `Stepped(h_t, h_{t-1})`, as `cell.initial_carry` makes it: an output may depend on the carry
+    before the step, so the readout calls `step` again, and XLA merges the two calls within a compiled loop.
 
     Args:
       init: `(key, in_features) -> params`.
@@ -301,25 +326,27 @@ def from_step(
       >>> cell = seqjax.from_step(
       ...     init=lambda key, in_features: {"decay": jnp.float32(0.5)},
       ...     initial_carry=lambda params, batch_shape: jnp.zeros((*batch_shape, 1)),
-      ...     step=lambda params, h, x: (params["decay"] * h + x, h),  # says the carry before the step
+      ...     step=lambda params, h, x: (params["decay"] * h + x, h),  # outputs the carry before the step
       ... )
       >>> carry, ys = seqjax.unroll(cell, cell.init(jax.random.key(0), 1), None, jnp.ones((4, 1, 1)))
       >>> ys[:, 0, 0].tolist()
       [0.0, 1.0, 1.5, 1.75]
+      >>> carry.tolist()
+      [[1.875]]
     """
 
     def transition(params, carry, z):
-        now, _ = carry
-        return step(params, now, open_const(z))[0], now
+        now = carry.now if is_stepped(carry) else carry
+        return Stepped(step(params, now, open_const(z))[0], now)
 
     def both(params, batch_shape):
         carry = initial_carry(params, batch_shape)
-        return carry, carry
+        return Stepped(carry, carry)
 
     return Cell(
         init=init,
         initial_carry=both,
         project=lambda params, x: x,
         transition=transition,
-        readout=lambda params, carry, z: step(params, carry[1], open_const(z))[1],
+        readout=lambda params, carry, z: step(params, carry.before, open_const(z))[1],
     )

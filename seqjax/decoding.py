@@ -1,13 +1,14 @@
 """Decoding of token sequences from next-token logits: sampling, greedy decoding, beam search.
 
 The model is a function `step(carry, tokens int [B]) -> (carry, logits [B, V])`. Every leaf of its carry has the leading
-axis B. It may close over what is constant over a sequence, such as the memory of an encoder [B, S, M].
+axis B. It may close over what is constant over a sequence, such as the memory of an encoder [B, S, M]. For a cell,
+`seqjax.generate` does the same with `partial(choose, ...)`, also for outputs that are not tokens.
 
     carry, tokens = decoding.sample(step, carry, first, 100, key, temperature=0.8, top_p=0.95)
     tokens, scores = decoding.beam(step, carry, first, 30, width=5, stop=2, length_penalty=0.6)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ def choose(
     temperature: float | Array = 1.0,
     top_k: int | None = None,
     top_p: float | Array | None = None,
+    exclude: Sequence[int] = (),
 ) -> Array:
     """Draw a token from softmax(logits / temperature), among all tokens or only the most likely ones.
 
@@ -43,13 +45,14 @@ def choose(
       top_k: draw only from the k most likely tokens (Fan et al. 2018, arXiv 1805.04833).
       top_p: draw from the smallest set of the most likely tokens whose probabilities (at this temperature) sum to
         at least p, the nucleus (Holtzman et al. 2019, arXiv 1904.09751). May be traced.
+      exclude: tokens that are never drawn, such as padding or the unknown word; their logits count as -inf.
 
     Returns:
       int32 [...].
 
     Raises:
-      ValueError: for a negative temperature, a top_k that is not an integer from 1 to V, a top_p outside (0, 1], logits
-        that are not floating, or logits without tokens.
+      ValueError: for a negative temperature, a top_k that is not an integer from 1 to V, a top_p outside (0, 1],
+        excluded tokens outside range(V) or all of them, logits that are not floating, or logits without tokens.
 
     Example:
       >>> from seqjax import decoding
@@ -60,7 +63,7 @@ def choose(
       >>> sorted(set(draws))
       [0, 1]
     """
-    logits = _relative(logits)
+    logits = _relative(_without(logits, exclude))
     size = logits.shape[-1]
     if not isinstance(temperature, jax.core.Tracer) and not temperature >= 0:
         raise ValueError(f"temperature must not be negative, got {temperature}")
@@ -89,6 +92,16 @@ def choose(
     return jnp.where(cold == 0, best, jax.random.categorical(key, logits).astype(jnp.int32))
 
 
+def _without(logits: Array, exclude: Sequence[int]) -> Array:
+    """Logits [..., V] with -inf for the tokens that are excluded."""
+    if not exclude:
+        return logits
+    size = logits.shape[-1]
+    if not set(exclude) < set(range(size)):
+        raise ValueError(f"exclude takes some of the tokens in range({size}), and not all, got {exclude}")
+    return jnp.where(np.isin(np.arange(size), list(exclude)), -jnp.inf, logits)
+
+
 def _relative(logits: Array) -> Array:
     """Logits minus their maximum, in at least float32: at most 0, so that later arithmetic stays finite.
 
@@ -113,6 +126,7 @@ def sample(
     temperature: float | Array = 1.0,
     top_k: int | None = None,
     top_p: float | Array | None = None,
+    exclude: Sequence[int] = (),
 ) -> tuple[Carry, Array]:
     """Sample a sequence autoregressively: each token is drawn from the logits that follow the one before it.
 
@@ -128,6 +142,7 @@ def sample(
       temperature: see `choose`.
       top_k: see `choose`.
       top_p: see `choose`.
+      exclude: see `choose`.
 
     Returns:
       The last carry, and the tokens int32 [T, B].
@@ -136,10 +151,12 @@ def sample(
       ValueError: as `choose`.
     """
 
+    options: Any = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "exclude": exclude}
+
     def body(state, t):
         carry, token, stopped = state
         carry, logits = step(carry, token)
-        drawn = choose(jax.random.fold_in(key, t), logits, temperature=temperature, top_k=top_k, top_p=top_p)
+        drawn = choose(jax.random.fold_in(key, t), logits, **options)
         if stop is not None:
             drawn = jnp.where(stopped, jnp.int32(stop), drawn)
             stopped |= drawn == stop
@@ -151,9 +168,11 @@ def sample(
     return carry, tokens
 
 
-def greedy(step: Step, carry: Carry, first: Array, length: int, *, stop: int | None = None) -> tuple[Carry, Array]:
+def greedy(
+    step: Step, carry: Carry, first: Array, length: int, *, stop: int | None = None, exclude: Sequence[int] = ()
+) -> tuple[Carry, Array]:
     """The most likely token at every step; arguments and results as in `sample`."""
-    return sample(step, carry, first, length, jax.random.key(0), stop=stop, temperature=0.0)
+    return sample(step, carry, first, length, jax.random.key(0), stop=stop, temperature=0.0, exclude=exclude)
 
 
 class _Beams(NamedTuple):
@@ -176,6 +195,7 @@ def beam(
     width: int,
     stop: int | None = None,
     length_penalty: float = 0.0,
+    exclude: Sequence[int] = (),
 ) -> tuple[Array, Array]:
     """Beam search: likely sequences, found by extending only the `width` most likely prefixes.
 
@@ -192,6 +212,7 @@ def beam(
       width: the number of sequences kept, K.
       stop: the token that ends a sequence; None: all have length T.
       length_penalty: 0 prefers short sequences, 1 about the mean log probability of a token.
+      exclude: see `choose`; the probabilities are those among the other tokens.
 
     Returns:
       tokens int32 [T, B, K], stop after the end, and their scores float32 [B, K]; the best first. Sequences unfinished
@@ -213,6 +234,7 @@ def beam(
     def body(state, t):
         carry, token, alive, ended = state
         carry, logits = jax.vmap(step, 1, 1)(carry, token)
+        logits = _without(logits, exclude)
         # A prefix with only logits of -inf has no continuation; log_softmax would make NaN of them.
         log_p = jnp.where(jnp.isneginf(logits), -jnp.inf, jax.nn.log_softmax(_relative(logits), -1))
         log_p = log_p.astype(jnp.float32)

@@ -20,7 +20,7 @@ class Gated(NamedTuple):
 
     One stage is enough for most cells; the GRU that resets before the product has two, the IndRNN none. Stages and
     gates see no params: what they need (a peephole, a bias) comes through z, in a `Const`. Each v has the shape of the
-    first leaf of the carry. So the gradient of each weight is one matrix product over all steps (`solve.fused`), and
+    first leaf of the carry. So the gradient of each weight is one matrix product over all steps (`solvers.fused`), and
     recurrent dropout knows what to mask. `native` also needs the arithmetic to be elementwise: layer normalization or
     a projection of the output is refused there, and `auto` takes another method.
 
@@ -149,14 +149,14 @@ class Write(NamedTuple):
 
 @by_value
 class Outer(NamedTuple):
-    """Hint: the carry is a matrix that decays, takes one outer product a step, and is read by a query.
+    """Hint: the carry is a matrix that decays, takes one outer product per step, and is read by a query.
 
     Many steps at once are then a few matrix products (`chunkwise`). The initial carry is 0.
 
     Attributes:
       write: `(params, z) -> Write`.
       pack: `carry -> (h, m)`, with m None where the `Write` has no `log_write`.
-      unpack: its inverse. Both are also asked to do it for a `Read` in the place of h.
+      unpack: its inverse. Both must also accept a `Read` in the place of h.
     """
 
     write: Callable[[Params, Tree], Write]

@@ -24,6 +24,7 @@ from seqjax.wrappers.masking import over_layers
 __all__ = [
     "Sample",
     "activation_penalty",
+    "candidate_dropout",
     "embedding_dropout",
     "input_dropout",
     "output_dropout",

@@ -11,8 +11,8 @@ from jax.core import Tracer
 from jax.errors import ConcretizationTypeError
 from jax.extend.core import concrete_or_error
 
-from seqjax.arrays import Array, Carry, Key, Params, Tree, check_indices
-from seqjax.core import Cell, batch_shape, features, mismatch, split_const
+from seqjax.arrays import Array, Carry, Key, Params, Tree, as_arrays, check_indices, from_numpy
+from seqjax.core import Cell, batch_shape, features, mismatch, split_const, with_stepped, without_stepped
 from seqjax.identity import Value
 from seqjax.solvers.dispatch import Solver, solve
 from seqjax.wrappers import masked
@@ -36,7 +36,7 @@ def mask_from_lengths(lengths: Array, steps: int) -> Array:
       >>> seqjax.mask_from_lengths(jnp.array([3, 1]), 3).T.tolist()
       [[True, True, True], [True, False, False]]
     """
-    _check_arrays("lengths", "an array int [B]", lengths)
+    lengths = as_arrays("lengths", "an array int [B]", lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"lengths must be integers, got {lengths.dtype}")
     if not isinstance(lengths, Tracer):
@@ -48,22 +48,16 @@ def mask_from_lengths(lengths: Array, steps: int) -> Array:
     return time < jnp.expand_dims(lengths, 0)
 
 
-def _check_arrays(name: str, expected: str, tree: Tree) -> None:
-    """Check that a tree holds arrays, and not lists of numbers, which are trees too."""
-    for leaf in jax.tree.leaves(tree):
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            given = f"a {type(tree).__name__}" + ("" if leaf is tree else f" that holds a {type(leaf).__name__}")
-            raise TypeError(f"{name} must be {expected}, got {given}: use jnp.asarray")
-
-
 def reverse_time(xs: Tree) -> Tree:
     """Flip the time axis of every timed leaf."""
     timed, merge = split_const(xs)
     return merge([jnp.flip(leaf, 0) for leaf in timed])
 
 
-def check_inputs(cell: Cell, xs: Tree, mask: Array | None) -> None:
-    """Check that inputs [T, B, ...] have one number of steps, not 0, and that a mask is bool [T, B]."""
+def checked_inputs(cell: Cell, xs: Tree, mask: Array | None) -> tuple[Tree, Array | None]:
+    """Inputs and mask as JAX arrays: [T, B, ...] of one number of steps, not 0, and bool [T, B]."""
+    xs = as_arrays("xs", "an array [T, B, D] or a tree of arrays", xs)
+    mask = as_arrays("mask", "an array bool [T, B]", mask)
     timed, _ = split_const(xs)
     if not timed:
         raise ValueError("unroll needs inputs with a time axis, got only Const leaves")
@@ -77,21 +71,25 @@ def check_inputs(cell: Cell, xs: Tree, mask: Array | None) -> None:
     if shape[after : after + len(cell.space)] != cell.space:
         axes = ", ".join(map(str, cell.space))
         raise ValueError(f"inputs have shape {shape}, expected [T, B, {axes}, D] for a cell of the space {cell.space}")
-    if mask is not None:
-        _check_arrays("mask", "an array bool [T, B]", mask)
     if mask is not None and (mask.dtype != bool or mask.shape != (*lengths, *batch)):
         raise ValueError(f"mask must be bool {(*lengths, *batch)}, [T, B] of the inputs, got {mask.dtype} {mask.shape}")
+    return xs, mask
 
 
-def _check_carry(cell: Cell, params: Params, carry: Carry, xs: Tree) -> None:
+def _entered(cell: Cell, params: Params, carry: Carry, xs: Tree) -> Carry:
+    """A carry that was given, as the functions of the cell see it."""
+
     def describe(tree):
         return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)
 
-    expected = describe(jax.eval_shape(lambda params: cell.initial_carry(params, batch_shape(xs, cell.space)), params))
-    given = describe(jax.eval_shape(lambda carry: carry, carry))
-    # A named tuple equals a plain one, so the structures are compared too.
-    if jax.tree.structure(given) != jax.tree.structure(expected) or given != expected:
-        raise ValueError(f"the carry is {given}, expected {expected} for inputs {list(features(xs).shape)}")
+    inner = jax.eval_shape(lambda params: cell.initial_carry(params, batch_shape(xs, cell.space)), params)
+    expected, given = describe(inner), describe(jax.eval_shape(lambda carry: carry, carry))
+    plain = without_stepped(expected)
+    for form in (expected, plain):
+        # A named tuple equals a plain one, so the structures are compared too.
+        if jax.tree.structure(given) == jax.tree.structure(form) and given == form:
+            return carry if form is expected else with_stepped(inner, carry)
+    raise ValueError(f"the carry is {given}, expected {plain} for inputs {list(features(xs).shape)}")
 
 
 def unroll(
@@ -113,7 +111,8 @@ def unroll(
       params: its params, as from `cell.init(key, D)`.
       carry: the carry before the first step, or None for the cell's initial carry.
       xs: inputs [T, B, D] (any number of batch axes), tokens int [T, B], images [T, B, H, W, D] where the cell has such
-        a `space`, or a tree of such as the cell takes; a `Const` in it has no time axis.
+        a `space`, or a tree of such as the cell takes; a `Const` in it has no time axis. NumPy arrays, here and above,
+        are taken as `jnp.asarray` takes them: 64 bits become 32, unless `jax_enable_x64` is set.
       mask: bool [T, B]; steps where it is false are skipped (`wrappers.masked`): the carry stays, the output is 0.
       reverse: run from the last step to the first; ys stays in the order of xs. With a mask that pads at the end, each
         sequence starts at its own last step.
@@ -124,9 +123,9 @@ def unroll(
       `(carry, ys)`: the carry after the last step, and the outputs [T, B, O].
 
     Raises:
-      ValueError: for an empty sequence, lengths that differ, a carry or mask of another shape, features that do not fit
-        the weights, a known token outside of the vocabulary that the mask does not skip, or a method that the cell
-        does not admit.
+      ValueError: for an empty sequence, lengths that differ, params of another cell or of other sizes, a carry or mask
+        of another shape, features that do not fit the weights, a known token outside of the vocabulary that the mask
+        does not skip, or a method that the cell does not admit.
       TypeError: for inputs of a dtype that the cell does not take.
 
     Example:
@@ -145,20 +144,19 @@ def unroll(
       >>> bool(jnp.allclose(last[1], middle[1], atol=1e-6))
       True
     """
-    _check_arrays("xs", "an array [T, B, D] or a tree of arrays", xs)
-    check_inputs(cell, xs, mask)
+    xs, mask = checked_inputs(cell, xs, mask)
+    params, carry = from_numpy((params, carry))
     if not _known((params, carry, xs, mask)):
         return _run(cell, method, reverse, params, carry, xs, mask)
     if cell.vocabulary:
         tokens = np.asarray(features(xs))
         check_indices("tokens", tokens if mask is None else tokens[np.asarray(mask)], cell.vocabulary)
     # Outside of jit every loop is a program of its own, which is compiled once for a cell and shapes, not once a call.
-    return _compiled(cell, Value(method), reverse)(params, carry, xs, mask)
+    return _compiled(cell, Value(method) if callable(method) else method, reverse)(params, carry, xs, mask)
 
 
 def _check_params(cell: Cell, params: Params, xs: Tree) -> None:
     """Check that params are those that `cell.init` makes, as far as it can be traced."""
-    _check_arrays("params", "a tree of arrays, as from cell.init", params)
     x = features(xs)
     in_features: Any = x.shape[-1] if x.ndim and jnp.issubdtype(x.dtype, jnp.floating) else 0
 
@@ -170,28 +168,34 @@ def _check_params(cell: Cell, params: Params, xs: Tree) -> None:
 
     if not isinstance(in_features, int) or (found := problem(in_features)) is None:
         return
-    others = {0, *(size for leaf in jax.tree.leaves(params) for size in leaf.shape)}
-    # Where the params are the cell's own for other inputs, the cell has an error that names the inputs.
+    # Where the params are the cell's own for other inputs, the cell has an error that names the inputs. The features
+    # are an axis of some weights, or divide one.
+    sizes = {size for leaf in jax.tree.leaves(params) for size in leaf.shape}
+    others = {0, *(part for size in sizes for part in range(1, size + 1) if size % part == 0)}
     if isinstance(found, str) and not any(problem(size) is None for size in others):
         raise ValueError(found)
 
 
 def _run(cell, method, reverse, params, carry, xs, mask):
     _check_params(cell, params, xs)
-    if carry is None:
+    given = carry
+    if given is None:
         carry = cell.initial_carry(params, batch_shape(xs, cell.space))
-    _check_carry(cell, params, carry, xs)
+    else:
+        carry = _entered(cell, params, given, xs)
+    kept = carry is given
     if mask is not None:
         cell, xs = masked(cell), (xs, mask)
     if reverse:
         xs = reverse_time(xs)
     carry, ys = solve(method, cell, params, carry, xs)
-    return carry, reverse_time(ys) if reverse else ys
+    return carry if kept else without_stepped(carry), reverse_time(ys) if reverse else ys
 
 
 @lru_cache(maxsize=128)
-def _compiled(cell: Cell, method: Value, reverse: bool) -> Callable[..., tuple[Carry, Tree]]:
-    return jax.jit(partial(_run, cell, method.value, reverse))
+def _compiled(cell: Cell, method: str | Value, reverse: bool) -> Callable[..., tuple[Carry, Tree]]:
+    solver = method.value if isinstance(method, Value) else method
+    return jax.jit(partial(_run, cell, solver, reverse))
 
 
 def _known(tree: Tree) -> bool:
@@ -249,7 +253,7 @@ def generate(
     key: Key,
     choose: Callable[[Key, Tree], Tree],
 ) -> tuple[Carry, Tree]:
-    """Feed a cell with what it says: one to many.
+    """Generate autoregressively: each output, after a choice, is the next input.
 
         carry, y = cell.step(params, carry, x);  x = choose(key_t, y)
 
@@ -260,18 +264,16 @@ def generate(
       x: first input, [B] or [B, D].
       steps: how many inputs to choose.
       key: PRNG key, split over the steps.
-      choose: `(key, y) -> x`, for tokens `jax.random.categorical`.
+      choose: `(key, y) -> x`; for tokens `decoding.choose`, or a `partial` of it with options.
 
     Returns:
       The last carry and the chosen inputs [steps, B, ...].
 
     Example:
       >>> cell = seqjax.wrappers.with_head(seqjax.wrappers.with_embedding(seqjax.cells.gru(8), 5, 4), 5)
-      >>> params = cell.init(jax.random.key(0), 0)  # reads tokens, says the logits of the next one
+      >>> params = cell.init(jax.random.key(0), 0)  # reads tokens, outputs the logits of the next one
       >>> start = cell.initial_carry(params, (2,)), jnp.array([0, 3])
-      >>> def choose(key, logits):
-      ...     return jax.random.categorical(key, logits).astype(jnp.int32)
-      >>> carry, tokens = seqjax.generate(cell, params, *start, 10, jax.random.key(1), choose)
+      >>> carry, tokens = seqjax.generate(cell, params, *start, 10, jax.random.key(1), seqjax.decoding.choose)
       >>> tokens.shape, bool((tokens < 5).all())
       ((10, 2), True)
     """

@@ -3,7 +3,9 @@
 import ast
 import doctest
 import inspect
+import pkgutil
 import re
+from functools import cache
 from importlib import import_module
 
 import jax
@@ -38,6 +40,49 @@ def examples():
 
 
 EXAMPLES = examples()
+
+
+@cache
+def mentioned() -> set[str]:
+    """Names in backticks or code of the pages for users, dotted ones too. (docs/design.md is about what is inside.)"""
+    pages = [api.ROOT / "README.md", *(api.ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text() for page in pages if page.name not in ("api.md", "design.md", "mutations.md"))
+    code = re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL)
+    return {name for one in code for name in re.findall(r"\w*_\w+|\w+\.\w+", one)}
+
+
+@cache
+def imported() -> set[tuple[str, str]]:
+    """What the experiments and benchmarks import from modules of seqjax, as pairs of a module and a name."""
+    files = [*api.ROOT.glob("experiments/**/*.py"), *api.ROOT.glob("benchmarks/*.py"), api.ROOT / "launch.py"]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    found = [node for node in nodes if isinstance(node, ast.ImportFrom) and str(node.module).startswith("seqjax")]
+    return {(str(node.module), one.name) for node in found for one in node.names}
+
+
+PACKAGES = [f"seqjax.{name}" for name in seqjax.__all__ if inspect.ismodule(getattr(seqjax, name))] + ["seqjax.nnx"]
+INSIDE = [found.name for found in pkgutil.walk_packages(seqjax.__path__, "seqjax.")]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_users_read_about_or_import_is_in_all(package):
+    assert hasattr(import_module(package), "__all__"), f"{package} has no __all__"
+    listed = {id(value) for _, value in NAMES.values()}
+    read, used, missing = mentioned(), imported(), []
+    short = package.rpartition(".")[2]
+    for name in (one for one in INSIDE if one == package or one.startswith(package + ".")):
+        for key, value in vars(import_module(name)).items():
+            own = (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == name
+            known = key in read or f"{short}.{key}" in read or (name, key) in used
+            if own and known and not key.startswith("_") and id(value) not in listed:
+                missing.append(f"{name}.{key}")
+    assert not missing, f"{missing} should be in an __all__, and docs/api.md made again: python -m tools.api"
+
+
+def test_every_public_name_has_one_address():
+    links = re.findall(r"^- \[`(\w+).*?\]\((.*?)\)", api.PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    twice = {link for link in links if links.count(link) > 1}
+    assert not twice
 
 
 def test_the_page_is_current():

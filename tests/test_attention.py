@@ -157,5 +157,5 @@ def test_attention_refuses():
         attending.remember(params, jnp.ones((B, S, M)), jnp.ones((B, S)))
     with pytest.raises(ValueError, match="appends the context to features, got a cell that reads tokens"):
         attending.cell.init(jax.random.key(0), 0)
-    with pytest.raises(ValueError, match="additive needs at least 1 unit, got 0"):
+    with pytest.raises(ValueError, match="additive takes a positive number of units, got 0"):
         attention.additive(0)

@@ -303,7 +303,7 @@ def test_biases_start_as_documented():
     [
         (lambda: cells.min_lstm(0), "min_lstm takes a positive number of units, got 0"),
         (lambda: cells.qrnn(0), "qrnn takes a positive number of units, got 0"),
-        (lambda: cells.qrnn(2, window=0), "qrnn takes a window of at least one step, got 0"),
+        (lambda: cells.qrnn(2, window=0), "qrnn takes a positive number of steps in its window, got 0"),
         (lambda: cells.sru(-1), "sru takes a positive number of units, got -1"),
         (lambda: cells.lru(2, r_min=0.9, r_max=0.5), "lru needs 0 <= r_min < r_max <= 1 and max_phase > 0, got 0.9"),
         (lambda: cells.lru(2, max_phase=0.0), "max_phase > 0, got"),

@@ -242,3 +242,27 @@ def test_a_beam_of_16_bits_or_of_tokens_that_are_ruled_out_has_no_nan():
 def test_options_that_say_nothing_are_refused(logits, options, message):
     with pytest.raises(ValueError, match=message):
         _choose(logits, options, KEYS[0], {})
+
+
+def test_excluded_tokens_are_never_drawn():
+    logits = jnp.log(jnp.array([0.9, 0.06, 0.03, 0.01]))
+    draws = {int(decoding.choose(jax.random.key(i), logits, exclude=(0, 2))) for i in range(30)}
+    assert draws == {1, 3}
+    assert int(decoding.choose(jax.random.key(0), logits, temperature=0.0, exclude=(0,))) == 1
+    assert int(decoding.choose(jax.random.key(0), logits, top_k=1, exclude=[0, 1])) == 2
+
+    def step(carry, tokens):
+        return carry, jnp.broadcast_to(logits, (*tokens.shape, 4))
+
+    first = jnp.array([0, 3])
+    assert not np.any(decoding.sample(step, (), first, 20, jax.random.key(1), exclude=(0,))[1] == 0)
+    np.testing.assert_array_equal(decoding.greedy(step, (), first, 3, exclude=(0,))[1], 1)
+    tokens, scores = decoding.beam(step, (), first, 2, width=1, exclude=(0,))
+    np.testing.assert_array_equal(tokens, 1)
+    np.testing.assert_allclose(scores, 2 * np.log(0.6), rtol=1e-5)
+
+
+@pytest.mark.parametrize("exclude", [(4,), (-1,), (0, 1, 2, 3)])
+def test_what_cannot_be_excluded_is_refused(exclude):
+    with pytest.raises(ValueError, match=r"exclude takes some of the tokens in range\(4\), and not all, got"):
+        decoding.choose(jax.random.key(0), jnp.zeros(4), exclude=exclude)

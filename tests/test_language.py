@@ -75,8 +75,8 @@ def test_each_rate_drops_what_it_says():
 
 def test_a_word_is_dropped_wherever_it_stands_and_the_tied_head_keeps_it():
     model = LanguageModel([cells.rnn(4)], 3, 4, tied=True, embedding_dropout=0.5, rngs=nnx.Rngs(2))
-    model.layers[0].params["w_h"][...] = jnp.zeros((4, 4))  # an output is that of its own token
-    model.layers[0].params["b"][...] = jnp.ones(4)
+    model.layers[0].cell_params["w_h"][...] = jnp.zeros((4, 4))  # an output is that of its own token
+    model.layers[0].cell_params["b"][...] = jnp.ones(4)
     _, ys, logits = nnx.jit(lambda model, tokens: model(tokens))(model, jnp.array([[0, 1], [1, 2], [2, 0]], jnp.int32))
     of = {token: np.asarray(ys[step, row]) for token, step, row in ((0, 0, 0), (1, 0, 1), (2, 1, 1))}
     for token, step, row in ((1, 1, 0), (2, 2, 0), (0, 2, 1)):

@@ -214,7 +214,7 @@ def test_several_tokens_of_a_step_are_the_sum_of_their_vectors(x64, cell):
     close(found, expected)
     with pytest.raises(ValueError, match=r"inputs have shape \(3, 2, 3\)"):
         unroll(several, params, None, jnp.zeros((3, 2, 3), jnp.int32))
-    with pytest.raises(ValueError, match="at least one token a step, got tokens=0"):
+    with pytest.raises(ValueError, match="with_one_hot takes a positive number of tokens per step, got 0"):
         wrappers.with_one_hot(cell, TOKENS, tokens=0)
 
 

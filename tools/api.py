@@ -23,7 +23,16 @@ ORDER = [
     "seqjax",
     *(
         "seqjax." + name
-        for name in ("cells", "wrappers", "regularizers", "noise", "initializers", "presets", "solvers")
+        for name in (
+            "cells",
+            "wrappers",
+            "regularizers",
+            "noise",
+            "normalization",
+            "initializers",
+            "presets",
+            "solvers",
+        )
     ),
     *(
         "seqjax." + name

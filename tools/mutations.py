@@ -130,8 +130,8 @@ MUTATIONS = [
     Mutation(
         "eager loops: those of one cell are the same forward and backward in time",
         "seqjax/unrolling.py",
-        "run = _compiled(cell, name, reverse)",
-        "run = _compiled(cell, name, False)",
+        "else method, reverse)(params",
+        "else method, False)(params",
         "tests/test_unroll.py::test_reverse_is_the_flipped_sequence",
     ),
     # Cells
@@ -202,8 +202,8 @@ MUTATIONS = [
     Mutation(
         "from_step: the output is made from the carry after the step, one step too far",
         "seqjax/core.py",
-        "step(params, carry[1], open_const(z))[1]",
-        "step(params, carry[0], open_const(z))[1]",
+        "step(params, carry.before, open_const(z))[1]",
+        "step(params, carry.now, open_const(z))[1]",
         "tests/test_core.py::test_from_step_may_use_the_carry_before_the_step",
     ),
     Mutation(

@@ -1,7 +1,8 @@
 """The kit that cells are built from: sizes, params, carries, and cells that are nothing but their hint."""
 
+import operator
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,34 @@ from seqjax.hints import Gated, gated_transition
 from seqjax.initializers import per_gate
 
 
-def check_size(name: str, hidden: int) -> None:
-    """Check the number of units of a cell: a positive integer."""
-    if not isinstance(hidden, int) or hidden < 1:
-        raise ValueError(f"{name} takes a positive number of units, got {hidden!r}")
+def as_size(value: Any) -> int:
+    """An integer of Python, NumPy or JAX as an int; 0, which is no size, for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return 0
+
+
+def check_size(name: str, size: Any, what: str = "units") -> int:
+    """A size of a cell as an int.
+
+    Raises:
+      ValueError: for what is no integer above 0.
+    """
+    if as_size(size) < 1:
+        raise ValueError(f"{name} takes a positive number of {what}, got {size!r}")
+    return as_size(size)
+
+
+def check_divisor(name: str, hidden: int, parts: Any, what: str) -> int:
+    """The number of equal parts that the units of a cell are divided into, as an int.
+
+    Raises:
+      ValueError: for what is no integer that divides the units.
+    """
+    if as_size(parts) < 1 or hidden % as_size(parts):
+        raise ValueError(f"{name} takes a number of {what} that divides its {hidden} units, got {parts!r}")
+    return as_size(parts)
 
 
 def check_positive(cell: str, name: str, value: float) -> None:

@@ -79,9 +79,8 @@ def ltc(
     Raises:
       ValueError: for numbers below 1, or an elapsed of another shape or dtype.
     """
-    check_size("ltc", hidden)
-    if not isinstance(unfolds, int) or unfolds < 1:
-        raise ValueError(f"ltc takes a positive number of unfolds, got {unfolds!r}")
+    hidden = check_size("ltc", hidden)
+    unfolds = check_size("ltc", unfolds, "unfolds")
     initial = initial_params(hidden, ("input",), w_x, w_h, b, dtype)
 
     def init(key, in_features):
@@ -147,7 +146,7 @@ def cfc(
     Raises:
       ValueError: for a number of units below 1, or an elapsed of another shape or dtype.
     """
-    check_size("cfc", hidden)
+    hidden = check_size("cfc", hidden)
     initial = initial_params(hidden, ("candidate",), w_x, w_h, b, dtype)
 
     def init(key, in_features):
@@ -206,7 +205,7 @@ def ct_rnn(
     Returns:
       A cell with the carry h [B, H].
     """
-    check_size("ct_rnn", hidden)
+    hidden = check_size("ct_rnn", hidden)
     check_positive("ct_rnn", "dt", dt)
     initial = initial_params(hidden, ("candidate",), w_x, w_h, b, dtype)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.arrays import Array, carry_dtype, check_features, like, operand_dtype
-from seqjax.cells.building import LSTMCarry, check_size, lstm_gates
+from seqjax.cells.building import LSTMCarry, as_size, check_size, lstm_gates
 from seqjax.core import Cell
 from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
@@ -47,9 +47,10 @@ def convolve(x: Array, w: Array) -> Array:
     return y.reshape(*x.shape[:-1], outputs)
 
 
-def _check_sizes(name: str, sizes: Any) -> None:
-    if not isinstance(sizes, tuple) or not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
+def _check_sizes(name: str, sizes: Any) -> tuple[int, ...]:
+    if not isinstance(sizes, tuple) or not sizes or any(as_size(size) < 1 for size in sizes):
         raise ValueError(f"conv_lstm takes a {name} of positive sizes, one for each axis, got {sizes!r}")
+    return tuple(map(as_size, sizes))
 
 
 @recorded
@@ -91,10 +92,9 @@ def conv_lstm(
     Raises:
       ValueError: for sizes that are not positive, or a kernel of another number of axes than the space.
     """
-    check_size("conv_lstm", hidden)
-    _check_sizes("space", space)
-    kernel = (kernel,) * len(space) if isinstance(kernel, int) else kernel
-    _check_sizes("kernel", kernel)
+    hidden = check_size("conv_lstm", hidden)
+    space = _check_sizes("space", space)
+    kernel = _check_sizes("kernel", kernel if isinstance(kernel, tuple) else (kernel,) * len(space))
     if len(kernel) != len(space):
         raise ValueError(f"conv_lstm takes a kernel of as many axes as the space {space}, got {kernel}")
     gates = ("input", "forget", "candidate", "output")

@@ -61,7 +61,7 @@ def lstm(
       >>> jnp.split(params["b"], 4)[1].mean().item()  # the forget gates start at sigmoid(1)
       1.0
     """
-    check_size("lstm", hidden)
+    hidden = check_size("lstm", hidden)
 
     hint = one_product(lambda carry, z, u, write: lstm_gates(carry, z + u, write))
     return gated_cell(
@@ -92,7 +92,7 @@ def peephole_lstm(
     Input and forget gate see the state before the step, the output gate the state after it. The peepholes p [3, H] are
     elementwise and start at 0. Arguments and carry as in `lstm`.
     """
-    check_size("peephole_lstm", hidden)
+    hidden = check_size("peephole_lstm", hidden)
     initial = initial_params(hidden, ("input", "forget", "candidate", "output"), w_x, w_h, b, dtype)
 
     def project(params, x):
@@ -156,7 +156,7 @@ def gru(
       >>> carry.tolist()
       [[0.5, 0.5, 0.5, 0.5]]
     """
-    check_size("gru", hidden)
+    hidden = check_size("gru", hidden)
     initial = initial_params(hidden, ("reset", "update", "candidate"), w_x, w_h, b, dtype)
 
     def init(key, in_features):
@@ -198,7 +198,7 @@ def gru_reset_before(
 
     Arguments and carry as in `gru`. The second product waits for the first, so a step is slower than that of `gru`.
     """
-    check_size("gru_reset_before", hidden)
+    hidden = check_size("gru_reset_before", hidden)
 
     def weights(params):
         return params["w_h"][:, : 2 * hidden], params["w_h"][:, 2 * hidden :]

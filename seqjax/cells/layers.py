@@ -17,8 +17,8 @@ def stack(*cells: Cell) -> Cell:
       *cells: the layers, the lowest first.
 
     Raises:
-      ValueError: for no cell at all, or cells of several spaces; in `init`, for a layer that does not read what the one
-        below says.
+      ValueError: for no cell at all, or cells of several spaces; in `init`, for a layer that does not read the
+        output of the one below.
 
     Example:
       >>> cell = seqjax.cells.stack(seqjax.cells.lstm(8), seqjax.wrappers.residual(seqjax.cells.gru(8)))

@@ -79,7 +79,7 @@ def min_gru(
       >>> bool(jnp.allclose(ys, seqjax.unroll(cell, params, None, xs, method="scan")[1], atol=1e-6))
       True
     """
-    check_size("min_gru", hidden)
+    hidden = check_size("min_gru", hidden)
     return _linear(hidden, ("input", "candidate"), w_x, b, dtype, lambda z, n: (sigmoid(-z), sigmoid(z) * n))
 
 
@@ -100,7 +100,7 @@ def min_lstm(
 
     Arguments and carry as in `min_gru`; the gates are "forget", "input" and "candidate".
     """
-    check_size("min_lstm", hidden)
+    hidden = check_size("min_lstm", hidden)
 
     def keep_and_write(f, i, n):
         # f / (f + i) is a sigmoid too, and has no 0 / 0 where both gates are shut.
@@ -135,9 +135,8 @@ def qrnn(
     Raises:
       ValueError: for no units, or a window below 1.
     """
-    check_size("qrnn", hidden)
-    if not isinstance(window, int) or window < 1:
-        raise ValueError(f"qrnn takes a window of at least one step, got {window!r}")
+    hidden = check_size("qrnn", hidden)
+    window = check_size("qrnn", window, "steps in its window")
 
     def keep_and_write(f, n, *o):
         return sigmoid(f), sigmoid(-f) * jnp.tanh(n)
@@ -204,7 +203,7 @@ def sru(
     recurrence is no longer linear. The highway s is a product of x, so that its width may be another than H. Arguments
     and carry as in `min_gru`; the gates are "forget", "candidate", "reset" and "highway".
     """
-    check_size("sru", hidden)
+    hidden = check_size("sru", hidden)
     return _linear(
         hidden,
         ("forget", "candidate", "reset", "highway"),
@@ -246,7 +245,7 @@ def peephole_sru(
     Returns:
       A cell with the carry `LSTMCarry(h, c)`.
     """
-    check_size("peephole_sru", hidden)
+    hidden = check_size("peephole_sru", hidden)
     names = ("forget", "candidate", "reset", "highway")
 
     def init(key, in_features):

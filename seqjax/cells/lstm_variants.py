@@ -49,7 +49,7 @@ def coupled_lstm(
     A quarter fewer weights than `lstm`, and |c| stays below 1. The gates are "forget", "candidate" and "output";
     arguments and carry as in `lstm`.
     """
-    check_size("coupled_lstm", hidden)
+    hidden = check_size("coupled_lstm", hidden)
 
     def gates(carry, z, u, write):
         f, g, o = jnp.split(z + u, 3, axis=-1)
@@ -95,8 +95,8 @@ def projected_lstm(
     Returns:
       A cell with the carry `LSTMCarry(h, c)`, h [B, P] and c [B, H].
     """
-    check_size("projected_lstm", hidden)
-    check_size("projected_lstm", projection)
+    hidden = check_size("projected_lstm", hidden)
+    projection = check_size("projected_lstm", projection)
     initial = initial_params(hidden, _GATES, w_x, w_h, b, dtype, rows=projection)
 
     def init(key, in_features):
@@ -146,7 +146,7 @@ def layer_norm_lstm(
     The gates are not elementwise, so `native` refuses this cell and `fused` takes it. Further arguments and carry as in
     `lstm`.
     """
-    check_size("layer_norm_lstm", hidden)
+    hidden = check_size("layer_norm_lstm", hidden)
     initial = initial_params(hidden, _GATES, w_x, w_h, b, dtype)
 
     def init(key, in_features):
@@ -192,7 +192,7 @@ def multiplicative_lstm(
     `w_x` also draws w_mx [D, H] and `w_h` also draws w_mh [H, H]; further arguments and carry as in `lstm`. The second
     product waits for the first. (`mlstm` is the cell of that name in the xLSTM.)
     """
-    check_size("multiplicative_lstm", hidden)
+    hidden = check_size("multiplicative_lstm", hidden)
     initial = initial_params(hidden, _GATES, w_x, w_h, b, dtype)
 
     def init(key, in_features):

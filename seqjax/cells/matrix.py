@@ -12,16 +12,17 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 
 from seqjax.arrays import Array, Tree, carry_dtype, dense, exportable, like
-from seqjax.cells.building import largest
+from seqjax.cells.building import as_size, largest
 from seqjax.core import Cell
 from seqjax.hints import Outer, Write, outer_transition, read
 from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform
 
 
-def _check_sizes(name: str, **sizes: int) -> None:
-    if any(not isinstance(size, int) or size < 1 for size in sizes.values()):
+def _check_sizes(name: str, **sizes: Any) -> list[int]:
+    if any(as_size(size) < 1 for size in sizes.values()):
         raise ValueError(f"{name} takes positive sizes, got {sizes}")
+    return [as_size(size) for size in sizes.values()]
 
 
 def _initial(widths: dict[str, int], w: Initializer, dtype: Any, **biases: Callable) -> Callable:
@@ -100,7 +101,7 @@ def gated_linear_attention(
     Raises:
       ValueError: unless the sizes and temperature are positive.
     """
-    _check_sizes("gated_linear_attention", heads=heads, keys=keys, values=values)
+    heads, keys, values = _check_sizes("gated_linear_attention", heads=heads, keys=keys, values=values)
     if not temperature > 0:
         raise ValueError(f"gated_linear_attention needs a positive temperature, got {temperature}")
     width = heads * keys
@@ -165,7 +166,7 @@ def delta_net(
     Returns:
       A cell with the carry h [B, N, K, V] and the output y [B, N V].
     """
-    _check_sizes("delta_net", heads=heads, keys=keys, values=values)
+    heads, keys, values = _check_sizes("delta_net", heads=heads, keys=keys, values=values)
 
     def normal(u):
         u = _silu(u)
@@ -256,7 +257,7 @@ def mlstm(
     Returns:
       A cell with the carry `MLSTMCarry(c, n, m)` and the output y [B, N V]. m makes it nonlinear.
     """
-    _check_sizes("mlstm", heads=heads, keys=keys, values=values)
+    heads, keys, values = _check_sizes("mlstm", heads=heads, keys=keys, values=values)
 
     def project(params, x):
         q, k, v = (_heads(dense(x, params[f"w_{name}"], params[f"b_{name}"]), heads) for name in "qkv")

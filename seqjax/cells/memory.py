@@ -67,9 +67,8 @@ def fast_weights(
     Raises:
       ValueError: for no units, no steps, or a decay or rate out of range.
     """
-    check_size("fast_weights", hidden)
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"fast_weights takes a positive number of steps, got {steps!r}")
+    hidden = check_size("fast_weights", hidden)
+    steps = check_size("fast_weights", steps, "steps")
     if not 0 <= decay <= 1 or not rate >= 0:
         raise ValueError(f"fast_weights needs 0 <= decay <= 1 and rate >= 0, got {decay} and {rate}")
     initial = initial_params(hidden, ("candidate",), w_x, w_h, b, dtype)

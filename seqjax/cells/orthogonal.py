@@ -71,7 +71,7 @@ def exp_rnn(
     Returns:
       A cell with the carry h [B, H]. A solver takes the exponential once, not at every step.
     """
-    check_size("exp_rnn", hidden)
+    hidden = check_size("exp_rnn", hidden)
 
     def weights(params):
         a = jnp.triu(params["w_h"].astype(carry_dtype(params["w_h"].dtype)), 1)

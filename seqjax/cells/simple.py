@@ -57,7 +57,7 @@ def rnn(
       >>> irnn.init(jax.random.key(0), 3)["w_h"].tolist()
       [[1.0, 0.0], [0.0, 1.0]]
     """
-    check_size("rnn", hidden)
+    hidden = check_size("rnn", hidden)
     hint = one_product(lambda h, z, u, write: write(activation(z + u)))
     return gated_cell(initial_params(hidden, ("candidate",), w_x, w_h, b, dtype), hint)
 
@@ -91,7 +91,7 @@ def ind_rnn(
     Returns:
       A cell with the carry h [B, H]. It is gated with no matrix product of the carry at all.
     """
-    check_size("ind_rnn", hidden)
+    hidden = check_size("ind_rnn", hidden)
 
     def init(key, in_features):
         k_x, k_u, k_b = jax.random.split(key, 3)
@@ -131,7 +131,7 @@ def ugrnn(
 
     The gates are "update" (near 1 keeps the carry) and "candidate"; arguments and carry as in `gru`.
     """
-    check_size("ugrnn", hidden)
+    hidden = check_size("ugrnn", hidden)
 
     def gates(h, z, u, write):
         z, n = jnp.split(z + u, 2, axis=-1)
@@ -161,7 +161,7 @@ def mgu(
     The gates are "input" (f, which writes where it is near 1; the paper calls it the forget gate) and "candidate".
     Arguments and carry as in `gru`.
     """
-    check_size("mgu", hidden)
+    hidden = check_size("mgu", hidden)
 
     def gate(z, us):
         return sigmoid(z[..., :hidden] + us[0])
@@ -212,7 +212,7 @@ def antisymmetric_rnn(
     Raises:
       ValueError: unless step is positive and diffusion at least 0.
     """
-    check_size("antisymmetric_rnn", hidden)
+    hidden = check_size("antisymmetric_rnn", hidden)
     check_positive("antisymmetric_rnn", "step", step)
     if not diffusion >= 0:
         raise ValueError(f"antisymmetric_rnn takes a diffusion of at least 0, got {diffusion}")

@@ -14,7 +14,7 @@ import numpy as np
 from jax.nn import log_sigmoid, sigmoid
 
 from seqjax.arrays import Array, Tree, carry_dtype, check_features, dense, like, matmul
-from seqjax.cells.building import check_size
+from seqjax.cells.building import check_divisor, check_size
 from seqjax.core import Cell
 from seqjax.draws import check_entries
 from seqjax.hints import Complex, affine_transition, multiply
@@ -94,7 +94,7 @@ def lru(
       >>> carry.re.shape, ys.shape
       ((2, 8), (5, 2, 3))
     """
-    check_size("lru", hidden)
+    hidden = check_size("lru", hidden)
     if not 0 <= r_min < r_max <= 1 or not max_phase > 0:
         raise ValueError(f"lru needs 0 <= r_min < r_max <= 1 and max_phase > 0, got {r_min}, {r_max} and {max_phase}")
 
@@ -256,8 +256,7 @@ def s4d(states: int, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: Any =
     Raises:
       ValueError: for no states, or unless 0 < dt_min <= dt_max.
     """
-    if not isinstance(states, int) or states < 1:
-        raise ValueError(f"s4d takes a positive number of states, got {states!r}")
+    states = check_size("s4d", states, "states")
     _check_steps("s4d", dt_min, dt_max)
 
     def init(key, in_features):
@@ -328,9 +327,8 @@ def s5(hidden: int, blocks: int = 1, *, dt_min: float = 0.001, dt_max: float = 0
     Raises:
       ValueError: for no states, blocks that do not divide them, or unless 0 < dt_min <= dt_max.
     """
-    check_size("s5", hidden)
-    if not isinstance(blocks, int) or blocks < 1 or hidden % blocks:
-        raise ValueError(f"s5 takes a number of blocks that divides its {hidden} units, got {blocks!r}")
+    hidden = check_size("s5", hidden)
+    blocks = check_divisor("s5", hidden, blocks, "blocks")
     _check_steps("s5", dt_min, dt_max)
 
     def init(key, in_features):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
 
 from seqjax.arrays import Array, carry_dtype, exportable
-from seqjax.cells.building import check_size, gated_cell, gated_hint
+from seqjax.cells.building import check_divisor, check_size, gated_cell, gated_hint
 from seqjax.core import Cell
 from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
@@ -64,9 +64,8 @@ def slstm(
     Raises:
       ValueError: unless heads divide the units.
     """
-    check_size("slstm", hidden)
-    if not isinstance(heads, int) or heads < 1 or hidden % heads:
-        raise ValueError(f"slstm takes a number of heads that divides its {hidden} units, got {heads!r}")
+    hidden = check_size("slstm", hidden)
+    heads = check_divisor("slstm", hidden, heads, "heads")
     names, size = ("input", "forget", "candidate", "output"), hidden // heads
 
     def init(key, in_features):

@@ -40,6 +40,7 @@ def _arguments(factory: Callable[..., Any], given: dict[str, Any], by_name: bool
     """The arguments of a call that differ from the defaults; those without a default by position."""
     for name, parameter in inspect.signature(factory).parameters.items():
         value = given.get(name, parameter.default)
+        value = value.item() if isinstance(value, np.generic) else value
         if value is parameter.default or structure(value) is structure(parameter.default):
             continue
         if parameter.kind is parameter.VAR_POSITIONAL:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from seqjax import core
-from seqjax.arrays import Array, Carry, Params
-from seqjax.core import Cell, batch_shape, mismatch
+from seqjax.arrays import Array, Carry, Params, as_arrays
+from seqjax.core import Cell, batch_shape, mismatch, without_stepped
 from seqjax.identity import Value
 from seqjax.nnx.noise import Noisy, Regularizer, Rngs, as_regularizer
 from seqjax.regularizers import Sample, input_dropout, recurrent_dropout
@@ -28,13 +28,13 @@ class _Weighted(nnx.Module):
             raise ValueError(problem)
         self.cell = nnx.static(cell)
         self.in_features = in_features
-        self.params = nnx.data(jax.tree.map(nnx.Param, params))
+        self.cell_params = nnx.data(jax.tree.map(nnx.Param, params))
         self.dtype = dtype
 
     @property
     def weights(self) -> Params:
         """The params of the cell as plain arrays, as `seqjax.unroll` takes them."""
-        return nnx.as_pure(self.params)
+        return nnx.as_pure(self.cell_params)
 
     @property
     def out_features(self) -> int:
@@ -56,7 +56,7 @@ class RNNCell(_Weighted):
 
     Attributes:
       cell, in_features, dtype: as given.
-      params: the cell's params, every leaf an `nnx.Param`; `weights` has the arrays themselves.
+      cell_params: the params of the cell, every leaf an `nnx.Param`; `weights` has the arrays themselves.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Recurrent(_Weighted, Noisy):
     Attributes:
       cell, in_features, dtype, recurrent_dropout, input_dropout, regularizers, weight_regularizers, deterministic: as
         given; rates and regularizers may be replaced.
-      params: the cell's params, every leaf an `nnx.Param`; `weights` has the arrays themselves.
+      cell_params: the params of the cell, every leaf an `nnx.Param`; `weights` has the arrays themselves.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Recurrent(_Weighted, Noisy):
             axes = ", ".join(["T, B" if time_major else "B, T", *map(str, own)])
             raise ValueError(f"inputs have shape {xs.shape}, expected [{axes}]")
         if seq_lengths is not None and mask is not None:
-            raise ValueError("seq_lengths and mask both say which steps are real: give one of them")
+            raise ValueError("seq_lengths and mask both mark the real steps: give one of them")
         time = 0 if time_major else len(shape) - 1
         batch = shape[:time] + shape[time + 1 :]
         if seq_lengths is not None and seq_lengths.shape != batch:
@@ -258,6 +258,9 @@ class Recurrent(_Weighted, Noisy):
         time_major = self.time_major if time_major is None else time_major
         reverse = self.reverse if reverse is None else reverse
         keep_order = self.keep_order if keep_order is None else keep_order
+        xs = as_arrays("xs", "an array [B, T, D]", xs)
+        mask = as_arrays("mask", "an array bool [B, T]", mask)
+        seq_lengths = as_arrays("seq_lengths", "an array int [B]", seq_lengths)
         time = self._time_axis(xs, time_major, seq_lengths, mask)
         if mask is not None and reverse and not keep_order:
             raise ValueError("keep_order=False turns each sequence by its length: give seq_lengths instead of a mask")
@@ -269,7 +272,7 @@ class Recurrent(_Weighted, Noisy):
         params = self._cast(self.weights)
         carry = initial_carry
         if carry is None:
-            carry = self.cell.initial_carry(params, batch_shape(inputs, self.cell.space))
+            carry = without_stepped(self.cell.initial_carry(params, batch_shape(inputs, self.cell.space)))
         cell, samples = self._regularized()
         for sample in samples:
             inputs = (inputs, sample(self._key(rngs), carry, inputs))

@@ -28,7 +28,7 @@ from seqjax.normalization.building import (
 )
 from seqjax.solvers.associative import steps_before
 from seqjax.solvers.dispatch import place
-from seqjax.unrolling import check_inputs, unroll
+from seqjax.unrolling import checked_inputs, unroll
 from seqjax.wrappers import masked
 
 BATCH_METHODS = ("scan", "rematerialized", "checkpointed", "fused")
@@ -176,7 +176,7 @@ def _batch_norm(cell: Cell, epsilon: float, lstm_state: bool = False) -> tuple[C
     recorded, recorded_masked = _recording(batched), _recording(masked(batched))
 
     def train(params, carry, xs, *, mask=None, method="fused"):
-        check_inputs(cell, xs, mask)
+        xs, mask = checked_inputs(cell, xs, mask)
         batch = batch_shape(xs, cell.space)
         if math.prod(batch) < 2:
             raise ValueError(f"batch_norm takes statistics over two or more sequences, got inputs {features(xs).shape}")

@@ -15,7 +15,7 @@ from seqjax.normalization.building import (
     scale,
     with_gains,
 )
-from seqjax.unrolling import check_inputs, unroll
+from seqjax.unrolling import checked_inputs, unroll
 from seqjax.wrappers import masked
 
 
@@ -62,7 +62,7 @@ def sequence_batch_norm(cell: Cell, *, epsilon: float = 1e-5) -> tuple[Cell, Tra
     gained_masked = masked(gained)
 
     def train(params, carry, xs, *, mask=None, method="auto"):
-        check_inputs(cell, xs, mask)
+        xs, mask = checked_inputs(cell, xs, mask)
         read, inputs = (gained, xs) if mask is None else (gained_masked, (xs, mask))
         product = input_product(over_time(partial(read.project, params), inputs))
         statistics = Const(moments_of(dense(product.x, product.w.value), mask))

@@ -13,6 +13,8 @@ from seqjax.placement import placed_alike
 from seqjax.solvers.autodiff import reverse_mode_only
 from seqjax.solvers.chunks import fitting_chunk, over_chunks
 
+__all__ = ["associative"]
+
 # On a CPU, chunks are sized to hold about this many numbers per array, which stay in its cache.
 CACHED = 2**17
 

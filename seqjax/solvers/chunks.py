@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from seqjax.arrays import Carry, Tree
 from seqjax.core import scan_const, split_const
 
+__all__ = ["default_chunk"]
+
 
 def fitting_chunk(steps: int, wanted: float) -> int:
     """The divisor of `steps` nearest to `wanted`, by ratio; `wanted` itself if none is within a factor of 2."""

@@ -11,6 +11,8 @@ from seqjax.hints import Read, Write
 from seqjax.solvers.associative import CACHED, sequential
 from seqjax.solvers.chunks import over_chunks
 
+__all__ = ["chunkwise"]
+
 product = partial(jnp.matmul, precision="highest")
 
 

@@ -10,6 +10,8 @@ from seqjax.core import Cell, over_time, project_all, scan_const
 from seqjax.hints import Gated
 from seqjax.solvers.autodiff import reverse_mode_only
 
+__all__ = ["fused"]
+
 
 def fused(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
     """The scan of a gated cell, with a custom gradient: reverse mode only.

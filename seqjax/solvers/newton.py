@@ -17,6 +17,8 @@ from seqjax.placement import placed_as
 from seqjax.solvers.associative import matrix_prefix, prefix, steps_after, steps_before
 from seqjax.solvers.autodiff import reverse_mode_only
 
+__all__ = ["NewtonReport", "newton", "newton_with_report"]
+
 
 class NewtonReport(NamedTuple):
     """The convergence of Newton's method.

@@ -13,6 +13,8 @@ from seqjax.arrays import Array, Carry, Tree
 from seqjax.core import split_const
 from seqjax.solvers.autodiff import gradient_in_forward_mode_only, reverse_mode_only
 
+__all__ = ["forward_runs"]
+
 
 def _repetitions(chunks: int, slots: int) -> int:
     """The least r with `chunks <= binom(slots + r, slots)`."""

@@ -9,6 +9,8 @@ from seqjax.arrays import Carry, Params, Tree
 from seqjax.core import Cell, open_dense, over_time, project_all, scan_const, split_const
 from seqjax.hints import gated_step
 
+__all__ = ["rematerialized", "scan"]
+
 
 def length(xs: Tree) -> int:
     """The number of steps T of inputs whose timed leaves are [T, ...]."""

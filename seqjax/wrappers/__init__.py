@@ -5,7 +5,7 @@ stack, a wrapper goes around every layer, so that the layers stay on their fast 
 """
 
 from seqjax.wrappers.masking import masked, reset
-from seqjax.wrappers.structure import highway, learned_carry, residual, with_head
+from seqjax.wrappers.structure import highway, learned_carry, residual, with_head, with_loss
 from seqjax.wrappers.tokens import with_embedding, with_one_hot
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "residual",
     "with_embedding",
     "with_head",
+    "with_loss",
     "with_one_hot",
 ]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.arrays import Array, carry_dtype, dense
+from seqjax.cells.building import check_size
 from seqjax.cells.layers import stack
 from seqjax.core import Cell, features, inner, out_features
 from seqjax.identity import recorded
@@ -39,7 +40,7 @@ def residual(cell: Cell) -> Cell:
 
     Example:
       >>> cell = seqjax.wrappers.residual(seqjax.cells.gru(3))
-      >>> params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 3))  # a GRU that says 0
+      >>> params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0), 3))  # a GRU that outputs 0
       >>> xs = jax.random.normal(jax.random.key(1), (5, 2, 3))
       >>> bool((seqjax.unroll(cell, params, None, xs)[1] == xs).all())
       True
@@ -165,12 +166,16 @@ def with_head(
       activation: any function of the outputs.
       w: initializer of w_y.
 
+    Raises:
+      ValueError: for no outputs.
+
     Example:
       >>> cell = seqjax.wrappers.with_head(seqjax.cells.lstm(16), 1)
       >>> params = cell.init(jax.random.key(0), 14)
       >>> seqjax.unroll(cell, params, None, jnp.ones((5, 2, 14)))[1].shape
       (5, 2, 1)
     """
+    features = check_size("with_head", features, "features")
     if cell.layers:
         return stack(*cell.layers[:-1], with_head(cell.layers[-1], features, activation, w=w))
     base = inside(cell)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.arrays import Array, Tree, check_indices, dense_rows, rows
+from seqjax.cells.building import check_size
 from seqjax.cells.layers import stack
 from seqjax.core import Cell, features, is_dense, with_features
 from seqjax.identity import recorded
@@ -48,6 +49,8 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
       >>> params["embedding"].shape, seqjax.unroll(cell, params, None, tokens)[1].shape
       ((5, 3), (2, 2, 8))
     """
+    vocabulary = check_size("with_embedding", vocabulary, "tokens")
+    features = check_size("with_embedding", features, "features")
     below = inside(cell)
     if cell.layers:
         below = stack(with_embedding(cell.layers[0], vocabulary, features, scale=scale), *cell.layers[1:])
@@ -74,12 +77,12 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
 
 @recorded
 def with_one_hot(cell: Cell, size: int, *, tokens: int = 1) -> Cell:
-    """Read tokens, int [B], as one-hot vectors of `size` features V, which are never made where the cell lets it be.
+    """Read tokens, int [B], as one-hot vectors of `size` features V, which are never made where the cell allows it.
 
         one_hot(token) @ w_x + b = w_x[token] + b
 
-    Of a cell that leaves its input product undone (`core.Dense`), as the gated cells do, each step takes a row of w_x
-    [V, G]. A cell that multiplies by itself, such as the linear ones, gets the vectors. Params are those of the cell
+    Where a cell defers its input product (`core.Dense`), as the gated cells do, each step takes a row of w_x [V, G]. A
+    cell that computes the product itself, such as the linear ones, gets the vectors. Params are those of the cell
     with V features; `init` takes 0, which stands for tokens. Under jit, where tokens are not known, one outside of
     range(V) is a vector of zeros.
 
@@ -100,8 +103,8 @@ def with_one_hot(cell: Cell, size: int, *, tokens: int = 1) -> Cell:
       >>> bool(jnp.allclose(ys, seqjax.unroll(cell, params, None, jax.nn.one_hot(tokens, 5))[1], atol=1e-6))
       True
     """
-    if tokens < 1:
-        raise ValueError(f"with_one_hot reads at least one token a step, got tokens={tokens}")
+    size = check_size("with_one_hot", size, "tokens")
+    tokens = check_size("with_one_hot", tokens, "tokens per step")
 
     def init(key, in_features):
         _no_features("with_one_hot", in_features)

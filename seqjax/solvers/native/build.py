@@ -23,6 +23,8 @@ from pathlib import Path
 
 import jax
 
+__all__ = ["user_cache"]
+
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 TIMEOUT = 300.0  # seconds after which a compiler is assumed to hang; it needs about ten
 
