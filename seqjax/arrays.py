@@ -63,7 +63,7 @@ def as_arrays(name: str, expected: str, tree: Tree) -> Tree:
     """A tree of arrays of JAX or NumPy, those of NumPy taken by `from_numpy`.
 
     Raises:
-      TypeError: for lists of numbers, which are trees too, and for what is no array.
+      TypeError: for lists of numbers, which are trees too, and for other leaves that are not arrays.
     """
 
     for leaf in jax.tree.leaves(tree):

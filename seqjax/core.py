@@ -102,7 +102,7 @@ def is_const(leaf: Tree) -> bool:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Dense:
-    """A leaf of z that stands for `x @ w + b`: a deferred product; the solver decides when to compute it.
+    """A leaf of z: the deferred product `x @ w + b`. The solver decides when to compute it.
 
     `w` and `b` hold [D, G] and [G]. All other functions of a cell see the product in its place.
     """

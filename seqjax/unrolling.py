@@ -43,7 +43,7 @@ def mask_from_lengths(lengths: Array, steps: int) -> Array:
         known = np.asarray(lengths)  # in NumPy: under jit every operation of JAX is traced, on known values too
         if ((known < 0) | (known > steps)).any():
             raise ValueError(f"lengths must lie between 0 and the number of steps {steps}, got {known}")
-    lengths = lengths.astype(jnp.int32)  # a narrow type, uint8 say, cannot count all steps
+    lengths = lengths.astype(jnp.int32)  # a narrow type such as uint8 cannot count all steps
     time = jnp.arange(steps, dtype=jnp.int32).reshape(steps, *(1,) * lengths.ndim)
     return time < jnp.expand_dims(lengths, 0)
 
@@ -151,7 +151,7 @@ def unroll(
     if cell.vocabulary:
         tokens = np.asarray(features(xs))
         check_indices("tokens", tokens if mask is None else tokens[np.asarray(mask)], cell.vocabulary)
-    # Outside of jit every loop is a program of its own, which is compiled once for a cell and shapes, not once a call.
+    # Outside of jit every loop is a separate program, compiled once per cell and shapes, not once per call.
     return _compiled(cell, Value(method) if callable(method) else method, reverse)(params, carry, xs, mask)
 
 
@@ -163,7 +163,7 @@ def _check_params(cell: Cell, params: Params, xs: Tree) -> None:
     def problem(size: int) -> str | Exception | None:
         try:
             return mismatch(cell, size, params)
-        except Exception as error:  # an init that does not take so many features, or cannot be traced
+        except Exception as error:  # an init that rejects this number of features, or cannot be traced
             return error
 
     if not isinstance(in_features, int) or (found := problem(in_features)) is None:

@@ -26,7 +26,7 @@ def check_size(name: str, size: Any, what: str = "units") -> int:
     """A size of a cell as an int.
 
     Raises:
-      ValueError: for what is no integer above 0.
+      ValueError: unless it is an integer above 0.
     """
     if as_size(size) < 1:
         raise ValueError(f"{name} takes a positive number of {what}, got {size!r}")
@@ -37,7 +37,7 @@ def check_divisor(name: str, hidden: int, parts: Any, what: str) -> int:
     """The number of equal parts that the units of a cell are divided into, as an int.
 
     Raises:
-      ValueError: for what is no integer that divides the units.
+      ValueError: unless it is an integer that divides the units.
     """
     if as_size(parts) < 1 or hidden % as_size(parts):
         raise ValueError(f"{name} takes a number of {what} that divides its {hidden} units, got {parts!r}")

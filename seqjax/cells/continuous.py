@@ -1,4 +1,4 @@
-"""Cells in continuous time, for steps of any length: x = (x, elapsed), or x alone for steps of length 1.
+"""Cells in continuous time, for steps of any length: x = (x, elapsed), or just x for steps of length 1.
 
 Docstrings show one step as in `gated.py`, with the carry h [B, H] and the input x = (x [B, D], elapsed [B]).
 """
@@ -21,7 +21,7 @@ from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_
 def _timed(cell: str, x: Tree, hidden: int, dtype: Any) -> tuple[Array, Array]:
     """The features [..., D], and for each unit [..., H] the time since the step before, which is 1 where none is given.
 
-    (Gates that see one number a sequence have a gradient for it that sums over the units: no work for `native`.)
+    (Gates that see one number per sequence have a gradient for it that sums over the units: no work for `native`.)
     """
     given = x if isinstance(x, tuple) else (x, None)
     if len(given) != 2 or not hasattr(given[0], "dtype"):
@@ -60,7 +60,7 @@ def ltc(
 
     The differential equation dh/dt = -(1 / tau + f(x, h)) * h + f(x, h) * a, whose input sets the time constant as well
     as what it goes to, by the paper's fused semi-implicit Euler steps. They stay between the smallest and the largest
-    of a, h and 0, however long a step is.
+    of a, h and 0, regardless of the length of a step.
 
     Args:
       hidden: number of units H.
@@ -74,7 +74,7 @@ def ltc(
 
     Returns:
       A cell with the carry h [B, H]. It takes `x = (x, elapsed)`: x [B, D], and elapsed [B], floating and not negative,
-      the time since the step before, in the unit of tau; or x alone, for steps of length 1.
+      the time since the step before, in the unit of tau; or just x, for steps of length 1.
 
     Raises:
       ValueError: for numbers below 1, or an elapsed of another shape or dtype.

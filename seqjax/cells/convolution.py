@@ -21,7 +21,7 @@ from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_
 def convolve(x: Array, w: Array) -> Array:
     """The sum over a kernel at every place of an image: x [..., *space, D], w [*kernel, D, G] to [..., *space, G].
 
-    Returned in `carry_dtype(w.dtype)`; see above for where the kernel lies, and what stands outside the image.
+    Returned in `carry_dtype(w.dtype)`; see above for the position of the kernel and the padding of the image.
     """
     dtype, narrow = carry_dtype(w.dtype), operand_dtype(w.dtype)
     x, w = x.astype(narrow), w.astype(narrow)

@@ -1,4 +1,4 @@
-"""Cells that are linear in their carry: `h_t = a_t * h_{t-1} + b_t`, with a and b computed from the input alone.
+"""Cells that are linear in their carry: `h_t = a_t * h_{t-1} + b_t`, with a and b computed only from the input.
 
 Each has the `affine` hint, so `parallel.associative` unrolls it in O(log T) parallel steps. Docstrings show one step as
 in `gated.py`; the carry is h [B, H].
@@ -158,7 +158,7 @@ class QRNNCarry(NamedTuple):
 
 
 def _over_windows(cell: Cell, window: int) -> Cell:
-    """`cell` on the last `window` inputs one after the other; 0 stands for those before the first."""
+    """`cell` on the concatenation of the last `window` inputs, with 0 before the first."""
 
     def initial_carry(params, batch_shape):
         h, features = cell.initial_carry(params, batch_shape), params["w_x"].shape[0] // window
@@ -199,7 +199,7 @@ def sru(
         h = sigmoid(f) * h + (1 - sigmoid(f)) * n
         y = sigmoid(r) * tanh(h) + (1 - sigmoid(r)) * s
 
-    Gates see the input alone, as in the first version of the paper; later ones add peepholes `v * h`, with which the
+    Gates see only the input, as in the first version of the paper; later ones add peepholes `v * h`, with which the
     recurrence is no longer linear. The highway s is a product of x, so that its width may be another than H. Arguments
     and carry as in `min_gru`; the gates are "forget", "candidate", "reset" and "highway".
     """

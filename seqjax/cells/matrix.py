@@ -1,4 +1,4 @@
-"""Cells whose carry is a matrix: they store a value under a key and read with a query, by an outer product a step.
+"""Cells whose carry is a matrix: they store a value under a key, by one outer product per step, and read with a query.
 
 There are N heads, keys and queries of K numbers and values of V; the docstrings show one step as in `gated.py`. What
 surrounds the recurrence in the papers (convolution, normalization and gating of the output) is left to other layers.

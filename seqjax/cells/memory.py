@@ -1,4 +1,4 @@
-"""A network with a second, fast memory of its own past outputs."""
+"""A network with a second, fast memory of its past outputs."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -46,8 +46,8 @@ def fast_weights(
             h = activation(gain * norm(u + (a * h[:, None, :]).sum(-1)) + shift)
         y = h
 
-    The product of a with h is attention to the past outputs, each weighted by its product with h and by `decay` a step
-    since. Every sequence has fast weights of its own, so a step costs and keeps H^2 numbers a sequence.
+    The product of a with h is attention to the past outputs, each weighted by its product with h and by `decay` per
+    step since. Every sequence has its own fast weights, so a step costs and stores H^2 numbers per sequence.
 
     Args:
       hidden: number of units H.

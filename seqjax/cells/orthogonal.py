@@ -1,4 +1,4 @@
-"""A network whose recurrent matrix is orthogonal, whatever its params are."""
+"""A network whose recurrent matrix is orthogonal for all values of its params."""
 
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ _HALVINGS = 16  # at most: enough for a matrix of the norm 65536
 def _exponential(a: Array) -> Array:
     """exp(a) of a skew-symmetric a [H, H]: a Taylor series of a / 2^n, squared n times. NaN where n > 16.
 
-    Of products alone: `jax.scipy.linalg.expm` solves a system, and under `vmap` that is one of the batched
+    Computed with products only: `jax.scipy.linalg.expm` solves a system, and under `vmap` that is one of the batched
     decompositions of which `initializers.orthogonal` tells.
     """
     one = jnp.eye(len(a), dtype=a.dtype)
@@ -57,14 +57,14 @@ def exp_rnn(
         h = sign(u) * maximum(abs(u) + b, 0)
         y = h
 
-    The exponential of a skew-symmetric matrix is orthogonal whatever the params are, so any optimizer will do, and the
-    past neither fades nor explodes in the product. The activation is modReLU (Arjovsky, Shah & Bengio 2016, arXiv
+    The exponential of a skew-symmetric matrix is orthogonal for all values of the params, so any optimizer works, and
+    the past neither vanishes nor explodes in the product. The activation is modReLU (Arjovsky, Shah & Bengio 2016, arXiv
     1511.06464), which at b = 0 is no activation at all. The paper takes smaller steps for w_h than for other weights.
 
     Args:
       hidden: number of units H.
       w_x: initializer of the input weights [D, H].
-      w_h: initializer of w_h [H, H], of which what is above the diagonal alone is used.
+      w_h: initializer of w_h [H, H], of which only the entries above the diagonal are used.
       b: bias initializer, of the one gate "candidate": the threshold of modReLU, below which it is 0 where negative.
       dtype: of the params. The exponential is taken, and multiplied by, in at least float32.
 

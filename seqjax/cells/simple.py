@@ -72,7 +72,7 @@ def ind_rnn(
     b: BiasInitializer = gate_bias(),
     dtype: Any = jnp.float32,
 ) -> Cell:
-    """Independently recurrent network: every unit sees its own past alone (Li et al. 2018, arXiv 1803.04831)::
+    """Independently recurrent network: each unit sees only its own past (Li et al. 2018, arXiv 1803.04831)::
 
         h = activation(x @ w_x + u * h + b)
         y = h
@@ -202,7 +202,7 @@ def antisymmetric_rnn(
       step: length of a step, above 0.
       diffusion: strength of the decay, at least 0.
       w_x: initializer of the input weights [D, H].
-      w_h: initializer of w_h [H, H], of which the antisymmetric part alone is used.
+      w_h: initializer of w_h [H, H], of which only the antisymmetric part is used.
       b: bias initializer, of the one gate "candidate".
       dtype: of the params.
 

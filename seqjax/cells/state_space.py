@@ -79,7 +79,7 @@ def lru(
       r_max: the largest |a| at the start.
       max_phase: the largest angle of a at the start, drawn uniformly from 0; smaller for long sequences.
       dtype: of the params: nu, theta and gamma [H], w_x [D, 2 H], w_y [2 H, D] (real parts before imaginary ones)
-        and d [D]. gamma starts at log sqrt(1 - |a|^2), so that white noise gives a carry of its own size.
+        and d [D]. gamma starts at log sqrt(1 - |a|^2), so that white noise gives a carry of the same size.
 
     Returns:
       A cell with the carry `Complex(re, im)`, each [B, H], affine in it, and the output y [B, D], as wide as the input.
@@ -103,7 +103,7 @@ def lru(
         k_r, k_phase, k_x, k_y, k_d = jax.random.split(key, 5)
         wide = carry_dtype(dtype)
         eps, tiny = float(jnp.finfo(wide).eps), float(jnp.finfo(wide).tiny)
-        # Uniform on the ring is uniform in |a|^2; what is lost, 1 - |a|^2, is kept from 0 and 1 for the logarithms.
+        # Uniform on the ring is uniform in |a|^2; 1 - |a|^2 is bounded away from 0 and 1 for the logarithms.
         lost = jax.random.uniform(k_r, (hidden,), wide, 1 - r_max**2, 1 - r_min**2).clip(eps, 1 - eps)
         decay = -0.5 * jnp.log1p(-lost)
         phase = jax.random.uniform(k_phase, (hidden,), wide, tiny, max_phase)
@@ -240,7 +240,7 @@ def s4d(states: int, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: Any =
         re, im = h.real, h.imag
         y = 2 * (c_re * re - c_im * im).sum(-1) + d * x
 
-    The exact solution of h' = A h + x over a time dt in which x stands still. The factor 2 stands for the conjugate of
+    The exact solution of h' = A h + x over a time dt in which x is constant. The factor 2 accounts for the conjugate of
     each state, which is not computed. Mix features by `with_head`, or by the layer after this one.
 
     Args:
@@ -308,13 +308,13 @@ def s5(hidden: int, blocks: int = 1, *, dt_min: float = 0.001, dt_max: float = 0
         c_re, c_im = w_y[: len(log_dt)], w_y[len(log_dt) :]
         y = (h @ (c_re - 1j * c_im)).real + d * x
 
-    The exact solution of h' = A h + B x over a time dt in which x stands still; every state has a dt of its own. The
+    The exact solution of h' = A h + B x over a time dt in which x is constant; every state has its own dt. The
     conjugate of each state is not computed: w_y counts it, and is twice the paper's C. The paper's activation and gate
     are the layers after this one.
 
     Args:
       hidden: number of complex states H, half of the paper's P.
-      blocks: A starts as so many equal blocks of HiPPO-N, each of hidden / blocks states.
+      blocks: A starts as this many equal blocks of HiPPO-N, each of hidden / blocks states.
       dt_min: log dt is drawn uniformly between the logarithms of this
       dt_max: and this, one dt a state.
       dtype: of the params: log_dt, log_decay and frequency [H], w_x [D, 2 H], w_y [2 H, D] (real parts before imaginary

@@ -1,4 +1,4 @@
-"""Cells as values: equal, printed and pickled by what they are made of.
+"""Cells as values: compared, printed and pickled by their structure.
 
 A cell is made of closures, which Python compares, prints and pickles by their address. Here two functions are equal if
 they have the same code and see equal values, so that `lstm(8) == lstm(8)`, and jit compiles the two once. A cell that a

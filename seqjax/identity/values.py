@@ -27,7 +27,7 @@ class _Printed(ByValue):
 
 
 def by_value(cls: _T) -> _T:
-    """Compare, hash, print and pickle the instances of a NamedTuple by what they are made of, see `structure`.
+    """Compare, hash, print and pickle the instances of a NamedTuple by their structure, see `structure`.
 
     `_replace` and all that a tuple does stay. A pickle holds the call, where that was `recorded`, or else the code of
     the functions and what they see, for the version of Python that wrote it.

@@ -4,8 +4,8 @@
     ys = rnn(xs)                                       # xs [B, T, 14], ys [B, T, 64]
 
 Weights are `nnx.Param`, noise draws from the stream "dropout", and `train()`, `eval()` and `nnx.view` set
-`deterministic`, as in Flax's own layers. The calls are those of `nnx.RNN`; docs/flax.md says where each argument of the
-recurrent layers of Flax, Keras and PyTorch went.
+`deterministic`, as in Flax's own layers. The calls are those of `nnx.RNN`; docs/flax.md maps each argument of the
+recurrent layers of Flax, Keras and PyTorch.
 
 Any regularizer goes in as a function, its rate by keyword:
 

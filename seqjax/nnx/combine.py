@@ -25,7 +25,7 @@ class Bidirectional(nnx.Module):
     the backward output at the first step: the step that each direction processed last.
 
     It takes two cells and builds both `Recurrent` itself, rather than take two modules, so that the directions cannot
-    disagree about the time axis or about what they return. Each draws weights and dropout masks of its own.
+    disagree about the time axis or about what they return. Each draws its own weights and dropout masks.
 
     Attributes:
       forward, backward: the two `Recurrent`.

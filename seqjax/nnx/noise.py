@@ -1,4 +1,4 @@
-"""Randomness in a module: `deterministic`, a stream of its own, `Dropout`, and regularizers as part of a state."""
+"""Randomness in a module: `deterministic`, a separate stream, `Dropout`, and regularizers as part of a state."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -77,7 +77,7 @@ EVALUATION: dict[Callable, Callable[..., Cell]] = {noise.zoneout: noise.zoneout_
 class Regularizer:
     """A regularizer and its keywords, those that hold arrays as leaves: a module keeps them in its state.
 
-    `evaluation`, called with the same keywords, makes the cell to evaluate with; None stands for the bare cell.
+    `evaluation`, called with the same keywords, makes the cell to evaluate with; None means the bare cell.
     """
 
     function: Value = field(metadata={"static": True})

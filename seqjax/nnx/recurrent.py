@@ -166,7 +166,7 @@ class Recurrent(_Weighted, Noisy):
 
     @property
     def regularizers(self) -> Sequence[Regularizer]:
-        """Those of the cell; what is set may be a sequence of functions, as in the constructor."""
+        """The regularizers of the cell; may be set to a sequence of functions, as in the constructor."""
         return self._regularizers
 
     @regularizers.setter

@@ -1,4 +1,4 @@
-"""What stands around a cell: ways past it, a carry that is learned, a head."""
+"""Structure around a cell: skip connections, a learned carry, a head, a loss."""
 
 from collections.abc import Callable
 from typing import Any
@@ -61,7 +61,7 @@ def residual(cell: Cell) -> Cell:
 
 @recorded
 def highway(cell: Cell, *, bias: float = -1.0, w: Initializer = glorot_uniform()) -> Cell:
-    """Carry the input past the cell as far as a gate says (Srivastava, Greff & Schmidhuber 2015, arXiv 1505.00387).
+    """Carry the input past the cell as far as a gate allows (Srivastava, Greff & Schmidhuber 2015, arXiv 1505.00387).
 
         t = sigmoid(x @ w_t + b_t)
         y = t * cell(x) + (1 - t) * x
@@ -143,7 +143,7 @@ def learned_carry(cell: Cell) -> Cell:
 
         return jax.tree.map(start, params["start"])
 
-    # The hint `outer` says that a carry begins at 0, and `reset` goes by it.
+    # The hint `outer` implies that the carry starts at 0, and `reset` relies on it.
     return inside(cell)._replace(init=init, initial_carry=initial_carry, outer=None)
 
 
@@ -195,7 +195,7 @@ def with_head(
 
 @recorded
 def with_loss(cell: Cell, loss: Callable[[Any, Any], Array]) -> Cell:
-    """Put the loss of a step into its readout: `x = (x, target)`, `y_t = loss(cell(x)_t, target_t)`.
+    """Compute the loss of each step in its readout: `x = (x, target)`, `y_t = loss(cell(x)_t, target_t)`.
 
     With `loss: (y [B, O], target [B, ...]) -> [B]`, `unroll` returns losses [T, B], and `checkpointed` keeps no output.
     Around it, `masked` makes the losses of padding 0.

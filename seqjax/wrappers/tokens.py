@@ -29,7 +29,7 @@ def _tokens(wrapper: str, x: Tree, size: int) -> Array:
 def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float = 1.0) -> Cell:
     """Read tokens, int [B], through a learned table [V, D] that starts at `scale * N(0, 1 / D)`.
 
-    The cell inside reads D = `features`; `init` of the whole takes 0 features, which stands for tokens. Under jit,
+    The cell inside reads D = `features`; `init` of the whole takes 0 features, which means tokens. Under jit,
     where tokens are not known, one outside of range(V) is a vector of zeros.
 
     Args:
@@ -83,13 +83,13 @@ def with_one_hot(cell: Cell, size: int, *, tokens: int = 1) -> Cell:
 
     Where a cell defers its input product (`core.Dense`), as the gated cells do, each step takes a row of w_x [V, G]. A
     cell that computes the product itself, such as the linear ones, gets the vectors. Params are those of the cell
-    with V features; `init` takes 0, which stands for tokens. Under jit, where tokens are not known, one outside of
+    with V features; `init` takes 0, which means tokens. Under jit, where tokens are not known, one outside of
     range(V) is a vector of zeros.
 
     Args:
       cell: any cell that reads features, also a stack.
       size: number of tokens V.
-      tokens: of a step. Several, int [B, tokens], are the sum of their vectors: a word and the pair that it ends.
+      tokens: those of one step. Several, int [B, tokens], are the sum of their vectors: a word and a pair of words.
 
     Raises:
       ValueError: for no tokens; in `init`, for other than 0 features; for a token outside of range(V), where it is
@@ -126,8 +126,8 @@ def _reading_one_hot(cell: Cell, size: int, count: int) -> Cell:
         vectors = sum(hot[1:], start=hot[0])
 
         def look_up(leaf):
-            undone = is_dense(leaf) and leaf.x is vectors
-            return dense_rows(each, leaf.w.value, leaf.b.value) if undone else leaf
+            deferred = is_dense(leaf) and leaf.x is vectors
+            return dense_rows(each, leaf.w.value, leaf.b.value) if deferred else leaf
 
         return jax.tree.map(look_up, cell.project(params, with_features(x, vectors)), is_leaf=is_dense)
 
