@@ -20,12 +20,13 @@ class Gated(NamedTuple):
 
     One stage is enough for most cells; the GRU that resets before the product has two, the IndRNN none. Stages and
     gates do not receive params: what they need (a peephole, a bias) comes through z, in a `Const`. Each v has the
-    shape of the first leaf of the carry. So the gradient of each weight is one matrix product over all steps (`solvers.fused`), and
-    recurrent dropout knows what to mask. `native` also needs the arithmetic to be elementwise: layer normalization or
-    a projection of the output is refused there, and `auto` takes another method.
+    shape of the first leaf of the carry. So the gradient of each weight is one matrix product over all steps
+    (`solvers.fused`), and recurrent dropout knows what to mask. `native` also needs the arithmetic to be elementwise:
+    layer normalization or a projection of the output is refused there, and `auto` takes another method.
 
-    A cell may also name its candidate n, the value that a step proposes to write (the LSTM's tanh(g)), of the
-    shape of the last leaf of the carry: `candidate(h, z, us, f)` is the gates with f(n) in place of n, and so with f(n) = n the gates.
+    A cell may also name its candidate n, the value that a step proposes to write (the LSTM's tanh(g)), of the shape of
+    the last leaf of the carry: `candidate(h, z, us, f)` is the gates with f(n) in place of n, and so with f(n) = n the
+    gates.
     """
 
     weights: Callable[[Params], tuple[Array, ...]]

@@ -58,8 +58,9 @@ def exp_rnn(
         y = h
 
     The exponential of a skew-symmetric matrix is orthogonal for all values of the params, so any optimizer works, and
-    the past neither vanishes nor explodes in the product. The activation is modReLU (Arjovsky, Shah & Bengio 2016, arXiv
-    1511.06464), which at b = 0 is no activation at all. The paper takes smaller steps for w_h than for other weights.
+    the past neither vanishes nor explodes in the product. The activation is modReLU (Arjovsky, Shah & Bengio 2016,
+    arXiv 1511.06464), which at b = 0 is no activation at all. The paper takes smaller steps for w_h than for other
+    weights.
 
     Args:
       hidden: number of units H.
