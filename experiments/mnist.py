@@ -169,7 +169,8 @@ def _finish(
             xs = sequences(pixels, config.order)
             if config.model not in RECURRENT:
                 return model(xs).argmax(1), jnp.zeros((len(rows), 0), bool)
-            found = model.prefixes(xs).argmax(2)  # [B, T]
+            ys = model.rnn(xs if model.encoder is None else model.encoder(xs))
+            found = model.head(ys).argmax(2)  # [B, T]
             return found[:, -1], found == labels[:, None]
 
         last, right = windows.every(len(test[1]), _BATCH, of_batch)

@@ -242,10 +242,11 @@ def _initial_shapes(cell: Cell, in_features: int) -> Tree:
     return jax.eval_shape(lambda key: cell.init(key, in_features), jax.eval_shape(jax.random.key, 0))
 
 
-def mismatch(cell: Cell, in_features: int, params: Params) -> str | None:
+def mismatch(cell: Cell, in_features: int, params: Params, *, more: bool = False) -> str | None:
     """How params differ from those of `cell.init(key, in_features)` in names or shapes; None where they agree.
 
-    Floating leaves may have any floating dtype, and a list may stand for a tuple.
+    Floating leaves may have any floating dtype, and a list may stand for a tuple. With `more`, params beside those
+    of the cell are allowed.
     """
     expected = _initial_shapes(cell, in_features)
 
@@ -260,7 +261,10 @@ def mismatch(cell: Cell, in_features: int, params: Params) -> str | None:
         return "floating" if jnp.issubdtype(leaf.dtype, jnp.floating) else str(leaf.dtype)
 
     for kind in (shape, dtype):
-        if described(expected, kind) != described(params, kind):
+        wanted, given = described(expected, kind), described(params, kind)
+        if more:
+            given = {path: given[path] for path in wanted if path in given}
+        if given != wanted:
             given, wanted = (jax.tree.map(kind, tree) for tree in (params, expected))
             return f"the params are {given}, expected {wanted} for {in_features} features, as {cell} makes them"
     return None

@@ -162,7 +162,7 @@ def _check_params(cell: Cell, params: Params, xs: Tree) -> None:
 
     def problem(size: int) -> str | Exception | None:
         try:
-            return mismatch(cell, size, params)
+            return mismatch(cell, size, params, more=True)
         except Exception as error:  # an init that rejects this number of features, or cannot be traced
             return error
 

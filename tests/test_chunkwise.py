@@ -11,8 +11,7 @@ from jax.test_util import check_grads
 
 from seqjax import cells, solvers, unroll, wrappers
 from seqjax.hints import Outer, Read, Write, outer_transition, read
-from seqjax.solvers import chunkwise
-from seqjax.solvers.dispatch import solve
+from seqjax.solvers import chunkwise, dispatch
 from tests.agree import check_methods, close, compiled, equations, values_and_gradients
 from tests.cell_list import BARE, D, draw, learned_carry, masked, reset, zoneout
 
@@ -198,7 +197,7 @@ def test_lanes_may_be_vmapped(x64):
 
 def test_auto_takes_it_for_a_matrix(monkeypatch):
     taken = []
-    monkeypatch.setattr(solve, "chunkwise", lambda *args: taken.append(args) or METHOD(*args))
+    monkeypatch.setattr(dispatch, "chunkwise", lambda *args: taken.append(args) or METHOD(*args))
     for name in MATRICES:
         unroll(*draw(BARE[name], dtype=jnp.float32))
     assert len(taken) == 3

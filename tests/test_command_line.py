@@ -242,7 +242,7 @@ def test_one_more_signal_while_python_ends_does_not_replace_the_exit_code(number
         f"sys.exit(ending.exit_code('x', lambda: os.kill(os.getpid(), {int(number)})))",
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (code, "interrupted; the same command goes on from here\n")
+    assert (done.returncode, done.stderr) == (code, "interrupted; the same command resumes\n")
 
 
 def test_handlers_are_put_back_and_ignored_signals_stay_ignored():

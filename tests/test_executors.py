@@ -387,8 +387,8 @@ def test_a_job_finds_modules_where_its_launcher_does(played, tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed: pip install 'seqjax[slurm]'")
     played("srun", "exit 0")
     played("sbatch", f'cat "$@" > {tmp_path}/submitted.sh; exit 1')
-    plan = sweep.plan(toy, "seed=0", {}, tmp_path / "sweep")
-    list(executors.slurm(toy, plan.members, processes=1))
+    plan = sweep.plan(define(toy), "seed=0", {}, tmp_path / "sweep")
+    list(executors.slurm(define(toy), plan.members, processes=1))
     lines = (tmp_path / "submitted.sh").read_text().splitlines()
     [exported] = [shlex.split(line)[1] for line in lines if line.startswith("export PYTHONPATH=")]
     assert exported == "PYTHONPATH=" + os.pathsep.join(path for path in sys.path if path)

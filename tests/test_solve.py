@@ -9,7 +9,6 @@ from jax.test_util import check_grads
 
 from seqjax import cells, solvers, unroll
 from seqjax.solvers import dispatch, native
-from seqjax.solvers.dispatch import solve
 from tests.agree import at, check_methods, close, compiled, equations, methods_of, values_and_gradients
 from tests.cell_list import BARE, MODELS, D, Model, draw
 
@@ -67,12 +66,12 @@ def test_one_step_is_a_sequence_too(x64, name):
 
 def test_auto_takes_the_first_method_of_the_ranking_that_the_cell_admits(x64, monkeypatch):
     def methods_in(cell, compiler=("c++",)):
-        monkeypatch.setattr(solve, "compiler", lambda: compiler)
+        monkeypatch.setattr(dispatch, "compiler", lambda: compiler)
         params = cell.init(jax.random.key(0), D)
         xs = jnp.ones((3, 2, D), jnp.float32)
         return str(jax.make_jaxpr(lambda params, xs: unroll(cell, params, None, xs))(params, xs))
 
-    monkeypatch.setattr(solve, "ranking", lambda *size: ("native", "rematerialized"))
+    monkeypatch.setattr(dispatch, "ranking", lambda *size: ("native", "rematerialized"))
     if native.compiler():
         assert "native_call" in methods_in(cells.gru(16))
     assert "native_call" not in methods_in(cells.gru(16), None)

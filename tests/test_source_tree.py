@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_version_is_that_of_the_distribution():
-    assert seqjax.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "seqjax.__version__"}
 
 
 def test_a_run_of_a_tree_that_is_not_installed(tmp_path):

@@ -77,10 +77,10 @@ def test_levels_noise_and_speeds():
     ("mix", "message"),
     [
         (CLEAN._replace(seconds=0.1), "a stream of 0.1 seconds has no room for a pause of 0.2 and a word"),
-        (CLEAN._replace(pauses=(1.0, 0.5)), "pauses must be a range that rises from at least 0, got 1 and 0.5"),
-        (CLEAN._replace(speeds=(0.0, 1.0)), "speeds must be a range"),
-        (CLEAN._replace(pauses=(-1.0, 0.5)), "pauses must be a range"),
-        (CLEAN._replace(noise=(0.0, -1.0)), "noise must be a range"),
+        (CLEAN._replace(pauses=(1.0, 0.5)), "pauses must be an increasing range from at least 0, got 1 and 0.5"),
+        (CLEAN._replace(speeds=(0.0, 1.0)), "speeds must be an increasing range"),
+        (CLEAN._replace(pauses=(-1.0, 0.5)), "pauses must be an increasing range"),
+        (CLEAN._replace(noise=(0.0, -1.0)), "noise must be an increasing range"),
     ],
 )
 def test_mixes_that_are_refused(mix, message):
