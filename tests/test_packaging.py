@@ -146,10 +146,14 @@ def test_every_module_is_imported_there_or_names_its_extra(bare, tmp_path):
 import json, sys
 raised = {}
 for statement in sys.argv[1:]:
+    before = set(sys.modules)
     try:
         raised[statement] = exec(statement)
     except Exception as error:
         raised[statement] = f"{type(error).__name__}: {error}"
+        # What a package imported before it failed would be found there by the next statement.
+        for name in set(sys.modules) - before:
+            del sys.modules[name]
 print(json.dumps(raised))
 """
     done = python(bare, "-c", code, *expected, cwd=tmp_path)
