@@ -252,6 +252,7 @@ BARE = {
     "exp_rnn": Model(cells.exp_rnn(H)),
     "ugrnn": Model(cells.ugrnn(H)),
     "mgu": Model(cells.mgu(H)),
+    "janet": Model(cells.janet(H)),
     "antisymmetric_rnn": Model(cells.antisymmetric_rnn(H)),
     "ct_rnn": Model(cells.ct_rnn(H)),
 }

@@ -17,7 +17,7 @@ from tests.cell_list import BARE, MODELS, D, H, Model, draw, masked, recurrent_d
 
 KEY = jax.random.key(0)
 LSTMS = ["coupled_lstm", "projected_lstm", "layer_norm_lstm", "multiplicative_lstm"]
-SIMPLE = ["ind_rnn", "peephole_sru", "fast_weights", "exp_rnn", "ugrnn", "mgu", "antisymmetric_rnn", "ct_rnn"]
+SIMPLE = ["ind_rnn", "peephole_sru", "fast_weights", "exp_rnn", "ugrnn", "mgu", "janet", "antisymmetric_rnn", "ct_rnn"]
 NOT_ELEMENTWISE = {"projected_lstm", "layer_norm_lstm", "fast_weights"}
 MAKE = {name: getattr(cells, name) for name in LSTMS + SIMPLE} | {
     "projected_lstm": lambda hidden, **options: cells.projected_lstm(hidden, 3, **options)
@@ -71,6 +71,10 @@ def mgu_that_always_writes_is_an_rnn(params):
     return opened(params, 1e3), cells.rnn(H), blocks(params, lambda gates: [gates[1]])
 
 
+def janet_with_a_beta_of_zero_is_a_ugrnn(params):
+    return params, cells.ugrnn(H), params
+
+
 def antisymmetric_does_not_see_a_symmetric_part(params):
     symmetric = params["w_h"] @ params["w_h"].T
     return params, cells.antisymmetric_rnn(H), params | {"w_h": params["w_h"] + symmetric}
@@ -88,10 +92,15 @@ REDUCTIONS = {
     "ind_rnn": ind_rnn_is_an_rnn_with_a_diagonal_matrix,
     "ugrnn": ugrnn_that_never_keeps_is_an_rnn,
     "mgu": mgu_that_always_writes_is_an_rnn,
+    "janet": janet_with_a_beta_of_zero_is_a_ugrnn,
     "antisymmetric_rnn": antisymmetric_does_not_see_a_symmetric_part,
     "ct_rnn": ct_rnn_with_steps_of_the_time_constant_is_an_rnn,
 }
-SPECIAL = {"projected_lstm": cells.projected_lstm(H, H), "layer_norm_lstm": cells.layer_norm_lstm(H, epsilon=0.0)}
+SPECIAL = {
+    "projected_lstm": cells.projected_lstm(H, H),
+    "layer_norm_lstm": cells.layer_norm_lstm(H, epsilon=0.0),
+    "janet": cells.janet(H, beta=0.0),
+}
 
 
 @pytest.mark.parametrize("name", REDUCTIONS)
@@ -133,7 +142,7 @@ def test_fast_weights_attend_to_the_past_outputs(x64):
         past.append(h)
 
 
-@pytest.mark.parametrize("name", [*LSTMS, "ugrnn", "mgu"])
+@pytest.mark.parametrize("name", [*LSTMS, "ugrnn", "mgu", "janet"])
 def test_chrono_starts_a_cell_that_keeps_its_carry(name):
     cell = MAKE[name](H, b=chrono(1e12))
     carry = draw(Model(cell), dtype=jnp.float32).carry
@@ -145,7 +154,7 @@ def test_chrono_starts_a_cell_that_keeps_its_carry(name):
 def test_gates_start_as_documented(name):
     params = MAKE[name](H).init(KEY, D)
     gates = parts(params["b"], params["b"].shape[0] // H)
-    forget = {"coupled_lstm": 0}.get(name, 1 if name in LSTMS else None)
+    forget = {"coupled_lstm": 0, "janet": 0}.get(name, 1 if name in LSTMS else None)
     for i, gate in enumerate(gates):
         assert (gate == (1.0 if i == forget else 0.0)).all()
 
@@ -234,6 +243,9 @@ def test_a_number_of_units_that_is_none_and_features_that_do_not_fit_are_refused
     ("make", "message"),
     [
         (lambda: cells.projected_lstm(H, 0), "projected_lstm takes a positive number of units, got 0"),
+        (lambda: cells.janet(H, -0.5), "janet takes a finite beta of at least 0, got -0.5"),
+        (lambda: cells.janet(H, float("inf")), "janet takes a finite beta of at least 0, got inf"),
+        (lambda: cells.janet(H, float("nan")), "janet takes a finite beta of at least 0, got nan"),
         (lambda: cells.antisymmetric_rnn(H, step=0.0), "antisymmetric_rnn takes a positive step, got 0.0"),
         (lambda: cells.antisymmetric_rnn(H, diffusion=-0.1), "takes a diffusion of at least 0, got -0.1"),
         (lambda: cells.ct_rnn(H, dt=-1.0), "ct_rnn takes a positive dt, got -1.0"),

@@ -190,6 +190,7 @@ SIZES = {
     cells.ind_rnn: (4,),
     cells.ugrnn: (4,),
     cells.mgu: (4,),
+    cells.janet: (4,),
     cells.antisymmetric_rnn: (4,),
     cells.exp_rnn: (4,),
     cells.fast_weights: (3, 2),

@@ -171,6 +171,13 @@ MUTATIONS = [
         "tests/test_initializers.py::test_a_named_bias_goes_to_its_gate_and_to_no_other[lstm]",
     ),
     Mutation(
+        "JANET: beta lowers the gate where it forgets, not where it writes",
+        "seqjax/cells/simple.py",
+        "sigmoid(s) * h + sigmoid(beta - s) * write",
+        "sigmoid(s - beta) * h + sigmoid(-s) * write",
+        f"{LOOP}[janet]",
+    ),
+    Mutation(
         "SRU: an output without tanh",
         "seqjax/cells/linear.py",
         "sigmoid(r) * jnp.tanh(h) + sigmoid(-r) * s",

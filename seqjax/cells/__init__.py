@@ -10,7 +10,7 @@ from seqjax.cells.lstm_variants import coupled_lstm, layer_norm_lstm, multiplica
 from seqjax.cells.matrix import MLSTMCarry, delta_net, gated_linear_attention, mlstm
 from seqjax.cells.memory import FastWeightsCarry, fast_weights
 from seqjax.cells.orthogonal import exp_rnn
-from seqjax.cells.simple import antisymmetric_rnn, ind_rnn, mgu, rnn, ugrnn
+from seqjax.cells.simple import antisymmetric_rnn, ind_rnn, janet, mgu, rnn, ugrnn
 from seqjax.cells.state_space import lru, rg_lru, s4d, s5
 from seqjax.cells.xlstm import SLSTMCarry, slstm
 
@@ -32,6 +32,7 @@ __all__ = [
     "gru",
     "gru_reset_before",
     "ind_rnn",
+    "janet",
     "layer_norm_lstm",
     "lru",
     "lstm",

@@ -179,6 +179,57 @@ def mgu(
 
 
 @recorded
+def janet(
+    hidden: int,
+    beta: float = 1.0,
+    *,
+    w_x: Initializer = glorot_uniform(),
+    w_h: Initializer = orthogonal(),
+    b: BiasInitializer = gate_bias(forget=1.0),
+    dtype: Any = jnp.float32,
+) -> Cell:
+    """JANET, an LSTM with only a forget gate (van der Westhuizen & Lasenby 2018, arXiv 1804.04849)::
+
+        s, n = split(x @ w_x + h @ w_h + b, 2)
+        h = sigmoid(s) * h + (1 - sigmoid(s - beta)) * tanh(n)
+        y = h
+
+    A positive `beta` writes more than it forgets, and |h| stays below exp(beta); with 0 the cell is `ugrnn`. The paper
+    initializes the biases with `chrono`, for the longest dependency in the data.
+
+    Args:
+      hidden: number of units H.
+      beta: by how much the pre-activation of the forget gate is lowered where it writes; at least 0.
+      w_x: initializer of the input weights [D, H] of each gate.
+      w_h: initializer of the recurrent weights [H, H] of each gate.
+      b: bias initializer, of the gates "forget" and "candidate".
+      dtype: of the params.
+
+    Returns:
+      A cell with the carry h [B, H], which is both the memory c and the output of the paper.
+
+    Raises:
+      ValueError: unless beta is finite and at least 0.
+
+    Example:
+      >>> cell = seqjax.cells.janet(3, b=seqjax.initializers.chrono(784))
+      >>> params = cell.init(jax.random.key(0), 2)
+      >>> params["w_h"].shape, params["b"][3:].tolist()
+      ((3, 6), [0.0, 0.0, 0.0])
+    """
+    hidden = check_size("janet", hidden)
+    if not 0 <= beta < jnp.inf:
+        raise ValueError(f"janet takes a finite beta of at least 0, got {beta}")
+
+    def gates(h, z, u, write):
+        s, n = jnp.split(z + u, 2, axis=-1)
+        return sigmoid(s) * h + sigmoid(beta - s) * write(jnp.tanh(n))
+
+    hint = one_product(gates)
+    return gated_cell(initial_params(hidden, ("forget", "candidate"), w_x, w_h, b, dtype), hint)
+
+
+@recorded
 def antisymmetric_rnn(
     hidden: int,
     step: float = 0.1,
