@@ -260,7 +260,7 @@ def generate(
     Args:
       cell: the cell.
       params: its params.
-      carry: the carry before the first step.
+      carry: the carry before the first step, such as `unroll` returns.
       x: first input, [B] or [B, D].
       steps: how many inputs to choose.
       key: PRNG key, split over the steps.
@@ -268,6 +268,9 @@ def generate(
 
     Returns:
       The last carry and the chosen inputs [steps, B, ...].
+
+    Raises:
+      ValueError: for a carry that is not one of the cell for such inputs.
 
     Example:
       >>> cell = seqjax.wrappers.with_head(seqjax.wrappers.with_embedding(seqjax.cells.gru(8), 5, 4), 5)
@@ -278,6 +281,10 @@ def generate(
       ((10, 2), True)
     """
 
+    given = carry
+    carry = _entered(cell, params, given, jax.tree.map(lambda leaf: leaf[None], x))
+    kept = carry is given
+
     def body(state, key):
         carry, x = state
         carry, y = cell.step(params, carry, x)
@@ -285,4 +292,4 @@ def generate(
         return (carry, x), x
 
     (carry, _), xs = jax.lax.scan(body, (carry, x), jax.random.split(key, steps))
-    return carry, xs
+    return carry if kept else without_stepped(carry), xs

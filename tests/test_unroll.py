@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqjax import Const, bidirectional, cells, generate, mask_from_lengths, solvers, unroll
+from seqjax import Const, bidirectional, cells, from_step, generate, mask_from_lengths, solvers, unroll
 from tests.agree import close, compiled, values_and_gradients
 from tests.cell_list import BARE, MODELS, TOKENS, D, H, draw
 
@@ -198,6 +198,21 @@ def test_generate_feeds_back_what_it_chose():
     np.testing.assert_array_equal(said, again)
     other = generate(cell, params, carry, first, 20, jax.random.key(6), choose)[1]
     assert np.any(said != other)
+
+
+def test_generate_resumes_from_the_carry_of_unroll():
+    """Also for a step function, whose carry `unroll` returns without the one before."""
+    total = from_step(
+        init=lambda key, in_features: {},
+        initial_carry=lambda params, batch_shape: jnp.zeros((*batch_shape, 1)),
+        step=lambda params, h, x: (h + x, h + x),
+    )
+    carry, ys = unroll(total, {}, None, jnp.ones((3, 2, 1)))  # 1, 2, 3
+    carry, ys = generate(total, {}, carry, ys[-1], 3, jax.random.key(0), lambda key, y: y)
+    np.testing.assert_array_equal(ys[:, 0, 0], [6, 12, 24])
+    np.testing.assert_array_equal(carry, jnp.full((2, 1), 24.0))
+    with pytest.raises(ValueError, match=r"the carry is float32\[3, 1\], expected float32\[2, 1\]"):
+        generate(total, {}, jnp.zeros((3, 1)), ys[-1], 3, jax.random.key(0), lambda key, y: y)
 
 
 def gru(dtype=jnp.float32):
