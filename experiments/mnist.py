@@ -101,11 +101,8 @@ def cell(model: str, units: int, steps: int) -> Cell:
     return layers.CELLS[model](units)
 
 
-def network(config: SimpleNamespace, *, every_step: bool = False) -> tuple[supervised.Init, supervised.Bind]:
-    """`init(hparams, key) -> params` and `bind(hparams, params, key) -> module`: [B, T, D] to logits [B, 10].
-
-    With `every_step` the recurrence `module.rnn`, with the same params, returns the outputs of all steps.
-    """
+def network(config: SimpleNamespace) -> tuple[supervised.Init, supervised.Bind]:
+    """`init(hparams, key) -> params` and `bind(hparams, params, key) -> module`: [B, T, D] to logits [B, 10]."""
     steps, features = SHAPES[config.order]
 
     def make(hparams, rngs: nnx.Rngs) -> nnx.Module:
@@ -118,7 +115,6 @@ def network(config: SimpleNamespace, *, every_step: bool = False) -> tuple[super
             features,
             len(CLASSES),
             encoder=encoder,
-            mean=every_step,
             rngs=rngs,
         )
 
@@ -159,7 +155,7 @@ def _finish(
     config: SimpleNamespace, test: tuple[Array, Array], hparams: Hparams, state: State, run: Run
 ) -> dict[str, Any]:
     """Test accuracy; answers.npz with the answer of every test digit and the accuracy after each step, and a figure."""
-    _, bind = network(config, every_step=True)
+    _, bind = network(config)
 
     @jax.jit
     def answers(params, test):
@@ -169,8 +165,7 @@ def _finish(
             xs = sequences(pixels, config.order)
             if config.model not in RECURRENT:
                 return model(xs).argmax(1), jnp.zeros((len(rows), 0), bool)
-            ys = model.rnn(xs if model.encoder is None else model.encoder(xs))
-            found = model.head(ys).argmax(2)  # [B, T]
+            found = model.prefixes(xs).argmax(2)  # [B, T]
             return found[:, -1], found == labels[:, None]
 
         last, right = windows.every(len(test[1]), _BATCH, of_batch)
