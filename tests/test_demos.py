@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.demos import command
-from experiments.harness.experiment import define
+from experiments.harness.experiment import define, name_of
 from experiments.harness.flags import recorded
 from seqjax.train import Run
 
@@ -25,7 +25,7 @@ def other_flags(demo):
 
 def opened(demo, directory):
     """A run of the experiment that the demo uses."""
-    experiment = importlib.import_module(f"experiments.{DEMOS[command.name_of(demo).rpartition('.')[2]]}")
+    experiment = importlib.import_module(f"experiments.{DEMOS[name_of(demo).rpartition('.')[2]]}")
     return Run.open(directory, recorded(define(experiment).parse({})))
 
 
@@ -35,7 +35,7 @@ def refused(capsys, demo, *flags):
     out, err = capsys.readouterr()
     assert out == ""
     name, line = err.split(": ", 1)
-    assert name == command.name_of(demo)
+    assert name == name_of(demo)
     assert line.count("\n") == 1
     return line
 
@@ -44,7 +44,7 @@ def test_help_is_the_docstring_and_the_flags(demo, capsys):
     assert demo.main(["--help"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(demo.__doc__)
-    assert f"directory of a finished run of experiments.{DEMOS[command.name_of(demo).rpartition('.')[2]]}" in out
+    assert f"directory of a finished run of experiments.{DEMOS[name_of(demo).rpartition('.')[2]]}" in out
     assert err == ""
 
 

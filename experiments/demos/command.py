@@ -14,11 +14,11 @@ from absl.flags import FlagValues
 
 from experiments.harness import ending
 from experiments.harness.command import arguments
-from experiments.harness.experiment import define
+from experiments.harness.experiment import define, name_of
 from experiments.harness.flags import UNRECORDED, parse
 from seqjax.train import Run
 
-__all__ = ["flags", "main", "name_of", "path", "trained"]
+__all__ = ["flags", "main", "path", "trained"]
 
 
 def flags(experiment: str) -> FlagValues:
@@ -50,11 +50,6 @@ def trained(directory: str | Path, experiment: ModuleType) -> tuple[Run, SimpleN
         )
     run.result()
     return run, SimpleNamespace(**run.flags)
-
-
-def name_of(module: ModuleType) -> str:
-    """Returns the name that `python -m` and `import` know a demo by, also when it runs as __main__."""
-    return module.__spec__.name if module.__spec__ else module.__name__
 
 
 def main(module: ModuleType, demo: Callable[[SimpleNamespace], None], argv: Sequence[str] | None = None) -> int:

@@ -62,6 +62,11 @@ def without_data(what: str, **where: Any) -> Callable[[Mapping[str, Any]], str |
     return synthetic_data
 
 
+def name_of(module: ModuleType) -> str:
+    """Returns the name that `python -m` and `import` know a module by, also when it runs as __main__."""
+    return module.__spec__.name if module.__spec__ else module.__name__
+
+
 @dataclasses.dataclass(frozen=True)
 class Definition:
     """The attributes of an experiment's module, as the harness passes them around.
@@ -84,10 +89,9 @@ class Definition:
     @classmethod
     def of(cls, module: ModuleType) -> Self:
         """Reads the attributes of a module, also of one that runs as __main__."""
-        name = module.__spec__.name if module.__spec__ else module.__name__
         synthetic_data = getattr(module, "synthetic_data", lambda flags: None)
         values = (getattr(module, attribute) for attribute in ATTRIBUTES)
-        return cls(name, module.__doc__ or "", *values, synthetic_data=synthetic_data)
+        return cls(name_of(module), module.__doc__ or "", *values, synthetic_data=synthetic_data)
 
     def parse(self, given: Sequence[str] | Mapping[str, Any]) -> SimpleNamespace:
         """Returns the configuration, as `flags.parse` does."""
