@@ -65,7 +65,6 @@ def as_arrays(name: str, expected: str, tree: Tree) -> Tree:
     Raises:
       TypeError: for lists of numbers, which are trees too, and for other leaves that are not arrays.
     """
-
     for leaf in jax.tree.leaves(tree):
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             given = f"a {type(tree).__name__}" + ("" if leaf is tree else f" that holds a {type(leaf).__name__}")

@@ -1,6 +1,7 @@
-"""Cells in continuous time, for steps of any length: x = (x, elapsed), or just x for steps of length 1.
+"""Cells in continuous time.
 
-Docstrings show one step as in `gated.py`, with the carry h [B, H] and the input x = (x [B, D], elapsed [B]).
+`ltc` and `cfc` read x = (x [B, D], elapsed [B]), or just x for steps of length 1; `ct_rnn` has steps of a fixed length.
+Docstrings show one step as in `gated.py`, with the carry h [B, H].
 """
 
 from collections.abc import Callable

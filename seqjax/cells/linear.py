@@ -1,7 +1,7 @@
 """Cells that are linear in their carry: `h_t = a_t * h_{t-1} + b_t`, with a and b computed only from the input.
 
-Each has the `affine` hint, so `parallel.associative` unrolls it in O(log T) parallel steps. Docstrings show one step as
-in `gated.py`; the carry is h [B, H].
+Each has the `affine` hint, so the solver `associative` unrolls it in O(log T) parallel steps. `peephole_sru` stands
+beside `sru`, but is not linear and has no such hint. Docstrings show one step as in `gated.py`; the carry is h [B, H].
 """
 
 from collections.abc import Callable
@@ -19,6 +19,19 @@ from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, per_gate
 
 
+def _init(hidden: int, gates: tuple[str, ...], w_x: Initializer, b: BiasInitializer, dtype: Any) -> Callable:
+    """The init of a cell with one input product: weights w_x [D, G*H] and b [G*H], of G gates."""
+
+    def init(key, in_features):
+        k_x, k_b = jax.random.split(key)
+        return {
+            "w_x": per_gate(w_x, k_x, in_features, len(gates), hidden, dtype),
+            "b": b(k_b, gates, hidden, dtype),
+        }
+
+    return init
+
+
 def _linear(
     hidden: int,
     gates: tuple[str, ...],
@@ -30,16 +43,11 @@ def _linear(
 ) -> Cell:
     """A cell of one input product, cut into gates: `a, b = keep_and_write(*gates)` and `y = readout(h, *gates)`."""
 
-    def init(key, in_features):
-        k_x, k_b = jax.random.split(key)
-        w = per_gate(w_x, k_x, in_features, len(gates), hidden, dtype)
-        return {"w_x": w, "b": b(k_b, gates, hidden, dtype)}
-
     def affine(params, z):
         return keep_and_write(*jnp.split(z, len(gates), axis=-1))
 
     return Cell(
-        init=init,
+        init=_init(hidden, gates, w_x, b, dtype),
         initial_carry=lambda params, batch_shape: jnp.zeros((*batch_shape, hidden), carry_dtype(params["w_x"].dtype)),
         project=lambda params, x: dense(x, params["w_x"], params["b"]),
         transition=affine_transition(affine),
@@ -185,6 +193,9 @@ def _over_windows(cell: Cell, window: int) -> Cell:
     )
 
 
+_SRU_GATES = ("forget", "candidate", "reset", "highway")
+
+
 @recorded
 def sru(
     hidden: int,
@@ -206,7 +217,7 @@ def sru(
     hidden = check_size("sru", hidden)
     return _linear(
         hidden,
-        ("forget", "candidate", "reset", "highway"),
+        _SRU_GATES,
         w_x,
         b,
         dtype,
@@ -246,12 +257,7 @@ def peephole_sru(
       A cell with the carry `LSTMCarry(h, c)`.
     """
     hidden = check_size("peephole_sru", hidden)
-    names = ("forget", "candidate", "reset", "highway")
-
-    def init(key, in_features):
-        k_x, k_b = jax.random.split(key)
-        w = per_gate(w_x, k_x, in_features, 4, hidden, dtype)
-        return {"w_x": w, "b": b(k_b, names, hidden, dtype), "p": jnp.zeros((2, hidden), dtype)}
+    init = _init(hidden, _SRU_GATES, w_x, b, dtype)
 
     def initial_carry(params, batch_shape):
         zeros = jnp.zeros((*batch_shape, hidden), carry_dtype(params["p"].dtype))
@@ -266,7 +272,7 @@ def peephole_sru(
         return LSTMCarry(r * c + (1 - r) * s, c)
 
     return gated_cell(
-        init,
+        lambda key, in_features: {**init(key, in_features), "p": jnp.zeros((2, hidden), dtype)},
         gated_hint(lambda params: (), (), gates),
         initial_carry=initial_carry,
         project=lambda params, x: (project_dense(params, x), Const(params["p"])),
