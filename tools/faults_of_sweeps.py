@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tools.faults_of_runs import CLOCKS
+from tools.faults_of_runs import without_clocks
 
 ROOT = Path(__file__).parents[1]
 SWEEP = "model=line;seed=0:3"
@@ -94,20 +94,13 @@ def end(process: subprocess.Popen) -> tuple[int, str, str]:
 
 def outcome(directory: Path) -> dict:
     """What a sweep leaves, without what a clock or the machine decides."""
-
-    def timeless(entry: dict) -> dict:
-        return {name: value for name, value in entry.items() if name not in CLOCKS}
-
-    def lines(path: Path) -> list[dict]:
-        return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
-
     with open(directory / "results.csv") as file:
-        rows = [timeless(row) for row in csv.DictReader(file)]
+        rows = without_clocks(list(csv.DictReader(file)))
     sweep = json.loads((directory / "sweep.json").read_text()) | {"commit": None}  # of a tree that is worked on
     runs = {
         name: (
-            timeless(json.loads((directory / name / "result.json").read_text())),
-            lines(directory / name / "metrics.jsonl"),
+            without_clocks([json.loads((directory / name / "result.json").read_text())]),
+            without_clocks(list(map(json.loads, (directory / name / "metrics.jsonl").read_text().splitlines()))),
         )
         for name in NAMES
     }
