@@ -59,7 +59,7 @@ mutations: .venv/installed-dev
 sanitize: .venv/installed-dev
 	$(BIN)/python -m tools.sanitize
 
-# Thousands of real faults, more than an hour: docs/reliability.md.
+# Thousands of real faults, about 35 minutes: docs/reliability.md.
 test-faults: .venv/installed-dev
 	$(BIN)/python -m tools.faults
 

@@ -318,3 +318,21 @@ def test_errors_become_one_line(error, code, line, capsys):
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         ending.exit_code("x", lambda: 1 // 0)
+
+
+def test_errors_of_threads_that_outlive_a_failed_checkpoint_are_not_printed():
+    lines = [
+        "from experiments.harness import ending",
+        "class Late:",
+        "    def __init__(self, error): self.error = error",
+        "    def __del__(self): raise self.error",
+        "def body():",
+        "    for error in (RuntimeError('Event loop is closed'), RuntimeError('another'), KeyError('a key')):",
+        "        Late(error)",
+        "    return 0",
+        "ending.exit_code('x', body)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+    assert "closed" not in done.stderr
+    assert "RuntimeError: another" in done.stderr
+    assert "KeyError: 'a key'" in done.stderr

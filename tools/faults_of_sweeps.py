@@ -81,8 +81,6 @@ def end(process: subprocess.Popen) -> tuple[int, str, str]:
         process.kill()
         process.communicate()
         raise LossError("hung: it did not end within three minutes") from None
-    # The storage library below Orbax prints these itself, out of threads that end after the write has failed.
-    err = re.sub(r"Traceback \(most recent call last\):\n(?:  .*\n)*RuntimeError: Event loop is closed\n", "", err)
     if found := re.search(r"Traceback \(most recent call last\):\n(?:.*\n)*?(\S*(?:Error|Exception).*)", err):
         raise LossError(f"a traceback: {found[1][:300]}")
     if process.returncode not in (0, 1, 2):

@@ -59,6 +59,7 @@ def exit_code(name: str, body: Callable[[], int]) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="seqjax.ascii")  # an encoding without the characters of a table
+    sys.unraisablehook = _without_closed_loops
     try:
         with _stopped_by_signals():
             code = body()
@@ -103,6 +104,16 @@ def _leave(number: int, _: FrameType | None) -> NoReturn:
 
 def _raise(number: int, _: FrameType | None) -> NoReturn:
     raise Stopped(128 + number)
+
+
+def _without_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Shows an exception that cannot be raised, unless it belongs to a checkpoint whose failure is raised already.
+
+    The threads of the storage library below Orbax end after the write that failed, and then report to an event loop
+    that is closed.
+    """
+    if unraisable.exc_type is not RuntimeError or str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _on_signals(handler: Callable[[int, FrameType | None], NoReturn]) -> dict[signal.Signals, Any]:
