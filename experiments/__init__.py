@@ -5,8 +5,8 @@
 Studies of gradients, noise and initial weights:
     bptt_vs_tbptt, recurrent_dropout, initialization
 Tasks:
-    temperature, sentiment, language, translation, music, speech, spotting, anomalies, series, mnist, ball, direction,
-    next_frame, captions
+    temperature, sentiment, language, translation, music, speech, spotting, anomalies, series, mnist, ball,
+    mackey_glass, direction, next_frame, captions
 Commands that use what a task trained:
     demos/: generate (writes text), translate, listen (to a wav file), watch (a stream of numbers)
 What several of them share:

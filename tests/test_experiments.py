@@ -75,7 +75,7 @@ def drawn(module, runs):
 
 def test_a_flag_has_one_name_and_one_type_in_all_experiments():
     names = [path.stem for path in (ROOT / "experiments").glob("*.py") if "\nSWEEP = " in path.read_text()]
-    assert len(names) == 17
+    assert len(names) == 18
     found = {name: define(import_module(f"experiments.{name}")).flags for name in names}
     types: dict[str, set[str]] = {}
     for values in found.values():
