@@ -1,5 +1,5 @@
 # make demo   compares truncated with full back-propagation on an embedded text
-# make test   runs the tests; make test-slow the long ones, make lint the linters
+# make test   runs the tests; make test-slow also the long ones, make lint the linters
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -12,8 +12,9 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
 
+# All tests, the long ones too, on programs that XLA optimizes, as it does for users. Takes about an hour.
 test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest -m slow
+	SEQJAX_TESTS_OPTIMIZED=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ from experiments.harness.optimizer import make_optimizer
 from experiments.harness.report import Section, curve, groups, separate, summary
 from experiments.harness.task import Batch, Task, evaluate
 from experiments.shared import tasks
-from seqjax import cells, gradients, initializers
+from seqjax import cells, decoding, gradients, initializers
 from seqjax.arrays import Array, Params, Tree
 from seqjax.core import Cell
 from seqjax.diagnostics import alignment
@@ -232,10 +232,7 @@ def build(config: SimpleNamespace) -> Experiment:
 
 def _sample(cell: Cell, params: Params, vocabulary: Any, key: Array, count: int) -> str:
     """Text that the model continues from a line break (the unknown character is never chosen)."""
-
-    def choose(key, logits):
-        return jax.random.categorical(key, logits.at[..., 0].set(-jnp.inf)).astype(jnp.int32)
-
+    choose = partial(decoding.choose, exclude=(0,))
     start = jnp.asarray(vocabulary.encode("\n"))
     run = jax.jit(lambda params: generate(cell, params, cell.initial_carry(params, (1,)), start, count, key, choose))
     return vocabulary.decode(run(params)[1][:, 0])

@@ -1,5 +1,6 @@
 """Strict promotion for every test: a silent cast or broadcast in the library is an error."""
 
+import gc
 import os
 import shutil
 import signal
@@ -23,9 +24,26 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 import jax
 import pytest
 
+# Tracing makes many objects, few of them garbage: looking for it less often saves a tenth of the time.
+gc.set_threshold(100_000, 50, 1000)
 jax.config.update("jax_num_cpu_devices", 8)  # for what is tested on a mesh; everything else runs on the first
+# The tests compile much and compute little: without XLA's optimizations they take half the time. What they start in
+# other processes is compiled as users compile it, and so is everything in `make test-slow`.
+if not os.environ.get("SEQJAX_TESTS_OPTIMIZED"):
+    with pytest.MonkeyPatch.context() as patch:
+        quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+        patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {quick} --xla_cpu_parallel_codegen_split_count=1")
+        jax.devices()  # reads the flags
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clear_caches():
+    """Frees the programs of a module: gigabytes, and slow to search for garbage, by the end of all modules."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

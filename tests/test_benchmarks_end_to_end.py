@@ -57,6 +57,7 @@ def test_seeds_are_compared_by_medians():
     assert "The target, at most 16, is met." in text
 
 
+@pytest.mark.slow
 def test_temperature(tmp_path, capsys):
     temperature.main(["--quick", "--output", str(tmp_path)])
     text = (tmp_path / "end_to_end.md").read_text()
@@ -101,6 +102,7 @@ def test_without_pytorch_it_is_left_out(monkeypatch, capsys):
     assert "PyTorch is not installed and is left out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_start(tmp_path, capsys):
     start.main(["--quick", "--output", str(tmp_path)])
     text = (tmp_path / "end_to_end.md").read_text()

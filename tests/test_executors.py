@@ -139,7 +139,8 @@ def test_what_a_worker_started_ends_with_it(start, tmp_path, end):
 
 
 def test_a_stopped_worker_is_named_once_each_time(start, capsys):
-    worker = start("sleep 60")
+    # A shell that is stopped while it starts a child waits for the child, and does not count as stopped.
+    worker = start("exec sleep 60")
     line = f"seed=0 is stopped; it resumes after: kill -CONT {worker.pid}\n"
     for said in (line, line * 2):
         worker.signal(signal.SIGSTOP)

@@ -69,7 +69,9 @@ def test_divided_arrays(name, kind):
                 compiled(run)(params, *placed)
             return
         got = compiled(run)(params, *placed)
-    close(jax.device_get(got), jax.device_get(compiled(run)(params, carry, xs, targets)), 1e-5)
+    # Evolution divides differences of losses by its small noise, and their rounding with them.
+    tolerance = 2e-5 if name == "persistent_evolution" else 1e-5
+    close(jax.device_get(got), jax.device_get(compiled(run)(params, carry, xs, targets)), tolerance)
 
 
 def test_the_gradient_against_lag_of_a_shard_is_its_own():

@@ -23,8 +23,8 @@ CELLS = {
     "stack": cells.stack(cells.min_gru(5), cells.gru(4)),
     "dropout": regularizers.recurrent_dropout(cells.lstm(5), 0.5)[0],
 }
-# The other cell with a matrix takes as long to compile as all the rest.
-NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name == "delta_net")) for name in CELLS]
+# Cells with a matrix take as long to compile as all the rest.
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in ("mlstm", "delta_net"))) for name in CELLS]
 BY_BATCH = P(None, "data")
 
 
