@@ -30,6 +30,7 @@ from seqjax import (
 )
 from seqjax.identity import by_value, structure
 from seqjax.nnx import Recurrent
+from tests.agree import close
 from tests.cell_list import MODELS
 
 FACTOR = 2.0
@@ -376,3 +377,27 @@ def test_by_value_keeps_methods_and_defaults():
     assert Pair(1).total() == 3
     assert Pair([1]) == Pair([1]) != Pair([1], 3)
     assert repr(Pair(1)) == "Pair(a=1)"
+
+
+NUMBERS = {
+    "janet": lambda number: cells.janet(4, number(0.5)),
+    "antisymmetric_rnn": lambda number: cells.antisymmetric_rnn(4, number(0.1), number(0.01)),
+    "ct_rnn": lambda number: cells.ct_rnn(4, number(0.1)),
+    "fast_weights": lambda number: cells.fast_weights(4, decay=number(0.9), rate=number(0.5), epsilon=number(1e-5)),
+    "layer_norm_lstm": lambda number: cells.layer_norm_lstm(4, epsilon=number(1e-5)),
+    "gated_linear_attention": lambda number: cells.gated_linear_attention(1, 2, 2, temperature=number(16.0)),
+    "lru": lambda number: cells.lru(4, r_min=number(0.1), r_max=number(0.9), max_phase=number(6.0)),
+    "rg_lru": lambda number: cells.rg_lru(c=number(8.0)),
+    "s5": lambda number: cells.s5(4, dt_min=number(0.001), dt_max=number(0.1)),
+    "zoneout_mean": lambda number: noise.zoneout_mean(cells.min_gru(4), number(0.5)),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_numpy_do_not_promote(x64, name):
+    cell, plain = NUMBERS[name](np.float64), NUMBERS[name](float)
+    assert repr(cell) == repr(plain)
+    assert cell == plain
+    params = cell.init(jax.random.key(0), 3)
+    xs = jnp.ones((2, 1, 3), jnp.float32)
+    close(seqjax.unroll(cell, params, None, xs), seqjax.unroll(plain, params, None, xs), 0)

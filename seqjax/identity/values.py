@@ -5,6 +5,8 @@ import reprlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
+import numpy as np
+
 from seqjax.identity.calls import Call, as_call, as_made
 from seqjax.identity.pickling import dump, load
 from seqjax.identity.structures import ByValue
@@ -44,10 +46,14 @@ class Value(NamedTuple):
 
 
 def recorded(factory: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Note the call on the `by_value` tuple that a factory returns, or on those in the tuple that it returns."""
+    """Note the call on the `by_value` tuple that a factory returns, or on those in the tuple that it returns.
+
+    Numbers of NumPy among the arguments become numbers of Python.
+    """
 
     @functools.wraps(factory)
     def make(*args: _P.args, **options: _P.kwargs) -> _R:
+        args, options = cast(Any, (tuple(map(_plain, args)), {name: _plain(value) for name, value in options.items()}))
         made: Any = factory(*args, **options)
         call = Call(make, args, options)
         if isinstance(made, ByValue):
@@ -56,6 +62,11 @@ def recorded(factory: Callable[_P, _R]) -> Callable[_P, _R]:
         return type(made)._make(parts) if hasattr(made, "_make") else type(made)(parts)
 
     return make
+
+
+def _plain(value: Any) -> Any:
+    """A number as Python has it: one of NumPy has a dtype, which would promote that of the cell."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _noted(value: Any, call: Call) -> Any:
