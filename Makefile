@@ -12,7 +12,7 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
 
-# All tests, the long ones too, on programs that XLA optimizes, as it does for users. Takes about an hour.
+# All tests, the long ones too, with XLA's optimizations except where a test itself turns them off.
 test-slow: .venv/installed-dev
 	SEQJAX_TESTS_OPTIMIZED=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 

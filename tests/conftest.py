@@ -28,7 +28,8 @@ import pytest
 gc.set_threshold(100_000, 50, 1000)
 jax.config.update("jax_num_cpu_devices", 8)  # for what is tested on a mesh; everything else runs on the first
 # The tests compile much and compute little: without XLA's optimizations they take half the time. What they start in
-# other processes is compiled as users compile it, and so is everything in `make test-slow`.
+# other processes is compiled as users compile it. In `make test-slow` only
+# `agree.compiled` and `quick_programs` still leave optimizations out.
 if not os.environ.get("SEQJAX_TESTS_OPTIMIZED"):
     with pytest.MonkeyPatch.context() as patch:
         quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"

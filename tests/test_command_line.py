@@ -330,6 +330,7 @@ def test_errors_of_threads_that_outlive_a_failed_checkpoint_are_not_printed():
         "    for error in (RuntimeError('Event loop is closed'), RuntimeError('another'), KeyError('a key')):",
         "        Late(error)",
         "    return 0",
+        "ending.at_once()",
         "ending.exit_code('x', body)",
     ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)

@@ -59,7 +59,6 @@ def exit_code(name: str, body: Callable[[], int]) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="seqjax.ascii")  # an encoding without the characters of a table
-    sys.unraisablehook = _without_closed_loops
     try:
         with _stopped_by_signals():
             code = body()
@@ -92,8 +91,10 @@ def at_once() -> None:
     """Until `exit_code` takes over, SIGINT and SIGTERM end the process with one line: it has started nothing yet.
 
     They do not raise: an exception would come out of the middle of an import, as a traceback or as another error.
+    From now on, errors of threads that outlive a failed checkpoint are not printed.
     """
     _on_signals(_leave)
+    sys.unraisablehook = _without_closed_loops
 
 
 def _leave(number: int, _: FrameType | None) -> NoReturn:
