@@ -36,7 +36,7 @@ from seqjax import cells
 from seqjax.arrays import Array, Key, Params
 from seqjax.data import motion
 from seqjax.models.tracker import Tracker
-from seqjax.train import Run, State, write_arrays
+from seqjax.train import Run, State, read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -251,7 +251,7 @@ def _compared(noise: str, runs: list[Run]) -> "list[Figure]":
     axes[0].set(xlabel="distance to the next place, %", title=noise, xlim=(0, None))
     for panel, name, title in ((axes[1], "free", "in free flight"), (axes[2], "wall", "a wall is hit")):
         for index, (label, members) in enumerate(by_label.items()):
-            found = [np.load(run.directory / "errors.npz") for run in members]
+            found = [read_arrays(run.directory / "errors.npz") for run in members]
             lines = np.stack([_by_time(one["errors"], _where(one["hits"])[name]) for one in found], axis=1)
             curve(panel, label, list(range(1, len(lines) + 1)), lines.tolist(), index)
         panel.set(xlabel="frames seen", ylabel="distance to the next place, %", title=title, yscale="log")

@@ -37,7 +37,7 @@ from seqjax import cells
 from seqjax.arrays import Array, Key
 from seqjax.data import motion
 from seqjax.models.video import FrameClassifier
-from seqjax.train import Run, State, write_arrays
+from seqjax.train import Run, State, read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -195,7 +195,7 @@ def report(runs: list[Run]) -> list[Section]:
     intervals(axes[0], by_label, "test_accuracy", (0, 1))
     axes[0].set(xlabel="test accuracy (chance: 0.125)")
     for index, (label, members) in enumerate(by_label.items()):
-        found = [np.load(run.directory / "answers.npz") for run in members]
+        found = [read_arrays(run.directory / "answers.npz") for run in members]
         right = [one["predicted"] == one["labels"] for one in found]
         by_time = np.stack([values.mean(0) for values in right], axis=1)
         curve(axes[1], label, list(range(1, len(by_time) + 1)), by_time.tolist(), index)

@@ -40,7 +40,7 @@ from seqjax import regularizers
 from seqjax.arrays import Array, Params
 from seqjax.data import text
 from seqjax.models import KneserNey
-from seqjax.train import Program, Run, State, initial_state, write_arrays
+from seqjax.train import Program, Run, State, initial_state, read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -281,7 +281,7 @@ def report(runs: list[Run]) -> list[Section]:
     by_label = groups(runs)
     intervals(table, by_label, "test_loss", (0, np.inf))
     for i, (label, members) in enumerate(by_label.items()):
-        saved = [np.load(run.directory / "nats.npz") for run in members]
+        saved = [read_arrays(run.directory / "nats.npz") for run in members]
         found = _by_count(saved[0]["count"])
         means = [np.mean([one["nats"][mask].mean() for one in saved]) for mask in found.values()]
         by_count.plot(list(found), means, "o-", color=COLORS[i % len(COLORS)], label=label, markersize=3)

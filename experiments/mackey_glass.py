@@ -36,7 +36,7 @@ from seqjax import cells, wrappers
 from seqjax.arrays import Array, Key, Params
 from seqjax.core import Cell, from_step
 from seqjax.data import windows
-from seqjax.train import Run, write_arrays
+from seqjax.train import Run, read_arrays, write_arrays
 from seqjax.unrolling import generate, unroll
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ SWEEP = f"model={','.join(MODELS)};seed=0:3"
 def report(runs: list[Run]) -> list[Section]:
     """The NRMSE of each model by horizon, and a forecast by the first run of each."""
     by_label = groups(runs)
-    found = {label: [np.load(run.directory / "forecasts.npz") for run in by_label[label]] for label in by_label}
+    found = {label: [read_arrays(run.directory / "forecasts.npz") for run in by_label[label]] for label in by_label}
     figures, (last, by_horizon) = separate("horizon", "by-horizon")
     intervals(last, by_label, "test_nrmse", (0, np.inf))
     last.set(xlabel="test NRMSE at the last horizon (dashed: the mean of the series)", xlim=(0, None))

@@ -41,7 +41,7 @@ from seqjax.arrays import Array, Tree
 from seqjax.core import Cell
 from seqjax.data import mnist, windows
 from seqjax.models import DenseClassifier, SeriesClassifier
-from seqjax.train import Run, State, write_arrays
+from seqjax.train import Run, State, read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -210,7 +210,7 @@ def report(runs: list[Run]) -> list[Section]:
     intervals(table, by_label, "test_accuracy", (0, 1))
     table.set(xlabel="test accuracy")
     for index, (label, members) in enumerate(by_label.items()):
-        after = np.stack([np.load(run.directory / "answers.npz")["accuracy_after"] for run in members], axis=1)
+        after = np.stack([read_arrays(run.directory / "answers.npz")["accuracy_after"] for run in members], axis=1)
         if len(after):
             curve(steps, label, (np.arange(1, len(after) + 1) / len(after)).tolist(), after.tolist(), index)
     steps.set(xlabel="share of the steps that were read", ylabel="test accuracy", ylim=(0, 1))

@@ -39,7 +39,7 @@ from seqjax import cells
 from seqjax.arrays import Array
 from seqjax.data import motion
 from seqjax.models.video import ConvPredictor, LastFrame, RecurrentPredictor, predict
-from seqjax.train import Run, State, write_arrays, write_atomic
+from seqjax.train import Run, State, read_arrays, write_arrays, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -208,9 +208,9 @@ def report(runs: list[Run]) -> list[Section]:
     intervals(table, by_label, "test_error", (0, np.inf))
     given = runs[0].flags["given"]
     for index, (label, members) in enumerate(by_label.items()):
-        found = np.stack([np.load(run.directory / "errors.npz")["errors"] for run in members], axis=1)
+        found = np.stack([read_arrays(run.directory / "errors.npz")["errors"] for run in members], axis=1)
         curve(ahead, label, list(range(2, len(found) + 2)), found.tolist(), index)
-    oracle = np.load(runs[0].directory / "errors.npz")["straight"]
+    oracle = read_arrays(runs[0].directory / "errors.npz")["straight"]
     frames = np.arange(given + 1, len(oracle) + 2)
     ahead.plot(frames, oracle[given - 1 :], color="0.5", linestyle=":", label="straight, through the walls")
     ahead.axvline(given + 0.5, color="0.6", linestyle="--", linewidth=1)

@@ -40,7 +40,7 @@ from seqjax import cells
 from seqjax.arrays import Array, Tree
 from seqjax.data import spectrogram, spoken_digits, windows
 from seqjax.models import ConvClassifier, MomentsClassifier, SeriesClassifier
-from seqjax.train import Run, State, write_arrays
+from seqjax.train import Run, State, read_arrays, write_arrays
 
 if TYPE_CHECKING:
     pass
@@ -195,7 +195,7 @@ def report(runs: list[Run]) -> list[Section]:
     speakers.set_xticklabels([row[0] for row in rows[1:]], rotation=30)
     matrices, matrix_axes = separate(*(f"confusion-{model}" for model in by_model), width=3.6, height=3.4)
     for panel, (model, members) in zip(matrix_axes, by_model.items(), strict=True):
-        answers = [np.load(run.directory / "answers.npz") for run in members]
+        answers = [read_arrays(run.directory / "answers.npz") for run in members]
         counts = [confusion.count(a["digits"], a["logits"].argmax(1), 10) for a in answers]
         confusion.draw(panel, np.sum(counts, 0), DIGITS, percent=True)
         panel.set_title(model)

@@ -40,11 +40,11 @@ from experiments.shared import detection, recordings, tasks
 from seqjax import cells
 from seqjax.arrays import Array, Key, Params
 from seqjax.core import Cell
-from seqjax.data import files, spectrogram, spoken_digits, streams, windows
+from seqjax.data import spectrogram, spoken_digits, streams, windows
 from seqjax.data.damaged import named
 from seqjax.models import spotter
 from seqjax.regularizers import recurrent_dropout
-from seqjax.train import Run, State, write_arrays
+from seqjax.train import Run, State, read_arrays, write_arrays
 from seqjax.unrolling import unroll
 from seqjax.wrappers import with_head
 
@@ -188,7 +188,7 @@ def read(run: Run) -> tuple[spotter.Spotter, int, float]:
     threshold = float(run.result()["threshold"])
     file = run.directory / "scale.npz"
     with named(file, "holds no mean and deviation"):
-        scale = files.arrays(file.read_bytes(), str(file))
+        scale = read_arrays(file)
         mean, deviation = (jnp.asarray(scale[name]) for name in ("mean", "deviation"))
     like = jax.eval_shape(lambda key: _cell(model, units).init(key, SETTINGS.bands), jax.random.key(0))
     return _spotter(model, units, run.load_params(like), mean, deviation), digit, threshold
@@ -332,8 +332,8 @@ def report(runs: list[Run]) -> list[Section]:
     table.set(xlabel="share of the words that are detected")
     for index, (label, members) in enumerate(by_label.items()):
         for number, run in enumerate(members):
-            with np.load(run.directory / "curve.npz") as file:
-                place, curve = int(file["place"]), detection.Curve(*(file[name] for name in detection.Curve._fields))
+            file = read_arrays(run.directory / "curve.npz")
+            place, curve = int(file["place"]), detection.Curve(*(file[name] for name in detection.Curve._fields))
             detection.draw_tradeoff(tradeoff, curve, "" if number else label, place, color=COLORS[index % len(COLORS)])
     text = (
         f"At the threshold that gives at most {runs[0].flags['alarms']:g} false alarms per hour on validation streams "

@@ -39,7 +39,7 @@ from seqjax.arrays import Array
 from seqjax.core import Cell
 from seqjax.data import jena, windows
 from seqjax.models import ConvForecaster, DenseForecaster, RecurrentForecaster
-from seqjax.train import Run, write_arrays
+from seqjax.train import Run, read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -226,7 +226,7 @@ def report(runs: list[Run]) -> list[Section]:
     by_label = groups(runs)
     intervals(table, by_label, "test_mae", (0, np.inf))
     for index, (label, members) in enumerate(by_label.items()):
-        by_month = [_gain(np.load(run.directory / "forecasts.npz")) for run in members]
+        by_month = [_gain(read_arrays(run.directory / "forecasts.npz")) for run in members]
         months, gains = by_month[0][0], np.stack([gain for _, gain in by_month], axis=1)
         curve(monthly, label, months.tolist(), gains.tolist(), index)
     naive = runs[0].result()["naive_test_mae"]

@@ -19,6 +19,7 @@ from seqjax.data import nab
 from seqjax.data.nab_score import PROFILES, Marks, normalized
 from seqjax.models import AnomalyDetector
 from seqjax.models.anomaly import moving_average, seasonal
+from seqjax.train import read_arrays
 from seqjax.unrolling import unroll
 from seqjax.wrappers import with_head
 
@@ -238,10 +239,10 @@ def test_rows_know_the_time_of_day_and_no_scale():
 def test_anomalies(model, small, tmp_path):
     finished = run("anomalies", tmp_path / "run", f"--model={model}", "--units=3", "--batch_size=2", "--horizon=2")
     result = finished.result()
-    with np.load(finished.directory / "scores.npz") as scores:
-        assert {name: len(scores[name.replace("/", "|")]) for name in small} == {
-            name: len(one.values) for name, one in small.items()
-        }
+    scores = read_arrays(finished.directory / "scores.npz")
+    assert {name: len(scores[name.replace("/", "|")]) for name in small} == {
+        name: len(one.values) for name, one in small.items()
+    }
     listed = (finished.directory / "alarms.txt").read_text()
     assert listed.count("\n  - ") == result["false_alarms"]
     assert (
@@ -267,8 +268,8 @@ def watched(finished, small, tmp_path):
     one = small[name]
     detector, threshold = watch.trained(finished.directory)
     assert threshold == finished.result()["threshold_standard"]
-    with np.load(finished.directory / "scores.npz") as saved:
-        expected = saved[name.replace("/", "|")]
+    saved = read_arrays(finished.directory / "scores.npz")
+    expected = saved[name.replace("/", "|")]
     level = float(np.sort(expected[warmup:])[-6:-4].mean())
     alarms = list(watch.watch(detector, level, zip(one.times, one.values, strict=True), warmup))
     assert [alarm.row for alarm in alarms] == (warmup + np.flatnonzero(expected[warmup:] >= level)).tolist()

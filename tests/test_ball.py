@@ -11,6 +11,7 @@ from experiments import ball
 from experiments.harness.experiment import define
 from seqjax import cells
 from seqjax.models.tracker import Tracker, Window, last
+from seqjax.train import read_arrays
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -119,7 +120,7 @@ def test_ball_models(model, places, frames):
 def test_ball(tmp_path, monkeypatch):
     monkeypatch.setattr(ball, "HELD_OUT", 32)
     finished = run("ball", tmp_path / "run", "--model=two", "--input=frames", *SMALL)
-    saved, result = np.load(finished.directory / "errors.npz"), finished.result()
+    saved, result = read_arrays(finished.directory / "errors.npz"), finished.result()
     assert saved["errors"].shape == saved["hits"].shape == (8, 32)
     assert result["test_distance"] == pytest.approx(saved["errors"].mean(), rel=1e-5)
     assert result["test_distance_wall"] == pytest.approx(saved["errors"][5:][saved["hits"][5:]].mean(), rel=1e-5)

@@ -21,6 +21,7 @@ from experiments.harness.experiment import define
 from experiments.harness.task import Batch, Task, evaluate
 from experiments.shared import tasks
 from seqjax.data import jena
+from seqjax.train import read_arrays
 from seqjax.train.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -193,7 +194,7 @@ def test_temperature(model, tmp_path, small_record):
     result = finished.result()
     assert result["record"] == small_record.report
     assert (finished.figures / "forecasts.png").stat().st_size > 10_000
-    saved = np.load(finished.directory / "forecasts.npz")
+    saved = read_arrays(finished.directory / "forecasts.npz")
     # The best of the validation part is what is tested, in degrees, on every window of the test part.
     assert len(saved["time"]) == 225 - 143
     np.testing.assert_array_equal(saved["truth"], small_record.values[-len(saved["time"]) :, 1])

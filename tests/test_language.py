@@ -20,7 +20,7 @@ from experiments.shared.reading import read, read_and_learn
 from seqjax import cells, decoding
 from seqjax.data import ptb, words
 from seqjax.models import KneserNey, LanguageModel
-from seqjax.train import Run
+from seqjax.train import Run, read_arrays
 
 TOKENS = jnp.array([[2, 4], [0, 3], [4, 4]], jnp.int32)
 
@@ -327,7 +327,7 @@ def test_language(trained):
     result = trained.result()
     assert result["test_perplexity"] == pytest.approx(np.exp(result["test_loss"]), rel=1e-5)
     assert result["test_dynamic_loss"] < result["test_loss"]
-    saved = np.load(trained.directory / "nats.npz")
+    saved = read_arrays(trained.directory / "nats.npz")
     assert saved["nats"].mean() == pytest.approx(result["test_loss"])
     test = corpora.load(define(language).parse({"corpus": "ptb", "unit": "word"})).parts["test"]
     assert saved["nats"].shape == saved["dynamic"].shape == saved["count"].shape == (len(test) - 1,)

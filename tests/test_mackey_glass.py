@@ -9,6 +9,7 @@ from test_experiments import drawn, refused, run
 
 from experiments import mackey_glass
 from experiments.harness.experiment import define
+from seqjax.train import read_arrays
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -88,7 +89,7 @@ def test_mackey_glass(model, tmp_path, monkeypatch):
     monkeypatch.setattr(mackey_glass, "SAMPLES", 300)
     small = (f"--model={model}", "--units=3", "--batch_size=4", "--length=8", "--horizon=7")
     finished = run("mackey_glass", tmp_path / "run", *small)
-    result, saved = finished.result(), np.load(finished.directory / "forecasts.npz")
+    result, saved = finished.result(), read_arrays(finished.directory / "forecasts.npz")
     # Windows of the test series, the third of the three, each with what follows it.
     test = np.asarray(mackey_glass.draw(jax.random.key(1977), 3, 300))[:, 2]
     rows = np.arange(0, 286, 10)

@@ -9,6 +9,7 @@ from test_experiments import drawn, refused, run
 from experiments import mnist
 from experiments.harness.experiment import define
 from seqjax.data import mnist as digits
+from seqjax.train import read_arrays
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -63,7 +64,7 @@ def test_every_model_says_a_logit_a_digit(model):
 @pytest.mark.parametrize(("order", "model"), [("rows", "dense"), ("pixels", "irnn")])
 def test_mnist(order, model, tmp_path):
     finished = run("mnist", tmp_path / "run", f"--order={order}", f"--model={model}", "--units=3", "--batch_size=10")
-    answers, result = np.load(finished.directory / "answers.npz"), finished.result()
+    answers, result = read_arrays(finished.directory / "answers.npz"), finished.result()
     assert result["test_accuracy"] == pytest.approx((answers["answers"] == answers["labels"]).mean())
     if model == "dense":
         assert not answers["accuracy_after"].size

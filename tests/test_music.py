@@ -15,6 +15,7 @@ from experiments.harness.experiment import define
 from seqjax import cells
 from seqjax.data import music as rolls
 from seqjax.models.music import Chain, Independent, Nade, RollModel
+from seqjax.train import read_arrays
 
 K, C = 5, 3
 
@@ -168,7 +169,7 @@ def test_music(flags, tmp_path, few_pieces):
     assert result["validation_nll"] == min(r["nll"] for r in finished.records() if r["split"] == "validation")
     assert result["piece_keys"] == 4
     assert result["piece_held"] > 0.5
-    composed = np.load(finished.directory / "composed.npz")["composed"]
+    composed = read_arrays(finished.directory / "composed.npz")["composed"]
     assert composed.shape == (5, 5 + 7, 88)
     for i in range(3):
         assert (finished.figures / f"rolls_{i}.png").stat().st_size > 10_000

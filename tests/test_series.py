@@ -13,6 +13,7 @@ from experiments.shared import confusion
 from seqjax import cells
 from seqjax.data import ucr
 from seqjax.models import ConvClassifier, DenseClassifier, SeriesClassifier
+from seqjax.train import read_arrays
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -130,7 +131,7 @@ def test_series(model, tmp_path, monkeypatch):
         "series", tmp_path / "run", f"--model={model}", "--units=3", "--batch_size=8", "--dropout=0.1", "--read=last"
     )
     result = finished.result()
-    answers = np.load(finished.directory / "answers.npz")
+    answers = read_arrays(finished.directory / "answers.npz")
     right = answers["logits"].argmax(1) == answers["labels"]
     assert result["test_accuracy"] == pytest.approx(right.mean())
     of_class = [right[answers["labels"] == label].mean() for label in range(3)]

@@ -12,6 +12,7 @@ from experiments.harness.experiment import define
 from experiments.shared import confusion, recordings
 from seqjax.data import spoken_digits
 from seqjax.models import MomentsClassifier
+from seqjax.train import read_arrays
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.normal(size=(2, 7, 3)).astype(np.float32)
@@ -124,7 +125,7 @@ def test_speech(model, tmp_path):
     finished = run("speech", tmp_path / "run", f"--model={model}", "--units=2", "--batch_size=4", "--held_out=lucas")
     result = finished.result()
     assert (finished.figures / "confusion.png").stat().st_size > 10_000
-    answers = np.load(finished.directory / "answers.npz")
+    answers = read_arrays(finished.directory / "answers.npz")
     assert result["test_accuracy"] == (answers["logits"].argmax(1) == answers["digits"]).mean()
     assert np.isclose(result["test_accuracy"], np.mean([result[f"accuracy_{digit}"] for digit in range(10)]))
     assert result["validation_loss"] == min(r["loss"] for r in finished.records() if r["split"] == "validation")

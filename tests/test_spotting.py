@@ -12,6 +12,7 @@ from experiments.shared import detection, recordings
 from seqjax import cells
 from seqjax.data import spectrogram, spoken_digits, streams
 from seqjax.models import spotter
+from seqjax.train import read_arrays
 from seqjax.wrappers import with_head
 
 RECORDINGS = spoken_digits.generated(count=2, samples=800)
@@ -175,8 +176,8 @@ def test_spotting(tmp_path, monkeypatch, capsys):
     assert result["threshold"] == -20
     assert result["detected"] > 0
     assert 1 <= result["digits"] <= 10
-    with np.load(finished.directory / "curve.npz") as curve:
-        worth = dict(zip(curve["alarms"].tolist(), curve["detected"].tolist(), strict=True))
+    curve = read_arrays(finished.directory / "curve.npz")
+    worth = dict(zip(curve["alarms"].tolist(), curve["detected"].tolist(), strict=True))
     allowed = [detected for alarms, detected in worth.items() if alarms <= finished.flags["alarms"]]
     assert result["detected_at_alarms"] == max(allowed, default=0)
     for name in ("tradeoff", "stream"):

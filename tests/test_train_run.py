@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.train import Run, mean_and_interval, write_atomic
+from seqjax.train import Run, mean_and_interval, read_arrays, write_arrays, write_atomic
 from seqjax.train.metrics import progress_bar, student_t_quantile
 
 FLAGS = {"seed": 3, "cell": "lstm", "learning_rate": 0.01, "truncation": (16, 16)}
@@ -230,6 +230,23 @@ def test_write_atomic(tmp_path):
         write_atomic(tmp_path / "file", content)
         assert (tmp_path / "file").read_bytes() == (content.encode() if isinstance(content, str) else content)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_arrays_are_read_as_they_were_written(tmp_path):
+    arrays = {"a": np.arange(6.0).reshape(2, 3), "b/c": np.array(3), "names": np.array(["x", "yz"])}
+    file = tmp_path / "arrays.npz"
+    write_arrays(file, **arrays)
+    found = read_arrays(file)
+    assert isinstance(found, dict), "a lazy file would stay open"
+    assert list(found) == list(arrays)
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"arrays\.npz: damaged"):
+        read_arrays(file)
+    with pytest.raises(FileNotFoundError, match=r"none\.npz"):
+        read_arrays(tmp_path / "none.npz")
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])

@@ -23,6 +23,7 @@ from seqjax.models.video import (
     patches,
     predict,
 )
+from seqjax.train import read_arrays
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -152,7 +153,7 @@ def test_every_model_can_be_trained(module, model):
 
 def test_direction(tmp_path):
     finished = run("direction", tmp_path / "run", "--model=pair", *SMALL)
-    saved, result = np.load(finished.directory / "answers.npz"), finished.result()
+    saved, result = read_arrays(finished.directory / "answers.npz"), finished.result()
     right = saved["predicted"] == saved["labels"]
     assert right.shape == (64, 6)
     assert result["test_accuracy"] == pytest.approx(right.mean())
@@ -168,7 +169,7 @@ def test_next_frame(model, tmp_path, monkeypatch):
         monkeypatch.setattr(next_frame, "save", lambda figure, path: None)
         monkeypatch.setattr(next_frame, "_strips", lambda *arguments: None)
     finished = run("next_frame", tmp_path / "run", f"--model={model}", "--given=3", *SMALL)
-    saved, result = np.load(finished.directory / "errors.npz"), finished.result()
+    saved, result = read_arrays(finished.directory / "errors.npz"), finished.result()
     assert saved["errors"].shape == saved["straight"].shape == (5,)
     assert result["test_error"] == pytest.approx(saved["errors"][2:].mean(), rel=1e-5)
     assert saved["straight"][:2].max() < 1e-3

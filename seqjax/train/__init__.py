@@ -3,7 +3,7 @@
 from seqjax.extras import needed
 
 with needed("train", by=__name__):
-    from seqjax.train.atomic import write_arrays, write_atomic
+    from seqjax.train.atomic import read_arrays, write_arrays, write_atomic
     from seqjax.train.lock import InUse
     from seqjax.train.loop import FitResult, NonFiniteLoss, Preempted, fit, fit_lanes
     from seqjax.train.metrics import mean_and_interval
@@ -23,6 +23,7 @@ __all__ = [
     "fit_lanes",
     "initial_state",
     "mean_and_interval",
+    "read_arrays",
     "write_arrays",
     "write_atomic",
 ]

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole or not at all."""
+"""Files that are replaced as a whole or not at all, and arrays in them."""
 
 import contextlib
 import io
@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["named_errors", "write_arrays", "write_atomic"]
+from seqjax.data import files
+
+__all__ = ["named_errors", "read_arrays", "write_arrays", "write_atomic"]
 
 
 def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:
@@ -31,10 +33,20 @@ def write_atomic(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def write_arrays(path: str | os.PathLike, /, **arrays: Any) -> None:
-    """Writes named arrays as a compressed .npz, which `numpy.load` reads, as `write_atomic` does."""
+    """Writes named arrays as a compressed .npz, as `write_atomic` does; `read_arrays` reads them."""
     with io.BytesIO() as file:
         np.savez_compressed(file, **arrays)
         write_atomic(path, file.getvalue())
+
+
+def read_arrays(path: str | os.PathLike, /) -> dict[str, np.ndarray]:
+    """Returns the arrays of an .npz by name. Unlike `numpy.load`, it reads all of them and leaves no file open.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is damaged, or not an .npz of arrays.
+    """
+    return files.arrays(Path(path).read_bytes(), str(path))
 
 
 @contextlib.contextmanager
