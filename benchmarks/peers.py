@@ -79,7 +79,7 @@ def seqjax_model(row: Row, dtype: Any, method: str) -> Model:
     rnn = seqjax.nnx.Recurrent(
         cell,
         row.shape.features,
-        recurrent_dropout=rate,
+        regularizers=[partial(recurrent_dropout, rate=rate)],
         return_sequences=False,
         method=method,
         rngs=nnx.Rngs(0),

@@ -12,6 +12,7 @@ from flax import nnx
 import seqjax
 from seqjax import cells
 from seqjax.nnx import Bidirectional, Dropout, Recurrent
+from seqjax.regularizers import input_dropout, recurrent_dropout
 
 B, T, D, H = 3, 6, 4, 5
 CELLS = {
@@ -154,18 +155,20 @@ def test_return_sequences_false_is_the_step_processed_last(xs, reverse):
 
 # Dropout
 
-NOISY = {"recurrent": {"recurrent_dropout": 0.5}, "input": {"input_dropout": 0.5}}
+
+def dropout(rate, *kinds):
+    return [partial(kind, rate=rate) for kind in kinds or (recurrent_dropout, input_dropout)]
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [("lstm", NOISY["recurrent"]), ("lstm", NOISY["input"]), ("stack", NOISY["recurrent"] | NOISY["input"])],
+    ("name", "kinds"),
+    [("lstm", [recurrent_dropout]), ("lstm", [input_dropout]), ("stack", [recurrent_dropout, input_dropout])],
 )
-def test_dropout_is_new_each_call_and_absent_in_eval(xs, name, options):
-    rnn, bare = recurrent(CELLS[name], **options), recurrent(CELLS[name])
+def test_dropout_is_new_each_call_and_absent_in_eval(xs, name, kinds):
+    rnn, bare = recurrent(CELLS[name], regularizers=dropout(0.5, *kinds)), recurrent(CELLS[name])
     first, second = outputs(rnn, xs), outputs(rnn, xs)
     assert not jnp.array_equal(first, second)
-    same(outputs(recurrent(CELLS[name], **options), xs), first)  # same seed, same masks
+    same(outputs(recurrent(CELLS[name], regularizers=dropout(0.5, *kinds)), xs), first)  # same seed, same masks
     rnn.eval()
     same(outputs(rnn, xs), outputs(bare, xs))
     same(outputs(rnn, xs), outputs(rnn, xs))
@@ -176,9 +179,9 @@ def test_dropout_is_new_each_call_and_absent_in_eval(xs, name, options):
 
 
 def test_masks_are_those_of_the_wrapper(xs):
-    rnn = recurrent(recurrent_dropout=0.5)
+    rnn = recurrent(regularizers=dropout(0.5, recurrent_dropout))
     ys = outputs(rnn, xs, rngs=nnx.Rngs(dropout=7))
-    noisy, sample = seqjax.regularizers.recurrent_dropout(rnn.cell, 0.5)
+    noisy, sample = recurrent_dropout(rnn.cell, 0.5)
     carry = rnn.cell.initial_carry(rnn.weights, (B,))
     noise = sample(nnx.Rngs(dropout=7).dropout(), carry, swap(xs))
     same(ys, swap(unroll(noisy, rnn.weights, None, (swap(xs), noise))[1]))
@@ -186,7 +189,7 @@ def test_masks_are_those_of_the_wrapper(xs):
 
 def test_input_masks_are_constant_over_a_sequence_and_differ_between_sequences():
     sees = cells.rnn(D, lambda u: u, w_x=seqjax.initializers.identity(), w_h=jax.nn.initializers.zeros)
-    ys = outputs(Recurrent(sees, D, input_dropout=0.5, rngs=nnx.Rngs(0)), jnp.ones((64, T, D)))
+    ys = outputs(recurrent(sees, regularizers=dropout(0.5, input_dropout)), jnp.ones((64, T, D)))
     assert set(np.unique(ys)) == {0.0, 2.0}
     same(ys, jnp.broadcast_to(ys[:, :1], ys.shape))
     assert len(np.unique(ys[:, 0], axis=0)) > 8
@@ -194,7 +197,7 @@ def test_input_masks_are_constant_over_a_sequence_and_differ_between_sequences()
 
 
 def test_rngs_of_the_call_go_first_and_fix_the_masks(xs):
-    rnn = recurrent(recurrent_dropout=0.5)
+    rnn = recurrent(regularizers=dropout(0.5, recurrent_dropout))
     given = outputs(rnn, xs, rngs=nnx.Rngs(dropout=3))
     same(outputs(rnn, xs, rngs=nnx.Rngs(dropout=3)), given)
     same(outputs(rnn, xs, rngs=nnx.Rngs(dropout=3).dropout), given)
@@ -204,33 +207,33 @@ def test_rngs_of_the_call_go_first_and_fix_the_masks(xs):
 
 def test_rate_zero_is_the_bare_layer(xs):
     bare = outputs(recurrent(), xs)
-    same(outputs(recurrent(recurrent_dropout=0.0, input_dropout=0), xs), bare)
-    close(outputs(recurrent(recurrent_dropout=jnp.float32(0), input_dropout=jnp.float32(0)), xs), bare)
-    same(recurrent(recurrent_dropout=0.5).weights, recurrent().weights)
+    same(outputs(recurrent(regularizers=[*dropout(0.0, recurrent_dropout), *dropout(0, input_dropout)]), xs), bare)
+    close(outputs(recurrent(regularizers=dropout(jnp.float32(0))), xs), bare)
+    same(recurrent(regularizers=dropout(0.5)).weights, recurrent().weights)
 
 
 def test_rates_may_be_traced(xs):
     rates = jnp.array([0.0, 0.5])
 
     def build(rate):
-        return recurrent(recurrent_dropout=rate, input_dropout=rate)(xs)
+        return recurrent(regularizers=dropout(rate))(xs)
 
     graphdef, state = nnx.split(recurrent())
 
     def replace(state, rate):
         rnn = nnx.merge(graphdef, state)
-        rnn.recurrent_dropout = rnn.input_dropout = rate
+        rnn.regularizers = dropout(rate)
         return rnn(xs)
 
-    single = jnp.stack([outputs(recurrent(recurrent_dropout=r, input_dropout=r), xs) for r in rates.tolist()])
+    single = jnp.stack([outputs(recurrent(regularizers=dropout(rate)), xs) for rate in rates.tolist()])
     close(jax.jit(jax.vmap(build))(rates), single)
     close(jax.jit(jax.vmap(replace, in_axes=(None, 0)))(state, rates), single)
 
 
 def test_a_rate_that_is_an_array_is_state():
     rate = jnp.float32(0.25)
-    assert nnx.state(recurrent(recurrent_dropout=rate))["recurrent_dropout"] == rate
-    assert "recurrent_dropout" not in nnx.state(recurrent(recurrent_dropout=0.25))
+    assert jax.tree.leaves(nnx.state(recurrent(regularizers=dropout(rate)))["_regularizers"]) == [rate, rate]
+    assert "_regularizers" not in nnx.state(recurrent(regularizers=dropout(0.25)))
 
 
 def test_dropout_layer():
@@ -266,7 +269,7 @@ def test_gradient_is_that_of_the_cell(xs):
 
 
 def test_an_optimizer_learns(xs):
-    model = recurrent(CELLS["stack"], recurrent_dropout=0.1)
+    model = recurrent(CELLS["stack"], regularizers=dropout(0.1, recurrent_dropout))
     optimizer = nnx.Optimizer(model, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param)
     targets = 0.5 * jnp.ones((B, H))
 
@@ -304,7 +307,7 @@ def test_state_moves_between_modules(xs):
 
 
 def test_an_ensemble_is_its_members(xs):
-    models = [recurrent(CELLS["stack"], seed, recurrent_dropout=0.3) for seed in range(3)]
+    models = [recurrent(CELLS["stack"], seed, regularizers=dropout(0.3, recurrent_dropout)) for seed in range(3)]
     graphdef, _ = nnx.split(models[0])
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(nnx.state(model) for model in models))
     together = jax.jit(jax.vmap(lambda state: nnx.merge(graphdef, state)(xs)))(states)
@@ -345,7 +348,8 @@ def test_bidirectional_carries_go_in(xs):
 
 
 def test_bidirectional_directions_draw_their_own():
-    both = Bidirectional(CELLS["lstm"], CELLS["lstm"], D, rngs=nnx.Rngs(0), recurrent_dropout=0.5)
+    noisy = dropout(0.5, recurrent_dropout)
+    both = Bidirectional(CELLS["lstm"], CELLS["lstm"], D, rngs=nnx.Rngs(0), regularizers=noisy)
     assert not jnp.array_equal(both.forward.weights["w_x"], both.backward.weights["w_x"])
     xs = jnp.ones((B, T, D))
     given = outputs(both, xs, rngs=nnx.Rngs(dropout=1))
@@ -395,17 +399,17 @@ def test_wrong_inputs_are_named(xs):
 
 def test_wrong_rates_are_refused_at_construction():
     with pytest.raises(ValueError, match=r"a dropout rate lies in \[0, 1\), got 1\.0"):
-        recurrent(recurrent_dropout=1.0)
+        recurrent(regularizers=dropout(1.0, recurrent_dropout))
     with pytest.raises(ValueError, match=r"got -0\.1"):
-        recurrent(input_dropout=-0.1)
+        recurrent(regularizers=dropout(-0.1, input_dropout))
     with pytest.raises(ValueError, match=r"got 2\.0"):
         Dropout(2.0)
     with pytest.raises(ValueError, match="no recurrent product"):
-        recurrent(CELLS["min_gru"], recurrent_dropout=0.5)
+        recurrent(CELLS["min_gru"], regularizers=dropout(0.5, recurrent_dropout))
 
 
 def test_dropout_needs_a_random_stream(xs):
-    rnn = Recurrent(CELLS["lstm"], D, recurrent_dropout=0.5, rngs=nnx.Rngs(params=0))
+    rnn = Recurrent(CELLS["lstm"], D, regularizers=dropout(0.5, recurrent_dropout), rngs=nnx.Rngs(params=0))
     with pytest.raises(ValueError, match="Recurrent has noise to draw and no random stream"):
         rnn(xs)
     with pytest.raises(ValueError, match="Dropout has noise to draw and no random stream"):

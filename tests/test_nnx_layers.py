@@ -78,10 +78,39 @@ def test_a_regularizer_is_that_of_the_cell_and_its_evaluation(name):
     assert (jnp.abs(ys - bare).max() > 1e-2) == (name == "zoneout")
 
 
-def test_regularizers_go_around_each_other_and_after_the_dropouts():
+@pytest.mark.parametrize("name", sorted(REGULARIZERS.keys() - {"carry_noise"}))
+def test_the_number_zero_omits_a_regularizer_and_a_scalar_zero_draws(name):
+    bare = run(recurrent(), xs)
+    omitted = recurrent(regularizers=[partial(REGULARIZERS[name], rate=0)])
+    same(run(omitted, xs), bare)
+    assert omitted.rngs.count[...] == 0
+    omitted.eval()
+    same(run(omitted, xs), bare)
+    drawn = recurrent(regularizers=[partial(REGULARIZERS[name], rate=jnp.float32(0))])
+    close(run(drawn, xs), bare)
+    assert drawn.rngs.count[...] == 1
+
+
+def test_what_is_omitted_takes_no_key_from_the_others_and_suits_any_cell():
+    cell = cells.min_gru(H)
+    noisy = [partial(regularizers.input_dropout, rate=0.5)]
+    dropped = [partial(regularizers.weight_drop, rate=0.5, names=("w_x",))]
     rnn = recurrent(
-        input_dropout=0.5,
-        regularizers=[partial(noise.zoneout, rate=0.3), partial(regularizers.output_dropout, rate=0.5)],
+        cell,
+        regularizers=[partial(regularizers.recurrent_dropout, rate=0.0), *noisy],
+        weight_regularizers=[partial(regularizers.weight_drop, rate=0), *dropped],
+    )
+    same(run(rnn, xs), run(recurrent(cell, regularizers=noisy, weight_regularizers=dropped), xs))
+    assert rnn.rngs.count[...] == 2
+
+
+def test_regularizers_go_around_each_other():
+    rnn = recurrent(
+        regularizers=[
+            partial(regularizers.input_dropout, rate=0.5),
+            partial(noise.zoneout, rate=0.3),
+            partial(regularizers.output_dropout, rate=0.5),
+        ],
         weight_regularizers=[partial(regularizers.weight_drop, rate=0.5, names=("w_x",))],
     )
     rngs = nnx.Rngs(dropout=7)
@@ -303,8 +332,8 @@ def test_an_ensemble_by_nnx_vmap_and_layers_by_nnx_scan():
 
 def test_the_state_survives_a_checkpoint(tmp_path):
     def build(seed, rate):
-        options = {"input_dropout": rate, "regularizers": [partial(noise.zoneout, rate=rate)]}
-        return Stack([(LSTM, LSTM), GRU], D, dropout=0.5, rngs=nnx.Rngs(seed), method="scan", **options)
+        noisy = [partial(regularizers.input_dropout, rate=rate), partial(noise.zoneout, rate=rate)]
+        return Stack([(LSTM, LSTM), GRU], D, dropout=0.5, rngs=nnx.Rngs(seed), method="scan", regularizers=noisy)
 
     source, target = build(0, jnp.float32(0.3)), build(1, jnp.float32(0.1))
     source.dropout.rngs()  # the random streams move on

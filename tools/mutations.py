@@ -782,9 +782,16 @@ MUTATIONS = [
     Mutation(
         "Flax: dropout in evaluation too",
         "seqjax/nnx*",
-        "return not self.deterministic and not (",
-        "return not (",
+        "return not self.deterministic and not _omits(rate)",
+        "return not _omits(rate)",
         "tests/test_nnx.py::test_dropout_layer",
+    ),
+    Mutation(
+        "Flax: a rate of the number 0 draws masks",
+        "seqjax/nnx/noise.py",
+        "return isinstance(rate, int | float) and rate == 0",
+        "return False",
+        "tests/test_nnx_layers.py::test_the_number_zero_omits_a_regularizer_and_a_scalar_zero_draws[input_dropout]",
     ),
     Mutation(
         "Flax: regularizers in evaluation too",

@@ -3,10 +3,13 @@
 The logit is of "yes" against "no": `sigmoid(logit)` is the probability, `logit > 0` the answer.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from seqjax import regularizers
 from seqjax.arrays import Array
 from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
@@ -84,7 +87,7 @@ class SequenceClassifier(nnx.Module):
             Ruder 2018, arXiv 1801.06146, who keep that too).
           word_dropout: rate of the words of a text that are left blank in training: they become token 0, the mask
             (Iyyer et al. 2015, "Deep unordered composition rivals syntactic methods for text classification").
-          recurrent_dropout: rate inside the recurrence, see `Recurrent`.
+          recurrent_dropout: rate inside the recurrence, see `regularizers.recurrent_dropout`.
           dropout: rate of the dropout before the dense layer.
           rngs: streams "params" and "dropout".
 
@@ -109,7 +112,7 @@ class SequenceClassifier(nnx.Module):
         self.rnn = layer(
             cell if backward is None else (cell, backward),
             features,
-            recurrent_dropout=recurrent_dropout,
+            regularizers=[partial(regularizers.recurrent_dropout, rate=recurrent_dropout)],
             return_sequences=pooled,
             rngs=rngs,
         )

@@ -7,11 +7,10 @@ Dropout rates may be traced scalars, see `seqjax.nnx`: a sweep builds the model 
 
     jax.vmap(lambda rate: RecurrentForecaster(cell, 14, dropout=rate, rngs=nnx.Rngs(0))(xs))(rates)
 
-or merges one and sets `model.dropout.rate = rate`, `model.rnn.recurrent_dropout = rate` (of one mask for all gates).
+or merges one and sets `model.dropout.rate = rate`, `model.rnn.regularizers = [partial(recurrent_dropout, rate=rate)]`.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 from flax import nnx
@@ -116,19 +115,15 @@ class RecurrentForecaster(nnx.Module):
           cell: any cell, also a stack.
           in_features: variables D.
           backward: a cell that reads the window from its end (`Bidirectional`), or None.
-          recurrent_dropout: rate inside the recurrence, see `Recurrent`.
-          gates: masks of the recurrent dropout, see `regularizers.recurrent_dropout`: 1 for all gates, or one for each,
-            as in Keras and so in the book, which is 4 for an LSTM and 3 for a GRU.
+          recurrent_dropout: rate inside the recurrence, see `regularizers.recurrent_dropout`.
+          gates: masks of the recurrent dropout: 1 for all gates, or one for each, as in Keras and so in the book, which
+            is 4 for an LSTM and 3 for a GRU.
           dropout: rate of the dropout before the dense layer.
           rngs: streams "params" and "dropout".
         """
-        dropped: dict[str, Any] = {"recurrent_dropout": recurrent_dropout}
-        if gates != 1:
-            each = partial(regularizers.recurrent_dropout, rate=recurrent_dropout, gates=gates)
-            none = isinstance(recurrent_dropout, int | float) and recurrent_dropout == 0
-            dropped = {"regularizers": [] if none else [each]}
+        dropped = [partial(regularizers.recurrent_dropout, rate=recurrent_dropout, gates=gates)]
         both = cell if backward is None else (cell, backward)
-        self.rnn = layer(both, in_features, return_sequences=False, rngs=rngs, **dropped)
+        self.rnn = layer(both, in_features, regularizers=dropped, return_sequences=False, rngs=rngs)
         self.dropout = Dropout(dropout, rngs=rngs)
         self.head = _dense(self.rnn.out_features, 1, rngs)
 

@@ -74,14 +74,14 @@ class LanguageModel(Noisy):
         self.layers = nnx.List([])
         width = features
         for i, cell in enumerate(cells):
-            after = [partial(regularizers.output_dropout, rate=output_dropout)] if i == len(cells) - 1 else []
-            dropped = [partial(regularizers.weight_drop, rate=weight_drop)]
+            dropped = [partial(regularizers.input_dropout, rate=hidden_dropout if i else input_dropout)]
+            if i == len(cells) - 1:
+                dropped.append(partial(regularizers.output_dropout, rate=output_dropout))
             layer = Recurrent(
                 cell,
                 width,
-                input_dropout=hidden_dropout if i else input_dropout,
-                regularizers=after if self._active(output_dropout) else [],
-                weight_regularizers=dropped if self._active(weight_drop) else [],
+                regularizers=dropped,
+                weight_regularizers=[partial(regularizers.weight_drop, rate=weight_drop)],
                 return_carry=True,
                 time_major=True,
                 rngs=rngs,

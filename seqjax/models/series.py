@@ -6,11 +6,13 @@ Lengths int [B] are the numbers of real steps of the series; without them all st
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from seqjax import regularizers
 from seqjax.arrays import Array
 from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
@@ -52,7 +54,7 @@ class SeriesClassifier(nnx.Module):
           encoder: features of a linear layer before the network, for cells whose output is as wide as their input
             (`cells.lru`); 0 for none.
           mean: the mean of the outputs of all real steps, instead of the last one.
-          recurrent_dropout: rate inside the recurrence, see `Recurrent`.
+          recurrent_dropout: rate inside the recurrence, see `regularizers.recurrent_dropout`.
           dropout: rate of the dropout before the dense layer.
           rngs: streams "params" and "dropout".
         """
@@ -60,7 +62,7 @@ class SeriesClassifier(nnx.Module):
         self.rnn = layer(
             cell if backward is None else (cell, backward),
             encoder or in_features,
-            recurrent_dropout=recurrent_dropout,
+            regularizers=[partial(regularizers.recurrent_dropout, rate=recurrent_dropout)],
             return_sequences=mean,
             rngs=rngs,
         )

@@ -9,11 +9,12 @@ recurrent layers of Flax, Keras and PyTorch.
 
 Any regularizer goes in as a function, its rate by keyword:
 
-    Recurrent(cell, 14, regularizers=[partial(noise.zoneout, rate=0.1)], rngs=rngs)
+    Recurrent(cell, 14, regularizers=[partial(recurrent_dropout, rate=0.25), partial(zoneout, rate=0.1)], rngs=rngs)
 
 A rate is a Python number, which is part of the graph definition, or a JAX scalar, which is part of the state. So a
 sweep over rates is a `jax.vmap`, of a function that builds the module with a traced rate, or of one that merges it from
-a state among its arguments and sets `rnn.recurrent_dropout = rate` or `rnn.regularizers = [...]`.
+a state among its arguments and sets `rnn.regularizers = [partial(recurrent_dropout, rate=rate)]`. The Python number 0
+omits the regularizer; a JAX scalar 0 draws noise that changes nothing.
 """
 
 from seqjax.extras import needed

@@ -135,7 +135,7 @@ class Stack(nnx.Module):
           rngs: as in `Recurrent`.
           params: weights to start from instead, one entry a layer.
           dropout: rate of the dropout between layers, in [0, 1), a new mask for each element, as in PyTorch. (One mask
-            a sequence: `input_dropout`, which masks what the first layer reads too.)
+            a sequence: `regularizers.input_dropout`, which masks what the first layer reads too.)
           residual: add what a layer reads to its output, from the second layer on (Wu et al. 2016, arXiv 1609.08144);
             the layers then have outputs of one width.
           return_sequences: the outputs of all steps, or of the step that was processed last.

@@ -1,6 +1,6 @@
 """Randomness in a module: `deterministic`, a separate stream, `Dropout`, and regularizers as part of a state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,6 +15,11 @@ from seqjax.identity import Value
 
 Rngs = nnx.Rngs | nnx.RngStream
 """Where noise draws from: streams, of which "dropout" is used, or one stream."""
+
+
+def _omits(rate: Any) -> bool:
+    """Whether a rate is the Python number 0, which omits the noise; a JAX scalar 0 still draws."""
+    return isinstance(rate, int | float) and rate == 0
 
 
 class Noisy(nnx.Module):
@@ -35,7 +40,7 @@ class Noisy(nnx.Module):
             self.deterministic = deterministic
 
     def _active(self, rate: Any) -> bool:
-        return not self.deterministic and not (isinstance(rate, int | float) and rate == 0)
+        return not self.deterministic and not _omits(rate)
 
     def _key(self, rngs: Rngs | None) -> Key:
         rngs = self.rngs if rngs is None else rngs
@@ -116,3 +121,8 @@ def as_regularizer(given: Any) -> Regularizer:
     rest = {name: value for name, value in whole.keywords.items() if name not in arrays}
     settled = partial(whole.func, *whole.args, **rest)
     return Regularizer(Value(settled), Value(evaluation or EVALUATION.get(whole.func)), arrays)
+
+
+def active(given: Iterable[Regularizer]) -> list[Regularizer]:
+    """The regularizers without those whose keyword `rate` is the Python number 0."""
+    return [regularizer for regularizer in given if not _omits(regularizer.function.value.keywords.get("rate"))]

@@ -1,7 +1,6 @@
 """Cells as Flax NNX modules: over sequences (`Recurrent`), and one step at a time (`RNNCell`)."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,8 +11,8 @@ from seqjax import core
 from seqjax.arrays import Array, Carry, Params, as_arrays
 from seqjax.core import Cell, batch_shape, mismatch, without_stepped
 from seqjax.identity import Value
-from seqjax.nnx.noise import Noisy, Regularizer, Rngs, as_regularizer
-from seqjax.regularizers import Sample, input_dropout, recurrent_dropout
+from seqjax.nnx.noise import Noisy, Regularizer, Rngs, active, as_regularizer
+from seqjax.regularizers import Sample
 from seqjax.solvers.dispatch import Solver
 from seqjax.unrolling import mask_from_lengths, unroll
 
@@ -85,8 +84,8 @@ class Recurrent(_Weighted, Noisy):
     """A cell run over sequences, `seqjax.unroll` as a layer; it is called as `nnx.RNN` is.
 
     Attributes:
-      cell, in_features, dtype, recurrent_dropout, input_dropout, regularizers, weight_regularizers, deterministic: as
-        given; rates and regularizers may be replaced.
+      cell, in_features, dtype, regularizers, weight_regularizers, deterministic: as given; the regularizers may be
+        replaced.
       cell_params: the params of the cell, every leaf an `nnx.Param`; `weights` has the arrays themselves.
     """
 
@@ -98,8 +97,6 @@ class Recurrent(_Weighted, Noisy):
         rngs: nnx.Rngs,
         params: Params | None = None,
         dtype: Any = None,
-        recurrent_dropout: Any = 0.0,
-        input_dropout: Any = 0.0,
         regularizers: Sequence[Any] = (),
         weight_regularizers: Sequence[Any] = (),
         return_sequences: bool = True,
@@ -118,14 +115,13 @@ class Recurrent(_Weighted, Noisy):
           params: weights to start from instead, such as those of `seqjax.importers`.
           dtype: of the computation, to which weights and inputs are cast; None leaves them. (That of the params is an
             argument of the cell.) With 16 bits, outputs and carries are float32, see `arrays.carry_dtype`.
-          recurrent_dropout: rate of `regularizers.recurrent_dropout`, in [0, 1); the number 0 leaves it out, the
-            scalar 0 draws masks of ones.
-          input_dropout: rate of `regularizers.input_dropout`, likewise.
-          regularizers: further ones, innermost first: `Cell -> (Cell, sample)`, usually a `functools.partial` with the
-            rate. In evaluation there is none of them; `noise.zoneout` is then `noise.zoneout_mean`, and in a pair
-            `(partial(f, rate=...), g)`, g takes the place of f, with the same keywords.
-          weight_regularizers: `(key, params) -> params`, `partial(regularizers.weight_drop, rate=0.5)`; in evaluation
-            none.
+          regularizers: of the cell, innermost first: `Cell -> (Cell, sample)`, usually a `functools.partial` with the
+            rate, `partial(regularizers.recurrent_dropout, rate=0.25)`. One with the Python number 0 as `rate` is
+            omitted and may be given for any cell; with a JAX scalar 0 it draws. In evaluation there is none of them;
+            `noise.zoneout` is then `noise.zoneout_mean`, and in a pair `(partial(f, rate=...), g)`, g takes the place
+            of f, with the same keywords.
+          weight_regularizers: `(key, params) -> params`, `partial(regularizers.weight_drop, rate=0.5)`, omitted in the
+            same case; in evaluation none.
           return_sequences: the outputs of all steps, or of the step that was processed last.
           return_carry: return the carry too.
           reverse: run from the last step to the first.
@@ -140,8 +136,6 @@ class Recurrent(_Weighted, Noisy):
         """
         _Weighted.__init__(self, cell, in_features, params, dtype, rngs)
         Noisy.__init__(self, rngs)
-        self.recurrent_dropout = recurrent_dropout
-        self.input_dropout = input_dropout
         self.regularizers = regularizers
         self.weight_regularizers = weight_regularizers
         self.return_sequences = return_sequences
@@ -152,7 +146,7 @@ class Recurrent(_Weighted, Noisy):
         self.method = method
         # What cannot be regularized is refused here, not at the first call.
         self._regularized()
-        for regularizer in self.weight_regularizers:
+        for regularizer in active(self.weight_regularizers):
             jax.eval_shape(regularizer, jax.random.key(0), self.weights)
 
     @property
@@ -184,9 +178,7 @@ class Recurrent(_Weighted, Noisy):
 
     def _regularized(self) -> tuple[Cell, list[Sample]]:
         cell, samples = self.cell, []
-        rates = ((self.recurrent_dropout, recurrent_dropout), (self.input_dropout, input_dropout))
-        active = [as_regularizer(partial(made, rate=rate)) for rate, made in rates if self._active(rate)]
-        for regularizer in (*active, *self.regularizers):
+        for regularizer in active(self.regularizers):
             if self.deterministic:
                 cell = regularizer.evaluated(cell)
             else:
@@ -277,7 +269,7 @@ class Recurrent(_Weighted, Noisy):
         for sample in samples:
             inputs = (inputs, sample(self._key(rngs), carry, inputs))
         if not self.deterministic:
-            for regularizer in self.weight_regularizers:
+            for regularizer in active(self.weight_regularizers):
                 params = regularizer(self._key(rngs), params)
         carry, ys = unroll(cell, params, carry, inputs, mask=mask, reverse=reverse, method=self.method)
         if not self.return_sequences:
