@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint bench bench-methods bench-experiments bench-long bench-gradients api matrix transforms mutations sanitize test-faults constraints clean
+.PHONY: demo test test-slow lint bench bench-gpu bench-methods bench-experiments bench-long bench-gradients api matrix transforms mutations sanitize test-faults test-compile constraints clean
 
 demo: .venv/installed
 	$(BIN)/python launch.py
@@ -24,6 +24,11 @@ lint: .venv/installed-dev
 # One training step against all peers: docs/benchmarks.md, docs/roofline.md. Takes about 15 minutes.
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.step
+
+# The same on a GPU, in ten minutes, and the table that method="auto" chooses by; resumes where it was cut short.
+bench-gpu: .venv/installed-bench
+	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.methods
 
 bench-experiments: .venv/installed-bench
 	$(BIN)/python -m benchmarks.temperature
@@ -63,6 +68,10 @@ sanitize: .venv/installed-dev
 # Thousands of real faults, about 35 minutes: docs/reliability.md.
 test-faults: .venv/installed-dev
 	$(BIN)/python -m tools.faults
+
+# Every cell and method compiled for an H100 and a TPU v5e, which are not needed: docs/compiled.md. About 15 minutes.
+test-compile: .venv/installed-dev
+	$(BIN)/python -m tools.compiled
 
 # The versions that the tests last ran with, from an environment with every extra; without addresses.
 constraints: .venv/installed-dev

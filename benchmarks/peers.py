@@ -71,7 +71,7 @@ def _joined(gates: dict[str, list[jax.Array]], order: list[int]) -> dict[str, ja
     return {name: jnp.concatenate([parts[k] for k in order], axis=-1) for name, parts in gates.items()}
 
 
-def seqjax_model(row: Row, dtype: Any, method: str) -> Model:
+def seqjax_model(row: Row, dtype: Any, method: Any) -> Model:
     """`seqjax.nnx.Recurrent`, solved by `method`."""
     zeros: Any = jax.nn.initializers.zeros  # replaced by `place`; an orthogonal draw would take seconds
     cell = getattr(seqjax.cells, row.cell)(row.shape.hidden, w_x=zeros, w_h=zeros, dtype=dtype)
@@ -306,5 +306,26 @@ def equinox_model(row: Row, dtype: Any) -> Model:
     def place(w):
         placed = eqx.tree_at(lambda c: (c.weight_ih, c.weight_hh, c.bias), shapes, (w["w_x"].T, w["w_h"].T, w["b"]))
         return eqx.tree_at(lambda c: c.bias_n, placed, w["b_n"]) if row.cell == "gru" else placed
+
+    return Model(last, place, partial(_masks_of_h, row, dtype), row.cell)
+
+
+def cudnn_model(row: Row, dtype: Any) -> Model:
+    """cuDNN's LSTM, by `jax.experimental.rnn`: float32 on an NVIDIA GPU."""
+    from jax.experimental import rnn
+
+    if jax.default_backend() != "gpu" or row.cell != "lstm" or row.condition == "dropout" or dtype != jnp.float32:
+        raise Unavailable("jax.experimental.rnn has an LSTM in float32 on an NVIDIA GPU, without recurrent dropout")
+    batch, steps, features, hidden = row.shape
+
+    def last(params, x, lengths, key):
+        zeros = jnp.zeros((1, batch, hidden))
+        real = jnp.full(batch, steps, jnp.int32) if lengths is None else lengths
+        found: Any = rnn.lstm(x, zeros, zeros, params, real, features, hidden, 1, 0.0, False)
+        return found[1][0]
+
+    def place(w):
+        biases = [w["b"], jnp.zeros_like(w["b"])]
+        return jnp.concatenate([w["w_x"].T.ravel(), w["w_h"].T.ravel(), *biases])
 
     return Model(last, place, partial(_masks_of_h, row, dtype), row.cell)

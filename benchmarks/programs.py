@@ -16,6 +16,7 @@ from benchmarks import peers
 from benchmarks.peers import Model, Unavailable
 from benchmarks.problem import GATES, Batch, Masks, Row, Tree, Weights, draw, head_loss, no_masks, reference
 from benchmarks.torch_peer import TorchProgram
+from seqjax.solvers import named
 
 LEARNING_RATE, DECAY = 1e-3, (0.9, 0.999)  # of Adam
 UPDATES = 20  # in one call, where there are many
@@ -97,6 +98,16 @@ class JaxProgram:
         """Adam's running mean of the gradients."""
         return self.state[1][0].mu
 
+    def compile_inference(self) -> None:
+        """Compile the forward pass alone, without dropout."""
+        predict = jax.jit(lambda params, x, lengths: self.model.last(params["layer"], x, lengths, None))
+        self.predict: Any = predict.lower(self.state[0], self.batches.x, self.batches.lengths).compile()
+
+    def infer(self, calls: int) -> None:
+        """Call it several times in a row, and wait."""
+        for _ in range(calls):
+            jax.block_until_ready(self.predict(self.state[0], self.batches.x, self.batches.lengths))
+
 
 class Entry(NamedTuple):
     """A competitor.
@@ -134,8 +145,8 @@ def _jax(name: str, model: Callable[..., Model], package: str = "jax", updates: 
 
 
 def _method(method: str) -> Entry:
-    """seqjax by one method; if it refuses a cell or a machine, its error is the reason."""
-    entry = _jax(f"seqjax {method}", partial(peers.seqjax_model, method=method), everywhere=False)
+    """seqjax by one method, as in a ranking; if it refuses a cell or a machine, its error is the reason."""
+    entry = _jax(f"seqjax {method}", partial(peers.seqjax_model, method=named(method)), everywhere=False)
 
     def build(*row):
         try:
@@ -163,6 +174,8 @@ OTHERS = tuple(map(_method, ("scan", "rematerialized", "fused")))
 AUTO_MANY = _jax("seqjax auto", partial(peers.seqjax_model, method="auto"), "jax", UPDATES, False)
 FLAX_MANY = _jax("Flax NNX", peers.flax_nnx_model, "jax", UPDATES, False)
 ENTRIES = (AUTO, *JAX_PEERS, TORCH, *OTHERS, AUTO_MANY, FLAX_MANY)
+CUDNN = _jax("jax cuDNN", peers.cudnn_model)
+ON_GPU = (AUTO, FLAX, EQUINOX, CUDNN, TORCH, *map(_method, ("scan", "fused", "fused:8", "persistent")))
 
 
 def check(entry: Entry, program: Any, losses: np.ndarray, loss: Any, gradient: Weights, dtype: Any) -> None:

@@ -11,8 +11,7 @@ the layer and of a linear head on its last output, the gradient of
     loss = mean_b (h_T[b] @ w_y + b_y - y[b])^2
 
 and an Adam update of all weights. Nothing is timed until every program has been checked against the cell written out in
-`problem.py`, with the same weights. On a machine with a GPU that JAX sees, the same command measures there and writes
-docs/benchmarks-gpu.*.
+`problem.py`, with the same weights. On a GPU, `benchmarks.gpu` measures the same rows.
 """
 
 import argparse
@@ -22,8 +21,6 @@ import math
 import os
 import platform
 import shlex
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -86,14 +83,6 @@ def measure(row: Row, entries: Sequence[Entry], dtype: Any, budget: float) -> Re
     return Result(row, measured, {entry.name: reason for entry, reason in left_out.items()})
 
 
-def driver() -> str:
-    """Model and driver of the GPUs, as nvidia-smi reports them."""
-    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    if not shutil.which(command[0]):
-        return "unknown"
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().replace("\n", "; ")
-
-
 def conditions(arguments: Sequence[str], dtype: str, load: float, seconds: float) -> list[list[Any]]:
     """When, where and with what the measurement was made."""
     packages = ("jax", "jaxlib", "flax", "keras", "dm-haiku", "equinox", "torch", "optax", "numpy")
@@ -103,13 +92,11 @@ def conditions(arguments: Sequence[str], dtype: str, load: float, seconds: float
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    gpu = [["GPU and driver", driver()]] if jax.default_backend() == "gpu" else []
     return [
         ["", ""],
         ["command", f"python -m benchmarks.step {shlex.join(arguments)}".rstrip()],
         ["date", f"{datetime.date.today():%Y-%m-%d}"],
         ["device", jax.devices()[0].device_kind],
-        *gpu,
         ["processor", f"{processor()}, {os.cpu_count()} cores"],
         ["dtype", dtype],
         ["load average before the run", f"{load:.1f}"],
@@ -174,6 +161,8 @@ def main(arguments: Sequence[str], entries: Sequence[Entry] = ENTRIES) -> None:
     flags = parser.parse_args(arguments)
     some = flags.shapes or flags.cells or flags.conditions or flags.peers or flags.quick
     where = places(flags.output, whole=not some)
+    if where and jax.default_backend() != "cpu":
+        raise SystemExit(f"benchmarks.step measures a CPU, and JAX runs on {jax.default_backend()}: see benchmarks.gpu")
     budget = 1e-3 if flags.quick else flags.seconds
     dtype = DTYPES[flags.dtype]
     chosen = installed([e for e in entries if not flags.peers or e.name in (AUTO.name, *flags.peers)])
@@ -201,9 +190,7 @@ def main(arguments: Sequence[str], entries: Sequence[Entry] = ENTRIES) -> None:
         print(f"\n{caption}\n\n{text_table(table)}")
     print("\n" + "\n".join(f"{name}: {value}" for name, value in about[1:]))
     if where and machine:
-        suffix = ("-gpu" if jax.default_backend() == "gpu" else "") + (
-            "" if flags.dtype == "float32" else f"-{flags.dtype}"
-        )
+        suffix = "" if flags.dtype == "float32" else f"-{flags.dtype}"
         page.write(results, about, where, f"benchmarks{suffix}", tolerance(dtype))
         roofline.write(results, machine, profile, about, where.pages / f"roofline{suffix}.md")
         print(f"\nwritten: {where.pages}/benchmarks{suffix}.md and roofline{suffix}.md, with figure and results")

@@ -84,3 +84,14 @@ class TorchProgram:
         """Adam's running mean of the gradients."""
         means = {name: self.optimizer.state[p]["exp_avg"] for name, p in self.model.named_parameters()}
         return {name: jnp.asarray(mean.float().cpu().numpy()) for name, mean in means.items()}
+
+    def compile_inference(self) -> None:
+        """Nothing is compiled."""
+
+    def infer(self, calls: int) -> None:
+        """Call the layer several times in a row, and wait."""
+        with self.torch.no_grad():
+            for _ in range(calls):
+                self._last()
+        if self.x.is_cuda:
+            self.torch.cuda.synchronize()

@@ -33,6 +33,7 @@ from experiments.harness import command
 from experiments.harness.experiment import Experiment
 from experiments.harness.flags import training_flags
 from experiments.harness.optimizer import make_optimizer
+from experiments.harness.precision import narrow
 from experiments.harness.report import Section, curve, groups, separate, summary
 from experiments.harness.task import Batch, Task, evaluate
 from experiments.shared import tasks
@@ -134,7 +135,8 @@ def _gradient(estimator: Estimator, k: int, params: Params, carry: Any, batch: B
 
     _, grads = jax.lax.scan(add, estimator.init(params, carry, jax.tree.map(lambda leaf: leaf[0], chunks.xs)), chunks)
     # Each is the mean over its k steps and the batch of the weighted losses.
-    return jax.tree.map(lambda g: g.sum(0) * (k * batch.weights.shape[1] / batch.weights.sum()), grads)
+    scale = k * batch.weights.shape[1] / batch.weights.sum()
+    return jax.tree.map(lambda g: g.astype(scale.dtype).sum(0) * scale, grads)
 
 
 def _scores(task: Task, cell: Cell, part: str, data: Tree, params: Params) -> dict[str, Array]:
@@ -170,6 +172,7 @@ def build(config: SimpleNamespace) -> Experiment:
 
     def start(params) -> Any:
         """The estimator's state at the start of a stream."""
+        params = narrow(config, params)
         return estimator.init(params, initial_carry(params), jnp.zeros((k1, *drawn.xs.shape[1:]), drawn.xs.dtype))
 
     def init(hparams):
@@ -187,9 +190,11 @@ def build(config: SimpleNamespace) -> Experiment:
         def chunk_update(state, chunk):
             params, opt_state, carried = state
             weight = chunk.weights.sum()
-            loss, grads, carried = estimator.update(params, carried, chunk.xs, (chunk.targets, chunk.weights))
+            loss, grads, carried = estimator.update(
+                narrow(config, params), carried, chunk.xs, (chunk.targets, chunk.weights)
+            )
             scale = chunk.weights.size / jnp.maximum(weight, 1)
-            grads = jax.tree.map(lambda g: g * scale, grads)
+            grads = jax.tree.map(lambda g: g.astype(scale.dtype) * scale, grads)
             change, new_opt_state = optimizer.update(grads, opt_state, params)
             new = optax.apply_updates(params, change), new_opt_state
             # A chunk without targets has no gradient; it must not move the optimizer either.

@@ -33,6 +33,7 @@ from experiments.harness import command, supervised
 from experiments.harness.experiment import Experiment, Hparams, without_data
 from experiments.harness.flags import training_flags
 from experiments.harness.optimizer import make_optimizer
+from experiments.harness.precision import narrow
 from experiments.harness.report import COLORS, Section, groups, intervals, panels, save, separate
 from experiments.shared import corpora, tasks
 from experiments.shared.reading import CELLS, RATES, Network, keep, network, or_default, read, read_and_learn
@@ -141,7 +142,7 @@ def _trained(config: SimpleNamespace, corpus: corpora.Corpus) -> Experiment:
             nats = tasks.cross_entropy(logits, targets).mean()
             return nats + (_penalties(hparams, ys) if config.awd else 0.0), (nats, carry)
 
-        (_, (nats, hidden)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (_, (nats, hidden)), grads = jax.value_and_grad(loss, has_aux=True)(narrow(config, params))
         optimizer = make_optimizer(config, hparams["learning_rate"])
         changes, opt_state = optimizer.update(grads, state.opt_state, params)
         rate = decayed(config, state.step // epoch)

@@ -26,6 +26,7 @@ from seqjax import (
 )
 from seqjax.core import Cell, Const, Dense, from_step
 from seqjax.hints import Complex, Gated
+from seqjax.solvers import explain
 from seqjax.unrolling import bidirectional, generate, mask_from_lengths, unroll
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "cells",
     "decoding",
     "diagnostics",
+    "explain",
     "from_step",
     "generate",
     "gradients",

@@ -146,7 +146,7 @@ def dense_rows(tokens: Sequence[Array], w: Array, b: Array) -> Array:
     The row of a token outside of range(V) is 0.
     """
     dtype = carry_dtype(w.dtype)
-    taken = [rows(w, one).astype(dtype) for one in tokens]
+    taken = [rows(w.astype(dtype), one) for one in tokens]
     total = sum(taken[1:], start=taken[0])
     return total + like(b.astype(dtype), total)
 

@@ -167,7 +167,9 @@ def project_all(cell: "Cell", params: Params, xs: Tree) -> Tree:
     return open_dense(over_time(lambda x: cell.project(params, x), xs))
 
 
-def scan_const(body: Callable[[Carry, Tree], tuple[Carry, Tree]], carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
+def scan_const(
+    body: Callable[[Carry, Tree], tuple[Carry, Tree]], carry: Carry, xs: Tree, *, unroll: int = 1
+) -> tuple[Carry, Tree]:
     """`lax.scan`, where a `Const` among the inputs is seen by every step and one among the outputs is not stacked.
 
     What every step sees, params too, has a gradient that is a sum over the steps. It is made in `carry_dtype`.
@@ -191,7 +193,7 @@ def scan_const(body: Callable[[Carry, Tree], tuple[Carry, Tree]], carry: Carry, 
         carry, y = step(carry, timed)
         return carry, split_const(y)[0]
 
-    carry, ys = jax.lax.scan(timed_step, carry, timed)
+    carry, ys = jax.lax.scan(timed_step, carry, timed, unroll=unroll)
     return carry, merge_outputs(ys)
 
 

@@ -33,6 +33,11 @@ def vary(tree: Tree, axes: frozenset[str]) -> Tree:
     return jax.tree.map(one, tree)
 
 
+def shape_like(shape: tuple[int, ...], dtype: Any, reference: Array) -> jax.ShapeDtypeStruct:
+    """The type of an array that varies over the mesh axes over which `reference` does."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=_type(reference).manual_axis_type)
+
+
 def explicit_spec(leaf: Array) -> tuple[Any, ...]:
     """The explicit mesh axes over which each axis of an array is sharded; None for an axis that is not."""
     aval = _type(leaf)

@@ -11,13 +11,13 @@ import numpy as np
 from seqjax import solvers, unroll
 from seqjax.core import split_const
 from seqjax.solvers import native
+from seqjax.solvers.gated_loop.solver import supports
 from seqjax.solvers.native import compiler
+from seqjax.solvers.persistent import Persistent, persistent
 from seqjax.solvers.scan import length
 
-# The tests compile much and compute little: this takes a third of the time that XLA takes by default.
-compiled = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-)
+compiled = jax.jit
+"""Names what is compiled on purpose; conftest.py sets the options of the compiler."""
 
 
 @contextmanager
@@ -81,6 +81,12 @@ def native_or_auto(cell, params, carry, xs):
     return (native.native if native.supports(cell, params, carry, xs) else solvers.auto)(cell, params, carry, xs)
 
 
+def persistent_or_auto(cell, params, carry, xs):
+    """`persistent`, interpreted, and for gates that are not elementwise `auto`, as in `native_or_auto`."""
+    refused = supports(Persistent(None), cell, params, carry, xs)
+    return (solvers.auto if refused else partial(persistent, interpret="cuda"))(cell, params, carry, xs)
+
+
 def methods_of(cell):
     """Every method but scan that admits the cell; checkpointed also in chunks that do not divide 7 steps."""
     found = ["checkpointed", "rematerialized"]
@@ -91,7 +97,9 @@ def methods_of(cell):
     if all(layer.outer for layer in layers(cell)):
         found.append("chunkwise")
     methods = {name: name for name in found} | {"chunks of 3": partial(solvers.checkpointed, chunk=3)}
-    return methods | {"native": native_or_auto} if "fused" in found and compiler() else methods
+    if "fused" in found:
+        methods |= {"persistent": persistent_or_auto} | ({"native": native_or_auto} if compiler() else {})
+    return methods
 
 
 def check_methods(drawn, methods, mask=None):

@@ -24,6 +24,8 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 import jax
 import pytest
 
+from seqjax.solvers import choice
+
 # Tracing makes many objects, few of them garbage: looking for it less often saves a tenth of the time.
 gc.set_threshold(100_000, 50, 1000)
 jax.config.update("jax_num_cpu_devices", 8)  # for what is tested on a mesh; everything else runs on the first
@@ -62,7 +64,8 @@ def quick_programs():
     """Programs that compile fast and run slowly, none of them in C++: for what is the same by any compiler."""
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seqjax.solvers.dispatch.compiler", lambda: None)
+        patch.setattr("seqjax.solvers.native.compiler", lambda: None)
+        patch.setattr("seqjax.solvers.dispatch.choose", lambda platform, *args: choice.choose("cpu", *args))
         yield
     jax.config.update("jax_disable_most_optimizations", False)
 

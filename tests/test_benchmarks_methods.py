@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks import methods
 from seqjax import solvers
+from seqjax.solvers import named
 from seqjax.solvers.native import compiler
 
 
@@ -30,4 +31,6 @@ def test_it_measures_every_method_and_writes_nothing_when_quick(capsys):
 
 
 def test_the_methods_measured_are_methods():
-    assert set(methods.GATED) | set(methods.AFFINE) <= set(solvers.METHODS)
+    accelerated = (*methods.GATED_ON_ACCELERATORS, *methods.AFFINE_ON_ACCELERATORS)
+    assert {name.partition(":")[0] for name in (*methods.GATED, *methods.AFFINE, *accelerated)} <= set(solvers.METHODS)
+    assert all(callable(named(name)) for name in accelerated)

@@ -37,7 +37,7 @@ def test_a_prefix_gives_what_scan_gives(x64, monkeypatch, name):
     """In chunks, step by step and in log depth; so the gradient of a recurrence of pairs has its conjugates right."""
     drawn = draw(BARE[name])
     check_methods(drawn, {"chunks": partial(associative, chunk=3), "whole": partial(associative, chunk=7)})
-    monkeypatch.setattr(parallel, "sequential", lambda: False)
+    monkeypatch.setattr(parallel, "SEQUENTIAL", False)
     check_methods(drawn, {"log depth": associative})
 
 

@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 
 from seqjax import cells, solvers, unroll, wrappers
 from seqjax.hints import Outer, Read, Write, outer_transition, read
-from seqjax.solvers import chunkwise, dispatch
+from seqjax.solvers import associative, chunkwise, dispatch
 from tests.agree import check_methods, close, compiled, equations, values_and_gradients
 from tests.cell_list import BARE, D, draw, learned_carry, masked, reset, zoneout
 
@@ -22,7 +22,7 @@ MATRICES = ["gated_linear_attention", "delta_net", "mlstm"]
 @pytest.fixture(params=[True, False], ids=["sequential", "at_once"])
 def device(request, monkeypatch):
     """A CPU, chunk after chunk, or what is done elsewhere."""
-    monkeypatch.setattr(chunkwise, "sequential", lambda: request.param)
+    monkeypatch.setattr(associative, "SEQUENTIAL", request.param)
     monkeypatch.setattr(chunkwise, "CACHED", 1)
 
 
@@ -197,7 +197,7 @@ def test_lanes_may_be_vmapped(x64):
 
 def test_auto_takes_it_for_a_matrix(monkeypatch):
     taken = []
-    monkeypatch.setattr(dispatch, "chunkwise", lambda *args: taken.append(args) or METHOD(*args))
+    monkeypatch.setitem(dispatch.METHODS, "chunkwise", lambda *args: taken.append(args) or METHOD(*args))
     for name in MATRICES:
         unroll(*draw(BARE[name], dtype=jnp.float32))
     assert len(taken) == 3

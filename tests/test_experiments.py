@@ -18,13 +18,16 @@ import launch
 from experiments import bptt_vs_tbptt, initialization, language, recurrent_dropout, temperature
 from experiments.harness import command, report, supervised
 from experiments.harness.experiment import define
+from experiments.harness.precision import narrowed
 from experiments.harness.task import Batch, Task, evaluate
 from experiments.shared import tasks
 from seqjax.data import jena
 from seqjax.train import read_arrays
 from seqjax.train.run import Run
+from tests.agree import equations
 
 ROOT = Path(__file__).parents[1]
+NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "\nSWEEP = " in path.read_text())
 SHORT = ("--steps=2", "--steps_per_call=1", "--evaluate_every=1", "--checkpoint_every=0", "--noprogress")
 
 
@@ -75,9 +78,8 @@ def drawn(module, runs):
 
 
 def test_a_flag_has_one_name_and_one_type_in_all_experiments():
-    names = [path.stem for path in (ROOT / "experiments").glob("*.py") if "\nSWEEP = " in path.read_text()]
-    assert len(names) == 18
-    found = {name: define(import_module(f"experiments.{name}")).flags for name in names}
+    assert len(NAMES) == 18
+    found = {name: define(import_module(f"experiments.{name}")).flags for name in NAMES}
     types: dict[str, set[str]] = {}
     for values in found.values():
         for name in values:
@@ -96,12 +98,11 @@ def test_a_flag_has_one_name_and_one_type_in_all_experiments():
 
 def test_the_docstring_of_an_experiment_is_short_and_the_page_has_its_results():
     page = (ROOT / "docs" / "results.md").read_text()
-    for path in (ROOT / "experiments").glob("*.py"):
-        if "\nSWEEP = " in path.read_text():
-            doc = import_module(f"experiments.{path.stem}").__doc__
-            assert len(doc.strip().splitlines()) <= 20, path
-            assert "(docs/results.md)" in " ".join(doc.split()), path
-            assert re.search(rf"experiments[./]{path.stem}\b", page), path
+    for name in NAMES:
+        doc = import_module(f"experiments.{name}").__doc__
+        assert len(doc.strip().splitlines()) <= 20, name
+        assert "(docs/results.md)" in " ".join(doc.split()), name
+        assert re.search(rf"experiments[./]{name}\b", page), name
 
 
 @pytest.mark.parametrize(
@@ -362,7 +363,9 @@ def test_noise_is_new_at_every_step():
         return jax.random.normal(key, (*xs.shape, 1)) + params["w"]
 
     model = supervised.Model(lambda hparams, key: {"w": jnp.zeros((1, 1, 1))}, outputs)
-    config = SimpleNamespace(optimizer="sgd", schedule="constant", warmup_steps=0, steps=9, clip_norm=0.0)
+    config = SimpleNamespace(
+        optimizer="sgd", schedule="constant", warmup_steps=0, steps=9, clip_norm=0.0, dtype="float32"
+    )
     program = supervised.task_program(config, task, model)
     hparams = {"seed": jnp.int32(0), "learning_rate": jnp.float32(0.0)}
     first = program.init(hparams)
@@ -380,3 +383,57 @@ def test_a_fresh_process_says_that_the_record_is_generated(tmp_path):
     assert "no --data_dir: the record is generated" in process.stderr
     assert "jena (generated): 8000 rows x 14 columns" in process.stdout
     assert json.loads((tmp_path / "result.json").read_text())["test_mae"] > 0
+
+
+# Mixed precision
+
+
+def traced(name, *flags):
+    """The state of a new run of an experiment, that after an update, and the program of the update."""
+    experiment = define(import_module(f"experiments.{name}"))
+    config = experiment.parse(list(flags))
+    built = narrowed(config, experiment.build(experiment.untraced(config)))
+    hparams = jax.tree.map(jnp.asarray, dict(experiment.hparams(config)))
+    state = jax.eval_shape(built.program.init, hparams)
+    update = jax.make_jaxpr(built.program.update, return_shape=True)
+    program, (after, metrics) = update(hparams, built.program.data, state)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(metrics)} == {"float32"}
+    return state, after, program.jaxpr
+
+
+def products(program):
+    """The dtypes of the factors of all products of a program."""
+    return {str(e.invars[0].aval.dtype) for e in equations(program) if e.primitive.name == "dot_general"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_products_take_16_bits_and_everything_else_stays_float32(name):
+    before, after, program = traced(name, "--dtype=bfloat16")
+    assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, before)
+    assert not any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(after))
+    assert "bfloat16" in products(program)
+    assert "bf16" not in str(traced(name)[2]), "without the flag nothing is cast"
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("temperature", ["--model=lstm", "--units=3", "--length=4", "--batch_size=4"]),
+        ("bptt_vs_tbptt", ["--task=adding", "--length=6", "--truncation=3:6", "--model=min_gru", "--units=3"]),
+    ],
+)
+def test_mixed_precision_trains_params_of_32_bits(name, flags, tmp_path):
+    finished = run(name, tmp_path / "run", *flags, "--dtype=bfloat16")
+    assert finished.flags["dtype"] == "bfloat16"
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(finished.params())} == {"float32"}
+    assert refused(name, "--dtype=float16").endswith("should be one of <float32|bfloat16>")
+
+
+def test_lanes_of_mixed_precision_equal_single_runs(tmp_path):
+    flags = ["--model=gru", "--units=3", "--length=4", "--batch_size=4", "--dtype=bfloat16"]
+    single = run("temperature", tmp_path / "single", *flags)
+    where = f"--workdir={tmp_path / 'sweep'}"
+    assert not launch.main(["--experiment=temperature", *SHORT, *flags, "--sweep=seed=0:2", "--executor=vmap", where])
+    lane = Run.read(tmp_path / "sweep" / "seed=0")
+    for a, b in zip(jax.tree.leaves(lane.params()), jax.tree.leaves(single.params()), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4)

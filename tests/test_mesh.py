@@ -32,6 +32,8 @@ def methods(cell):
     found = methods_of(cell) | {"scan": "scan", "auto": "auto"}
     found["slots"] = partial(solvers.checkpointed, slots=2, chunk=1)
     found["newton"] = "newton"
+    # Kernels are not interpreted under shard_map: JAX's interpreter does not know which axes a value varies over.
+    found.pop("persistent", None)
     return found
 
 

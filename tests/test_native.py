@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from seqjax import Const, cells, regularizers, unroll
 from seqjax.core import over_time
-from seqjax.solvers.native import Unsupported, compiler
-from seqjax.solvers.native.plan import make_plan
+from seqjax.solvers.gated_loop.plan import make_plan
+from seqjax.solvers.native import Unsupported, compiler, kernel
 from tests.agree import close, compiled, values_and_gradients
 from tests.cell_list import MODELS, draw
 
@@ -56,8 +56,8 @@ def outcome(cell, method, *args):
 
 def columns(cell, params, carry, xs):
     gated = cell.gated
-    plan, arrays = make_plan(gated, gated.weights(params), carry, over_time(partial(cell.project, params), xs))
-    return plan.columns(arrays)
+    _, arrays = make_plan(gated, gated.weights(params), carry, over_time(partial(cell.project, params), xs))
+    return kernel.columns(arrays)
 
 
 @pytest.mark.parametrize("shape", [*ROWS.values(), *COLUMNS.values()], ids=str)
@@ -217,7 +217,7 @@ def test_second_derivatives_of_inputs_and_carry(x64):
     ("cell", "dtype", "message"),
     [
         (cells.gru(4, dtype=jnp.bfloat16), jnp.bfloat16, "weights of the dtype of the carry, float32, got bfloat16"),
-        (cells.peephole_sru(4, dtype=jnp.bfloat16), jnp.bfloat16, "gates: a conversion from bfloat16 to float32"),
+        (cells.peephole_sru(4, dtype=jnp.bfloat16), jnp.bfloat16, "weights of the dtype of the carry, float32"),
         (cells.rnn(4, lambda h: jax.lax.cumsum(h, h.ndim - 1)), jnp.float32, "no C.. for these gates: the primitive"),
         (cells.rnn(4, lambda h: h[..., ::-1]), jnp.float32, "no C.. for these gates: the primitive rev"),
         (cells.min_gru(4), jnp.float32, "needs a cell with the `gated` hint"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from seqjax.solvers.gated_loop import call
 from seqjax.solvers.native import build, compiler
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
@@ -39,7 +40,7 @@ def folder(tmp_path, monkeypatch):
     """An empty cache, and a process in which nothing has failed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(build, "_failed", {})
-    monkeypatch.setattr(build, "_warned", set())
+    monkeypatch.setattr(call, "_warned", set())
     return tmp_path / "seqjax" / "native"
 
 

@@ -20,7 +20,7 @@ from tests.cell_list import BARE, MODELS, D, draw
 @pytest.fixture(params=[True, False], ids=["sequential", "log_depth"])
 def prefix(request, monkeypatch):
     """Both ways to run a prefix, whatever the device."""
-    monkeypatch.setattr(parallel, "sequential", lambda: request.param)
+    monkeypatch.setattr(parallel, "SEQUENTIAL", request.param)
 
 
 DIAGONAL = partial(newton, jacobian="diagonal")

@@ -25,7 +25,7 @@ AFFINE = {
 @pytest.fixture(params=[True, False], ids=["sequential", "log_depth"])
 def prefix(request, monkeypatch):
     """Both ways to run a prefix, whatever the device."""
-    monkeypatch.setattr(parallel, "sequential", lambda: request.param)
+    monkeypatch.setattr(parallel, "SEQUENTIAL", request.param)
 
 
 @pytest.mark.parametrize("name", AFFINE)
@@ -52,7 +52,7 @@ def test_a_long_sequence_is_cut_on_a_cpu(monkeypatch):
     program = str(jax.make_jaxpr(partial(unroll, drawn.cell, method=associative))(*drawn[1:]))
     assert "remat" not in program
     monkeypatch.setattr(parallel, "CACHED", 1)
-    monkeypatch.setattr(parallel, "sequential", lambda: True)
+    monkeypatch.setattr(parallel, "SEQUENTIAL", True)
     program = str(jax.make_jaxpr(partial(unroll, drawn.cell, method=associative))(*drawn[1:]))
     assert "remat" in program
 
@@ -70,7 +70,7 @@ def test_the_gradient_of_a_recurrence_has_a_gradient(x64, prefix):
 
         return jax.grad(norm, (0, 1, 2))(a, b, h)
 
-    close(twice(linear_recurrence), twice(plain))
+    close(twice(partial(linear_recurrence, parallel.SEQUENTIAL)), twice(plain))
 
 
 def test_lanes_may_be_vmapped(x64):

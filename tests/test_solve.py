@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import pytest
 from jax.test_util import check_grads
 
+import seqjax
 from seqjax import cells, solvers, unroll
-from seqjax.solvers import dispatch, native
+from seqjax.solvers import choice, native
+from seqjax.solvers.fused import fused
+from seqjax.solvers.scan import rematerialized, scan
 from tests.agree import at, check_methods, close, compiled, equations, methods_of, values_and_gradients
 from tests.cell_list import BARE, MODELS, D, Model, draw
 
@@ -66,18 +69,17 @@ def test_one_step_is_a_sequence_too(x64, name):
 
 def test_auto_takes_the_first_method_of_the_ranking_that_the_cell_admits(x64, monkeypatch):
     def methods_in(cell, compiler=("c++",)):
-        monkeypatch.setattr(dispatch, "compiler", lambda: compiler)
+        monkeypatch.setattr(native, "compiler", lambda: compiler)
         params = cell.init(jax.random.key(0), D)
         xs = jnp.ones((3, 2, D), jnp.float32)
         return str(jax.make_jaxpr(lambda params, xs: unroll(cell, params, None, xs))(params, xs))
 
-    monkeypatch.setattr(dispatch, "ranking", lambda *size: ("native", "rematerialized"))
-    if native.compiler():
-        assert "native_call" in methods_in(cells.gru(16))
-    assert "native_call" not in methods_in(cells.gru(16), None)
+    monkeypatch.setattr(choice, "ranking", lambda *size: ("native", "rematerialized"))
+    assert "by_platform" in methods_in(cells.gru(16))
+    assert "by_platform" not in methods_in(cells.gru(16), None)
     assert "remat" in methods_in(cells.gru(16), None)
     unknown = cells.rnn(16, lambda h: jax.lax.cumsum(h, h.ndim - 1))  # no arithmetic unit by unit
-    assert "native_call" not in methods_in(unknown)
+    assert "by_platform" not in methods_in(unknown)
     for name in ["gru", "min_gru", "from_step", "stack"]:
         drawn = draw(MODELS[name])
         close(unroll(*drawn), unroll(*drawn, method="scan"))
@@ -96,7 +98,8 @@ def test_a_compiler_that_fails_is_named_and_another_method_taken(monkeypatch):
 @pytest.mark.parametrize(
     ("size", "first"),
     [
-        (("tpu", "gated", 1, 1), "fused"),
+        (("tpu", "gated", 1, 1), "persistent"),
+        (("cuda", "gated", 1, 512), "fused:8"),
         (("tpu", "affine", 1, 1), "associative"),
         (("cpu", "gated", 256, 16), "native"),
     ],
@@ -106,10 +109,10 @@ def test_the_ranking_of_methods(size, first):
 
 
 def test_the_measured_table_names_methods():
-    for lines in dispatch._measured().values():
+    for lines in choice._measured().values():
         for line in lines:
             assert line.methods
-            assert set(line.methods) <= set(solvers.METHODS) - {"auto"}
+            assert {name.partition(":")[0] for name in line.methods} <= set(solvers.METHODS) - {"auto"}
 
 
 @pytest.mark.parametrize(
@@ -173,3 +176,40 @@ def test_a_chunk_outside_the_sequence_is_refused(chunk):
 def test_methods_that_do_not_fit_are_refused(name, method, message):
     with pytest.raises(ValueError, match=message):
         unroll(*draw(MODELS[name], dtype=jnp.float32), method=method)
+
+
+def test_explain_names_the_method_of_each_layer_and_platform_and_why_not_the_others(monkeypatch):
+    monkeypatch.setattr(native, "compiler", lambda: ("c++",))
+    cell = cells.stack(cells.lstm(16), cells.min_gru(300), cells.gru(300), cells.delta_net(2, 3, 2))
+    params = cell.init(jax.random.key(0), D)
+    found = seqjax.explain(cell, params, jnp.ones((3, 2, D)))
+    methods = [(str(one.cell).partition("(")[0], one.platform, one.method) for one in found]
+    assert methods == [
+        *[("lstm", "cpu", "native"), ("lstm", "cuda", "persistent"), ("lstm", "tpu", "persistent")],
+        *[("min_gru", "cpu", "associative"), ("min_gru", "cuda", "associative"), ("min_gru", "tpu", "associative")],
+        *[("gru", "cpu", "native"), ("gru", "cuda", "fused:8"), ("gru", "tpu", "fused:8")],
+        *[("delta_net", platform, "chunkwise") for platform in ("cpu", "cuda", "tpu")],
+    ]
+    lstm = found[0]
+    assert lstm.others["associative"] == "the cell has no `affine` hint"
+    assert lstm.others["persistent"] == "runs on NVIDIA GPUs and TPUs only"
+    assert lstm.others["scan"] == "is expected to be slower than native at this size"
+    assert "native          runs on CPUs only" in str(found[1])
+    monkeypatch.setattr(native, "compiler", lambda: None)
+    [without] = seqjax.explain(cells.lstm(16), params[0], jnp.ones((3, 2, D)), platforms=["cpu"])
+    assert (without.method, without.others["native"]) == ("rematerialized", "there is no C++ compiler")
+
+
+def test_a_program_holds_all_platforms():
+    """`auto` asks for the platform of the program and not for that of this process."""
+    cell = cells.stack(cells.lstm(16), cells.gru(300), cells.min_gru(3))
+    params = cell.init(jax.random.key(0), D)
+    run = jax.jit(lambda params, xs: unroll(cell, params, None, xs)[1])
+    xs = jnp.ones((3, 2, D))
+    exported = jax.export.export(run, platforms=["cpu", "cuda", "tpu"])(params, xs)
+    close(jax.export.deserialize(exported.serialize()).call(params, xs), run(params, xs), 1e-6)
+
+
+@pytest.mark.parametrize("method", [scan, rematerialized, fused])
+def test_several_steps_per_turn_of_the_loop_compute_the_same(x64, method):
+    check_methods(draw(MODELS["lstm"]), {str(unroll): partial(method, unroll=unroll) for unroll in (2, 7, 9)})

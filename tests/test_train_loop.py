@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.train import NonFiniteLoss, Preempted, Program, Run, fit, fit_lanes, initial_state
+from seqjax.train import NonFiniteLoss, Preempted, Program, Run, fit, fit_lanes, initial_state, program
 from seqjax.train.checkpoint import Checkpoints
 
 DATA = jnp.arange(1.0, 5.0)
@@ -431,7 +431,7 @@ def lanes(request, tmp_path_factory, trained):
     runs = [open_run(directory, name) for name in "abc"]
     _, _, options = trained
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "default_backend", lambda: request.param)
+        patch.setattr(program, "platform", lambda tree: request.param)
         return directory, runs, fit_lanes(PROGRAM, LANES, runs, **options)
 
 
@@ -500,3 +500,67 @@ def test_every_number_in_the_records_survives_json(trained):
     assert all(math.isfinite(json.loads(line)["loss"]) for line in lines)
     loss = [record["loss"] for record in records(run, "validation")][-1]
     assert np.float32(loss) == loss, "nothing is rounded"
+
+
+# Lanes that do not fit into memory together
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    monkeypatch.setattr(program, "platform", lambda tree: "gpu")
+
+
+def needed(count, steps_per_call=5):
+    """Bytes of the program of so many lanes."""
+    calls = program.Calls(PROGRAM, lanes=True)
+    return calls.needed_bytes([steps_per_call], numbers(), jax.jit(PROGRAM.init)(numbers()), count)
+
+
+def test_lanes_that_do_not_fit_are_trained_in_parts_by_one_program(tmp_path, at_once, capsys, monkeypatch):
+    options = {"steps": 10, "steps_per_call": 5, "evaluate_every": 5, "progress": False}
+    hparams = [numbers(seed=seed, explode_at=7 * (seed == 3)) for seed in range(5)]
+    whole = fit_lanes(PROGRAM, hparams, [open_run(tmp_path, f"whole {i}") for i in range(5)], **options)
+    assert not capsys.readouterr().err
+    compiled, limit = [], needed(2)
+    monkeypatch.setattr(program.Calls, "_compile", counted(program.Calls._compile, compiled))
+    runs = [open_run(tmp_path, f"part {i}") for i in range(5)]
+    parts = fit_lanes(PROGRAM, hparams, runs, **options, memory_bytes=limit)
+    assert "they are trained in 3 parts of 2 lanes" in capsys.readouterr().err
+    assert compiled.count((5, 2)) == 1
+    assert compiled[-1][1] == 2, "what was tried before is larger"
+    assert [result.lanes for result in parts] == [2, 2, 2, 2, 1]
+    for one, other, run in zip(parts, whole, runs, strict=True):
+        assert one.error == other.error
+        if not one.error:
+            for a, b in zip(jax.tree.leaves(one.state.params), jax.tree.leaves(other.state.params), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-6)
+            assert [record["step"] for record in run.records() if record["split"] == "train"] == [5, 10]
+    again = fit_lanes(PROGRAM, hparams[:3], runs[:3], **options, memory_bytes=needed(2))
+    assert [int(result.state.step) for result in again] == [10, 10, 10]
+
+
+def counted(compile_one, compiled):
+    def record(self, key, function, hparams, state):
+        if key not in self._compiled:
+            compiled.append((key[0], key[1] if len(key) > 1 else 1))
+        return compile_one(self, key, function, hparams, state)
+
+    return record
+
+
+def test_parts_are_resumed_where_each_was(tmp_path, at_once):
+    options = {"steps_per_call": 5, "checkpoint_every": 5, "progress": False}
+    hparams, runs = [numbers(seed=seed) for seed in range(3)], [open_run(tmp_path, name) for name in "abc"]
+    fit_lanes(PROGRAM, hparams[:2], runs[:2], steps=5, **options)
+    parts = fit_lanes(PROGRAM, hparams, runs, steps=10, **options, memory_bytes=needed(2))
+    for seed, part in enumerate(parts):
+        single = fit(PROGRAM, numbers(seed=seed), open_run(tmp_path, f"single {seed}"), steps=10, **options)
+        for a, b in zip(jax.tree.leaves(part.state.params), jax.tree.leaves(single.state.params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_lane_that_does_not_fit_alone_is_refused_before_it_is_trained(tmp_path, at_once):
+    run = open_run(tmp_path)
+    with pytest.raises(MemoryError, match=r"one lane needs [\d,]+ bytes and 10 are available: take smaller batches"):
+        fit_lanes(PROGRAM, [numbers(), numbers(seed=1)], [run, open_run(tmp_path, "b")], steps=5, memory_bytes=10)
+    assert not list(run.records())

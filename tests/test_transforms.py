@@ -9,7 +9,7 @@ QUICK = [
     *((transform, "auto, gated") for transform in TRANSFORMS),
     *(("jvp", method) for method in METHODS),
     *(("export, symbolic sizes", method) for method in METHODS),
-    *(("lower for a TPU", method) for method in ("native", "associative")),
+    *(("lower for a TPU", method) for method in ("native", "persistent", "associative")),
     *(("hessian", method) for method in ("fused", "newton")),
     ("grad of grad", "checkpointed, slots"),
     *(("debug.print", method) for method in ("native", "fused")),

@@ -115,14 +115,14 @@ MUTATIONS = [
     # Meshes and transformations
     Mutation(
         "meshes: the C++ runs on whole arrays that XLA divides over devices",
-        "seqjax/solvers/native/call.py",
+        "seqjax/solvers/gated_loop/call.py",
         "return axes.num_devices == 1",
         "return axes.num_devices >= 1",
         "tests/test_mesh.py::test_native_runs_on_every_device_of_a_shard_map_and_leaves_divided_arrays_to_xla",
     ),
     Mutation(
         "meshes: the weight gradient of the portable loop forgets the last step",
-        "seqjax/solvers/native/portable.py",
+        "seqjax/solvers/gated_loop/portable.py",
         "d_weights = map(product_gradient, vs, arrays.weights, d_us)",
         "d_weights = map(product_gradient, [v[:-1] for v in vs], arrays.weights, [d_u[:-1] for d_u in d_us])",
         "tests/test_mesh.py::test_sharded_inputs[AxisType.Auto-lstm]",
@@ -443,6 +443,27 @@ MUTATIONS = [
         '"sub": "-"',
         '"sub": "+"',
         "tests/test_native.py::test_float32_is_within_1e_4_of_a_scan_in_float64[gru-(33, 7, 3, 21)]",
+    ),
+    Mutation(
+        "persistent: what arithmetic makes of the padding enters the products",
+        "seqjax/solvers/persistent/kernel.py",
+        "return jnp.where(inside, slot, jnp.zeros_like(slot))",
+        "return slot",
+        "tests/test_persistent.py::test_what_arithmetic_makes_of_the_padding_stays_there[cuda]",
+    ),
+    Mutation(
+        "persistent: each block of steps starts from the first carry",
+        "seqjax/solvers/persistent/kernel.py",
+        "@pl.when(pl.program_id(1) == 0)",
+        "@pl.when(pl.program_id(1) >= 0)",
+        "tests/test_persistent.py::test_the_carry_passes_from_block_to_block[lstm]",
+    ),
+    Mutation(
+        "auto: the platform of this process instead of that of the program",
+        "seqjax/solvers/dispatch.py",
+        'choose(platform, cell, params, carry, xs) for platform in ("cpu", "cuda", "tpu")',
+        'choose(jax.default_backend(), cell, params, carry, xs) for _ in ("cpu", "cuda", "tpu")',
+        "tests/test_persistent.py::test_auto_chooses_by_the_platform_of_the_program[cuda]",
     ),
     Mutation(
         "associative: no complex conjugate in the gradient",

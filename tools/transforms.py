@@ -64,6 +64,7 @@ METHODS: dict[str, tuple[str, object]] = {  # the hint of the cell that each is 
     "checkpointed, slots": ("gated", partial(solvers.checkpointed, chunk=1, slots=2)),
     "fused": ("gated", "fused"),
     "native": ("gated", "native"),
+    "persistent": ("gated", "persistent"),
     "associative": ("affine", "associative"),
     "chunkwise": ("outer", "chunkwise"),
     "newton": ("gated", "newton"),

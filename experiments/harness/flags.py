@@ -29,6 +29,9 @@ def training_flags(**defaults: Any) -> FlagValues:
     integer("steps_per_call", 100, "Updates in one compiled call.", lower_bound=1, **own)
     integer("batch_size", 32, "Sequences in one update.", lower_bound=1, **own)
     absl_flags.DEFINE_string("optimizer", "adam", "A factory of optax, by name: adam, sgd, rmsprop, ...", **own)
+    # No float16: it ends at 65504, and gradients below 6e-8 would be 0 unless the loss is scaled.
+    dtypes = ["float32", "bfloat16"]
+    absl_flags.DEFINE_enum("dtype", "float32", dtypes, "Of the factors of matrix products; sums are float32.", **own)
     number("learning_rate", 1e-3, "Learning rate, after the warmup.", **own)
     schedule = ["constant", "cosine", "linear"]
     absl_flags.DEFINE_enum("schedule", "constant", schedule, "Learning rate over --steps.", **own)

@@ -18,7 +18,7 @@ def make_optimizer(config: SimpleNamespace, learning_rate: jax.Array | float) ->
     """Returns the optimizer of the flags: clip by global norm, then optax.NAME under the schedule.
 
     The learning rate rises linearly from 0 over `warmup_steps` updates, then stays (constant), or falls to 0 at
-    `steps` along half a cosine wave (cosine) or a line (linear).
+    `steps` along half a cosine wave (cosine) or a line (linear). Gradients are cast to the dtypes of the params first.
 
     Args:
         config: with optimizer, schedule, warmup_steps, steps, clip_norm.
@@ -41,6 +41,7 @@ def make_optimizer(config: SimpleNamespace, learning_rate: jax.Array | float) ->
         transform = optax.chain(optax.clip_by_global_norm(config.clip_norm), transform)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates = jax.tree.map(lambda update, param: update.astype(param.dtype), updates, params)
         # Optax mixes integer counters with floats, which strict promotion (on in our tests) forbids.
         with jax.numpy_dtype_promotion("standard"):
             return transform.update(updates, state, params)

@@ -18,6 +18,7 @@ import numpy as np
 from experiments.harness import ending
 from experiments.harness.experiment import Definition, Experiment, Hparams
 from experiments.harness.flags import recorded
+from experiments.harness.precision import narrowed
 from seqjax.solvers.native.build import user_cache
 from seqjax.train import InUse, Run, loop
 from seqjax.train.loop import FitResult
@@ -116,7 +117,7 @@ def run_lanes(
 
 
 def _build(definition: Definition, config: SimpleNamespace) -> Experiment:
-    experiment = definition.build(definition.untraced(config))
+    experiment = narrowed(config, definition.build(definition.untraced(config)))
     if experiment.left_out:
         print(f"left out: {experiment.left_out}", file=sys.stderr)
     return experiment

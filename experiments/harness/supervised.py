@@ -16,6 +16,7 @@ from flax import nnx
 
 from experiments.harness.experiment import Hparams
 from experiments.harness.optimizer import make_optimizer
+from experiments.harness.precision import narrow
 from experiments.harness.task import Task, evaluate
 from seqjax.arrays import Array, Key, Params, Tree
 from seqjax.core import Cell
@@ -116,7 +117,7 @@ def program(
     """The optimizer of the flags on the gradient of an experiment.
 
     Args:
-      config: the flags, see `make_optimizer`.
+      config: the flags, see `make_optimizer` and `precision.narrow`.
       init: `(hparams, key) -> params`.
       gradient: `(hparams, data, params, step, k_data, k_noise) -> (loss, grads)` of one minibatch. k_data is the same
         in all updates, as `windows.minibatch` expects; k_noise differs in each.
@@ -134,7 +135,7 @@ def program(
     def update(hparams, data, state: State):
         k_data, k_noise = jax.random.split(state.key)
         k_noise = jax.random.fold_in(k_noise, state.step)
-        loss, grads = gradient(hparams, data, state.params, state.step, k_data, k_noise)
+        loss, grads = gradient(hparams, data, narrow(config, state.params), state.step, k_data, k_noise)
         optimizer = make_optimizer(config, hparams["learning_rate"])
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)

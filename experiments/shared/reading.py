@@ -16,7 +16,7 @@ from experiments.harness.experiment import Hparams
 from experiments.shared import corpora, tasks
 from experiments.shared.corpora import Windows
 from seqjax import cells, decoding
-from seqjax.arrays import Array, Carry, Key, Params
+from seqjax.arrays import Array, Carry, Key, Params, carry_dtype
 from seqjax.data import files, text
 from seqjax.data.damaged import named
 from seqjax.models import LanguageModel
@@ -113,10 +113,13 @@ def read_and_learn(
     Returns:
       float32 [C, T, L].
     """
+    # A step on the way is too small for weights of 16 bits: they learn in float32, and are read in their own dtype.
+    own, params = params, jax.tree.map(lambda w: w.astype(carry_dtype(w.dtype)), params)
 
     def gradient(params, carry, window):
         def loss(params):
-            after, _, logits = model.of(hparams, params, None)(window.xs, carry)
+            seen = jax.tree.map(lambda w, like: w.astype(like.dtype), params, own)
+            after, _, logits = model.of(hparams, seen, None)(window.xs, carry)
             nats, real = tasks.cross_entropy(logits, window.targets), window.real.astype(jnp.float32)
             return jnp.sum(nats * real) / jnp.maximum(jnp.sum(real), 1), (after, nats)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqjax.arrays import Array, Carry
+from seqjax.arrays import Array, Carry, like
 from seqjax.attention import Attending
 from seqjax.core import Cell, Const
 from seqjax.models.decoder import Decoder
@@ -80,7 +80,7 @@ class Captioner(nnx.Module):
     def encode(self, pictures: Array) -> tuple[Carry, Const | None]:
         """The first carry of the decoder, and its memory of (H / 4) (W / 4) places, for pictures [B, H, W]."""
         x = jax.nn.relu(self.conv2(jax.nn.relu(self.conv1(patches(pictures, self.patch)))))
-        x = x + jnp.broadcast_to(self.places[...], x.shape)
+        x = x + like(self.places[...].astype(x.dtype), x)
         values = x.reshape(x.shape[0], -1, x.shape[-1])
         memory = self.decoder.remember(values)
         return self.decoder.start(values.reshape(x.shape[0], -1) if memory is None else values.mean(1)), memory

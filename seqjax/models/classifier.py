@@ -14,6 +14,7 @@ from seqjax.arrays import Array
 from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
 from seqjax.models.embed import Embed
+from seqjax.models.products import Linear
 from seqjax.nnx import Dropout
 from seqjax.nnx.combine import layer
 from seqjax.wrappers import with_one_hot
@@ -40,7 +41,7 @@ class BagClassifier(nnx.Module):
         self.rows = Embed(size, hidden, embedding_init=glorot_uniform(), rngs=rngs)
         self.bias = nnx.Param(jnp.zeros((hidden,)))
         self.dropout = Dropout(dropout, rngs=rngs)
-        self.head = nnx.Linear(hidden, 1, kernel_init=glorot_uniform(), rngs=rngs)
+        self.head = Linear(hidden, 1, kernel_init=glorot_uniform(), rngs=rngs)
 
     def __call__(self, tokens: Array, weights: Array) -> Array:
         """Tokens int [B, K] and their weights [B, K], 0 for padding, to logits [B]."""
@@ -119,7 +120,7 @@ class SequenceClassifier(nnx.Module):
         self.words = Dropout(word_dropout, rngs=rngs)
         self.dropout = Dropout(dropout, rngs=rngs)
         outputs = (1 + pooled) * self.rnn.out_features
-        self.head = nnx.Linear(outputs, 1, kernel_init=glorot_uniform(), rngs=rngs)
+        self.head = Linear(outputs, 1, kernel_init=glorot_uniform(), rngs=rngs)
 
     def __call__(self, tokens: Array, lengths: Array | None = None) -> Array:
         """Tokens int [B, T], or [B, T, tokens] where a step has several, to logits [B].

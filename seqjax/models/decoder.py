@@ -21,6 +21,7 @@ from seqjax.arrays import Array, Carry, Key, check_indices
 from seqjax.attention import Attending
 from seqjax.core import Cell, Const
 from seqjax.models.embed import Embed
+from seqjax.models.products import Linear
 from seqjax.nnx import Dropout, RNNCell
 from seqjax.unrolling import unroll
 
@@ -64,10 +65,10 @@ class Decoder(nnx.Module):
         self.rnn = RNNCell(cell if self.attending is None else self.attending.cell, features, rngs=rngs)
         self.inside = nnx.static(cell)
         leaves = jax.tree.leaves(self._first())
-        self.bridge = nnx.Linear(about, sum(leaf.size for leaf in leaves), rngs=rngs)
+        self.bridge = Linear(about, sum(leaf.size for leaf in leaves), rngs=rngs)
         self.dropout = Dropout(dropout, rngs=rngs)
         width = self.rnn.out_features if self.attending is None else self.rnn.weights["w_c"].shape[-1]
-        self.head = nnx.Linear(width, size, rngs=rngs)
+        self.head = Linear(width, size, rngs=rngs)
 
     def _first(self) -> Carry:
         """The initial carry of the cell inside, of one sequence."""

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqjax.arrays import check_indices, rows
+from seqjax.arrays import carry_dtype, check_indices, rows
 
 __all__ = ["Embed", "look_up"]
 
@@ -21,7 +21,7 @@ class Embed(nnx.Embed):
 
 
 def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Rows of a table [V, E], as `Embed`.
+    """Rows of a table [V, E], as `Embed`, in `carry_dtype(table.dtype)`: so their gradients are summed.
 
     Raises:
       ValueError: a token outside of range(V), where it is known.
@@ -30,4 +30,4 @@ def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(f"tokens must be integers, got {tokens.dtype}")
     check_indices("tokens", tokens, len(table))
-    return rows(table, tokens)
+    return rows(table.astype(carry_dtype(table.dtype)), tokens)

@@ -19,18 +19,19 @@ from seqjax import regularizers
 from seqjax.arrays import Array
 from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
+from seqjax.models.products import Conv, Linear
 from seqjax.nnx import Dropout, Rngs
 from seqjax.nnx.combine import layer
 
 __all__ = ["ConvForecaster", "DenseForecaster", "RecurrentForecaster"]
 
 
-def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, kernel_init=glorot_uniform(), rngs=rngs)
+def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> Linear:
+    return Linear(inputs, outputs, kernel_init=glorot_uniform(), rngs=rngs)
 
 
-def _conv(inputs: int, outputs: int, width: int, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(inputs, outputs, (width,), padding="VALID", kernel_init=glorot_uniform(), rngs=rngs)
+def _conv(inputs: int, outputs: int, width: int, rngs: nnx.Rngs) -> Conv:
+    return Conv(inputs, outputs, (width,), padding="VALID", kernel_init=glorot_uniform(), rngs=rngs)
 
 
 class DenseForecaster(nnx.Module):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from seqjax import draws, regularizers
-from seqjax.arrays import Array, Carry
+from seqjax.arrays import Array, Carry, dense
 from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
 from seqjax.models.embed import Embed, look_up
@@ -115,5 +115,4 @@ class LanguageModel(Noisy):
             end, ys = layer(ys, initial_carry=start)
             after.append(end)
         w = table.T if self.kernel is None else self.kernel[...]
-        logits = ys @ w
-        return tuple(after), ys, logits + jnp.broadcast_to(self.bias[...], logits.shape)
+        return tuple(after), ys, dense(ys, w, self.bias[...])

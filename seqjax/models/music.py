@@ -16,6 +16,7 @@ from flax import nnx
 from seqjax.arrays import Array, Carry, Key, carry_dtype
 from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
+from seqjax.models.products import Linear
 from seqjax.nnx import Dropout, Stack
 from seqjax.unrolling import mask_from_lengths
 
@@ -33,7 +34,7 @@ class Independent(nnx.Module):
           keys: K.
           rngs: stream "params".
         """
-        self.linear = nnx.Linear(features, keys, kernel_init=glorot_uniform(), rngs=rngs)
+        self.linear = Linear(features, keys, kernel_init=glorot_uniform(), rngs=rngs)
 
     def logits(self, context: Array, keys: Array) -> Array:
         """Context [..., C] to logits [..., K]; the keys are ignored."""
@@ -83,14 +84,15 @@ class Nade(nnx.Module):
           hidden: width H of a_k.
           rngs: stream "params".
         """
-        self.bias = nnx.Linear(features, keys, kernel_init=glorot_uniform(), rngs=rngs)
-        self.first = nnx.Linear(features, hidden, kernel_init=glorot_uniform(), rngs=rngs)
+        self.bias = Linear(features, keys, kernel_init=glorot_uniform(), rngs=rngs)
+        self.first = Linear(features, hidden, kernel_init=glorot_uniform(), rngs=rngs)
         self.read = nnx.Param(glorot_uniform()(rngs.params(), (keys, hidden), jnp.float32))
         self.write = nnx.Param(glorot_uniform()(rngs.params(), (keys, hidden), jnp.float32))
 
     def logits(self, context: Array, keys: Array) -> Array:
         """Context [..., C] and the chord [..., K] to logits [..., K]; logit k depends only on the keys below k."""
-        written = jnp.einsum("...k,kh->...kh", keys, self.write[...])
+        write = self.write[...]
+        written = jnp.einsum("...k,kh->...kh", keys, write.astype(carry_dtype(write.dtype)))
         before = jnp.cumsum(written, -2) - written
         hidden = jax.nn.sigmoid(jnp.expand_dims(self.first(context), -2) + before)
         return self.bias(context) + jnp.einsum("...kh,kh->...k", hidden, self.read[...])

@@ -16,6 +16,7 @@ from seqjax import regularizers
 from seqjax.arrays import Array
 from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
+from seqjax.models.products import Conv, Linear
 from seqjax.nnx import Dropout, Recurrent
 from seqjax.nnx.combine import layer
 from seqjax.unrolling import mask_from_lengths, unroll
@@ -180,7 +181,7 @@ class ConvClassifier(nnx.Module):
         """
         widths = [in_features, *filters]
         sizes = zip(widths[:-1], widths[1:], self.kernels, strict=True)
-        self.convs = nnx.List([nnx.Conv(n, m, (k,), kernel_init=glorot_uniform(), rngs=rngs) for n, m, k in sizes])
+        self.convs = nnx.List([Conv(n, m, (k,), kernel_init=glorot_uniform(), rngs=rngs) for n, m, k in sizes])
         self.norms = nnx.List([nnx.LayerNorm(m, rngs=rngs) for m in filters])
         self.head = _dense(widths[-1], classes, rngs)
 
@@ -193,8 +194,8 @@ class ConvClassifier(nnx.Module):
         return self.head(_mean(jnp.where(real, xs, jnp.zeros_like(xs)), lengths))
 
 
-def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, kernel_init=glorot_uniform(), rngs=rngs)
+def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> Linear:
+    return Linear(inputs, outputs, kernel_init=glorot_uniform(), rngs=rngs)
 
 
 def _real(xs: Array, lengths: Array) -> Array:

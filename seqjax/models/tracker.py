@@ -7,6 +7,7 @@ from flax import nnx
 from seqjax.arrays import Array
 from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
+from seqjax.models.products import Linear
 from seqjax.nnx import Recurrent
 
 __all__ = ["Tracker", "Window", "last"]
@@ -50,7 +51,7 @@ class Window(nnx.Module):
         if count < 1:
             raise ValueError(f"Window sees the last count >= 1 inputs, got {count}")
         self.count = count
-        self.dense = nnx.Linear(count * in_features, hidden, kernel_init=glorot_uniform(), rngs=rngs)
+        self.dense = Linear(count * in_features, hidden, kernel_init=glorot_uniform(), rngs=rngs)
         self.out_features = hidden
 
     def __call__(self, xs: Array) -> Array:
@@ -80,7 +81,7 @@ class Tracker(nnx.Module):
             self.memory = Window(memory, in_features, hidden, rngs=rngs)
         else:
             self.memory = Recurrent(memory, in_features, rngs=rngs)
-        self.head = nnx.Linear(self.memory.out_features, outputs, kernel_init=glorot_uniform(), rngs=rngs)
+        self.head = Linear(self.memory.out_features, outputs, kernel_init=glorot_uniform(), rngs=rngs)
 
     def __call__(self, xs: Array) -> Array:
         """[B, T, D] to [B, T, O]."""

@@ -14,6 +14,7 @@ from seqjax.arrays import Array, Carry
 from seqjax.cells.convolution import convolve
 from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
+from seqjax.models.products import Linear
 from seqjax.models.tracker import Tracker, last
 from seqjax.nnx import Recurrent
 
@@ -106,7 +107,7 @@ class FrameClassifier(nnx.Module):
             raise ValueError(f"FrameClassifier cuts squares of {self.patch} pixels out of frames, not of {size}")
         self.frames = frames
         self.conv = Conv(frames * self.patch**2, 16, rngs)
-        self.dense = nnx.Linear(16 * (size // self.patch) ** 2, features, kernel_init=glorot_uniform(), rngs=rngs)
+        self.dense = Linear(16 * (size // self.patch) ** 2, features, kernel_init=glorot_uniform(), rngs=rngs)
         self.tracker = Tracker(memory, features, classes, hidden=features, rngs=rngs)
 
     def __call__(self, frames: Array) -> Array:
@@ -193,9 +194,7 @@ class RecurrentPredictor(nnx.Module):
         self.patch = patch
         self.rnn = Recurrent(cell, patch**2, rngs=rngs)
         black = nnx.initializers.constant(_BLACK)
-        self.head = nnx.Linear(
-            self.rnn.out_features, patch**2, kernel_init=glorot_uniform(), bias_init=black, rngs=rngs
-        )
+        self.head = Linear(self.rnn.out_features, patch**2, kernel_init=glorot_uniform(), bias_init=black, rngs=rngs)
 
     def initial_carry(self, shape: tuple[int, int, int]) -> Carry:
         """The initial carry of the cell."""

@@ -1,5 +1,6 @@
 """Affine recurrences in parallel over time, as a prefix scan."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,9 +22,18 @@ CACHED = 2**17
 Node = Any  # an array or a `Complex`: the operand of one recurrence
 
 
-def sequential() -> bool:
-    """Whether a prefix runs one step at a time: a CPU has too few cores for a parallel scan, twice the work, to pay."""
-    return jax.default_backend() == "cpu"
+SEQUENTIAL: bool | None = None
+"""Whether a prefix runs one step at a time; None leaves it to the platform that a program is lowered for."""
+
+
+def by_platform(run: Callable[[bool], Callable[..., Tree]], *args: Tree) -> Tree:
+    """`run(True)(*args)` on CPUs, and `run(False)(*args)` elsewhere; the argument tells whether to run step by step.
+
+    A CPU has too few cores for a parallel scan, twice the work, to pay.
+    """
+    if SEQUENTIAL is not None:
+        return run(SEQUENTIAL)(*args)
+    return jax.lax.platform_dependent(*args, cpu=run(True), default=run(False))
 
 
 def _add(a: Node, b: Node) -> Node:
@@ -38,9 +48,9 @@ def _conjugate(value: Node) -> Node:
     return Complex(value.re, -value.im) if is_complex(value) else value
 
 
-def prefix(a: Node, b: Node, h: Node, reverse: bool = False) -> Node:
+def prefix(a: Node, b: Node, h: Node, *, sequential: bool, reverse: bool = False) -> Node:
     """`h_t = a_t * h_{t-1} + b_t` for all t, elementwise, h before the first step; if `reverse`, with h_{t+1}."""
-    if sequential():
+    if sequential:
 
         def body(h, ab):
             h = _add(multiply(ab[0], h), ab[1])
@@ -77,28 +87,28 @@ def steps_after(values: Node) -> Node:
     return jax.tree.map(lambda v: jnp.concatenate([v[1:], jnp.zeros_like(v[:1])]), values)
 
 
-@jax.custom_vjp
-def linear_recurrence(a: Node, b: Node, h: Node) -> Node:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def linear_recurrence(sequential: bool, a: Node, b: Node, h: Node) -> Node:
     """`h_t = a_t * h_{t-1} + b_t` for a, b [T, ...] and h [...] before the first step; returns h of all steps.
 
-    Each of them is an array or a `Complex`.
+    Each of them is an array or a `Complex`. Step by step if `sequential`, otherwise in depth log T.
 
     Its gradient (reverse mode only) is a recurrence of the same kind, backwards in time, and needs only a and h:
 
         lambda_t = g_t + conj(a_{t+1}) lambda_{t+1};   da_t = lambda_t conj(h_{t-1});   db_t = lambda_t
     """
-    return prefix(a, b, h)
+    return prefix(a, b, h, sequential=sequential)
 
 
-def _linear_forward(a, b, h):
-    hs = prefix(a, b, h)
+def _linear_forward(sequential, a, b, h):
+    hs = prefix(a, b, h, sequential=sequential)
     return hs, (a, h, hs)
 
 
-def _linear_backward(residuals, g):
+def _linear_backward(sequential, residuals, g):
     a, h, hs = residuals
     a = _conjugate(a)
-    lam = prefix(steps_after(a), g, jax.tree.map(jnp.zeros_like, h), reverse=True)
+    lam = prefix(steps_after(a), g, jax.tree.map(jnp.zeros_like, h), sequential=sequential, reverse=True)
     return multiply(lam, _conjugate(steps_before(h, hs))), lam, multiply(_at(a, 0), _at(lam, 0))
 
 
@@ -131,17 +141,24 @@ def associative(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: in
         raise ValueError('method "associative" needs a cell with the `affine` hint; use "scan"')
     affine = cell.affine
 
-    def run(carry, xs):
+    def run(sequential, params, carry, xs):
         zs = project_all(cell, params, xs)
         a, b = over_time(partial(affine, params), zs)
         # An a that all sequences share is not sharded like them.
         a = jax.tree.map(lambda a, b: placed_alike(a, b)[0], a, b)
         a, b, carry = reverse_mode_only("associative", (a, b, carry))
-        hs = jax.tree.map(linear_recurrence, a, b, carry, is_leaf=is_complex)
+        hs = jax.tree.map(partial(linear_recurrence, sequential), a, b, carry, is_leaf=is_complex)
         return jax.tree.map(lambda h: h[-1], hs), over_time(partial(cell.readout, params), hs, zs)
 
-    steps = split_const(xs)[0][0].shape[0]
-    if chunk is None:
-        width = max(leaf.size for leaf in jax.tree.leaves(carry))
-        chunk = fitting_chunk(steps, CACHED / max(width, 1)) if sequential() else steps
-    return run(carry, xs) if chunk == steps else over_chunks(run, carry, xs, chunk)
+    def run_all(sequential):
+        def run_chunks(params, carry, xs):
+            steps = split_const(xs)[0][0].shape[0]
+            width = max(leaf.size for leaf in jax.tree.leaves(carry))
+            fitting = fitting_chunk(steps, CACHED / max(width, 1)) if sequential else steps
+            at_once = fitting if chunk is None else chunk
+            each = partial(run, sequential, params)
+            return each(carry, xs) if at_once == steps else over_chunks(each, carry, xs, at_once)
+
+        return run_chunks
+
+    return by_platform(run_all, params, carry, xs)

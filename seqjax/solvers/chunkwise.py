@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from seqjax.arrays import Array, Carry, Params, Tree, like
 from seqjax.core import Cell, over_time, project_all, split_const
 from seqjax.hints import Read, Write
-from seqjax.solvers.associative import CACHED, sequential
+from seqjax.solvers.associative import CACHED, by_platform
 from seqjax.solvers.chunks import over_chunks
 
 __all__ = ["chunkwise"]
@@ -67,9 +67,9 @@ def _inverse(e: Array) -> Array:
     return _block_lower(first, -product(second, product(e[:, half:, :half], first)), second)
 
 
-def _stabilizer(m: Array, step: Write) -> Array:
+def _stabilizer(m: Array, step: Write, sequential: bool) -> Array:
     """m <- max(log_decay + m, log_write) for all steps, from m before the first."""
-    if sequential():
+    if sequential:
 
         def body(m, x):
             m = jnp.maximum(x[0] + m, x[1])
@@ -157,26 +157,33 @@ def chunkwise(cell: Cell, params: Params, carry: Carry, xs: Tree, *, chunk: int 
     """
     if cell.outer is None:
         raise ValueError('method "chunkwise" needs a cell with the `outer` hint; use "scan"')
-    chunk = (16 if sequential() else 64) if chunk is None else chunk
-    if not isinstance(chunk, int) or chunk < 1 or chunk & (chunk - 1):
+    if chunk is not None and (not isinstance(chunk, int) or chunk < 1 or chunk & (chunk - 1)):
         raise ValueError(f"chunk must be a power of 2, got {chunk}")
     outer = cell.outer
 
-    def run(carry, xs):
+    def run(size, sequential, params, carry, xs):
         zs = project_all(cell, params, xs)
         step = over_time(partial(outer.write, params), zs)
         h, m = outer.pack(carry)
         if m is not None:
-            ms = _stabilizer(m, step)
+            ms = _stabilizer(m, step, sequential)
             step, m = step.stabilized(jnp.concatenate([m[None], ms[:-1]]), ms), ms
-        run_one = partial(_run, chunk=chunk)
+        run_one = partial(_run, chunk=size)
         for _ in h.shape[:-3]:
             run_one = jax.vmap(run_one, (1, 0), (0, 1))
         h, seen = run_one(step, h)
         reads = outer.unpack(Read(seen), m)
         return outer.unpack(h, None if m is None else m[-1]), over_time(partial(cell.readout, params), reads, zs)
 
-    steps = split_const(xs)[0][0].shape[0]
-    largest = max(leaf.size for leaf in jax.tree.leaves(carry))
-    matrices = CACHED // (8 * max(largest, 1))  # seven more arrays of that size are in use
-    return over_chunks(run, carry, xs, min(steps, chunk * max(matrices, 1)) if sequential() else steps)
+    def run_all(sequential):
+        def run_chunks(params, carry, xs):
+            size = (16 if sequential else 64) if chunk is None else chunk
+            steps = split_const(xs)[0][0].shape[0]
+            largest = max(leaf.size for leaf in jax.tree.leaves(carry))
+            matrices = CACHED // (8 * max(largest, 1))  # seven more arrays of that size are in use
+            at_once = min(steps, size * max(matrices, 1)) if sequential else steps
+            return over_chunks(partial(run, size, sequential, params), carry, xs, at_once)
+
+        return run_chunks
+
+    return by_platform(run_all, params, carry, xs)

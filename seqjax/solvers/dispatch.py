@@ -1,11 +1,8 @@
-"""The choice of the solver that runs a cell: `solve` by name, `auto` by measurement, `checkpointed` chunk by chunk."""
+"""The methods by name, `solve`, and `auto`, which takes on each platform the method that is expected to be fastest."""
 
-import csv
-import math
 from collections.abc import Callable
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 
@@ -13,11 +10,14 @@ from seqjax.arrays import Carry, Params, Tree
 from seqjax.core import Cell, batch_shape, features, split_const
 from seqjax.placement import explicit_spec, reshard, vary, varying
 from seqjax.solvers.associative import associative
+from seqjax.solvers.choice import choose
 from seqjax.solvers.chunks import default_chunk, nested, over_chunks
 from seqjax.solvers.chunkwise import chunkwise
 from seqjax.solvers.fused import fused
-from seqjax.solvers.native import compiler, native, supports
+from seqjax.solvers.gated_loop.solver import gated_loop
+from seqjax.solvers.native import Native, native
 from seqjax.solvers.newton import newton
+from seqjax.solvers.persistent import Persistent, persistent, precision
 from seqjax.solvers.revolve import revolve
 from seqjax.solvers.scan import rematerialized, scan
 
@@ -26,7 +26,7 @@ __all__ = [
     "Solver",
     "auto",
     "checkpointed",
-    "ranking",
+    "named",
     "solve",
 ]
 
@@ -34,61 +34,36 @@ Solver = Callable[[Cell, Params, Carry, Tree], tuple[Carry, Tree]]
 """`(cell, params, carry, xs) -> (last carry, ys)`."""
 
 
-class _Timed(NamedTuple):
-    """A row of `methods.csv`: the methods for one device and size, the fastest first."""
-
-    batch: int
-    units: int
-    methods: tuple[str, ...]
-
-
-@lru_cache
-def _measured() -> dict[tuple[str, str], list[_Timed]]:
-    """The measurements of `python -m benchmarks.methods`, by device and kind of recurrence."""
-    table: dict[tuple[str, str], list[_Timed]] = {}
-    with (Path(__file__).parent / "methods.csv").open() as file:
-        for row in csv.DictReader(file):
-            line = _Timed(int(row["batch"]), int(row["units"]), tuple(row["methods"].split()))
-            table.setdefault((row["device"], row["recurrence"]), []).append(line)
-    return table
-
-
-UNMEASURED = {"gated": ("fused",), "affine": ("associative",)}
-
-
-def ranking(device: str, recurrence: str, batch: int, units: int) -> tuple[str, ...]:
-    """The methods for a "gated" or "affine" cell, the fastest first, at the nearest measured size."""
-    lines = _measured().get((device, recurrence))
-    if not lines:
-        return UNMEASURED[recurrence]
-
-    def distance(line):
-        return abs(math.log(line.units / units)) + 0.5 * abs(math.log(line.batch / max(batch, 1)))
-
-    return min(lines, key=distance).methods
-
-
 def auto(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
-    """Run the method that is expected to be fastest for this cell on this device.
+    """Run the method that is expected to be fastest for this cell, on the platform that the program is lowered for.
 
-    It is the first in the `ranking` for the cell's hint, batch and units that can run it: `native` needs a C++ compiler
-    and arithmetic that it supports. A cell with a matrix carry runs `chunkwise`, and one without hints is scanned.
+    `explain` returns which one that is and why the others are not.
     """
     timed, _ = split_const(xs)
     if not all(isinstance(size, int) for size in timed[0].shape):
         return scan(cell, params, carry, xs)  # the only method for symbolic sizes of jax.export
-    if cell.outer is not None:
-        return chunkwise(cell, params, carry, xs)
-    if cell.gated is None and cell.affine is None:
-        return scan(cell, params, carry, xs)
-    recurrence = "gated" if cell.gated is not None else "affine"
-    *batch, units = jax.tree.leaves(carry)[0].shape
-    for name in ranking(jax.default_backend(), recurrence, math.prod(batch), units):
-        if name != "native":
-            return METHODS[name](cell, params, carry, xs)
-        if compiler() is not None and supports(cell, params, carry, xs):
-            return native(cell, params, carry, xs, required=False)
-    return scan(cell, params, carry, xs)
+    cpu, cuda, tpu = (choose(platform, cell, params, carry, xs) for platform in ("cpu", "cuda", "tpu"))
+    if cpu == cuda == tpu:
+        return named(cpu)(cell, params, carry, xs)
+    if cpu == "native" and cuda == tpu == "persistent":
+        # One loop with kernels for all of them is traced once.
+        kernels = (Native(), Persistent(precision()))
+        return gated_loop(kernels, cell, params, carry, xs)
+    runs = {name: _on(name, cell) for name in (cpu, cuda, tpu)}
+    return jax.lax.platform_dependent(params, carry, xs, cpu=runs[cpu], cuda=runs[cuda], default=runs[tpu])
+
+
+def _on(name: str, cell: Cell) -> Callable[[Params, Carry, Tree], tuple[Carry, Tree]]:
+    """The method of this name, as one of those between which the platform chooses."""
+    kernels: Any = {"native": Native(), "persistent": Persistent(precision())}.get(name)
+    return partial(gated_loop, (kernels,), cell) if kernels else partial(named(name), cell)
+
+
+def named(name: str) -> Solver:
+    """The method of a name in `ranking`: "fused:8" is `fused` with 8 steps per turn of its loop."""
+    method, _, unroll = name.partition(":")
+    run: Any = METHODS[method]
+    return partial(run, unroll=int(unroll)) if unroll else run
 
 
 def checkpointed(
@@ -154,6 +129,7 @@ METHODS: dict[str, Solver] = {
     "checkpointed": checkpointed,
     "fused": fused,
     "native": native,
+    "persistent": persistent,
     "associative": associative,
     "chunkwise": chunkwise,
     "newton": newton,
@@ -163,6 +139,7 @@ METHODS: dict[str, Solver] = {
 NEED_SIZES = (
     checkpointed,
     native,
+    persistent,
     associative,
     chunkwise,
     newton,

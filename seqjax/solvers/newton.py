@@ -14,7 +14,7 @@ from seqjax.arrays import Array, Carry, Params, Tree, like, matmul
 from seqjax.core import Cell, over_time, project_all, split_const
 from seqjax.hints import Gated
 from seqjax.placement import placed_as
-from seqjax.solvers.associative import matrix_prefix, prefix, steps_after, steps_before
+from seqjax.solvers.associative import by_platform, matrix_prefix, prefix, steps_after, steps_before
 from seqjax.solvers.autodiff import reverse_mode_only
 
 __all__ = ["NewtonReport", "newton", "newton_with_report"]
@@ -87,13 +87,17 @@ def _iterate(problem: _Problem, update: Callable[[Array], Array], start: Array) 
     return jnp.where(jnp.expand_dims(report.converged, (0, -1)), h, jnp.full_like(h, jnp.nan)), report
 
 
+def _prefix(a: Array, b: Array, h: Array, reverse: bool = False) -> Array:
+    return by_platform(lambda sequential: partial(prefix, sequential=sequential, reverse=reverse), a, b, h)
+
+
 def _solution(problem: _Problem, params: Params, first: Array, zs: Tree) -> tuple[Array, NewtonReport]:
     def update(hs):
         after, jacobians = _jacobians(problem, params, steps_before(first, hs), zs)
         jacobians = (1 - problem.damping) * jacobians
         if problem.probes is None:
             return matrix_prefix(jacobians, after - hs)
-        return prefix(jacobians, after - hs, jnp.zeros_like(first))
+        return _prefix(jacobians, after - hs, jnp.zeros_like(first))
 
     return _iterate(problem, update, jnp.broadcast_to(first, (problem.steps, *first.shape)))
 
@@ -118,7 +122,7 @@ def _newton_backward(problem, residuals, cotangents):
 
         def update(lam):
             residual = g + steps_after(pull(lam)[1]) - lam
-            return prefix(jacobians, residual, jnp.zeros_like(first), reverse=True)
+            return _prefix(jacobians, residual, jnp.zeros_like(first), reverse=True)
 
         lam, _ = _iterate(problem, update, g)
     d_params, d_before, d_zs = pull(lam)

@@ -25,7 +25,7 @@ class Lockstep:
       shown: the latest means over the healthy lanes, for the progress line.
     """
 
-    def __init__(self, program: Program, calls: Calls, lanes: Sequence[Lane], lengths: Iterable[int]):
+    def __init__(self, program: Program, calls: Calls, lanes: Sequence[Lane], lengths: Iterable[int], width: int):
         """Compiles what the lanes need.
 
         Args:
@@ -33,10 +33,12 @@ class Lockstep:
           calls: its compiled calls.
           lanes: at least one, all at the same step.
           lengths: the numbers of updates that `update` will be called with.
+          width: lanes of the compiled program; if there are fewer, the last of them is repeated and not looked at.
         """
         self._program, self._calls, self._lanes = program, calls, lanes
-        self._hparams = calls.joined([lane.hparams for lane in lanes])
-        self._state = calls.joined([lane.state for lane in lanes])
+        padded = [*lanes, *[lanes[-1]] * (width - len(lanes))]
+        self._hparams = calls.joined([lane.hparams for lane in padded])
+        self._state = calls.joined([lane.state for lane in padded])
         self.step = lanes[0].step
         self.shown: dict[str, float] = {}
         for length in lengths:
@@ -64,7 +66,7 @@ class Lockstep:
         updates = self._calls.updates(length, self._hparams, self._state)
         called = time.perf_counter()
         self._state, metrics, finite = updates(self._hparams, self._program.data, self._state)
-        metrics = {name: each.reshape(len(self._lanes), length) for name, each in jax.device_get(metrics).items()}
+        metrics = {name: each.reshape(-1, length) for name, each in jax.device_get(metrics).items()}
         took = time.perf_counter() - called
         self.step += length
         for lane in self._lanes:

@@ -123,6 +123,7 @@ def fit_lanes(
     checkpoint_every: int = 0,
     patience: int = 0,
     progress: bool = True,
+    memory_bytes: int | None = None,
 ) -> list[FitResult]:
     """Trains several runs that differ only in `hparams` as the lanes of one compiled program.
 
@@ -141,7 +142,7 @@ def fit_lanes(
         raise ValueError(f"lanes are trained together and cannot stop early: patience must be 0, got {patience}")
     schedule = _Schedule(steps, steps_per_call, evaluate_every, checkpoint_every, patience)
     schedule.check(program)
-    loop = _Loop(program, schedule, lanes=True)
+    loop = _Loop(program, schedule, lanes=True, memory_bytes=memory_bytes)
     with contextlib.ExitStack() as opened:
         return loop.train(loop.restore(hparams, runs, opened), progress)
 
@@ -192,8 +193,9 @@ class _Schedule(NamedTuple):
 class _Loop:
     """The calls of some runs, one after the other, and their results."""
 
-    def __init__(self, program: Program, schedule: _Schedule, *, lanes: bool):
-        self.program, self.schedule, self.lanes = program, schedule, lanes
+    def __init__(self, program: Program, schedule: _Schedule, *, lanes: bool, memory_bytes: int | None = None):
+        self.program, self.schedule, self.lanes, self.memory_bytes = program, schedule, lanes, memory_bytes
+        self.width = 0  # lanes of the compiled program once they have been split, so that all parts share it
         self.calls = Calls(program, lanes=lanes)
         parts = {"": program.data, "held out ": program.held_out}
         self.data = {part + path: one for part, tree in parts.items() for path, one in fingerprints(tree).items()}
@@ -221,6 +223,7 @@ class _Loop:
             while active:
                 step = min(lane.step for lane in active)
                 until = min((lane.step for lane in active if lane.step > step), default=self.schedule.steps)
+                bar.n = step  # the next part of lanes that were split starts again
                 self.advance([lane for lane in active if lane.step == step], until, bar, signals)
                 active = [lane for lane in active if not lane.error and not self.ended(lane)]
         for lane in lanes:
@@ -233,9 +236,11 @@ class _Loop:
         return lane.step >= self.schedule.steps or self.schedule.out_of_patience(lane.step, int(lane.state.best.step))
 
     def advance(self, lanes: Sequence[Lane], until: int, bar: tqdm, signals: list[int]) -> None:
-        """Takes lanes that are at the same step to the step `until`, or until their patience runs out."""
+        """Takes lanes that are at the same step, those that fit at once, to `until`, or until patience runs out."""
         schedule = self.schedule
-        together = Lockstep(self.program, self.calls, lanes, schedule.lengths(lanes[0].step, until))
+        lengths = schedule.lengths(lanes[0].step, until)
+        width = self.at_once(lanes, lengths) if self.lanes else 1
+        together = Lockstep(self.program, self.calls, lanes[:width], lengths, width)
         while together.step < until and together.healthy:
             length = schedule.length(together.step, until)
             together.update(length)
@@ -254,6 +259,43 @@ class _Loop:
                 break
         together.split()
 
+    def at_once(self, lanes: Sequence[Lane], lengths: set[int]) -> int:
+        """The number of lanes of one program: all, or the part that fits into memory.
+
+        Raises:
+          MemoryError: for a lane that does not fit alone.
+        """
+        if self.width:
+            return self.width
+        limit = _memory_limit(lanes[0].state) if self.memory_bytes is None else self.memory_bytes
+        if limit is None:
+            return len(lanes)
+        count, needed = len(lanes), self._needed(lanes, lengths, len(lanes))
+        shared = sum(leaf.nbytes for leaf in jax.tree.leaves(self.program.data))
+        whole, together = needed, count
+        while needed > limit:
+            if count == 1:
+                raise MemoryError(
+                    f"one lane needs {needed:,} bytes and {limit:,} are available: take smaller batches or models, "
+                    "or fewer steps per call"
+                )
+            share = max(limit - shared, 0) / max(needed - shared, 1)
+            parts = -(-together // max(1, min(count - 1, int(count * share))))
+            count = -(-together // parts)
+            needed = self._needed(lanes, lengths, count)
+        if count < together:
+            self.width = count
+            parts = -(-together // count)
+            print(
+                f"{together} lanes need {whole:,} bytes and {limit:,} are available: they are trained in {parts} parts "
+                f"of {count} lanes, one after the other",
+                file=sys.stderr,
+            )
+        return count
+
+    def _needed(self, lanes: Sequence[Lane], lengths: set[int], count: int) -> int:
+        return self.calls.needed_bytes(lengths, lanes[0].hparams, lanes[0].state, count)
+
     def result(self, lane: Lane) -> FitResult:
         """The result of a lane."""
         return FitResult(
@@ -268,6 +310,12 @@ class _Loop:
             data_hash=self.data_hash,
             error=lane.error,
         )
+
+
+def _memory_limit(state: State) -> int | None:
+    """Bytes of the memory of the device that holds a state; None where JAX does not know."""
+    device = next(iter(jax.tree.leaves(state)[0].sharding.device_set))
+    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def _peak_memory_bytes() -> int:

@@ -1,7 +1,7 @@
 """What is trained, and the compiled calls that train it."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -120,14 +120,33 @@ class Calls:
         """The trees of lanes, equal in structure, as one with a leading axis; without lanes, the one there is."""
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes) if self._lanes else lanes[0]
 
+    def needed_bytes(self, lengths: Iterable[int], hparams: HParams, state: State, lanes: int) -> int:
+        """Memory that the calls of so many lanes need, like this one: arguments, results and temporary arrays.
+
+        0 where XLA does not report it.
+        """
+
+        def shapes(leaf):
+            return jax.ShapeDtypeStruct((lanes, *jnp.shape(leaf)), leaf.dtype, sharding=leaf.sharding)
+
+        hparams, state = jax.tree.map(shapes, (jax.tree.map(jnp.asarray, hparams), state))
+        compiled = [*(self.updates(length, hparams, state) for length in lengths), self.evaluation(hparams, state)]
+        sizes = [one.memory_analysis() for one in compiled if one]
+        return max(
+            size.argument_size_in_bytes + size.output_size_in_bytes + size.temp_size_in_bytes - size.alias_size_in_bytes
+            if size
+            else 0
+            for size in sizes
+        )
+
     def split(self, joined: PyTree, count: int) -> list[PyTree]:
-        """The inverse of `joined`, for `count` lanes."""
+        """The inverse of `joined`, for the first `count` lanes."""
         return [jax.tree.map(lambda leaf, i=i: leaf[i], joined) for i in range(count)] if self._lanes else [joined]
 
     def _compile(self, key: tuple, function: Callable, hparams: HParams, state: State) -> jax.stages.Compiled:
         if key not in self._compiled:
             began = time.perf_counter()
-            each = _each_lane(function) if self._lanes else function
+            each = _each_lane(function, platform(state)) if self._lanes else function
             # Ahead of time, so that compilation is timed apart; the memory of the state is reused for the new one.
             lowered = jax.jit(each, donate_argnums=2).lower(hparams, self._program.data, state)
             self._compiled[key] = lowered.compile()
@@ -139,9 +158,14 @@ def _shape(hparams: HParams) -> tuple[int, ...]:
     return next((jnp.shape(number) for number in hparams.values()), ())
 
 
-def _each_lane(function: Callable) -> Callable:
+def platform(tree: PyTree) -> str:
+    """The platform of the devices that hold a tree of arrays, or of `jax.ShapeDtypeStruct` with a sharding."""
+    return next(iter(jax.tree.leaves(tree)[0].sharding.device_set)).platform
+
+
+def _each_lane(function: Callable, platform: str) -> Callable:
     """hparams, data, state -> result, for hparams, state and result with a leading axis of lanes."""
-    if jax.default_backend() != "cpu":
+    if platform != "cpu":
         return jax.vmap(function, in_axes=(0, None, 0))
     return lambda hparams, data, state: jax.lax.map(lambda lane: function(lane[0], data, lane[1]), (hparams, state))
 

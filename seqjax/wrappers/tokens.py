@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from seqjax.arrays import Array, Tree, check_indices, dense_rows, rows
+from seqjax.arrays import Array, Tree, carry_dtype, check_indices, dense_rows, rows
 from seqjax.cells.building import check_size
 from seqjax.cells.layers import stack
 from seqjax.core import Cell, features, is_dense, with_features
@@ -70,7 +70,9 @@ def with_embedding(cell: Cell, vocabulary: int, features: int, *, scale: float =
 
     def project(params, x):
         tokens = _tokens("with_embedding", x, vocabulary)
-        return below.project(params, with_features(x, rows(params["embedding"], tokens)))
+        table = params["embedding"]
+        # In this dtype the gradient of a row is summed over all places of its token.
+        return below.project(params, with_features(x, rows(table.astype(carry_dtype(table.dtype)), tokens)))
 
     return below._replace(init=init, project=project, vocabulary=vocabulary)
 

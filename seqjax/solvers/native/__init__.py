@@ -1,7 +1,7 @@
-"""The solver "native": gated cells on the CPU as one C++ loop."""
+"""The method "native": gated cells on the CPU as one C++ loop."""
 
-from seqjax.solvers.native.arithmetic import Unsupported
+from seqjax.solvers.gated_loop.slots import Unsupported
 from seqjax.solvers.native.build import compiler
-from seqjax.solvers.native.solver import native, supports
+from seqjax.solvers.native.kernel import Native, native, supports
 
-__all__ = ["Unsupported", "compiler", "native", "supports"]
+__all__ = ["Native", "Unsupported", "compiler", "native", "supports"]

@@ -1,8 +1,7 @@
 """Translation of the jaxpr of an elementwise function into lines of C++.
 
-The function is traced for one sequence, so every array in it has H or n H entries: n *slots*, each a vector of the
-generated code; or it is a scalar of the row. Nothing else occurs in a gated cell that only does arithmetic between its
-matrix products; everything else is refused (`Unsupported`).
+A slot is a vector of the generated code. Nothing but slots and scalars of the row occurs in a gated cell that only does
+arithmetic between its matrix products; everything else is refused (`Unsupported`).
 """
 
 from collections.abc import Sequence
@@ -12,12 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex
 
-
-class Unsupported(ValueError):  # noqa: N818 (the name is clear without "Error")
-    """The cell contains an operation that cannot be translated into C++."""
-
+from seqjax.solvers.gated_loop.slots import Slots, Unsupported
 
 Part = str | float | bool  # a C++ expression (a vector or a scalar of the row), or a number
 Parts = list[Part]
@@ -45,7 +40,6 @@ _COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="
 _LOGIC = {"and": "&", "or": "|", "xor": "^"}
 _ELEMENTWISE = {*_UNARY, *_BINARY, *_COMPARE, *_LOGIC}
 _ELEMENTWISE |= {"neg", "not", "square", "integer_pow", "max", "min", "select_n", "convert_element_type"}
-_INLINE = ("pjit", "jit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call", "custom_vjp_call")
 
 
 def number(x: float) -> str:
@@ -66,11 +60,11 @@ def text(part: Part | None) -> str:
     return str(part).lower() if isinstance(part, bool) else number(part)
 
 
-class Body:
+class Body(Slots):
     """The lines of one function, in single assignment form. Vectors are named v.., scalars of the row s.."""
 
     def __init__(self, units: int):
-        self.units = units
+        super().__init__(units)
         self.lines: list[str] = []
         self.uses: dict[str, list[tuple[str, str]]] = {}  # of inputs: each use's operation and other operand
         self._count = count()
@@ -80,14 +74,6 @@ class Body:
         name = f"{'v' if vector else 's'}{next(self._count)}"
         self.lines.append(f"const auto {name} = {expression};")
         return name
-
-    def slots(self, shape: Sequence[int]) -> int:
-        """The number of slots of an array of this shape; 0 for a scalar, [] or [1]."""
-        if int(np.prod(shape)) == 1:
-            return 0
-        if shape[-1] % self.units:
-            raise Unsupported(f"an array of shape {tuple(shape)}, which is not a multiple of the {self.units} units")
-        return int(np.prod(shape)) // self.units
 
     @staticmethod
     def is_vector(part: Part) -> bool:
@@ -126,82 +112,40 @@ class Body:
         on, off = (text(p) if self.is_vector(p) else f"splat({text(p)})" for p in (on, off))
         return self.line(f"pick({text(which)}, {on}, {off})", True)
 
-    def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Parts]) -> list[Parts]:
-        """Translate a jaxpr; returns the parts of its results."""
-        env: dict[Any, Parts] = {}
-
-        def read(atom: Any) -> Parts:
-            if isinstance(atom, jex.Literal):
-                value = bool(atom.val) if np.asarray(atom.val).dtype == bool else float(atom.val)
-                return [value] * max(1, self.slots(np.shape(atom.val)))
-            return env[atom]
-
-        for var, value in zip(jaxpr.constvars, consts, strict=True):
-            if np.size(value) != 1:
-                raise Unsupported(f"a constant array of shape {np.shape(value)}: pass it through z, in a Const")
-            env[var] = [np.ravel(value)[0].item()] * max(1, self.slots(np.shape(value)))
-        env.update(zip(jaxpr.invars, inputs, strict=True))
-        for eqn in jaxpr.eqns:
-            results = self._equation(eqn, [read(atom) for atom in eqn.invars])
-            env.update(zip(eqn.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def _equation(self, eqn: Any, ins: list[Parts]) -> list[Parts]:
+    def elementwise(self, eqn: Any, ins: list[Parts]) -> Parts:
+        """The lines of an elementwise equation; numbers alone are computed here."""
         name, params = eqn.primitive.name, eqn.params
-        if eqn.effects or not eqn.outvars:
-            raise Unsupported(f"the primitive {name}, which has effects")
-        shape = eqn.outvars[0].aval.shape
-        n = max(1, self.slots(shape))
-        wide = [p * n if len(p) == 1 else p for p in ins]
-        if name in _ELEMENTWISE and not any(isinstance(part, str | None) for parts in wide for part in parts):
-            return [[self._constant(eqn, values) for values in zip(*wide, strict=True)]]
+        if name in _ELEMENTWISE and not any(isinstance(part, str | None) for parts in ins for part in parts):
+            return [self._constant(eqn, values) for values in zip(*ins, strict=True)]
         if name in (*_COMPARE, "max", "min", "select_n") and eqn.invars[-1].aval.dtype == bool:
             raise Unsupported(f"the primitive {name} on booleans")
         if name in _BINARY:
-            return [[self.binary(name, a, b) for a, b in zip(*wide, strict=True)]]
+            return [self.binary(name, a, b) for a, b in zip(*ins, strict=True)]
         if name in _COMPARE or name in _LOGIC:
             sign = (_COMPARE | _LOGIC)[name]
             out = []
-            for a, b in zip(*wide, strict=True):
+            for a, b in zip(*ins, strict=True):
                 self._use(name, a, b)
                 if name in _LOGIC and self.is_vector(a) != self.is_vector(b):
                     raise Unsupported("logic between a number of the row and numbers of the units")
                 out.append(self.line(f"{text(a)} {sign} {text(b)}", self.is_vector(a) or self.is_vector(b)))
-            return [out]
+            return out
         if name in _UNARY:
-            return [[self.unary(_UNARY[name] + "({})", a) for a in wide[0]]]
+            return [self.unary(_UNARY[name] + "({})", a) for a in ins[0]]
         if name == "neg":
-            return [[self.unary("-{}", a) for a in wide[0]]]
+            return [self.unary("-{}", a) for a in ins[0]]
         if name == "not":
-            return [[self.line(f"{'~' if self.is_vector(a) else '!'}{text(a)}", self.is_vector(a)) for a in wide[0]]]
+            return [self.line(f"{'~' if self.is_vector(a) else '!'}{text(a)}", self.is_vector(a)) for a in ins[0]]
         if name in ("square", "integer_pow"):
-            return [[self._power(a, params.get("y", 2)) for a in wide[0]]]
+            return [self._power(a, params.get("y", 2)) for a in ins[0]]
         if name in ("max", "min"):
-            return [[self._extreme(name, a, b) for a, b in zip(*wide, strict=True)]]
+            return [self._extreme(name, a, b) for a, b in zip(*ins, strict=True)]
         if name == "select_n":
             if len(ins) != 3:
                 raise Unsupported("select_n of more than two cases")
-            return [[self.select(*parts) for parts in zip(*wide, strict=True)]]
-        if name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims"):
-            return [self._reshape(eqn, ins[0], n)]
-        if name in ("copy", "copy_p", "stop_gradient", "optimization_barrier"):
-            return ins
+            return [self.select(*parts) for parts in zip(*ins, strict=True)]
         if name == "convert_element_type":
-            return [[self._convert(a, eqn) for a in ins[0]]]
-        if name == "slice":
-            return [self._slice(eqn, ins[0])]
-        if name == "split":
-            return self._split(eqn, ins[0])
-        if name == "concatenate":
-            if len(shape) > 1 and params["dimension"] != 0:
-                raise Unsupported("a concatenation within rows")
-            return [[part for parts in ins for part in parts]]
-        if name == "pad":
-            return [self._pad(eqn, ins)]
-        if name in _INLINE:
-            inner = params.get("jaxpr", params.get("call_jaxpr"))
-            closed = inner if hasattr(inner, "consts") else jex.ClosedJaxpr(inner, ())
-            return self.run(closed.jaxpr, closed.consts, ins)
+            return [self._convert(a, eqn) for a in ins[0]]
         raise Unsupported(f"the primitive {name}")
 
     @staticmethod
@@ -233,43 +177,3 @@ class Body:
         if before == jnp.dtype(bool) and jnp.issubdtype(after, jnp.floating):
             return self.select(a, 0.0, 1.0)
         raise Unsupported(f"a conversion from {before} to {after}")
-
-    def _reshape(self, eqn: Any, parts: Parts, n: int) -> Parts:
-        """Only the order of the slots matters, not the shape; a scalar may be repeated."""
-        before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-        if len(parts) == n:
-            return parts
-        if int(np.prod(before)) == 1 or (len(after) == 2 and len(parts) == 1):
-            return parts * n
-        raise Unsupported(f"a broadcast from {before} to {after}")
-
-    def _slice(self, eqn: Any, parts: Parts) -> Parts:
-        p, shape = eqn.params, eqn.invars[0].aval.shape
-        if p["strides"] is not None and set(p["strides"]) != {1}:
-            raise Unsupported("a slice with strides")
-        start, stop = p["start_indices"], p["limit_indices"]
-        if any(b != 0 or e != s for b, e, s in zip(start[1:], stop[1:], shape[1:], strict=True)):
-            raise Unsupported("a slice of columns")
-        row = int(np.prod(shape[1:]))  # entries per index of the first axis
-        if (start[0] * row) % self.units or (stop[0] * row) % self.units:
-            raise Unsupported("a slice within a slot")
-        return parts[start[0] * row // self.units : stop[0] * row // self.units]
-
-    def _split(self, eqn: Any, parts: Parts) -> list[Parts]:
-        if eqn.params["axis"] != 0:
-            raise Unsupported("a split of columns")
-        out, place = [], 0
-        for var in eqn.outvars:
-            n = max(1, self.slots(var.aval.shape))
-            out.append(parts[place : place + n])
-            place += n
-        return out
-
-    def _pad(self, eqn: Any, ins: list[Parts]) -> Parts:
-        config, shape = eqn.params["padding_config"], eqn.invars[0].aval.shape
-        (low, high, inside), *rest = config
-        row = int(np.prod(shape[1:]))
-        if inside or any(any(c) for c in rest) or low < 0 or high < 0 or (low * row) % self.units:
-            raise Unsupported("a pad within a slot")
-        fill = ins[1]
-        return fill * (low * row // self.units) + ins[0] + fill * (high * row // self.units)

@@ -17,11 +17,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-import warnings
 from itertools import takewhile
 from pathlib import Path
 
 import jax
+
+from seqjax.solvers.gated_loop.call import warn_once
 
 __all__ = ["user_cache"]
 
@@ -31,7 +32,6 @@ TIMEOUT = 300.0  # seconds after which a compiler is assumed to hang; it needs a
 _lock = threading.RLock()
 _registered: set[str] = set()  # XLA registers an entry point by name, once per process
 _failed: dict[tuple[str, ...], str] = {}  # errors, by source and compiler, or by compiler if it cannot be run
-_warned: set[str] = set()  # the kinds of warnings already given
 
 
 def compiler() -> list[str] | None:
@@ -124,19 +124,6 @@ def library(code: str) -> str:
     return name
 
 
-def warn_once(error: RuntimeError) -> None:
-    """Warn, once per process, that gated cells run by another method than "native", and why."""
-    _warn_once(f'method "native" is left out: {error}')
-
-
-def _warn_once(message: str) -> None:
-    kind = message.partition(":")[0]
-    with _lock:
-        if kind not in _warned:
-            _warned.add(kind)
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
-
-
 def _load(name: str, code: str, command: list[str]) -> ctypes.CDLL:
     return _from_cache(name) or _to_cache(name, _compile(command, code))
 
@@ -174,7 +161,7 @@ def _private_cache() -> Path:
     if sys.platform != "win32" and folder.stat().st_uid == os.geteuid():
         folder.chmod(0o700)
     if not _own(folder):
-        _warn_once(f"compiled cells are not kept: other users can write to {folder}")
+        warn_once(f"compiled cells are not kept: other users can write to {folder}")
         raise PermissionError(str(folder))
     return folder
 

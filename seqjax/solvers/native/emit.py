@@ -1,45 +1,26 @@
 """The C++ of a gated cell: its elementwise functions and their transposes, with loads and stores."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.arrays import Tree
-from seqjax.hints import Gated
-from seqjax.solvers.native.arithmetic import ADDED, Body, Parts, Unsupported, text
+from seqjax.solvers.gated_loop.slots import Functions, Other, Unsupported
+from seqjax.solvers.native.arithmetic import ADDED, Body, Parts, text
 
 
-class Other(NamedTuple):
-    """An input of the elementwise functions that is not a product: a mask, an inner bias, noise.
-
-    Attributes:
-      timed: whether it has a time axis.
-      batched: whether it has the batch axes.
-      shape: of one step and one sequence.
-      dtype: bool or the dtype of the carry.
-      perturbed: whether its gradient is needed.
-    """
-
-    timed: bool
-    batched: bool
-    shape: tuple[int, ...]
-    dtype: Any
-    perturbed: bool
-
-    def usable(self, units: int, dtype: Any) -> bool:
-        """Whether the generated code can read it. What it cannot read is allowed as long as no gate uses it."""
-        size = int(np.prod(self.shape))
-        if self.timed and not self.batched:
-            return False
-        return (
-            self.dtype == bool
-            if size == 1 and self.dtype != dtype
-            else self.dtype == dtype and (size == 1 or self.shape[-1] % units == 0)
-        )
+def usable(other: Other, units: int, dtype: Any) -> bool:
+    """Whether the generated code can read an input. What it cannot read is allowed as long as no gate uses it."""
+    size = int(np.prod(other.shape))
+    if other.timed and not other.batched:
+        return False
+    return (
+        other.dtype == bool
+        if size == 1 and other.dtype != dtype
+        else other.dtype == dtype and (size == 1 or other.shape[-1] % units == 0)
+    )
 
 
 class Source(NamedTuple):
@@ -54,72 +35,30 @@ class Source(NamedTuple):
     slots: int
 
 
-def generate(
-    gated: Gated,
-    carry: Tree,
-    rebuild: Callable[[Any, list[Any]], Tree],
-    dense: int | None,
-    products: Sequence[int],
-    others: Sequence[Other],
-) -> Source:
+def generate(traced: Functions, others: Sequence[Other], dense: int, products: Sequence[int]) -> Source:
     """Write the C++ of a gated cell.
 
     Args:
-      gated: the hint.
-      carry: shapes and dtypes of the carry of one sequence; the first leaf is [H].
-      rebuild: `(dense, others) -> z`, of arrays for one step and one sequence.
-      dense: the number of slots of the projection, or None if there is no such leaf.
+      traced: the functions of the cell.
+      others: those of their inputs that are neither carry nor product.
+      dense: the number of slots of the projection; 0 if there is no such leaf.
       products: the number of slots of each recurrent product.
-      others: the other leaves of z, in the order of `rebuild`.
 
     Raises:
       Unsupported: for arithmetic that cannot be translated.
     """
-    leaves, carry_tree = jax.tree.flatten(carry)
-    if len(leaves[0].shape) != 1:
-        raise Unsupported(f"a carry of shape {leaves[0].shape}, expected [H]")
-    units, dtype = leaves[0].shape[0], leaves[0].dtype
-    if dtype not in (jnp.float32, jnp.float64) or any(leaf.dtype != dtype for leaf in leaves):
-        raise Unsupported(f"a carry of {[str(leaf.dtype) for leaf in leaves]}, expected all float32 or all float64")
-    if any(len(leaf.shape) != 1 or leaf.shape[0] % units for leaf in leaves):
-        raise Unsupported(f"a carry of shapes {[leaf.shape for leaf in leaves]}, expected multiples of the first")
-    stages = len(gated.stages)
-
-    # Functions take flat inputs: the carry, the slots of the projection, those of each product, the others.
-    def split(flat):
-        flat = list(flat)
-        take = lambda n: [flat.pop(0) for _ in range(n)]  # noqa: E731
-        h = carry_tree.unflatten(take(len(leaves)))
-        z0 = jnp.concatenate(take(dense)) if dense else None
-        us = tuple(jnp.concatenate(take(n)) for n in products)
-        return h, rebuild(z0, take(len(others))), us
-
-    slot = jax.ShapeDtypeStruct((units,), dtype)
-    n_slots = (dense or 0) + sum(products)
-    avals = [jax.ShapeDtypeStruct(leaf.shape, dtype) for leaf in leaves]
-    avals += [slot] * n_slots
-    avals += [jax.ShapeDtypeStruct(o.shape, o.dtype) for o in others]
-
-    def stage(k):
-        def f(*flat):
-            h, z, us = split(flat)
-            return [gated.stages[k](h, z, us[:k])]
-
-        return f
-
-    def gates(*flat):
-        return jax.tree.leaves(gated.gates(*split(flat)))
-
-    functions = [*(stage(k) for k in range(stages)), gates]
-    jaxprs = [jax.make_jaxpr(f)(*avals) for f in functions]
+    leaves, units, dtype, n_slots = traced.leaves, traced.units, traced.dtype, traced.n_slots
+    if dtype not in (jnp.float32, jnp.float64):
+        raise Unsupported(f"a carry of {dtype}, expected float32 or float64")
+    stages, jaxprs = len(traced.functions) - 1, traced.jaxprs
     names = _input_names(leaves, n_slots, others, units, dtype)
 
-    place, identity = _places(jaxprs, names, dense or 0, products, units, len(leaves))
+    place, identity = _places(jaxprs, names, dense, products, units, len(leaves))
     slots = max(place, default=0) + 1
     merged = {  # slots of products that are added to the projection: the sum is in the place of the projection
-        i for i in range(dense or 0, n_slots) if place[i] in place[: dense or 0]
+        i for i in range(dense, n_slots) if place[i] in place[:dense]
     }
-    writer = _Writer(leaves, others, units, place, merged)
+    writer = _Writer(traced, others, place, merged)
     code = [
         f"typedef {'float' if dtype == jnp.float32 else 'double'} real;",
         "#include <vector>",
@@ -128,9 +67,9 @@ def generate(
         f"constexpr int CARRY_WIDTH[] = {{{', '.join(str(leaf.shape[0] // units) for leaf in leaves)}}};",
         f"constexpr int CARRY_SLOTS = {sum(leaf.shape[0] // units for leaf in leaves)};",
         f"constexpr bool IDENTITY[] = {{{', '.join(str(i).lower() for i in identity)}}};",
-        f"const std::vector<int> DENSE_SLOTS = {{{', '.join(str(p) for p in place[: dense or 0])}}};",
+        f"const std::vector<int> DENSE_SLOTS = {{{', '.join(str(p) for p in place[:dense])}}};",
     ]
-    starts = np.cumsum([dense or 0, *products])
+    starts = np.cumsum([dense, *products])
     lists = [place[a:b] for a, b in pairwise(starts)]
     rows = ", ".join("{" + ", ".join(map(str, p)) + "}" for p in lists)
     code.append(f"const std::vector<int> WEIGHT_SLOTS[] = {{{rows}}};")
@@ -138,9 +77,9 @@ def generate(
     code.append('#include "kernel.h"\nnamespace {')
     for k in range(stages):
         code += writer.forward(f"stage_{k}", jaxprs[k], out="v")
-        code += writer.transposed(f"stage_{k}", functions[k], avals, given="dv", adds=True)
+        code += writer.transposed(f"stage_{k}", k, given="dv", adds=True)
     code += writer.forward("gates", jaxprs[stages], out=None)
-    code += writer.transposed("gates", gates, avals, given=None, adds=False)
+    code += writer.transposed("gates", stages, given=None, adds=False)
     code += _dispatch(stages)
     code.append('}  // namespace\n#include "recurrence.h"\n')
     return Source("\n".join(code), slots)
@@ -169,7 +108,7 @@ def _input_names(leaves, n_slots: int, others: Sequence[Other], units: int, dtyp
     names: list[Any] = [[f"vh{c}_{s}" for s in range(leaf.shape[0] // units)] for c, leaf in enumerate(leaves)]
     names += [[f"va{i}"] for i in range(n_slots)]
     for i, other in enumerate(others):
-        if not other.usable(units, dtype):
+        if not usable(other, units, dtype):
             names.append([None])
         elif int(np.prod(other.shape)) == 1 and (units > 1 or not other.shape):
             names.append([f"so{i}"])
@@ -223,16 +162,16 @@ _HEAD = "template <class N> inline void {}(const Problem& p, long t, long row, l
 class _Writer:
     """Writes the functions around the bodies: loads before, stores after."""
 
-    def __init__(self, leaves, others, units, place, merged):
-        self.leaves, self.others, self.units = leaves, others, units
+    def __init__(self, traced: Functions, others, place, merged):
+        self.traced, self.leaves, self.others, self.units = traced, traced.leaves, others, traced.units
         self.place, self.merged = place, merged
-        self.names = _input_names(leaves, len(place), others, units, leaves[0].dtype)
+        self.names = _input_names(self.leaves, len(place), others, self.units, traced.dtype)
         # Gradients of inputs that all rows and steps share are accumulated in a separate place.
         self.shared = [
             (i, s)
             for i, other in enumerate(others)
             if other.perturbed and not other.batched
-            for s, name in enumerate(self.names[len(leaves) + len(place) + i])
+            for s, name in enumerate(self.names[len(self.leaves) + len(place) + i])
             if name is not None
         ]
 
@@ -297,27 +236,17 @@ class _Writer:
                     stores.append(f"store(p.carry[{c}] + {row}, {value}, n);")
         return [f"{head}{f', real* {out}' if out else ''}) {{", *self._indent(self._loads() + body.lines + stores), "}"]
 
-    def transposed(self, name: str, f, avals, given: str | None, adds: bool) -> list[str]:
+    def transposed(self, name: str, function: int, given: str | None, adds: bool) -> list[str]:
         """The transpose: computes the gradients of the inputs from that of the results (in `d`, or in `dv`)."""
         leaves, first_other = len(self.leaves), len(self.leaves) + len(self.place)
         wanted = [i for i in range(first_other) if i - leaves not in self.merged]
         wanted += [i for i, o in enumerate(self.others, first_other) if o.perturbed and self.names[i] != [None]]
 
-        def pull(inputs, cotangents):
-            def of(*chosen):
-                full = list(inputs)
-                for i, value in zip(wanted, chosen, strict=True):
-                    full[i] = value
-                return f(*full)
-
-            return jax.vjp(of, *(inputs[i] for i in wanted))[1](cotangents)
-
-        results = jax.eval_shape(f, *avals)
-        jaxpr = jax.make_jaxpr(pull)(list(avals), list(results))
+        jaxpr = self.traced.transposed(function, wanted)
         body = Body(self.units)
         cotangents: list[Parts] = []
         loads = self._loads()
-        for c, result in enumerate(results):
+        for c, result in enumerate(self.traced.jaxprs[function].out_avals):
             parts: Parts = []
             for s in range(max(1, body.slots(result.shape))):
                 parts.append(f"vd{c}_{s}")

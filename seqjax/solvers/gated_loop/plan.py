@@ -1,25 +1,21 @@
-"""The static part of one use of `native`: the leaves of z for one sequence at one step, and the C++ for them."""
+"""The static part of one loop: the leaves of z for one sequence at one step, and the arithmetic on them."""
 
-import math
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from seqjax.arrays import Array, Carry, Tree
+from seqjax.arrays import Array, Carry, Tree, carry_dtype
 from seqjax.core import Const, is_const, is_dense, open_dense
 from seqjax.hints import Gated
-from seqjax.solvers.native.arithmetic import Unsupported
-from seqjax.solvers.native.emit import Other, Source, generate
+from seqjax.solvers.gated_loop.slots import Functions, Other, Unsupported, trace
 
-VL = 16  # units per block, as in kernel.h
-SMALL_WEIGHTS = 512 << 10  # bytes of weights that fit into the cache of one core
+Result = TypeVar("Result")
 
 
 class Arrays(NamedTuple):
-    """The inputs of the kernel: carries [B, ...], inputs [T, B, ...]; a Const may lack the batch axes."""
+    """The inputs of the loop: carries [B, ...], inputs [T, B, ...]; a Const may lack the batch axes."""
 
     carry: tuple[Array, ...]
     dense: tuple[Array, ...]  # x [T, B, D], w [D, G], b [G]; or empty
@@ -43,7 +39,7 @@ class Wanted(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The static part of one use of the kernel."""
+    """The static part of one loop."""
 
     gated: Gated
     carry: tuple[Any, ...]  # (shape, dtype) of each leaf, of one sequence
@@ -60,12 +56,6 @@ class Plan(NamedTuple):
         """The number of steps T."""
         timed = (value for value, options in zip(arrays.others, self.others, strict=True) if options[0][0])
         return next(leaf.shape[0] for leaf in (*arrays.dense[:1], *timed))
-
-    def columns(self, arrays: Arrays) -> bool:
-        """Whether the threads divide the units among themselves, rather than the sequences."""
-        weights = sum(w.nbytes for w in (*arrays.weights, *arrays.dense[1:]))
-        *batch, units = arrays.carry[0].shape
-        return units > VL and (weights > SMALL_WEIGHTS or math.prod(batch) < 8)
 
     def z(self, projection: Any, others: Iterable[Any]) -> Tree:
         """Rebuild z, the input of the gates, from its parts."""
@@ -86,12 +76,9 @@ def make_plan(gated: Gated, weights: tuple[Array, ...], carry: Carry, zs: Tree) 
     carries, carry_tree = jax.tree.flatten(carry)
     first = carries[0]
     units, batch, dtype = first.shape[-1], first.shape[:-1], first.dtype
-    if any(w.dtype != dtype for w in weights):
-        given = " and ".join(sorted({str(w.dtype) for w in weights}))
-        raise Unsupported(f'method "native" needs weights of the dtype of the carry, {dtype}, got {given}')
     if any(w.shape[0] != units or w.shape[1] % units for w in weights):
         shapes = [w.shape for w in weights]
-        raise Unsupported(f'method "native" needs recurrent weights [H, G * H] for {units} units H, got {shapes}')
+        raise Unsupported(f"recurrent weights of shapes {shapes}, expected [H, G * H] for {units} units H")
     projection, leaves, others, options = (), [], [], []
 
     def add(value, timed):
@@ -110,7 +97,8 @@ def make_plan(gated: Gated, weights: tuple[Array, ...], carry: Carry, zs: Tree) 
     nodes, z_tree = jax.tree.flatten(zs, is_leaf=lambda leaf: is_const(leaf) or is_dense(leaf))
     for node in nodes:
         if is_dense(node) and not projection and _fits(node, units, batch, dtype):
-            projection = (node.x.astype(dtype), node.w.value, node.b.value)
+            w = node.w.value
+            projection = (node.x.astype(dtype) if w.dtype == dtype else node.x, w, node.b.value)
             leaves.append(_Leaf("dense"))
         elif is_const(node):
             values, tree = jax.tree.flatten(node.value)
@@ -134,22 +122,30 @@ def make_plan(gated: Gated, weights: tuple[Array, ...], carry: Carry, zs: Tree) 
 
 
 def _fits(node, units, batch, dtype) -> bool:
-    """Whether a `Dense` of z can be computed in the kernel."""
+    """Whether a `Dense` of z can be the projection."""
     width = node.w.value.shape[1]
-    return node.w.value.dtype == dtype and node.x.ndim == 2 + len(batch) and width % units == 0
+    return carry_dtype(node.w.value.dtype) == dtype and node.x.ndim == 2 + len(batch) and width % units == 0
 
 
-@lru_cache(maxsize=256)
-def source(plan: Plan, wanted: tuple[bool, ...]) -> Source:
-    """The code; `wanted` are the other inputs that need a gradient."""
+def resolve(plan: Plan, wanted: tuple[bool, ...], make: Callable[[Functions, Sequence[Other]], Result]) -> Result:
+    """What `make` returns for the functions of the cell, and its other inputs in the way in which they can be read.
+
+    Args:
+      plan: the plan.
+      wanted: which of the other inputs need a gradient.
+      make: is tried with each way of reading them; raises `Unsupported` for those that it does not admit.
+
+    Raises:
+      Unsupported: if all of them fail.
+    """
     carry = plan.carry_tree.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in plan.carry])
     errors = []
     for choice in product(*plan.others):
         others = [Other(*one, perturbed=perturbed) for one, perturbed in zip(choice, wanted, strict=True)]
         try:
-            return generate(plan.gated, carry, plan.z, plan.dense, plan.products, others)
+            return make(trace(plan.gated, carry, plan.z, plan.dense, plan.products, others), others)
         except (TypeError, ValueError) as error:
             errors.append(error)
     # Errors of other types only mean that a Const was read in the wrong one of its ways.
     reason = next((error for error in errors if isinstance(error, Unsupported)), errors[0])
-    raise Unsupported(f'no C++ for these gates: {reason}; use "scan"') from reason
+    raise Unsupported(str(reason)) from reason

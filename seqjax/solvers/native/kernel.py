@@ -1,0 +1,119 @@
+"""The method `native`: the loops of a gated cell, forward and backward, as one call of compiled C++ each.
+
+XLA runs a step as a dozen small programs that pass their results through memory. Here a step is one matrix product and
+one elementwise pass, both generated for the given cell (`emit.py`), and what the next step needs is still in the cache.
+"""
+
+import math
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqjax.arrays import Array, Carry, Params, Tree
+from seqjax.core import Cell
+from seqjax.solvers.gated_loop.plan import Arrays, Plan, Wanted, resolve
+from seqjax.solvers.gated_loop.slots import Unsupported
+from seqjax.solvers.gated_loop.solver import Loop, gated_loop
+from seqjax.solvers.gated_loop.solver import supports as kernel_supports
+from seqjax.solvers.native.build import library
+from seqjax.solvers.native.emit import Source, generate
+
+VL = 16  # units per block, as in kernel.h
+SMALL_WEIGHTS = 512 << 10  # bytes of weights that fit into the cache of one core
+
+
+def native(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, Tree]:
+    """The scan of a gated cell, compiled as a whole for this CPU; reverse mode only, float32 or float64.
+
+    It needs a C++ compiler, which runs for a few seconds once per cell and machine. A program that is lowered for
+    another platform, by `jax.export`, or for several devices over which XLA divides the arrays, contains a loop of JAX
+    operations in place of the C++.
+
+    Args:
+      cell: a cell with the `gated` hint.
+      params: its params.
+      carry: the carry before the first step.
+      xs: inputs [T, B, D].
+
+    Raises:
+      ValueError: if the cell has no `gated` hint, or cannot be translated into C++ (`Unsupported`): a carry or weights
+        narrower than float32, or more than arithmetic between the products.
+      RuntimeError: if the C++ cannot be compiled.
+    """
+    return gated_loop((Native(required=True),), cell, params, carry, xs)
+
+
+def supports(cell: Cell, params: Params, carry: Carry, xs: Tree) -> bool:
+    """Whether a cell can be translated into C++ on these inputs; a compiler is not needed."""
+    return not kernel_supports(Native(), cell, params, carry, xs)
+
+
+class Native(NamedTuple):
+    """The kernels of the method."""
+
+    required: bool = False
+    method: str = "native"
+    platforms: tuple[str, ...] = ("cpu",)
+    exports: bool = False
+    errors: tuple[type[Exception], ...] = (RuntimeError,)
+
+    def check(self, plan: Plan, wanted: Wanted, arrays: Arrays) -> None:
+        """Raises `Unsupported` for a cell that cannot be translated into C++."""
+        dtype = arrays.carry[0].dtype
+        if any(w.dtype != dtype for w in (*arrays.weights, *arrays.dense[1:])):
+            given = " and ".join(sorted({str(w.dtype) for w in (*arrays.weights, *arrays.dense[1:])}))
+            raise Unsupported(f'method "native" needs weights of the dtype of the carry, {dtype}, got {given}')
+        source(plan, wanted.others)
+
+    def kept(self, loop: Loop, arrays: Arrays) -> tuple[int, ...]:
+        """The pre-activations [T, B, .], where the threads divide the units among themselves."""
+        if not columns(arrays):
+            return (0,)
+        *batch, units = arrays.carry[0].shape
+        row = (-(-units // VL) * source(loop.plan, loop.wanted.others).slots + 1) * VL
+        return (loop.plan.steps(arrays), *batch, row)
+
+    def forward(self, loop: Loop, platform: str, keep: bool, flat: tuple[Array, ...]) -> list[Array]:
+        """All carries [T, B, .], and the pre-activations if they are kept, otherwise [0]."""
+        del platform
+        arrays, _ = loop.unflatten(flat)
+        steps, first = loop.plan.steps(arrays), arrays.carry[0]
+        results = [jax.ShapeDtypeStruct((steps, *leaf.shape), first.dtype) for leaf in arrays.carry]
+        kept = self.kept(loop, arrays) if keep else (0,)
+        return _ffi("forward", loop, [*results, jax.ShapeDtypeStruct(kept, first.dtype)], flat)
+
+    def gradient(self, loop: Loop, platform: str, flat: tuple[Array, ...]) -> list[Array]:
+        """The gradient of every array, empty where it is not wanted."""
+        del platform
+        arrays, _ = loop.unflatten(flat)
+        nothing = jnp.zeros((0,), arrays.carry[0].dtype)
+        x = arrays.dense[:1] if loop.wanted.x else (nothing,) * len(arrays.dense[:1])
+        others = [value if want else nothing for value, want in zip(arrays.others, loop.wanted.others, strict=True)]
+        like = (*arrays.carry, *x, *arrays.dense[1:], *arrays.weights, *others)
+        return _ffi("backward", loop, [jax.ShapeDtypeStruct(leaf.shape, nothing.dtype) for leaf in like], flat)
+
+
+def _ffi(entry: str, loop: Loop, results: list[jax.ShapeDtypeStruct], flat: tuple[Array, ...]) -> list[Array]:
+    """Call an entry point of the compiled library."""
+    name = f"seqjax_{entry}_{library(source(loop.plan, loop.wanted.others).code)}"
+    over_columns = np.bool_(columns(loop.unflatten(flat)[0]))
+    return list(jax.ffi.ffi_call(name, results, vmap_method="sequential")(*flat, columns=over_columns))
+
+
+def columns(arrays: Arrays) -> bool:
+    """Whether the threads divide the units among themselves, rather than the sequences."""
+    weights = sum(w.nbytes for w in (*arrays.weights, *arrays.dense[1:]))
+    *batch, units = arrays.carry[0].shape
+    return units > VL and (weights > SMALL_WEIGHTS or math.prod(batch) < 8)
+
+
+@lru_cache(maxsize=256)
+def source(plan: Plan, wanted: tuple[bool, ...]) -> Source:
+    """The code; `wanted` are the other inputs that need a gradient."""
+    try:
+        return resolve(plan, wanted, partial(generate, dense=plan.dense or 0, products=plan.products))
+    except Unsupported as error:
+        raise Unsupported(f'no C++ for these gates: {error}; use "scan"') from error

@@ -1,0 +1,399 @@
+"""The loops of a gated cell, forward and backward, as one Pallas kernel each, for any platform of Pallas.
+
+A block takes some sequences through all steps, with the carry in registers. The backward kernel runs each step again
+from the carry before it, and leaves the gradients of the weights to one product over all steps.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu, triton
+
+from seqjax.arrays import Array, dense, matmul, product_gradient
+from seqjax.placement import shape_like
+from seqjax.solvers.gated_loop.plan import Arrays
+from seqjax.solvers.gated_loop.portable import join_others, split_others
+from seqjax.solvers.gated_loop.slots import Other, Parts
+from seqjax.solvers.gated_loop.solver import Loop
+from seqjax.solvers.persistent.arithmetic import Arithmetic, add, filled
+from seqjax.solvers.persistent.blocks import Grid, cut_slots, pad_slots
+from seqjax.solvers.persistent.tiling import Tiling, for_cuda, for_tpu
+
+
+class Target(NamedTuple):
+    """How kernels are compiled.
+
+    Attributes:
+      platform: "cuda", by Triton, or "tpu", by Mosaic.
+      precision: of products, as in `jax.default_matmul_precision`.
+      interpret: whether they are run as JAX operations, on any platform.
+    """
+
+    platform: str
+    precision: str | None
+    interpret: bool
+
+    def tiling(self, loop: Loop, arrays: Arrays) -> Tiling:
+        """The sizes of the blocks."""
+        return (for_tpu if self.platform == "tpu" else for_cuda)(loop.plan, arrays)
+
+    def options(self, tiling: Tiling) -> dict[str, Any]:
+        """Those of `pl.pallas_call`."""
+        if self.interpret:
+            return {"interpret": True}
+        if self.platform == "tpu":
+            return {"compiler_params": tpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))}
+        # At 64 units the weights of the backward kernel do not fit into the registers of 4 warps.
+        warps = 4 if tiling.width <= 32 else 8
+        return {"compiler_params": triton.CompilerParams(num_warps=warps, num_stages=1)}
+
+
+class _Result(NamedTuple):
+    """A result of a kernel: "timed" [T, B, .] or "row" [B, .], with a number of slots."""
+
+    kind: str
+    slots: int
+    dtype: Any
+
+
+class _Kernel:
+    """What both kernels have in common: their inputs, and how a step reads them.
+
+    Inputs are known by their number; a block is a list of references, one for each input.
+    """
+
+    def __init__(self, loop: Loop, arithmetic: Arithmetic, arrays: Arrays, target: Target, reverse: bool):
+        self.arithmetic, self.target, self.tiling = arithmetic, target, target.tiling(loop, arrays)
+        self.units, self.dtype = arithmetic.traced.units, arithmetic.traced.dtype
+        self.batch = arrays.carry[0].shape[:-1]
+        self.steps = loop.plan.steps(arrays)
+        self.grid = Grid(self.tiling, math.prod(self.batch), self.steps, reverse)
+        self.arrays: list[Array] = []
+        self.specs: list[pl.BlockSpec] = []
+        self.z = self.put_timed(dense(*arrays.dense)) if arrays.dense else None
+        self.others = [self._put_other(*pair) for pair in zip(arithmetic.others, arrays.others, strict=True)]
+        self.weights = [self.put_weights(w) for w in arrays.weights]
+
+    # Inputs, from arrays
+
+    def put(self, placed: tuple[Array, pl.BlockSpec]) -> int:
+        """The number of a new input."""
+        self.arrays.append(placed[0])
+        self.specs.append(placed[1])
+        return len(self.arrays) - 1
+
+    def put_timed(self, array: Array) -> int:
+        """That of [T, *batch, n H]."""
+        flat = array.reshape(self.steps, self.grid.batch, -1)
+        return self.put(self.grid.timed(pad_slots(flat, self.units, self.tiling)))
+
+    def put_row(self, array: Array) -> int:
+        """That of [*batch, n H]."""
+        flat = array.reshape(self.grid.batch, -1)
+        return self.put(self.grid.row(pad_slots(flat, self.units, self.tiling)))
+
+    def put_weights(self, w: Array, *, transposed: bool = False) -> int:
+        """That of [H, G H], as [G, W, W]."""
+        apart = jnp.moveaxis(w.reshape(self.units, -1, self.units), 1, 0)
+        more = self.tiling.width - self.units
+        apart = jnp.pad(apart, [(0, 0), (0, more), (0, more)]) if more else apart
+        return self.put(self.grid.whole(jnp.swapaxes(apart, 1, 2) if transposed else apart))
+
+    def _put_other(self, other: Other, array: Array) -> int | None:
+        width = self.arithmetic.width(other)
+        if width is None:
+            return None
+        if array.dtype == bool:
+            array = array.astype(jnp.int32)
+        if width == 0:  # a scalar of the row
+            sizes = (self.steps,) * other.timed + ((self.grid.batch if other.batched else 1), 1)
+            place = self.grid.timed if other.timed else self.grid.row if other.batched else self.grid.whole
+            return self.put(place(array.reshape(sizes)))
+        if other.timed:
+            return self.put_timed(array)
+        if other.batched:
+            return self.put_row(array)
+        return self.put(self.grid.whole(pad_slots(array.reshape(1, -1), self.units, self.tiling)))
+
+    # A step, from references
+
+    def columns(self, slot: int) -> slice:
+        """The columns of a slot in a block."""
+        return slice(slot * self.tiling.width, (slot + 1) * self.tiling.width)
+
+    def grouped(self, flat: Sequence[Any]) -> list[Parts]:
+        """Slots, one after the other, by the leaves of the carry."""
+        rest = list(flat)
+        return [[rest.pop(0) for _ in range(n)] for n in self.arithmetic.leaves]
+
+    def load(self, refs: Sequence[Any], at: tuple[Any, ...]) -> list[Any]:
+        """The slots of the carry from its leaves."""
+        pairs = zip(refs, self.arithmetic.leaves, strict=True)
+        return [ref[(*at, slice(None), self.columns(s))] for ref, n in pairs for s in range(n)]
+
+    def store(self, refs: Sequence[Any], at: tuple[Any, ...], flat: Sequence[Any]) -> None:
+        """The inverse of `load`."""
+        for ref, parts in zip(refs, self.grouped(flat), strict=True):
+            for s, part in enumerate(parts):
+                ref[(*at, slice(None), self.columns(s))] = part
+
+    def load_weights(self, refs: Sequence[Any], numbers: Sequence[int]) -> list[list[Callable[[], Any]]]:
+        """Functions that return the weights by stage and slot; where they are hoisted, they are loaded once."""
+
+        def load(ref, g):
+            value = ref[g] if self.tiling.hoisted else None
+            return lambda: ref[g] if value is None else value
+
+        pairs = zip(numbers, self.arithmetic.products, strict=True)
+        return [[load(refs[number], g) for g in range(count)] for number, count in pairs]
+
+    def clean(self, slot: Any) -> Any:
+        """A factor of a product without what arithmetic made of the padding."""
+        if self.tiling.width == self.units:
+            return slot
+        inside = jax.lax.broadcasted_iota(jnp.int32, slot.shape, 1) < self.units
+        return jnp.where(inside, slot, jnp.zeros_like(slot))
+
+    def multiplied(self, inputs: list[Parts], weights: list[list[Callable[[], Any]]]) -> list[Parts]:
+        """The inputs with the products in their places."""
+        return self.arithmetic.multiply(inputs, lambda k, v: [matmul(self.clean(v), w()) for w in weights[k]])
+
+    def inputs(self, refs: Sequence[Any], t: Any, carry: list[Parts]) -> list[Parts]:
+        """The inputs of step t of a block, without the products."""
+        arithmetic = self.arithmetic
+        z = [] if self.z is None else [[refs[self.z][t, :, self.columns(s)]] for s in range(arithmetic.dense)]
+        found = [*carry, *z, *[[None]] * sum(arithmetic.products)]
+        for other, number in zip(arithmetic.others, self.others, strict=True):
+            if number is None:
+                found.append([None])
+                continue
+            width = arithmetic.width(other)
+            columns = [self.columns(s) for s in range(width)] if width else [slice(None)]
+            at = (t,) if other.timed else ()
+            parts = [refs[number][(*at, slice(None), c)] for c in columns]
+            found.append([part != 0 for part in parts] if other.dtype == bool else parts)
+        return found
+
+    def over_steps(self, body: Any, state: Sequence[Any], scratch: Sequence[Any]) -> Sequence[Any]:
+        """`body(t, state)` over the steps of a block; the state passes from block to block through `scratch`."""
+        if scratch:
+
+            @pl.when(pl.program_id(1) == 0)
+            def _():
+                for ref, value in zip(scratch, state, strict=True):
+                    ref[...] = value
+
+            state = [ref[...] for ref in scratch]
+        first = self.grid.chunk(pl.program_id(1)) * self.tiling.steps
+
+        def step(i, state):
+            t = self.tiling.steps - 1 - i if self.grid.reverse else i
+            new = body(t, state)
+            if self.steps % self.tiling.steps == 0:
+                return new
+            return [jnp.where(first + t < self.steps, a, b) for a, b in zip(new, state, strict=True)]
+
+        state = jax.lax.fori_loop(0, self.tiling.steps, step, list(state))
+        if scratch:
+            for ref, value in zip(scratch, state, strict=True):
+                ref[...] = value
+        return state
+
+    def run(self, kernel: Callable[..., None], results: Sequence[_Result], state: int) -> list[Array]:
+        """The results of `kernel(references of inputs, of results, of scratch)` with `state` slots of state."""
+        chunked = self.grid.shape[1] > 1
+        scratch = [tpu.VMEM((self.tiling.rows, self.tiling.width), self.dtype)] * state if chunked else []
+        pairs = [(result, result.slots * self.tiling.width) for result in results]
+        sizes = [getattr(self.grid, f"{result.kind}_shape")(width) for result, width in pairs]
+        n, m = len(self.arrays), len(results)
+
+        def body(*refs):
+            with jax.default_matmul_precision(self.target.precision or "default"):
+                kernel(refs[:n], refs[n : n + m], refs[n + m :])
+
+        found = pl.pallas_call(
+            body,
+            grid=self.grid.shape,
+            in_specs=self.specs,
+            out_specs=[getattr(self.grid, f"{result.kind}_spec")(width) for result, width in pairs],
+            out_shape=[shape_like(s, result.dtype, self.arrays[0]) for s, result in zip(sizes, results, strict=True)],
+            scratch_shapes=scratch,
+            name=f"persistent_{'backward' if self.grid.reverse else 'forward'}",
+            **self.target.options(self.tiling),
+        )(*self.arrays)
+        return list(found)
+
+    # Results, as arrays
+
+    def cut_timed(self, array: Array) -> Array:
+        """A result [T, B, n W], padded, as [T, *batch, n H]."""
+        cut = cut_slots(array[: self.steps, : self.grid.batch], self.units, self.tiling)
+        return cut.reshape(self.steps, *self.batch, -1)
+
+    def cut_row(self, array: Array) -> Array:
+        """A result [B, n W], padded, as [*batch, n H]."""
+        return cut_slots(array[: self.grid.batch], self.units, self.tiling).reshape(*self.batch, -1)
+
+
+def forward(loop: Loop, arithmetic: Arithmetic, target: Target, flat: tuple[Array, ...]) -> list[Array]:
+    """All carries [T, *batch, .]."""
+    arrays, _ = loop.unflatten(flat)
+    own = _Kernel(loop, arithmetic, arrays, target, reverse=False)
+    start = [own.put_row(leaf) for leaf in arrays.carry]
+
+    def kernel(refs, out, scratch):
+        weights = own.load_weights(refs, own.weights)
+
+        def body(t, carry):
+            inputs = own.multiplied(own.inputs(refs, t, own.grouped(carry)), weights)
+            new = [part for parts in arithmetic.forward(inputs) for part in parts]
+            own.store(out, (t,), new)
+            return new
+
+        own.over_steps(body, own.load([refs[i] for i in start], ()), scratch)
+
+    results = [_Result("timed", n, own.dtype) for n in arithmetic.leaves]
+    return [own.cut_timed(h) for h in own.run(kernel, results, sum(arithmetic.leaves))]
+
+
+class _Backward(_Kernel):
+    """The kernel of the gradient.
+
+    Its state is the gradient of the carry, and sums of the gradients of inputs that all steps share.
+    """
+
+    def __init__(self, loop: Loop, arithmetic: Arithmetic, target: Target, flat: tuple[Array, ...]):
+        arrays, rest = loop.unflatten(flat)
+        super().__init__(loop, arithmetic, arrays, target, reverse=True)
+        n = len(arrays.carry)
+        hs, d_last, d_hs = rest[:n], rest[n : 2 * n], rest[2 * n :]
+        self.transposed = [self.put_weights(w, transposed=True) for w in arrays.weights]
+        # The carry before the first step of each block, and that after each step.
+        ends = [h[self.tiling.steps - 1 : self.steps - 1 : self.tiling.steps] for h in hs]
+        firsts = [jnp.concatenate([leaf[None], end]) for leaf, end in zip(arrays.carry, ends, strict=True)]
+        self.first = [self.put(self.grid.chunks(self._flat_slots(leaf))) for leaf in firsts]
+        self.after = [self.put_timed(h) for h in hs]
+        self.d_last = [self.put_row(leaf) if leaf.size else None for leaf in d_last]
+        self.d_hs = [self.put_timed(leaf) if leaf.size else None for leaf in d_hs]
+        self.apart = [i for i, same in arithmetic.same_as_z.items() if same is None]  # products with own gradients
+        perturbed = [(i, arithmetic.others[i]) for i in arithmetic.perturbed if arithmetic.width(arithmetic.others[i])]
+        self.timed = [i for i, other in perturbed if other.timed]
+        self.summed = [i for i, other in perturbed if not other.timed]
+
+    def _flat_slots(self, leaf: Array) -> Array:
+        return pad_slots(leaf.reshape(len(leaf), self.grid.batch, -1), self.units, self.tiling)
+
+    def _width(self, i: int) -> int:
+        return self.arithmetic.width(self.arithmetic.others[i]) or 0
+
+    def gradients(self) -> list[Array]:
+        """Of the leaves of the carry, of z, of the products apart from it, of timed and of summed inputs."""
+        arithmetic = self.arithmetic
+        results = [_Result("row", count, self.dtype) for count in arithmetic.leaves]
+        results += [_Result("timed", arithmetic.dense, self.dtype)] * bool(arithmetic.dense)
+        results += [_Result("timed", len(self.apart), self.dtype)] * bool(self.apart)
+        results += [_Result("timed", self._width(i), arithmetic.others[i].dtype) for i in self.timed]
+        results += [_Result("row", self._width(i), self.dtype) for i in self.summed]
+        found = self.run(self._kernel, results, sum(arithmetic.leaves) + sum(map(self._width, self.summed)))
+        return [(self.cut_row if r.kind == "row" else self.cut_timed)(x) for r, x in zip(results, found, strict=True)]
+
+    def _kernel(self, refs, out, scratch):
+        arithmetic, slots = self.arithmetic, sum(self.arithmetic.leaves)
+        weights, transposed = (self.load_weights(refs, numbers) for numbers in (self.weights, self.transposed))
+        d_start, steps, sums = self._references(list(out))
+        first = self.load([refs[i] for i in self.first], (0,))
+        zero = jnp.zeros_like(first[0])
+
+        def transposed_product(k, du):
+            terms = [matmul(self.clean(one), w()) for one, w in zip(du, transposed[k], strict=True)]
+            return sum(terms[1:], start=terms[0])
+
+        def body(t, state):
+            d_carry = [add(a, b) for a, b in zip(state[:slots], self._given(self.d_hs, refs, (t,)), strict=True)]
+            earlier = self.load([refs[i] for i in self.after], (jnp.maximum(t - 1, 0),))
+            carry = [jnp.where(t == 0, a, b) for a, b in zip(first, earlier, strict=True)]
+            inputs = self.multiplied(self.inputs(refs, t, self.grouped(carry)), weights)
+            found = arithmetic.backward(inputs, self.grouped(d_carry), transposed_product)
+            of_products = [found.slots[i] for i in self.apart]
+            of_timed = [part for i in self.timed for part in found.others[i]]
+            parts = [*found.slots[: arithmetic.dense], *of_products, *of_timed]
+            for (ref, slot), part in zip(steps, parts, strict=True):
+                ref[t, :, self.columns(slot)] = filled(part, zero).astype(ref.dtype)
+            more = [filled(part, zero) for i in self.summed for part in found.others[i]]
+            totals = [a + b for a, b in zip(state[slots:], more, strict=True)]
+            return [*(filled(part, zero) for leaf in found.carry for part in leaf), *totals]
+
+        start = [filled(part, zero) for part in self._given(self.d_last, refs, ())]
+        state = self.over_steps(body, [*start, *[zero] * len(sums)], scratch)
+        self.store(d_start, (), state[:slots])
+        for (ref, slot), total in zip(sums, state[slots:], strict=True):
+            ref[:, self.columns(slot)] = total
+
+    def _references(self, out: list[Any]) -> tuple[list[Any], list[tuple[Any, int]], list[tuple[Any, int]]]:
+        """The results: those of the first carry, and slots (reference, number) of those of each step, and of sums."""
+        arithmetic = self.arithmetic
+        d_start = [out.pop(0) for _ in arithmetic.leaves]
+        widths = [arithmetic.dense, len(self.apart), *map(self._width, self.timed)]
+        steps = [(ref, slot) for n in widths if n for ref in [out.pop(0)] for slot in range(n)]
+        sums = [(ref, slot) for i in self.summed for ref in [out.pop(0)] for slot in range(self._width(i))]
+        return d_start, steps, sums
+
+    def _given(self, numbers: Sequence[int | None], refs: Sequence[Any], at: tuple[Any, ...]) -> list[Any]:
+        """The slots of cotangents of the carry; the number 0 for those that are not given."""
+        found = []
+        for number, count in zip(numbers, self.arithmetic.leaves, strict=True):
+            for s in range(count):
+                found.append(0.0 if number is None else refs[number][(*at, slice(None), self.columns(s))])
+        return found
+
+
+def gradient(loop: Loop, arithmetic: Arithmetic, target: Target, flat: tuple[Array, ...]) -> list[Array]:
+    """The gradient of every array, empty where it is not wanted; see `portable.gradient`."""
+    arrays, rest = loop.unflatten(flat)
+    hs = rest[: len(arrays.carry)]
+    own = _Backward(loop, arithmetic, target, flat)
+    found = own.gradients()
+    d_carry = [found.pop(0) for _ in hs]
+    d_z = jnp.split(found.pop(0), arithmetic.dense, -1) if arithmetic.dense else []
+    d_apart = jnp.split(found.pop(0), len(own.apart), -1) if own.apart else []
+    of_slot = dict(zip(own.apart, d_apart, strict=True))
+    of_slot |= {i: d_z[same] for i, same in arithmetic.same_as_z.items() if same is not None}
+
+    nothing = jnp.zeros_like(hs[0], shape=(0,))
+    pairs = zip(arrays.others, loop.wanted.others, strict=True)
+    # What no gate can read has a gradient of 0.
+    d_others = [jnp.zeros_like(value) if want else nothing for value, want in pairs]
+    for i in (*own.timed, *own.summed):
+        d, value = found.pop(0), arrays.others[i]
+        if not arithmetic.others[i].batched:
+            d = d.sum(tuple(range(len(own.batch))))
+        d_others[i] = d.reshape(value.shape).astype(value.dtype)
+
+    product, pull = jax.vjp(dense, *arrays.dense) if arrays.dense else (None, None)
+    d_dense = list(pull(jnp.concatenate(d_z, -1))) if pull else []
+    if d_dense and not loop.wanted.x:
+        d_dense[0] = nothing
+    d_us = [jnp.concatenate([of_slot[i] for i in arithmetic.of_product(k)], -1) for k in range(len(arrays.weights))]
+    d_weights = map(product_gradient, _factors(loop, arrays, hs, product), arrays.weights, d_us)
+    return [*d_carry, *d_dense, *d_weights, *d_others]
+
+
+def _factors(loop: Loop, arrays: Arrays, hs: Sequence[Array], product: Array | None) -> list[Array]:
+    """The factors v [T, *batch, H] of all products, for all steps at once."""
+    plan = loop.plan
+    timed, shared = split_others(plan, arrays.others)
+
+    def factors(carry, product, timed):
+        z, h = plan.z(product, join_others(plan, timed, shared)), plan.carry_tree.unflatten(carry)
+        us, vs = (), []
+        for stage, w in zip(plan.gated.stages, arrays.weights, strict=True):
+            v = stage(h, z, us)
+            us, vs = (*us, matmul(v, w)), [*vs, v]
+        return vs
+
+    before = [jnp.concatenate([leaf[None], h[:-1]]) for leaf, h in zip(arrays.carry, hs, strict=True)]
+    return jax.vmap(factors)(before, product, timed)

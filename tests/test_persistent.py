@@ -1,0 +1,210 @@
+"""The method `persistent`: its kernels, interpreted here, and lowered for the platforms that run them."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import seqjax
+from seqjax import cells, normalization, unroll
+from seqjax.solvers.persistent import kernel, persistent, tiling
+from tests.agree import check_methods, close, compiled, values_and_gradients
+from tests.cell_list import MODELS, D, H, Model, draw, masked
+
+CUDA, TPU = (partial(persistent, interpret=platform) for platform in ("cuda", "tpu"))
+CALLS = {"cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}
+# One stage, two, none; several leaves of a carry; peepholes, masks, resets, residuals, noise that has a gradient.
+NAMES = ["rnn", "lstm", "gru_reset_before", "peephole_lstm", "ind_rnn", "slstm", "everything", "per_step_dropout"]
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    """Blocks of 16 sequences and 3 steps, of which the last are not full."""
+    monkeypatch.setattr(kernel, "for_tpu", lambda *args: tiling.for_tpu(*args)._replace(rows=16, steps=3))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_carry_passes_from_block_to_block(x64, blocks, name):
+    check_methods(draw(MODELS[name], batch=(17,)), {"tpu": TPU})
+
+
+@pytest.mark.parametrize("method", [CUDA, TPU], ids=["cuda", "tpu"])
+@pytest.mark.parametrize("batch", [(), (2, 9)], ids=str)
+def test_any_batch_axes_and_masks_with_holes(x64, method, batch):
+    holes = jax.random.bernoulli(jax.random.key(3), 0.6, (7, *batch))
+    check_methods(draw(MODELS["gru_reset_before"], batch=batch), {"it": method}, holes)
+
+
+@pytest.mark.parametrize("method", [CUDA, TPU], ids=["cuda", "tpu"])
+def test_what_arithmetic_makes_of_the_padding_stays_there(x64, method):
+    """The slots of 5 units are padded to 16 or 128 with 0, and 0 / 0 is NaN."""
+    cell = cells.rnn(H, lambda a: jnp.tanh(a) + 0.1 * a / a)
+    check_methods(draw(Model(cell)), {"it": method})
+
+
+@pytest.mark.parametrize("method", [CUDA, TPU], ids=["cuda", "tpu"])
+def test_lanes_have_weights_of_their_own(x64, method):
+    drawn = [draw(MODELS["lstm"], steps=4, seed=seed)[1:] for seed in range(3)]
+    run = partial(values_and_gradients, MODELS["lstm"].cell, method)
+    lanes = compiled(jax.vmap(run))(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn))
+    for i, one in enumerate(drawn):
+        close(jax.tree.map(lambda leaf, i=i: leaf[i], lanes), compiled(run)(*one))
+
+
+def test_bfloat16_sums_in_float32():
+    cell = cells.lstm(20, dtype=jnp.bfloat16)
+    params = cell.init(jax.random.key(0), D)
+    xs = jax.random.normal(jax.random.key(1), (9, 17, D), jnp.bfloat16)
+    carry = cell.initial_carry(params, (17,))
+    got, expected = (compiled(partial(values_and_gradients, cell, m))(params, carry, xs) for m in (CUDA, "scan"))
+    assert got[0][1].dtype == jnp.float32
+    close(got[0], expected[0], 1e-5)  # the same products of the same bfloat16 numbers
+    close(jax.tree.map(jnp.float32, got[1]), jax.tree.map(jnp.float32, expected[1]), 2e-2)
+
+
+@pytest.mark.parametrize("name", ["float16", "float32"])
+def test_other_dtypes(name):
+    dtype = jnp.dtype(name)
+    cell = cells.gru(6, dtype=dtype)
+    params = cell.init(jax.random.key(0), D)
+    xs = jax.random.normal(jax.random.key(1), (9, 3, D), dtype)
+    got, expected = (compiled(partial(unroll, cell, method=m))(params, None, xs) for m in (CUDA, "scan"))
+    close(got, expected, 1e-5)
+
+
+def lowered(platform, cell, method="persistent", *, dtype=jnp.float32, gradient=True):
+    """The program of a gradient, lowered for a platform that this machine need not have."""
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), D))
+    xs = jax.ShapeDtypeStruct((11, 5, D), dtype)
+
+    def loss(params, xs):
+        return jnp.square(unroll(cell, params, None, xs, method=method)[1]).sum()
+
+    run = jax.jit(jax.grad(loss) if gradient else loss)
+    return run.trace(params, xs).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("platform", CALLS)
+@pytest.mark.parametrize("cell", [cells.lstm(16), cells.gru_reset_before(40), cells.rnn(100)], ids=str)
+def test_a_loop_is_one_kernel(platform, cell):
+    for gradient in (False, True):
+        text = lowered(platform, cell, gradient=gradient)
+        assert "stablehlo.while" not in text
+        assert text.count(f"custom_call @{CALLS[platform]}") == 1 + gradient
+
+
+@pytest.mark.parametrize("platform", ["cpu", "rocm"])
+def test_other_platforms_run_a_loop_of_jax(platform):
+    text = lowered(platform, cells.lstm(16))
+    assert "stablehlo.while" in text
+    assert "triton" not in text
+
+
+def test_the_precision_of_products_is_that_of_the_caller():
+    default = lowered("cuda", cells.lstm(16))
+    with jax.default_matmul_precision("highest"):
+        assert lowered("cuda", cells.lstm(16)) != default
+
+
+@pytest.mark.parametrize("platform", CALLS)
+def test_auto_chooses_by_the_platform_of_the_program(platform):
+    assert CALLS[platform] in lowered(platform, cells.gru(16), "auto")
+    assert CALLS[platform] not in lowered(platform, cells.gru(256), "auto")
+    assert "seqjax_forward" not in lowered(platform, cells.gru(256), "auto")
+
+
+@pytest.mark.parametrize("platform", CALLS)
+def test_steps_that_are_more_than_elementwise_run_one_per_turn_of_the_loop(platform):
+    """With 8 of them, XLA took two minutes for a layer-normalized LSTM."""
+    for units in (16, 256):
+        cell = normalization.layer_norm(cells.gru(units))
+        params = jax.eval_shape(lambda cell=cell: cell.init(jax.random.key(0), D))
+        [one] = seqjax.explain(cell, params, jax.ShapeDtypeStruct((9, 2, D), jnp.float32), platforms=[platform])
+        assert one.method == "fused"
+        assert "the primitive" in one.others["persistent"]
+
+
+def test_each_device_of_a_shard_map_runs_the_kernel_and_divided_arrays_are_left_to_xla():
+    cell = cells.lstm(16)
+    params = cell.init(jax.random.key(0), D)
+    xs = jnp.ones((5, 8, D))
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+
+    def loss(params, xs):
+        return jnp.square(unroll(cell, params, None, xs, method="persistent")[1]).sum()
+
+    def text(run, *args):
+        return jax.jit(run).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+
+    reduced = lambda *args: jax.lax.psum(loss(*args), "data")  # noqa: E731
+    mapped = jax.shard_map(reduced, mesh=mesh, in_specs=(P(), P(None, "data")), out_specs=P())
+    assert "triton" in text(jax.grad(mapped), params, xs)
+    divided = jax.device_put(xs, jax.NamedSharding(mesh, P(None, "data")))
+    assert "triton" not in text(jax.grad(loss), params, divided)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (normalization.layer_norm(cells.gru(4)), 'no kernel for these gates: the primitive .*; use "fused"'),
+        (cells.min_gru(4), "needs a cell with the `gated` hint"),
+        (cells.projected_lstm(4, 2), 'no kernel for these gates: the primitive dot_general; use "fused"'),
+    ],
+    ids=["layer_norm", "min_gru", "projected_lstm"],
+)
+def test_what_is_not_elementwise_is_refused_with_the_cure(cell, message):
+    params = cell.init(jax.random.key(0), 3)
+    with pytest.raises(ValueError, match=message):
+        unroll(cell, params, None, jnp.ones((5, 2, 3)), method="persistent")
+
+
+def test_a_kernel_that_the_platform_cannot_compile_is_named_once(monkeypatch):
+    """`auto` runs the loop of JAX then, and the method by name raises."""
+    monkeypatch.setattr("seqjax.solvers.gated_loop.call._warned", set())
+    cell = cells.rnn(4, jax.lax.erfc)  # not known to Triton
+    with pytest.warns(RuntimeWarning, match='method "persistent" is left out: .*erfc'):
+        assert "stablehlo.while" in lowered("cuda", cell, "auto")
+    with pytest.raises(NotImplementedError, match="erfc"):
+        lowered("cuda", cell)
+
+
+def test_blocks_of_a_tpu_fit_into_its_memory():
+    def sizes(units, batch, steps):
+        cell = cells.lstm(units)
+        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), D))
+        found = []
+
+        def recorded(*args):
+            found.append(tiling.for_tpu(*args))
+            return found[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernel, "for_tpu", recorded)
+            xs = jax.ShapeDtypeStruct((steps, batch, D), jnp.float32)
+            jax.jit(partial(unroll, cell, method="persistent")).trace(params, None, xs).lower(
+                lowering_platforms=("tpu",)
+            )
+        return found[0]
+
+    small, large, long = sizes(16, 3, 7), sizes(256, 500, 7), sizes(128, 128, 10_000)
+    assert (small.rows, small.width, small.steps) == (16, 128, 7)
+    assert (large.rows, large.width) == (32, 256)
+    assert large.steps < 7
+    assert long.rows * long.width * long.steps * 4 < tiling.VMEM
+    with pytest.raises(ValueError, match=r"weights of 1024 units do not fit into the memory of a TPU core"):
+        sizes(1024, 16, 7)
+
+
+def test_more_units_than_a_gpu_takes_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"takes at most 128 units on a GPU, got 200: use partial\(fused, unroll=8\)"):
+        lowered("cuda", cells.lstm(200))
+
+
+def test_a_mask_keeps_the_carry(x64):
+    drawn = draw(masked(MODELS["lstm"]), batch=(3,))
+    check_methods(drawn, {"cuda": CUDA, "tpu": TPU})
+    assert np.isfinite(jax.tree.leaves(drawn.params)[0]).all()
