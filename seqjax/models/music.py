@@ -89,13 +89,18 @@ class Nade(nnx.Module):
         self.read = nnx.Param(glorot_uniform()(rngs.params(), (keys, hidden), jnp.float32))
         self.write = nnx.Param(glorot_uniform()(rngs.params(), (keys, hidden), jnp.float32))
 
+    def _weights(self) -> tuple[Array, Array]:
+        """V [K, H] and W [K, H], in the dtype of the sums that they are added up in."""
+        read, write = self.read[...], self.write[...]
+        return read.astype(carry_dtype(read.dtype)), write.astype(carry_dtype(write.dtype))
+
     def logits(self, context: Array, keys: Array) -> Array:
         """Context [..., C] and the chord [..., K] to logits [..., K]; logit k depends only on the keys below k."""
-        write = self.write[...]
-        written = jnp.einsum("...k,kh->...kh", keys, write.astype(carry_dtype(write.dtype)))
+        read, write = self._weights()
+        written = jnp.einsum("...k,kh->...kh", keys, write)
         before = jnp.cumsum(written, -2) - written
         hidden = jax.nn.sigmoid(jnp.expand_dims(self.first(context), -2) + before)
-        return self.bias(context) + jnp.einsum("...kh,kh->...k", hidden, self.read[...])
+        return self.bias(context) + jnp.einsum("...kh,kh->...k", hidden, read)
 
     def sample(self, context: Array, key: Key, temperature: Array | float = 1.0) -> Array:
         """Context [..., C] to a chord sampled from the lowest key up, float32 [..., K] of 0 and 1."""
@@ -106,7 +111,7 @@ class Nade(nnx.Module):
             return a + jnp.expand_dims(drawn, -1) * jnp.broadcast_to(write, a.shape), drawn
 
         bias = jnp.moveaxis(self.bias(context), -1, 0)
-        per_key = bias, self.read[...], self.write[...], jax.random.split(key, len(bias))
+        per_key = bias, *self._weights(), jax.random.split(key, len(bias))
         _, drawn = jax.lax.scan(one, self.first(context), per_key)
         return jnp.moveaxis(drawn, 0, -1)
 
