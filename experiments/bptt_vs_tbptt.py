@@ -40,6 +40,7 @@ from experiments.shared import tasks
 from seqjax import cells, decoding, gradients, initializers
 from seqjax.arrays import Array, Params, Tree
 from seqjax.core import Cell
+from seqjax.data.text import UNKNOWN_TOKEN
 from seqjax.diagnostics import alignment
 from seqjax.gradients import Estimator
 from seqjax.train import Program, State, initial_state
@@ -237,7 +238,7 @@ def build(config: SimpleNamespace) -> Experiment:
 
 def _sample(cell: Cell, params: Params, vocabulary: Any, key: Array, count: int) -> str:
     """Text that the model continues from a line break (the unknown character is never chosen)."""
-    choose = partial(decoding.choose, exclude=(0,))
+    choose = partial(decoding.choose, exclude=[UNKNOWN_TOKEN])
     start = jnp.asarray(vocabulary.encode("\n"))
     run = jax.jit(lambda params: generate(cell, params, cell.initial_carry(params, (1,)), start, count, key, choose))
     return vocabulary.decode(run(params)[1][:, 0])

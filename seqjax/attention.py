@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from seqjax.arrays import Array, Carry, Key, Params, carry_dtype, dense, like
 from seqjax.cells.building import check_size
@@ -40,7 +41,7 @@ class Score(NamedTuple):
       scores: `(params, query [..., Q], keys [..., S, A]) -> [..., S]`.
     """
 
-    init: Callable[[Key, int, int, jnp.dtype], Params]
+    init: Callable[[Key, int, int, DTypeLike], Params]
     keys: Callable[[Params, Array], Array]
     scores: Callable[[Params, Array, Array], Array]
 

@@ -2,7 +2,8 @@
 
 The model is a function `step(carry, tokens int [B]) -> (carry, logits [B, V])`. Every leaf of its carry has the leading
 axis B. It may close over what is constant over a sequence, such as the memory of an encoder [B, S, M]. For a cell,
-`seqjax.generate` does the same with `partial(choose, ...)`, also for outputs that are not tokens.
+`seqjax.generate` does the same with `partial(choose, ...)`, also for outputs that are not tokens; both are the loop
+`autoregress`.
 
     carry, tokens = decoding.sample(step, carry, first, 100, key, temperature=0.8, top_p=0.95)
     tokens, scores = decoding.beam(step, carry, first, 30, width=5, stop=2, length_penalty=0.6)
@@ -16,9 +17,9 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.arrays import Array, Carry, Key, carry_dtype
+from seqjax.arrays import Array, Carry, Key, Tree, carry_dtype
 
-__all__ = ["beam", "choose", "greedy", "sample"]
+__all__ = ["autoregress", "beam", "choose", "greedy", "sample"]
 
 Step = Callable[[Carry, Array], tuple[Carry, Array]]
 
@@ -115,6 +116,45 @@ def _relative(logits: Array) -> Array:
     return jnp.where((logits == highest) & (logits > -jnp.inf), 0, logits - jnp.where(highest > -jnp.inf, highest, 0))
 
 
+def autoregress(
+    step: Callable[[Carry, Tree], tuple[Carry, Tree]],
+    carry: Carry,
+    x: Tree,
+    length: int,
+    key: Key,
+    choose: Callable[[Key, Tree], Tree],
+) -> tuple[Carry, Tree]:
+    """Feed a step function with what is chosen from its outputs.
+
+        carry, y = step(carry, x);  x = choose(fold_in(key, t), y)
+
+    Args:
+      step: `(carry, x) -> (carry, y)`.
+      carry: before the first step.
+      x: the first input.
+      length: the number of inputs to choose, T.
+      key: PRNG key; that of step t is `jax.random.fold_in(key, t)`, so a longer sequence begins with the shorter one.
+      choose: `(key, y) -> x`, with the shapes and dtypes of the first input.
+
+    Returns:
+      The last carry, and the chosen inputs [T, ...].
+
+    Example:
+      >>> double = lambda carry, x: (carry + 1, 2 * x)
+      >>> carry, xs = autoregress(double, 0, 1, 4, jax.random.key(0), lambda key, y: y)
+      >>> int(carry), xs.tolist()
+      (4, [2, 4, 8, 16])
+    """
+
+    def body(state, t):
+        carry, y = step(*state)
+        x = choose(jax.random.fold_in(key, t), y)
+        return (carry, x), x
+
+    (carry, _), xs = jax.lax.scan(body, (carry, x), jnp.arange(length, dtype=jnp.int32))
+    return carry, xs
+
+
 def sample(
     step: Step,
     carry: Carry,
@@ -151,20 +191,21 @@ def sample(
       ValueError: as `choose`.
     """
 
-    options: Any = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "exclude": exclude}
-
-    def body(state, t):
-        carry, token, stopped = state
+    def one(carry, x):
+        token, stopped = x
         carry, logits = step(carry, token)
-        drawn = choose(jax.random.fold_in(key, t), logits, **options)
+        return carry, (logits, stopped)
+
+    def draw(key, y):
+        logits, stopped = y
+        token = choose(key, logits, temperature=temperature, top_k=top_k, top_p=top_p, exclude=exclude)
         if stop is not None:
-            drawn = jnp.where(stopped, jnp.int32(stop), drawn)
-            stopped |= drawn == stop
-        return (carry, drawn, stopped), drawn
+            token = jnp.where(stopped, jnp.int32(stop), token)
+            stopped |= token == stop
+        return token, stopped
 
     first = jnp.asarray(first, jnp.int32)
-    state = carry, first, jnp.zeros(first.shape, bool)
-    (carry, _, _), tokens = jax.lax.scan(body, state, jnp.arange(length, dtype=jnp.int32))
+    carry, (tokens, _) = autoregress(one, carry, (first, jnp.zeros(first.shape, bool)), length, key, draw)
     return carry, tokens
 
 

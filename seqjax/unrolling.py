@@ -13,6 +13,7 @@ from jax.extend.core import concrete_or_error
 
 from seqjax.arrays import Array, Carry, Key, Params, Tree, as_arrays, check_indices, from_numpy
 from seqjax.core import Cell, batch_shape, features, mismatch, split_const, with_stepped, without_stepped
+from seqjax.decoding import autoregress
 from seqjax.identity import Value
 from seqjax.solvers.dispatch import Solver, solve
 from seqjax.wrappers import masked
@@ -255,7 +256,7 @@ def generate(
 ) -> tuple[Carry, Tree]:
     """Generate autoregressively: each output, after a choice, is the next input.
 
-        carry, y = cell.step(params, carry, x);  x = choose(key_t, y)
+        carry, y = cell.step(params, carry, x);  x = choose(fold_in(key, t), y)
 
     Args:
       cell: the cell.
@@ -263,7 +264,7 @@ def generate(
       carry: the carry before the first step, such as `unroll` returns.
       x: first input, [B] or [B, D].
       steps: how many inputs to choose.
-      key: PRNG key, split over the steps.
+      key: PRNG key; that of step t is `jax.random.fold_in(key, t)`.
       choose: `(key, y) -> x`; for tokens `decoding.choose`, or a `partial` of it with options.
 
     Returns:
@@ -283,13 +284,5 @@ def generate(
 
     given = carry
     carry = _entered(cell, params, given, jax.tree.map(lambda leaf: leaf[None], x))
-    kept = carry is given
-
-    def body(state, key):
-        carry, x = state
-        carry, y = cell.step(params, carry, x)
-        x = choose(key, y)
-        return (carry, x), x
-
-    (carry, _), xs = jax.lax.scan(body, (carry, x), jax.random.split(key, steps))
-    return carry if kept else without_stepped(carry), xs
+    last, xs = autoregress(partial(cell.step, params), carry, x, steps, key, choose)
+    return last if carry is given else without_stepped(last), xs

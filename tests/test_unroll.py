@@ -194,7 +194,7 @@ def test_generate_feeds_back_what_it_chose():
     # What was said, read as inputs, leads to the same carry and to logits that choose the same.
     end, logits = unroll(cell, params, carry, jnp.concatenate([first[None], said[:-1]]), method="scan")
     close(last, end, 1e-5)
-    again = jax.vmap(choose)(jax.random.split(key, 20), logits)
+    again = jax.vmap(lambda t, y: choose(jax.random.fold_in(key, t), y))(jnp.arange(20), logits)
     np.testing.assert_array_equal(said, again)
     other = generate(cell, params, carry, first, 20, jax.random.key(6), choose)[1]
     assert np.any(said != other)

@@ -23,7 +23,7 @@ from experiments.demos import command
 from experiments.shared import corpora, reading
 from seqjax import decoding
 from seqjax.arrays import Array, Carry, Key, Params
-from seqjax.data import words
+from seqjax.data import text, words
 from seqjax.train import Run
 
 __all__ = ["Primed", "encode", "main", "pieces", "read_prompt", "search", "stream"]
@@ -37,6 +37,8 @@ flags.DEFINE_integer("top_k", None, "Sample from this many of the likeliest toke
 flags.DEFINE_float("top_p", None, "Sample from the likeliest tokens of this total probability.", flag_values=FLAGS)
 flags.DEFINE_integer("beam", 0, "Width of a beam search; 0: sample.", lower_bound=0, flag_values=FLAGS)
 flags.register_validator("top_p", lambda p: p is None or 0 < p <= 1, "a probability in (0, 1]", flag_values=FLAGS)
+
+_EXCLUDED = [text.UNKNOWN_TOKEN]
 
 
 class Primed(NamedTuple):
@@ -70,7 +72,7 @@ def read_prompt(run: Run, prompt: str) -> Primed:
     carry = model.start(numbers, params, 1)
     if len(tokens) > 1:
         carry, _, _ = jax.jit(lambda params, xs: model.of(numbers, params, None)(xs, carry))(params, tokens[:-1, None])
-    return Primed(vocabulary, partial(reading.speaker, model, numbers), params, carry, tokens[-1:])
+    return Primed(vocabulary, partial(reading.stepper, model, numbers), params, carry, tokens[-1:])
 
 
 def encode(vocabulary: corpora.Vocabulary, prompt: str) -> np.ndarray:
@@ -93,7 +95,7 @@ def stream(primed: Primed, length: int, key: Key, **options: Any) -> Iterator[in
     @jax.jit
     def draw(params, carry, token, t):
         carry, logits = primed.stepper(params)(carry, token)
-        return carry, decoding.choose(jax.random.fold_in(key, t), logits, **options)
+        return carry, decoding.choose(jax.random.fold_in(key, t), logits, exclude=_EXCLUDED, **options)
 
     carry, token = primed.carry, primed.last
     for t in range(length):
@@ -112,7 +114,7 @@ def search(primed: Primed, length: int, width: int) -> tuple[np.ndarray, np.ndar
     """The likeliest continuations that a beam search finds, int32 [T, K], and their log probabilities [K]."""
 
     def run(params, carry, last):
-        return decoding.beam(primed.stepper(params), carry, last, length, width=width)
+        return decoding.beam(primed.stepper(params), carry, last, length, width=width, exclude=_EXCLUDED)
 
     tokens, scores = jax.jit(run)(primed.params, primed.carry, primed.last)
     return np.asarray(tokens[:, 0]), np.asarray(scores[0])

@@ -153,13 +153,13 @@ def read_and_learn(
     return jax.lax.scan(window, (params, model.start(hparams, params, windows.xs.shape[2])), windows)[1]
 
 
-def speaker(model: Network, hparams: Any, params: Params) -> decoding.Step:
-    """The network as `decoding` wants it; it never outputs the unknown token."""
+def stepper(model: Network, hparams: Any, params: Params) -> decoding.Step:
+    """One step of the network, as `decoding` takes it. `text.UNKNOWN_TOKEN` is to be excluded there."""
     module = model.of(hparams, params, None)
 
     def step(carry, tokens):
         carry, _, logits = module(jnp.expand_dims(tokens, 0), carry)
-        return carry, logits[0].at[..., 0].set(-jnp.inf)
+        return carry, logits[0]
 
     return step
 
@@ -176,8 +176,8 @@ def keep(
     write_atomic(run.directory / "vocabulary.json", vocabulary.to_json())
 
     def draw(params, first, key):
-        carry = model.start(hparams, params, 1)
-        return decoding.sample(speaker(model, hparams, params), carry, first, config.sample, key)[1]
+        step, carry = stepper(model, hparams, params), model.start(hparams, params, 1)
+        return decoding.sample(step, carry, first, config.sample, key, exclude=[text.UNKNOWN_TOKEN])[1]
 
     tokens = jax.jit(draw)(params, vocabulary.encode("\n")[:1], jax.random.key(hparams["seed"]))
     write_atomic(run.directory / "sample.txt", vocabulary.decode(tokens[:, 0]) + "\n")

@@ -5,11 +5,11 @@ Docstrings show one step as in `gated.py`, with the carry h [B, H].
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
+from jax.typing import DTypeLike
 
 from seqjax.arrays import Array, Tree, carry_dtype, like
 from seqjax.cells.building import check_positive, check_size, gated_cell, initial_params, one_product, project_dense
@@ -19,7 +19,7 @@ from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, orthogonal, per_gate
 
 
-def _timed(cell: str, x: Tree, hidden: int, dtype: Any) -> tuple[Array, Array]:
+def _timed(cell: str, x: Tree, hidden: int, dtype: DTypeLike) -> tuple[Array, Array]:
     """The features [..., D], and for each unit [..., H] the time since the step before, which is 1 where none is given.
 
     (Gates that see one number per sequence have a gradient for it that sums over the units: no work for `native`.)
@@ -48,7 +48,7 @@ def ltc(
     a: Initializer = jax.nn.initializers.normal(1.0),
     log_tau: Initializer = jax.nn.initializers.uniform(3.0),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Liquid time-constant network (Hasani et al. 2021, arXiv 2006.04439)::
 
@@ -118,7 +118,7 @@ def cfc(
     w_h: Initializer = orthogonal(),
     w_o: Initializer = glorot_uniform(),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Closed-form continuous-time network (Hasani et al. 2022, arXiv 2106.13898)::
 
@@ -183,7 +183,7 @@ def ct_rnn(
     w_h: Initializer = orthogonal(),
     log_tau: Initializer = jax.nn.initializers.uniform(3.0),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Continuous-time network with a time constant a unit, by Euler steps (Funahashi & Nakamura 1993)::
 

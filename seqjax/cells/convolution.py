@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from seqjax.arrays import Array, carry_dtype, check_features, like, operand_dtype
 from seqjax.cells.building import LSTMCarry, as_size, check_size, lstm_gates
@@ -71,7 +72,7 @@ def conv_lstm(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(forget=1.0),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Convolutional LSTM (Shi et al. 2015, arXiv 1506.04214)::
 

@@ -4,11 +4,10 @@ Each docstring shows one step as the code of a slow loop: x [B, D], carry [B, H]
 `split(u, n)` cuts the last axis into n equal parts. The tests run that code.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
+from jax.typing import DTypeLike
 
 from seqjax.arrays import like
 from seqjax.cells.building import (
@@ -34,7 +33,7 @@ def lstm(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(forget=1.0),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Long short-term memory (Hochreiter & Schmidhuber 1997) with forget gate (Gers, Schmidhuber & Cummins 2000)::
 
@@ -78,7 +77,7 @@ def peephole_lstm(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(forget=1.0),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """LSTM whose gates see the cell state (Gers & Schmidhuber 2000, "Recurrent nets that time and count")::
 
@@ -122,7 +121,7 @@ def gru(
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(),
     b_n: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Gated recurrent unit, reset after the product: the form of cuDNN, PyTorch and Keras::
 
@@ -185,7 +184,7 @@ def gru_reset_before(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Gated recurrent unit as published, reset before the product (Cho et al. 2014, arXiv 1406.1078)::
 

@@ -5,11 +5,12 @@ beside `sru`, but is not linear and has no such hint. Docstrings show one step a
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
+from jax.typing import DTypeLike
 
 from seqjax.arrays import Array, carry_dtype, check_features, dense, exportable, like
 from seqjax.cells.building import LSTMCarry, check_size, gated_cell, gated_hint, project_dense
@@ -19,7 +20,7 @@ from seqjax.identity import recorded
 from seqjax.initializers import BiasInitializer, Initializer, gate_bias, glorot_uniform, per_gate
 
 
-def _init(hidden: int, gates: tuple[str, ...], w_x: Initializer, b: BiasInitializer, dtype: Any) -> Callable:
+def _init(hidden: int, gates: tuple[str, ...], w_x: Initializer, b: BiasInitializer, dtype: DTypeLike) -> Callable:
     """The init of a cell with one input product: weights w_x [D, G*H] and b [G*H], of G gates."""
 
     def init(key, in_features):
@@ -37,7 +38,7 @@ def _linear(
     gates: tuple[str, ...],
     w_x: Initializer,
     b: BiasInitializer,
-    dtype: Any,
+    dtype: DTypeLike,
     keep_and_write: Callable[..., tuple[Array, Array]],
     readout: Callable[..., Array] = lambda h, *gates: h,
 ) -> Cell:
@@ -62,7 +63,7 @@ def min_gru(
     *,
     w_x: Initializer = glorot_uniform(),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Minimal GRU without dependence of the gates on the carry (Feng et al. 2024, arXiv 2410.01201)::
 
@@ -97,7 +98,7 @@ def min_lstm(
     *,
     w_x: Initializer = glorot_uniform(),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Minimal LSTM, its two gates normalized to the sum 1 (Feng et al. 2024, arXiv 2410.01201)::
 
@@ -126,7 +127,7 @@ def qrnn(
     *,
     w_x: Initializer = glorot_uniform(),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Quasi-recurrent network, fo-pooling (Bradbury et al. 2016, arXiv 1611.01576)::
 
@@ -202,7 +203,7 @@ def sru(
     *,
     w_x: Initializer = glorot_uniform(),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Simple recurrent unit, whose output is a highway around it (Lei et al. 2017, arXiv 1709.02755, first version)::
 
@@ -232,7 +233,7 @@ def peephole_sru(
     *,
     w_x: Initializer = glorot_uniform(),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Simple recurrent unit whose gates see the cell state (Lei et al. 2018, arXiv 1709.02755, last version)::
 

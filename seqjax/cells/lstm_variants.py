@@ -3,11 +3,10 @@
 Docstrings show one step as in `gated.py`, with the carry h and c.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
+from jax.typing import DTypeLike
 
 from seqjax.arrays import check_features, dense, like, matmul
 from seqjax.cells.building import (
@@ -37,7 +36,7 @@ def coupled_lstm(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(forget=1.0),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """LSTM that writes what it forgets, CIFG (Greff et al. 2015, arXiv 1503.04069)::
 
@@ -71,7 +70,7 @@ def projected_lstm(
     w_h: Initializer = orthogonal(),
     w_p: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(forget=1.0),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """LSTM with a recurrent projection, LSTMP (Sak, Senior & Beaufays 2014, arXiv 1402.1128)::
 
@@ -129,7 +128,7 @@ def layer_norm_lstm(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(forget=1.0),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """LSTM with layer normalization (Ba, Kiros & Hinton 2016, arXiv 1607.06450)::
 
@@ -179,7 +178,7 @@ def multiplicative_lstm(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(forget=1.0),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Multiplicative LSTM, mLSTM, whose recurrent weights depend on the input (Krause et al. 2016, arXiv 1609.07959)::
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
+from jax.typing import DTypeLike
 
 from seqjax.arrays import Array, Tree, carry_dtype, dense, exportable, like
 from seqjax.cells.building import as_size, largest
@@ -25,7 +26,7 @@ def _check_sizes(name: str, **sizes: Any) -> list[int]:
     return [as_size(size) for size in sizes.values()]
 
 
-def _initial(widths: dict[str, int], w: Initializer, dtype: Any, **biases: Callable) -> Callable:
+def _initial(widths: dict[str, int], w: Initializer, dtype: DTypeLike, **biases: Callable) -> Callable:
     """The init of weights [D, width] of these names, and of biases `key -> array`."""
 
     def init(key, in_features):
@@ -75,7 +76,7 @@ def gated_linear_attention(
     temperature: float = 16.0,
     w: Initializer = glorot_uniform(),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Gated linear attention (Yang et al. 2023, arXiv 2312.06635)::
 
@@ -140,7 +141,7 @@ def delta_net(
     values: int,
     *,
     w: Initializer = glorot_uniform(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """DeltaNet: what is stored under a key is corrected, not added to (Yang et al. 2024, arXiv 2406.06484)::
 
@@ -224,7 +225,7 @@ def mlstm(
     *,
     w: Initializer = glorot_uniform(),
     b: BiasInitializer = gate_bias(forget=3.0),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """LSTM with a matrix memory and an exponential input gate (Beck et al. 2024, arXiv 2405.04517)::
 

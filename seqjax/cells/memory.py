@@ -1,10 +1,11 @@
 """A network with a second, fast memory of its past outputs."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from seqjax.arrays import Array, exportable, like
 from seqjax.cells.building import check_size, gated_cell, initial_params, normalize, project_dense, zeros_carry
@@ -34,7 +35,7 @@ def fast_weights(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Recurrent network with fast weights (Ba et al. 2016, arXiv 1610.06258)::
 

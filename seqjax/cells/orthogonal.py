@@ -1,10 +1,10 @@
 """A network whose recurrent matrix is orthogonal for all values of its params."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from seqjax.arrays import Array, carry_dtype, check_features, like
 from seqjax.cells.building import check_size, gated_cell, initial_params
@@ -46,7 +46,7 @@ def exp_rnn(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = rotations(),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Network with an orthogonal recurrent matrix, expRNN (Lezcano-Casado & Martinez-Rubio 2019, arXiv 1901.08428)::
 

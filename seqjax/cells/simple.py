@@ -4,11 +4,11 @@ Docstrings show one step as in `gated.py`, with the carry h [B, H].
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
+from jax.typing import DTypeLike
 
 from seqjax.arrays import Array, carry_dtype, like
 from seqjax.cells.building import (
@@ -33,7 +33,7 @@ def rnn(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Simple recurrent network (Elman 1990)::
 
@@ -70,7 +70,7 @@ def ind_rnn(
     w_x: Initializer = glorot_uniform(),
     u: Initializer = jax.nn.initializers.uniform(1.0),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Independently recurrent network: each unit sees only its own past (Li et al. 2018, arXiv 1803.04831)::
 
@@ -121,7 +121,7 @@ def ugrnn(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Update gate network: a GRU without reset (Collins, Sohl-Dickstein & Sussillo 2016, arXiv 1611.09913)::
 
@@ -148,7 +148,7 @@ def mgu(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Minimal gated unit: one gate both resets and writes (Zhou et al. 2016, arXiv 1603.09420)::
 
@@ -186,7 +186,7 @@ def janet(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(forget=1.0),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """JANET, an LSTM with only a forget gate (van der Westhuizen & Lasenby 2018, arXiv 1804.04849)::
 
@@ -238,7 +238,7 @@ def antisymmetric_rnn(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Antisymmetric network: a stable differential equation, by Euler steps (Chang et al. 2019, arXiv 1902.09689)::
 

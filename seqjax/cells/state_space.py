@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import log_sigmoid, sigmoid
+from jax.typing import DTypeLike
 
 from seqjax.arrays import Array, Tree, carry_dtype, check_features, dense, like, matmul
 from seqjax.cells.building import check_divisor, check_size
@@ -62,7 +63,7 @@ def lru(
     r_min: float = 0.0,
     r_max: float = 1.0,
     max_phase: float = 2 * math.pi,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Linear recurrent unit (Orvieto et al. 2023, arXiv 2303.06349)::
 
@@ -132,7 +133,7 @@ def rg_lru(
     w_x: Initializer = glorot_uniform(),
     b: BiasInitializer = gate_bias(),
     c: float = 8.0,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """Real-gated linear recurrent unit (De et al. 2024, arXiv 2402.19427: Griffin)::
 
@@ -207,7 +208,7 @@ def _check_steps(cell: str, dt_min: float, dt_max: float) -> None:
         raise ValueError(f"{cell} needs 0 < dt_min <= dt_max, got {dt_min} and {dt_max}")
 
 
-def _draw_log_dt(key: Any, shape: tuple[int, ...], dtype: Any, dt_min: float, dt_max: float) -> Array:
+def _draw_log_dt(key: Any, shape: tuple[int, ...], dtype: DTypeLike, dt_min: float, dt_max: float) -> Array:
     return jax.random.uniform(key, shape, dtype, math.log(dt_min), math.log(dt_max))
 
 
@@ -230,7 +231,7 @@ def _s4d_affine(params: Tree, x: Array) -> tuple[Complex, Complex]:
 
 
 @recorded
-def s4d(states: int, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: Any = jnp.float32) -> Cell:
+def s4d(states: int, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: DTypeLike = jnp.float32) -> Cell:
     """Diagonal state space for each feature, S4D-LegS, zero-order hold (Gu et al. 2022, arXiv 2206.11893)::
 
         dt = exp(log_dt)[:, None]
@@ -297,7 +298,9 @@ def _s5_affine(params: Tree, z: tuple[Array, Array]) -> tuple[Complex, Complex]:
 
 
 @recorded
-def s5(hidden: int, blocks: int = 1, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: Any = jnp.float32) -> Cell:
+def s5(
+    hidden: int, blocks: int = 1, *, dt_min: float = 0.001, dt_max: float = 0.1, dtype: DTypeLike = jnp.float32
+) -> Cell:
     """Diagonal state space that mixes the features, S5, zero-order hold (Smith et al. 2023, arXiv 2208.04933)::
 
         A = -exp(log_decay) + 1j * frequency

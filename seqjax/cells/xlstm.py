@@ -1,11 +1,12 @@
 """The scalar cell of the xLSTM. (Its matrix cell: `matrix.mlstm`.)"""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
+from jax.typing import DTypeLike
 
 from seqjax.arrays import Array, carry_dtype, exportable
 from seqjax.cells.building import check_divisor, check_size, gated_cell, gated_hint
@@ -32,7 +33,7 @@ def slstm(
     w_x: Initializer = glorot_uniform(),
     w_h: Initializer = orthogonal(),
     b: BiasInitializer = gate_bias(forget=3.0),
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Cell:
     """LSTM with an exponential input gate and a normalizer (Beck et al. 2024, arXiv 2405.04517)::
 

@@ -17,6 +17,7 @@ from seqjax.data import archives, files
 
 __all__ = [
     "UNKNOWN",
+    "UNKNOWN_TOKEN",
     "Vocabulary",
     "check_tokens",
     "chunk",
@@ -32,6 +33,8 @@ Array = jax.Array
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 """The character that index 0 decodes to."""
+UNKNOWN_TOKEN = 0
+"""The index of every character, or word, that a vocabulary lacks."""
 
 
 def read(path: str | os.PathLike[str]) -> str:

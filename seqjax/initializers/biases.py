@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from seqjax.arrays import Array, Key
 from seqjax.draws import cast_last
 from seqjax.initializers.weights import Initializer
 
-BiasInitializer = Callable[[Key, tuple[str, ...], int, jnp.dtype], Array]
+BiasInitializer = Callable[[Key, tuple[str, ...], int, DTypeLike], Array]
 """An initializer of the biases of all gates: `(key, names of the gates, H, dtype) -> array [gates * H]`."""
 
 

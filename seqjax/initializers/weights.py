@@ -7,12 +7,13 @@ from typing import NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from seqjax.arrays import Array, Key, carry_dtype
 from seqjax.draws import cast_last
 from seqjax.identity import by_value
 
-Initializer = Callable[[Key, Sequence[int], jnp.dtype], Array]
+Initializer = Callable[[Key, Sequence[int], DTypeLike], Array]
 """An initializer of weights: `(key, shape [rows, H], dtype) -> array`."""
 
 _P = ParamSpec("_P")
@@ -247,7 +248,7 @@ class Jointly(NamedTuple):
 
     init: Initializer
 
-    def __call__(self, key: Key, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
+    def __call__(self, key: Key, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Array:
         """As `init`."""
         return self.init(key, shape, dtype)
 
@@ -268,7 +269,7 @@ def jointly(init: Initializer) -> Jointly:
     return Jointly(init)
 
 
-def per_gate(init: Initializer, key: Key, rows: int, gates: int, hidden: int, dtype: jnp.dtype) -> Array:
+def per_gate(init: Initializer, key: Key, rows: int, gates: int, hidden: int, dtype: DTypeLike) -> Array:
     """One `[rows, hidden]` block per gate, each drawn by `init` with a new key: `[rows, gates * hidden]`.
 
     If `init` is `jointly(...)`, one draw of the whole shape instead. Drawn in at least float32 and then cast: the

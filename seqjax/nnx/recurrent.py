@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from seqjax import core
 from seqjax.arrays import Array, Carry, Params, as_arrays
@@ -20,7 +21,7 @@ from seqjax.unrolling import mask_from_lengths, unroll
 class _Weighted(nnx.Module):
     """A cell and its params."""
 
-    def __init__(self, cell: Cell, in_features: int, params: Params | None, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, cell: Cell, in_features: int, params: Params | None, dtype: DTypeLike | None, rngs: nnx.Rngs):
         if params is None:
             params = cell.init(rngs.params(), in_features)
         elif problem := mismatch(cell, in_features, params):
@@ -59,7 +60,13 @@ class RNNCell(_Weighted):
     """
 
     def __init__(
-        self, cell: Cell, in_features: int, *, params: Params | None = None, dtype: Any = None, rngs: nnx.Rngs
+        self,
+        cell: Cell,
+        in_features: int,
+        *,
+        params: Params | None = None,
+        dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs,
     ):
         """Draw the weights; arguments and errors as in `Recurrent`."""
         super().__init__(cell, in_features, params, dtype, rngs)
@@ -96,7 +103,7 @@ class Recurrent(_Weighted, Noisy):
         *,
         rngs: nnx.Rngs,
         params: Params | None = None,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         regularizers: Sequence[Any] = (),
         weight_regularizers: Sequence[Any] = (),
         return_sequences: bool = True,
