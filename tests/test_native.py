@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import seqjax.nnx
 from seqjax import Const, cells, regularizers, unroll
 from seqjax.core import over_time
-from seqjax.solvers.gated_loop.plan import make_plan
+from seqjax.solvers.gated_loop.plan import make_plan, transposed_by_caller
 from seqjax.solvers.native import Unsupported, compiler, kernel
 from tests.agree import close, compiled, values_and_gradients
 from tests.cell_list import MODELS, draw
@@ -121,6 +123,55 @@ def test_float32_functions_are_accurate_everywhere_and_keep_infinity_and_nan(nam
     np.testing.assert_allclose(np.asarray(ys)[inside], expected[inside], rtol=4e-7, atol=1e-37)
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before"])
+@pytest.mark.parametrize("shape", [*ROWS.values(), *COLUMNS.values()], ids=[*ROWS, *COLUMNS])
+def test_a_loop_in_batch_major_memory_has_the_same_bits(name, shape):
+    cell = GATED[name](shape[-1])
+    given = inputs(cell, shape)
+    expected = outcome(cell, "native", *given)
+    with transposed_by_caller(True):
+        got = outcome(cell, "native", *given)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_a_loop_in_batch_major_memory_with_two_batch_axes_masks_and_lanes(x64):
+    cell, (params, carry, xs) = cells.lstm(20), inputs(cells.lstm(20), (6, 5, 3, 20), jnp.float64)
+    carry = jax.tree.map(lambda leaf: leaf.reshape(2, 3, -1), carry)
+    xs, mask = xs.reshape(5, 2, 3, 3), jnp.arange(30).reshape(5, 2, 3) % 4 != 1
+
+    def loss(method, params, xs):
+        (h, c), ys = unroll(cell, params, carry, xs, mask=mask, method=method)
+        return (h * c).sum() + jnp.sin(ys).sum()
+
+    def of_lanes(method):
+        return compiled(jax.vmap(jax.grad(partial(loss, method), (0, 1))))(lanes, xs_of_lanes)
+
+    lanes = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+    xs_of_lanes = jnp.stack([xs, -xs])
+    with transposed_by_caller(True):
+        got = of_lanes("native")
+    close(got, of_lanes("scan"), 1e-9)
+
+
+def test_batch_major_layers_need_no_more_memory_than_time_major_ones():
+    """Nothing is copied to transpose it, between the layers neither."""
+
+    def memory(time_major, xs):
+        layers = [seqjax.nnx.Recurrent(cells.gru(16), 16, time_major=time_major, rngs=nnx.Rngs(0)) for _ in range(2)]
+        graph, params, rest = nnx.split(layers, nnx.Param, ...)
+
+        def loss(params, xs, w):
+            for layer in nnx.merge(graph, params, rest):
+                xs = layer(xs)
+            return ((xs @ w) ** 2).sum()
+
+        program = jax.jit(jax.grad(loss)).lower(params, xs, jnp.ones((16, 2))).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    batch_major, time_major = memory(False, jnp.ones((40, 50, 16))), memory(True, jnp.ones((50, 40, 16)))
+    assert batch_major <= 1.02 * time_major
+
+
 def test_a_nan_stays_in_its_sequence():
     cell = cells.lstm(16)
     params, carry, xs = inputs(cell, (20, 6, 3, 16))
@@ -129,7 +180,11 @@ def test_a_nan_stays_in_its_sequence():
     assert not bool(jnp.isnan(jnp.delete(ys, 7, axis=1)).any())
 
 
-@pytest.mark.parametrize("shape", [ROWS["narrow"], COLUMNS["ragged"]], ids=["rows", "columns"])
+@pytest.mark.parametrize(
+    "shape",
+    [ROWS["narrow"], COLUMNS["ragged"], COLUMNS["one sequence"], (3, 11, 6, 40)],
+    ids=["rows", "columns", "one sequence", "three sequences"],
+)
 def test_the_same_bits_every_time_also_from_many_threads(shape):
     """No result may depend on how many threads are free, and no call may wait for a thread that another one holds."""
     cell = cells.lstm(shape[-1])

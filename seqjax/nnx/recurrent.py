@@ -15,6 +15,7 @@ from seqjax.identity import Value
 from seqjax.nnx.noise import Noisy, Regularizer, Rngs, active, as_regularizer
 from seqjax.regularizers import Sample
 from seqjax.solvers.dispatch import Solver
+from seqjax.solvers.gated_loop.plan import transposed_by_caller
 from seqjax.unrolling import mask_from_lengths, unroll
 
 
@@ -278,7 +279,8 @@ class Recurrent(_Weighted, Noisy):
         if not self.deterministic:
             for regularizer in active(self.weight_regularizers):
                 params = regularizer(self._key(rngs), params)
-        carry, ys = unroll(cell, params, carry, inputs, mask=mask, reverse=reverse, method=self.method)
+        with transposed_by_caller(time > 0):
+            carry, ys = unroll(cell, params, carry, inputs, mask=mask, reverse=reverse, method=self.method)
         if not self.return_sequences:
             ys = _processed_last(ys, mask, reverse)
         else:

@@ -1,6 +1,8 @@
 """The static part of one loop: the leaves of z for one sequence at one step, and the arithmetic on them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import product
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,6 +14,22 @@ from seqjax.hints import Gated
 from seqjax.solvers.gated_loop.slots import Functions, Other, Unsupported, trace
 
 Result = TypeVar("Result")
+
+_batch_major: ContextVar[bool] = ContextVar("batch_major", default=False)
+
+
+@contextmanager
+def transposed_by_caller(transposed: bool) -> Iterator[None]:
+    """Plan loops whose inputs and outputs [T, B, ...] the caller transposes from and to [B, T, ...].
+
+    A kernel that reads and writes them in the order of the caller's memory saves XLA the copies. The result is the
+    same.
+    """
+    token = _batch_major.set(transposed)
+    try:
+        yield
+    finally:
+        _batch_major.reset(token)
 
 
 class Arrays(NamedTuple):
@@ -51,6 +69,7 @@ class Plan(NamedTuple):
     ]  # for each, the possible (timed, batched, shape, dtype)
     dense: int | None  # the number of slots of the projection
     products: tuple[int, ...]  # those of each recurrent product
+    batch_major: bool = False  # whether inputs and carries [T, B, ...] lie in memory as [B, T, ...] where a kernel can
 
     def steps(self, arrays: Arrays) -> int:
         """The number of steps T."""
@@ -117,6 +136,7 @@ def make_plan(gated: Gated, weights: tuple[Array, ...], carry: Carry, zs: Tree) 
         others=tuple(options),
         dense=projection[1].shape[1] // units if projection else None,
         products=tuple(w.shape[1] // units for w in weights),
+        batch_major=_batch_major.get(),
     )
     return plan, Arrays(tuple(carries), projection, tuple(weights), tuple(others))
 

@@ -192,9 +192,7 @@ class _Writer:
         out = []
         for c, parts in enumerate(self.names[: len(self.leaves)]):
             for s, name in enumerate(parts):
-                out.append(
-                    f"const vec {name} = load(p.before({c}, t) + (row * {len(parts)} + {s}) * p.H + block * VL, n);"
-                )
+                out.append(f"const vec {name} = load(p.before({c}, t, row) + {s} * p.H + block * VL, n);")
         for i, place in enumerate(self.place):
             if i not in self.merged:
                 name = self.names[len(self.leaves) + i][0]
@@ -232,7 +230,7 @@ class _Writer:
                 if out:
                     stores.append(f"store({out}, {value});")
                 else:
-                    row = f"((t * p.B + row) * {len(parts)} + {s}) * p.H + block * VL"
+                    row = f"(p.place(t, row) * {len(parts)} + {s}) * p.H + block * VL"
                     stores.append(f"store(p.carry[{c}] + {row}, {value}, n);")
         return [f"{head}{f', real* {out}' if out else ''}) {{", *self._indent(self._loads() + body.lines + stores), "}"]
 
@@ -255,7 +253,7 @@ class _Writer:
                     continue
                 n = len(self.names[c])
                 loads.append(f"vec vd{c}_{s} = load(d[{c}] + (i * {n} + {s}) * p.ldv + block * VL);")
-                row = f"((t * p.B + row) * {n} + {s}) * p.H + block * VL"
+                row = f"(p.place(t, row) * {n} + {s}) * p.H + block * VL"
                 loads.append(f"if (p.d_carry[{c}]) vd{c}_{s} += load(p.d_carry[{c}] + {row}, n);")
             cotangents.append(parts)
         gradients = body.run(jaxpr.jaxpr, jaxpr.consts, [*self._inputs(), *cotangents])

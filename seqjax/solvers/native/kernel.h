@@ -34,18 +34,23 @@ constexpr long RATE = 50000;      // flop that one core does in a microsecond, r
 struct Problem {
   long T, B, D, H, blocks, ld, ldv;  // ld: from one row of `a` to the next; ldv: of a carry's gradient
   bool columns;                      // the partition: blocks of units, or rows
+  long step, row;                    // of inputs and carries: from one step, one sequence to the next
   const real *x, *w_x, *b, *w[STAGES], *start[CARRIES];
   const void* other[OTHERS + 1];
-  real *carry[CARRIES], *a;  // [T, B, .]; `a` is null if it is not kept
+  real *carry[CARRIES], *a;  // [T, B, .], the carries and x also [B, T, .]; `a` is null if it is not kept
   const real *d_last[CARRIES], *d_carry[CARRIES];
   real *d_start[CARRIES], *dx, *dw_x, *db, *dw[STAGES], *d_other[OTHERS + 1];
   long d_other_count[OTHERS + 1];
 
   int valid(long block) const { return static_cast<int>(std::min<long>(VL, H - block * VL)); }
-  // The leaf c of the carry before step t, [B, .].
-  const real* before(int c, long t) const {
-    return t ? carry[c] + (t - 1) * B * CARRY_WIDTH[c] * H : start[c];
+  long place(long t, long b) const { return t * step + b * row; }
+  const real* input(long t, long b) const { return x + place(t, b) * D; }
+  // The leaf c of the carry of sequence b before step t.
+  const real* before(int c, long t, long b) const {
+    return (t ? carry[c] + place(t - 1, b) * CARRY_WIDTH[c] * H : start[c] + b * CARRY_WIDTH[c] * H);
   }
+  // From one sequence to the next there.
+  long apart(long t) const { return t ? row : 1; }
   // An even number of parts of the batch, each of about PART_ROWS rows.
   int parts() const {
     long n = (B + PART_ROWS - 1) / PART_ROWS;

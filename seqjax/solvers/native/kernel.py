@@ -5,6 +5,7 @@ one elementwise pass, both generated for the given cell (`emit.py`), and what th
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -83,7 +84,9 @@ class Native(NamedTuple):
         steps, first = loop.plan.steps(arrays), arrays.carry[0]
         results = [jax.ShapeDtypeStruct((steps, *leaf.shape), first.dtype) for leaf in arrays.carry]
         kept = self.kept(loop, arrays) if keep else (0,)
-        return _ffi("forward", loop, [*results, jax.ShapeDtypeStruct(kept, first.dtype)], flat)
+        n = len(flat)
+        timed = (*self._inputs(arrays), *range(n, n + len(results)))
+        return _ffi("forward", loop, [*results, jax.ShapeDtypeStruct(kept, first.dtype)], flat, timed)
 
     def gradient(self, loop: Loop, platform: str, flat: tuple[Array, ...]) -> list[Array]:
         """The gradient of every array, empty where it is not wanted."""
@@ -93,14 +96,49 @@ class Native(NamedTuple):
         x = arrays.dense[:1] if loop.wanted.x else (nothing,) * len(arrays.dense[:1])
         others = [value if want else nothing for value, want in zip(arrays.others, loop.wanted.others, strict=True)]
         like = (*arrays.carry, *x, *arrays.dense[1:], *arrays.weights, *others)
-        return _ffi("backward", loop, [jax.ShapeDtypeStruct(leaf.shape, nothing.dtype) for leaf in like], flat)
+        results = [jax.ShapeDtypeStruct(leaf.shape, nothing.dtype) for leaf in like]
+        n, carries, inputs = loop.tree.num_leaves, len(arrays.carry), self._inputs(arrays)
+        cotangents = range(n + 2 * carries + 1, n + 3 * carries + 1)
+        timed = (*inputs, *range(n, n + carries), *cotangents, *(len(flat) + i for i in inputs))
+        return _ffi("backward", loop, results, flat, timed)
+
+    @staticmethod
+    def _inputs(arrays: Arrays) -> range:
+        """The place of x [T, B, D] among the arrays."""
+        return range(len(arrays.carry), len(arrays.carry) + len(arrays.dense[:1]))
 
 
-def _ffi(entry: str, loop: Loop, results: list[jax.ShapeDtypeStruct], flat: tuple[Array, ...]) -> list[Array]:
-    """Call an entry point of the compiled library."""
+def _ffi(
+    entry: str, loop: Loop, results: list[jax.ShapeDtypeStruct], flat: tuple[Array, ...], timed: Sequence[int]
+) -> list[Array]:
+    """Call an entry point of the compiled library.
+
+    Args:
+      entry: "forward" or "backward".
+      loop: the loop.
+      results: the types of the results.
+      flat: the arguments.
+      timed: the places, among arguments and results, of arrays [T, B, ...] that lie in memory as the plan has it. XLA
+        then needs no copy for the transpose of a caller whose arrays are [B, T, ...].
+    """
     name = f"seqjax_{entry}_{library(source(loop.plan, loop.wanted.others).code)}"
-    over_columns = np.bool_(columns(loop.unflatten(flat)[0]))
-    return list(jax.ffi.ffi_call(name, results, vmap_method="sequential")(*flat, columns=over_columns))
+    arrays, _ = loop.unflatten(flat)
+    batch = arrays.carry[0].ndim - 1
+    types = (*flat, *results)
+    layouts: list[tuple[int, ...] | None] = [None] * len(types)
+    if loop.plan.batch_major:
+        for i in timed:
+            if types[i].ndim > batch:  # not empty, in place of what is not wanted
+                layouts[i] = (*range(1, batch + 1), 0, *range(batch + 1, types[i].ndim))
+    call = jax.ffi.ffi_call(
+        name,
+        results,
+        input_layouts=layouts[: len(flat)],
+        output_layouts=layouts[len(flat) :],
+        vmap_method="sequential",
+    )
+    over_columns = np.bool_(columns(arrays))
+    return list(call(*flat, batch_major=np.bool_(loop.plan.batch_major), columns=over_columns))
 
 
 def columns(arrays: Arrays) -> bool:

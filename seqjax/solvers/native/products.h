@@ -82,7 +82,8 @@ struct Span {  // columns of the left factor that follow each other
 // C[r, dst] += A[r, :] B for R rows; B is a packed panel [K, N * VL].
 template <int R, int N>
 void tile(const real* A, long lda, const std::vector<Span>& spans, const real* B, real* C, long ldc, const long* dst) {
-  constexpr int U = R * N >= 8 ? 1 : 8 / (R * N);  // few rows: several sums side by side, to hide the latency
+  // Few rows: several sums side by side, to hide the latency. Not by N, which depends on how many threads are free.
+  constexpr int U = R * TILE_VECTORS >= 8 ? 1 : 8 / (R * TILE_VECTORS);
   vec sum[U][R][N];
   for (int r = 0; r < R; r++)
     for (int n = 0; n < N; n++) {

@@ -64,7 +64,13 @@ void project(const Problem& p, const Forward& w, const Region& r, long t, long s
       store(a + row * p.ld + place, load(w.bias + place));
     }
   });
-  if (DENSE) w.dense.multiply(p.x + (t * p.B + r.row0) * p.D, p.D, rows.rows(), a, p.ld);
+  if (!DENSE) return;
+  if (p.row == 1 || steps == 1) {
+    w.dense.multiply(p.input(t, r.row0), p.row * p.D, rows.rows(), a, p.ld);
+  } else {
+    for (long row = 0; row < p.B; row++)  // the steps of a sequence are contiguous
+      w.dense.multiply(p.input(t, row), p.D, steps, a + row * p.ld, p.B * p.ld);
+  }
 }
 
 // The recurrent products of a step, added to a. `a` and v[k] point to the first row of the region.
@@ -72,7 +78,7 @@ template <class Meet>
 void recur(const Problem& p, const Forward& w, const Region& r, long t, real* a, real* const* v, Meet meet) {
   for (int k = 0; k < STAGES; k++) {
     if (IDENTITY[k]) {
-      w.recurrent[k].multiply(p.before(0, t) + r.row0 * p.H, p.H, r.rows(), a, p.ld, t % 2);
+      w.recurrent[k].multiply(p.before(0, t, r.row0), p.apart(t) * p.H, r.rows(), a, p.ld, t % 2);
       continue;
     }
     elements(p, r, [&](long row, long block, auto n) {
@@ -165,7 +171,7 @@ struct Backward {
     std::fill_n(scratch, r.rows() * ld, real(0));
     dense.multiply(da, p.ld, r.rows(), scratch, ld);
     for (long row = 0; row < r.rows(); row++)
-      std::memcpy(p.dx + (t * p.B + r.row0 + row) * p.D + feature0, scratch + row * ld, features * sizeof(real));
+      std::memcpy(p.dx + p.place(t, r.row0 + row) * p.D + feature0, scratch + row * ld, features * sizeof(real));
   }
 };
 
@@ -235,10 +241,10 @@ void backward_loop(const Problem& p, const Region& r, const Forward* w, const Ba
       meet();
     }
     if (DENSE) b.features_of(p, r, t, now, scratch);
-    x.push_back({p.x + (t * p.B + r.row0) * p.D, p.D});
+    x.push_back({p.input(t, r.row0), p.row * p.D});
     da.push_back({now, p.ld});
     for (int k = 0; k < STAGES; k++)
-      v[k].push_back(IDENTITY[k] ? Rows{p.before(0, t) + r.row0 * p.H, p.H} : Rows{vs[k], p.ldv});
+      v[k].push_back(IDENTITY[k] ? Rows{p.before(0, t, r.row0), p.apart(t) * p.H} : Rows{vs[k], p.ldv});
     if (slot == 0) {
       if (DENSE) sums.dense->add(x, da, rows, scratch);
       for (int k = 0; k < STAGES; k++) {
@@ -336,7 +342,9 @@ XLA_FFI_Error* handle(XLA_FFI_CallFrame* frame, bool backward) {
       return nullptr;
     }
   Problem p{};
-  p.columns = *static_cast<bool*>(static_cast<XLA_FFI_Scalar*>(frame->attrs.attrs[0])->value);
+  auto attribute = [frame](int i) { return *static_cast<bool*>(static_cast<XLA_FFI_Scalar*>(frame->attrs.attrs[i])->value); };
+  bool batch_major = attribute(0);  // in alphabetical order
+  p.columns = attribute(1);
   Reader args(frame->args.args), rets(frame->rets.rets);
   for (int c = 0; c < CARRIES; c++) p.start[c] = args.data();
   if (DENSE) {
@@ -365,6 +373,8 @@ XLA_FFI_Error* handle(XLA_FFI_CallFrame* frame, bool backward) {
     p.H = carry.dims[carry.rank - 1];
     p.B = count(carry) / std::max(1L, p.T * p.H);
   }
+  p.step = batch_major ? 1 : p.B;
+  p.row = batch_major ? p.T : 1;
   p.a = carries.data();
   p.blocks = (p.H + VL - 1) / VL;
   // One line more than needed: rows at a power of two from each other would fall into the same lines of the cache.
