@@ -140,8 +140,9 @@ def autoregress(
       The last carry, and the chosen inputs [T, ...].
 
     Example:
+      >>> from seqjax import decoding
       >>> double = lambda carry, x: (carry + 1, 2 * x)
-      >>> carry, xs = autoregress(double, 0, 1, 4, jax.random.key(0), lambda key, y: y)
+      >>> carry, xs = decoding.autoregress(double, 0, 1, 4, jax.random.key(0), lambda key, y: y)
       >>> int(carry), xs.tolist()
       (4, [2, 4, 8, 16])
     """

@@ -12,7 +12,7 @@ QUICK = [
     *(("lower for a TPU", method) for method in ("native", "persistent", "associative")),
     *(("hessian", method) for method in ("fused", "newton")),
     ("grad of grad", "checkpointed, slots"),
-    *(("debug.print", method) for method in ("native", "fused")),
+    *(("debug.print", method) for method in ("native", "persistent", "fused")),
 ]
 ALL = [(transform, method) for transform in TRANSFORMS for method in METHODS]
 

@@ -411,9 +411,9 @@ MUTATIONS = [
     ),
     Mutation(
         "generate: one key for all steps",
-        "seqjax/unrolling.py",
-        "jax.lax.scan(body, (carry, x), jax.random.split(key, steps))",
-        "jax.lax.scan(body, (carry, x), jnp.stack([key] * steps))",
+        "seqjax/decoding.py",
+        "x = choose(jax.random.fold_in(key, t), y)",
+        "x = choose(key, y)",
         "tests/test_unroll.py::test_generate_feeds_back_what_it_chose",
     ),
     Mutation(
@@ -433,8 +433,8 @@ MUTATIONS = [
     Mutation(
         "native, C++: the carry before a step is that of two steps before",
         "seqjax/solvers/native/kernel.h",
-        "return t ? carry[c] + (t - 1) * B",
-        "return t > 1 ? carry[c] + (t - 2) * B",
+        "t ? carry[c] + place(t - 1, b)",
+        "t > 1 ? carry[c] + place(t - 2, b)",
         "tests/test_native.py::test_float32_is_within_1e_4_of_a_scan_in_float64[rnn-(33, 7, 3, 21)]",
     ),
     Mutation(

@@ -118,27 +118,25 @@ def _ffi(
       loop: the loop.
       results: the types of the results.
       flat: the arguments.
-      timed: the places, among arguments and results, of arrays [T, B, ...] that lie in memory as the plan has it. XLA
-        then needs no copy for the transpose of a caller whose arrays are [B, T, ...].
+      timed: the places, among arguments and results, of arrays [T, B, ...]. Where the caller transposes these from and
+        to [B, T, ...], they are transposed back here; XLA removes both, and nothing is copied.
     """
     name = f"seqjax_{entry}_{library(source(loop.plan, loop.wanted.others).code)}"
     arrays, _ = loop.unflatten(flat)
-    batch = arrays.carry[0].ndim - 1
-    types = (*flat, *results)
-    layouts: list[tuple[int, ...] | None] = [None] * len(types)
-    if loop.plan.batch_major:
-        for i in timed:
-            if types[i].ndim > batch:  # not empty, in place of what is not wanted
-                layouts[i] = (*range(1, batch + 1), 0, *range(batch + 1, types[i].ndim))
-    call = jax.ffi.ffi_call(
-        name,
-        results,
-        input_layouts=layouts[: len(flat)],
-        output_layouts=layouts[len(flat) :],
-        vmap_method="sequential",
-    )
-    over_columns = np.bool_(columns(arrays))
-    return list(call(*flat, batch_major=np.bool_(loop.plan.batch_major), columns=over_columns))
+    batch, batch_major = arrays.carry[0].ndim - 1, loop.plan.batch_major
+
+    def moved(i: int, value: Array, source: int, destination: int) -> Array:
+        there = batch_major and i in timed and value.ndim > batch  # else it is empty, in place of what is not wanted
+        return jnp.moveaxis(value, source, destination) if there else value
+
+    args = [moved(i, value, 0, batch) for i, value in enumerate(flat)]
+    types = [
+        jax.eval_shape(partial(moved, len(flat) + i, source=0, destination=batch), result)
+        for i, result in enumerate(results)
+    ]
+    call = jax.ffi.ffi_call(name, types, vmap_method="sequential")
+    out = call(*args, batch_major=np.bool_(batch_major), columns=np.bool_(columns(arrays)))
+    return [moved(len(flat) + i, value, batch, 0) for i, value in enumerate(out)]
 
 
 def columns(arrays: Arrays) -> bool:
@@ -154,4 +152,4 @@ def source(plan: Plan, wanted: tuple[bool, ...]) -> Source:
     try:
         return resolve(plan, wanted, partial(generate, dense=plan.dense or 0, products=plan.products))
     except Unsupported as error:
-        raise Unsupported(f'no C++ for these gates: {error}; use "scan"') from error
+        raise Unsupported(f'method "native" has no C++ for these gates: {error}; use "fused"') from error

@@ -368,7 +368,7 @@ XLA_FFI_Error* handle(XLA_FFI_CallFrame* frame, bool backward) {
   for (int c = 0; c < CARRIES; c++) {
     XLA_FFI_Buffer& carry = carries.next();
     p.carry[c] = static_cast<real*>(carry.data);
-    p.T = carry.dims[0];
+    p.T = carry.dims[batch_major ? carry.rank - 2 : 0];
     if (c > 0) continue;
     p.H = carry.dims[carry.rank - 1];
     p.B = count(carry) / std::max(1L, p.T * p.H);

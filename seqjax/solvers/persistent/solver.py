@@ -98,4 +98,4 @@ def arithmetic(plan: Plan, wanted: tuple[bool, ...]) -> Arithmetic:
     try:
         return resolve(plan, wanted, make)
     except Unsupported as error:
-        raise Unsupported(f'no kernel for these gates: {error}; use "fused"') from error
+        raise Unsupported(f'method "persistent" has no kernel for these gates: {error}; use "fused"') from error
