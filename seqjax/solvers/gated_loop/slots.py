@@ -83,8 +83,10 @@ class Slots:
             return [self._slice(eqn, ins[0])]
         if name == "split":
             return self._split(eqn, ins[0])
-        if name == "concatenate":
-            if len(shape) > 1 and params["dimension"] != 0:
+        if name == "unstack":  # this and stack: JAX 0.11 and later
+            return self._split(eqn, ins[0])
+        if name in ("concatenate", "stack"):
+            if len(shape) > 1 and params["dimension" if name == "concatenate" else "axis"] != 0:
                 raise Unsupported("a concatenation within rows")
             return [[part for parts in ins for part in parts]]
         if name == "pad":

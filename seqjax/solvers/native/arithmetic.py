@@ -39,7 +39,7 @@ _BINARY = {"add": "+", "add_any": "+", "sub": "-", "mul": "*", "div": "/"}
 _COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 _LOGIC = {"and": "&", "or": "|", "xor": "^"}
 _ELEMENTWISE = {*_UNARY, *_BINARY, *_COMPARE, *_LOGIC}
-_ELEMENTWISE |= {"neg", "not", "square", "integer_pow", "max", "min", "select_n", "convert_element_type"}
+_ELEMENTWISE |= {"neg", "not", "square", "one_minus_square", "integer_pow", "max", "min", "select_n", "convert_element_type"}
 
 
 def number(x: float) -> str:
@@ -136,6 +136,8 @@ class Body(Slots):
             return [self.unary("-{}", a) for a in ins[0]]
         if name == "not":
             return [self.line(f"{'~' if self.is_vector(a) else '!'}{text(a)}", self.is_vector(a)) for a in ins[0]]
+        if name == "one_minus_square":  # JAX 0.11 and later have this in the derivative of tanh
+            return [self.binary("mul", self.binary("add", 1.0, a), self.binary("sub", 1.0, a)) for a in ins[0]]
         if name in ("square", "integer_pow"):
             return [self._power(a, params.get("y", 2)) for a in ins[0]]
         if name in ("max", "min"):

@@ -13,7 +13,8 @@ from seqjax.solvers.gated_loop.slots import Functions, Other, Part, Parts, Slots
 _ELEMENTWISE = {
     *("exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "sqrt", "rsqrt", "cbrt", "erf", "erfc", "erf_inv"),
     *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh", "atan2"),
-    *("abs", "sign", "neg", "floor", "ceil", "round", "is_finite", "square", "integer_pow", "pow", "rem"),
+    *("abs", "sign", "neg", "floor", "ceil", "round", "is_finite", "square", "one_minus_square", "integer_pow", "pow"),
+    *("rem", "log2"),
     *("add", "add_any", "sub", "mul", "div", "max", "min", "clamp", "nextafter"),
     *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not", "select_n", "convert_element_type"),
 }
