@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 import seqjax
 from seqjax import cells, normalization, unroll
-from seqjax.solvers.persistent import kernel, persistent, tiling
+from seqjax.solvers.gated_loop.solver import supports
+from seqjax.solvers.persistent import mosaic, persistent, tiling
 from tests.agree import check_methods, close, compiled, values_and_gradients
 from tests.cell_list import MODELS, D, H, Model, draw, masked
 
@@ -22,13 +23,13 @@ NAMES = ["rnn", "lstm", "gru_reset_before", "peephole_lstm", "ind_rnn", "slstm",
 
 
 @pytest.fixture
-def blocks(monkeypatch):
+def small_blocks(monkeypatch):
     """Blocks of 16 sequences and 3 steps, of which the last are not full."""
-    monkeypatch.setattr(kernel, "for_tpu", lambda *args: tiling.for_tpu(*args)._replace(rows=16, steps=3))
+    monkeypatch.setattr(mosaic, "for_tpu", lambda *args: tiling.for_tpu(*args)._replace(rows=16, steps=3))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_carry_passes_from_block_to_block(x64, blocks, name):
+def test_the_carry_passes_from_block_to_block(x64, small_blocks, name):
     check_methods(draw(MODELS[name], batch=(17,)), {"tpu": TPU})
 
 
@@ -113,8 +114,8 @@ def test_the_precision_of_products_is_that_of_the_caller():
 @pytest.mark.parametrize("platform", CALLS)
 def test_auto_chooses_by_the_platform_of_the_program(platform):
     assert CALLS[platform] in lowered(platform, cells.gru(16), "auto")
-    assert CALLS[platform] not in lowered(platform, cells.gru(256), "auto")
-    assert "seqjax_forward" not in lowered(platform, cells.gru(256), "auto")
+    assert CALLS[platform] not in lowered(platform, cells.gru(2048), "auto")
+    assert "seqjax_forward" not in lowered(platform, cells.gru(2048), "auto")
 
 
 @pytest.mark.parametrize("platform", CALLS)
@@ -183,7 +184,7 @@ def test_blocks_of_a_tpu_fit_into_its_memory():
             return found[-1]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kernel, "for_tpu", recorded)
+            patch.setattr(mosaic, "for_tpu", recorded)
             xs = jax.ShapeDtypeStruct((steps, batch, D), jnp.float32)
             jax.jit(partial(unroll, cell, method="persistent")).trace(params, None, xs).lower(
                 lowering_platforms=("tpu",)
@@ -199,9 +200,44 @@ def test_blocks_of_a_tpu_fit_into_its_memory():
         sizes(1024, 16, 7)
 
 
-def test_more_units_than_a_gpu_takes_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"takes at most 128 units on a GPU, got 200: use partial\(fused, unroll=8\)"):
-        lowered("cuda", cells.lstm(200))
+def test_weights_that_do_not_fit_into_the_blocks_of_a_gpu_are_refused_with_the_cure():
+    message = r"no room for 1024 units on a GPU: .* 256 KiB per block, and 184 KiB fit; use partial\(fused, unroll=8\)"
+    with pytest.raises(ValueError, match=message):
+        lowered("cuda", cells.lstm(1024))
+    lowered("cuda", cells.lstm(700))
+    lowered("cuda", cells.lstm(1024, dtype=jnp.bfloat16), dtype=jnp.bfloat16)
+
+
+@pytest.mark.parametrize("platform", CALLS)
+def test_float64_has_no_kernel(x64, platform):
+    with pytest.raises(ValueError, match='no kernel for float64; use "fused"'):
+        lowered(platform, cells.lstm(16, dtype=jnp.float64), dtype=jnp.float64)
+    assert CALLS[platform] not in lowered(platform, cells.lstm(16, dtype=jnp.float64), "auto", dtype=jnp.float64)
+
+
+def blocks(cell, batch):
+    """How a cell is divided on a GPU."""
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), D))
+    found = []
+
+    def check(plan, wanted, arrays):
+        found.append(tiling.for_cuda(plan, arrays))
+
+    carry = jax.eval_shape(lambda params: cell.initial_carry(params, (batch,)), params)
+    assert not supports(check, cell, params, carry, jax.ShapeDtypeStruct((5, batch, D), params["w_x"].dtype))
+    return found[0]
+
+
+def test_blocks_of_a_gpu():
+    """One of them has up to 64 units; more are divided, and the fewest sequences per block that use the whole GPU."""
+    assert blocks(cells.lstm(5), 3) == tiling.Blocks(5, 16, 16, 16, 16, 4)
+    assert blocks(cells.lstm(64), 3) == tiling.Blocks(64, 16, 64, 64, 64, 8)
+    assert blocks(cells.lstm(65), 3) == tiling.Blocks(65, 16, 128, 16, 64, 8)
+    assert blocks(cells.rnn(65), 3).units == 64
+    assert blocks(cells.gru(650), 20)[1:4] == (16, 704, 16)
+    assert blocks(cells.lstm(512), 64).rows == 16
+    assert blocks(cells.lstm(512), 256).rows == 64
+    assert blocks(cells.ind_rnn(3000), 2).across == 47  # without products they do not wait for each other
 
 
 def test_a_mask_keeps_the_carry(x64):

@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,6 @@ from seqjax.core import Cell, batch_shape
 from seqjax.solvers import native, persistent
 from seqjax.solvers.gated_loop.solver import supports
 from seqjax.solvers.persistent.solver import PLATFORMS as KERNELS
-from seqjax.solvers.persistent.tiling import LARGEST
 from seqjax.solvers.scan import scan
 
 __all__ = ["Explanation", "explain", "ranking"]
@@ -50,9 +49,7 @@ def ranking(platform: str, recurrence: str, batch: int, units: int) -> tuple[str
     if not lines:
         if recurrence == "affine":
             return ("associative",)
-        # On an H100 a prototype of `persistent` was 2 to 3 times as fast as `fused:8` at 16 to 64 units, and `fused:8`
-        # on a level with cuDNN from 256 units on.
-        return ("persistent", "fused:8", "fused") if units <= LARGEST else ("fused:8", "fused")
+        return ("persistent", "fused:8", "fused") if platform == "cuda" or units <= 128 else ("fused:8", "fused")
 
     def distance(line):
         return abs(math.log(line.units / units)) + 0.5 * abs(math.log(line.batch / max(batch, 1)))
@@ -71,12 +68,15 @@ def refusal(method: str, platform: str, cell: Cell, params: Params, carry: Carry
             return "runs on CPUs only"
         if native.compiler() is None:
             return "there is no C++ compiler"
-        return supports(native.Native(), cell, params, carry, xs)
+        return supports(native.Native().check, cell, params, carry, xs)
     if name == "persistent" and platform not in KERNELS:
         return "runs on NVIDIA GPUs and TPUs only"
-    if name == "persistent" or (method != name and name in ("fused", "scan") and cell.gated is not None):
+    kernels = persistent.Persistent(None)
+    if name == "persistent":
+        return supports(partial(kernels.check_on, platform), cell, params, carry, xs)
+    if method != name and name in ("fused", "scan") and cell.gated is not None:
         # Steps that are more than elementwise take minutes to compile when a turn of the loop has several.
-        return supports(persistent.Persistent(None), cell, params, carry, xs)
+        return supports(kernels.check_elementwise, cell, params, carry, xs)
     return ""
 
 
@@ -129,7 +129,7 @@ def explain(
       >>> params = cell.init(jax.random.key(0), 3)
       >>> for one in seqjax.explain(cell, params, jnp.ones((100, 32, 3)), platforms=["cuda", "tpu"]):
       ...   print(one.platform, one.method, "|", one.others["native"])
-      cuda fused:8 | runs on CPUs only
+      cuda persistent | runs on CPUs only
       tpu fused:8 | runs on CPUs only
     """
     params, xs, carry = (jax.tree.map(_typed, tree) for tree in (params, as_arrays("xs", "arrays", xs), carry))

@@ -1,5 +1,6 @@
 """The loop of a gated cell, forward and backward, as one operation each, which every platform runs in its own way."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -75,8 +76,8 @@ class Loops(Protocol):
         """The shape of what the forward loop keeps for the backward one beside the carries; (0,) for nothing."""
         ...
 
-    def forward(self, loop: Loop, platform: str, keep: bool, flat: tuple[Array, ...]) -> list[Array]:
-        """All carries [T, B, .], and what is kept, of which there is nothing if not `keep`."""
+    def forward(self, loop: Loop, platform: str, keep: bool, flat: tuple[Array, ...]) -> list[Any]:
+        """All carries [T, B, .], and what is kept, or None; nothing is if not `keep`."""
         ...
 
     def gradient(self, loop: Loop, platform: str, flat: tuple[Array, ...]) -> list[Array]:
@@ -111,19 +112,19 @@ def gated_loop(kernels: tuple[Loops, ...], cell: Cell, params: Params, carry: Ca
     return last, over_time(partial(cell.readout, params), hs, open_dense(zs))
 
 
-def supports(kernels: Loops, cell: Cell, params: Params, carry: Carry, xs: Tree) -> str:
-    """Why the kernels cannot run a cell on these inputs; empty if they can."""
+def supports(check: Callable[[Plan, Wanted, Arrays], None], cell: Cell, params: Params, carry: Carry, xs: Tree) -> str:
+    """Why a cell does not pass the check of a method on these inputs; empty if it does."""
     if cell.gated is None:
         return "the cell has no `gated` hint"
     gated = cell.gated
 
-    def check(params, carry, xs):
+    def run(params, carry, xs):
         zs = over_time(partial(cell.project, params), xs)
         plan, arrays = make_plan(gated, gated.weights(params), carry, zs)
-        kernels.check(plan, Wanted(True, floating(arrays)), arrays)
+        check(plan, Wanted(True, floating(arrays)), arrays)
 
     try:
-        jax.eval_shape(check, params, carry, xs)
+        jax.eval_shape(run, params, carry, xs)
     except Unsupported as error:
         return str(error)
     return ""

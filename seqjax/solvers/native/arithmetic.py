@@ -39,7 +39,17 @@ _BINARY = {"add": "+", "add_any": "+", "sub": "-", "mul": "*", "div": "/"}
 _COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 _LOGIC = {"and": "&", "or": "|", "xor": "^"}
 _ELEMENTWISE = {*_UNARY, *_BINARY, *_COMPARE, *_LOGIC}
-_ELEMENTWISE |= {"neg", "not", "square", "one_minus_square", "integer_pow", "max", "min", "select_n", "convert_element_type"}
+_ELEMENTWISE |= {
+    "neg",
+    "not",
+    "square",
+    "one_minus_square",
+    "integer_pow",
+    "max",
+    "min",
+    "select_n",
+    "convert_element_type",
+}
 
 
 def number(x: float) -> str:

@@ -49,7 +49,7 @@ def native(cell: Cell, params: Params, carry: Carry, xs: Tree) -> tuple[Carry, T
 
 def supports(cell: Cell, params: Params, carry: Carry, xs: Tree) -> bool:
     """Whether a cell can be translated into C++ on these inputs; a compiler is not needed."""
-    return not kernel_supports(Native(), cell, params, carry, xs)
+    return not kernel_supports(Native().check, cell, params, carry, xs)
 
 
 class Native(NamedTuple):

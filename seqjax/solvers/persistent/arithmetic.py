@@ -101,6 +101,30 @@ class Arithmetic:
             return 0
         return size // self.traced.units if other.shape and other.shape[-1] % self.traced.units == 0 else None
 
+    def slots_of(self, number: int) -> int:
+        """The number of slots of another input."""
+        return self.width(self.others[number]) or 0
+
+    @property
+    def apart(self) -> list[int]:
+        """The slots of products that have gradients of their own."""
+        return [i for i, same in self.same_as_z.items() if same is None]
+
+    @property
+    def timed(self) -> list[int]:
+        """The other inputs with a gradient for each step."""
+        return [i for i in self.perturbed if self.slots_of(i) and self.others[i].timed]
+
+    @property
+    def summed(self) -> list[int]:
+        """The other inputs whose gradients are summed over the steps."""
+        return [i for i in self.perturbed if self.slots_of(i) and not self.others[i].timed]
+
+    def grouped(self, flat: Sequence[Part]) -> list[Parts]:
+        """The slots of the carry, one after the other, by its leaves."""
+        rest = list(flat)
+        return [[rest.pop(0) for _ in range(n)] for n in self.leaves]
+
     def of_product(self, stage: int) -> range:
         """The numbers of the slots of a product, among those of z and the products."""
         start = self.dense + sum(self.products[:stage])

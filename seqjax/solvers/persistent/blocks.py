@@ -1,4 +1,4 @@
-"""How arrays are cut into the blocks of a kernel: sequences, steps, and slots of a padded width."""
+"""How arrays are padded and cut into the blocks of a kernel: sequences, steps, and slots."""
 
 from typing import Any, NamedTuple
 
@@ -9,25 +9,26 @@ from seqjax.arrays import Array
 from seqjax.solvers.persistent.tiling import Tiling, up
 
 
-def pad_slots(array: Array, units: int, tiling: Tiling) -> Array:
+def pad_slots(array: Array, units: int, width: int) -> Array:
     """[..., n H] as [..., n W], each slot padded with 0."""
-    if tiling.width == units:
+    if width == units:
         return array
     *lead, size = array.shape
     apart = array.reshape(*lead, size // units, units)
-    return _padded(apart, len(lead) + 1, tiling.width).reshape(*lead, size // units * tiling.width)
+    return padded(apart, len(lead) + 1, width).reshape(*lead, size // units * width)
 
 
-def cut_slots(array: Array, units: int, tiling: Tiling) -> Array:
+def cut_slots(array: Array, units: int, width: int) -> Array:
     """The inverse of `pad_slots`."""
-    if tiling.width == units:
+    if width == units:
         return array
     *lead, size = array.shape
-    apart = array.reshape(*lead, size // tiling.width, tiling.width)
-    return apart[..., :units].reshape(*lead, size // tiling.width * units)
+    apart = array.reshape(*lead, size // width, width)
+    return apart[..., :units].reshape(*lead, size // width * units)
 
 
-def _padded(array: Array, axis: int, size: int) -> Array:
+def padded(array: Array, axis: int, size: int) -> Array:
+    """An axis padded with 0 to a size."""
     if array.shape[axis] == size:
         return array
     widths = [(0, size - n if i == axis else 0) for i, n in enumerate(array.shape)]
@@ -60,7 +61,7 @@ class Grid(NamedTuple):
 
     def timed(self, array: Array) -> tuple[Array, pl.BlockSpec]:
         """[T, B, W], padded, and its blocks."""
-        array = _padded(_padded(array, 1, up(self.batch, self.tiling.rows)), 0, up(self.steps, self.tiling.steps))
+        array = padded(padded(array, 1, up(self.batch, self.tiling.rows)), 0, up(self.steps, self.tiling.steps))
         return array, self.timed_spec(array.shape[2])
 
     def timed_spec(self, width: int) -> pl.BlockSpec:
@@ -73,7 +74,7 @@ class Grid(NamedTuple):
 
     def row(self, array: Array) -> tuple[Array, pl.BlockSpec]:
         """[B, W], padded, and its blocks."""
-        return _padded(array, 0, up(self.batch, self.tiling.rows)), self.row_spec(array.shape[1])
+        return padded(array, 0, up(self.batch, self.tiling.rows)), self.row_spec(array.shape[1])
 
     def row_spec(self, width: int) -> pl.BlockSpec:
         """The blocks of [B, W]."""
@@ -85,7 +86,7 @@ class Grid(NamedTuple):
 
     def chunks(self, array: Array) -> tuple[Array, pl.BlockSpec]:
         """[N, B, W], one for each block of steps, and its blocks."""
-        array = _padded(array, 1, up(self.batch, self.tiling.rows))
+        array = padded(array, 1, up(self.batch, self.tiling.rows))
         return array, pl.BlockSpec((1, self.tiling.rows, array.shape[2]), lambda i, c: (self.chunk(c), i, 0))
 
     def whole(self, array: Array) -> tuple[Array, pl.BlockSpec]:

@@ -4,7 +4,6 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from seqjax.arrays import Array, Carry, Params, Tree
 from seqjax.core import Cell
@@ -12,6 +11,8 @@ from seqjax.solvers.gated_loop.plan import Arrays, Plan, Wanted, resolve
 from seqjax.solvers.gated_loop.slots import Unsupported
 from seqjax.solvers.gated_loop.solver import Loop, gated_loop
 from seqjax.solvers.persistent.arithmetic import Arithmetic
+from seqjax.solvers.persistent.gradients import of_arrays
+from seqjax.solvers.persistent.tiling import Target, for_cuda, for_tpu
 
 PLATFORMS = ("cuda", "tpu")
 
@@ -61,34 +62,58 @@ class Persistent(NamedTuple):
         return (*PLATFORMS, "cpu", "rocm") if self.interpret else PLATFORMS
 
     def check(self, plan: Plan, wanted: Wanted, arrays: Arrays) -> None:
+        """Raises `Unsupported` for arithmetic that is not elementwise, and for float64."""
+        dtype = arrays.carry[0].dtype
+        if dtype.itemsize > 4 and not self.interpret:
+            raise Unsupported(f'method "persistent" has no kernel for {dtype}; use "fused"')
+        self.check_elementwise(plan, wanted, arrays)
+
+    @staticmethod
+    def check_elementwise(plan: Plan, wanted: Wanted, arrays: Arrays) -> None:
         """Raises `Unsupported` for arithmetic that is not elementwise."""
         del arrays
         arithmetic(plan, wanted.others)
 
+    def check_on(self, platform: str, plan: Plan, wanted: Wanted, arrays: Arrays) -> None:
+        """Raises `Unsupported` also where there is no room on a platform."""
+        self.check(plan, wanted, arrays)
+        (for_tpu if platform == "tpu" else for_cuda)(plan, arrays)
+
     def kept(self, loop: Loop, arrays: Arrays) -> tuple[int, ...]:
-        """Nothing."""
-        del loop, arrays
-        return (0,)
+        """The products [T, B, .]."""
+        *batch, units = arrays.carry[0].shape
+        products = sum(loop.plan.products) * units
+        return (loop.plan.steps(arrays), *batch, products) if products else (0,)
 
-    def forward(self, loop: Loop, platform: str, keep: bool, flat: tuple[Array, ...]) -> list[Array]:
-        """All carries [T, B, .]."""
-        del keep
-        from seqjax.solvers.persistent import kernel  # Pallas, which most processes never need, takes a while to import
+    def forward(self, loop: Loop, platform: str, keep: bool, flat: tuple[Array, ...]) -> list[Array | None]:
+        """All carries [T, B, .], and the products if they are kept."""
+        step, target = arithmetic(loop.plan, loop.wanted.others), self._target(platform)
+        # Pallas, which most processes never need, takes a while to import.
+        if target.platform == "tpu":
+            from seqjax.solvers.persistent import mosaic
 
-        step = arithmetic(loop.plan, loop.wanted.others)
-        target = kernel.Target(self.interpret or platform, self.precision, bool(self.interpret))
-        hs = kernel.forward(loop, step, target, flat)
-        return [*hs, jnp.zeros_like(hs[0], shape=(0,))]
+            return [*mosaic.forward(loop, step, target, flat), None]
+        from seqjax.solvers.persistent import triton
+
+        return triton.forward(loop, step, target, keep, flat)
 
     def gradient(self, loop: Loop, platform: str, flat: tuple[Array, ...]) -> list[Array]:
         """The gradient of every array, empty where it is not wanted."""
-        n = loop.tree.num_leaves + len(loop.plan.carry)
-        flat = (*flat[:n], *flat[n + 1 :])  # without what is kept
-        from seqjax.solvers.persistent import kernel
+        n, leaves = loop.tree.num_leaves, len(loop.plan.carry)
+        hs, kept, flat = flat[n : n + leaves], flat[n + leaves], (*flat[: n + leaves], *flat[n + leaves + 1 :])
+        step, target = arithmetic(loop.plan, loop.wanted.others), self._target(platform)
+        arrays, _ = loop.unflatten(flat)
+        if target.platform == "tpu":
+            from seqjax.solvers.persistent import mosaic
 
-        step = arithmetic(loop.plan, loop.wanted.others)
-        target = kernel.Target(self.interpret or platform, self.precision, bool(self.interpret))
-        return kernel.gradient(loop, step, target, flat)
+            return of_arrays(loop, step, arrays, hs, None, mosaic.gradients(loop, step, target, flat))
+        from seqjax.solvers.persistent import triton
+
+        found = triton.gradients(loop, step, target, kept, flat)
+        return of_arrays(loop, step, arrays, hs, kept if arrays.weights else None, found)
+
+    def _target(self, platform: str) -> Target:
+        return Target(self.interpret or platform, self.precision, bool(self.interpret))
 
 
 @lru_cache(maxsize=256)

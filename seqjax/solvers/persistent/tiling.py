@@ -6,28 +6,69 @@ from typing import NamedTuple
 from seqjax.solvers.gated_loop.plan import Arrays, Plan
 from seqjax.solvers.gated_loop.slots import Unsupported
 
-HOISTED = 64
-"""Up to this width the weights stay in the registers and the shared memory of a GPU."""
-LARGEST = 128
-"""The largest width on a GPU: twice that, the weights of one gate exceed the shared memory of a multiprocessor."""
+ALONE = 64
+"""Up to this width one block of a GPU has all units."""
+SHARED = 184 << 10
+"""Bytes of weights that a block of a GPU may have: a multiprocessor has 227 KiB of shared memory."""
+ACROSS = 64
+"""The most blocks that wait for each other; so many run at the same time on any GPU with as many multiprocessors."""
+PROCESSORS = 128
+"""Blocks that are better than fewer with more sequences each: an H100 has 132 multiprocessors."""
 VMEM = 10 << 20
 """Bytes of the memory of a TPU core that blocks may take; it has 16 MiB."""
 
 
+class Target(NamedTuple):
+    """How kernels are compiled.
+
+    Attributes:
+      platform: "cuda", by Triton, or "tpu", by Mosaic.
+      precision: of products, as in `jax.default_matmul_precision`.
+      interpret: whether they are run as JAX operations, on any platform.
+    """
+
+    platform: str
+    precision: str | None
+    interpret: bool
+
+
 class Tiling(NamedTuple):
-    """The sizes of a block.
+    """The sizes of a block on a TPU.
 
     Attributes:
       rows: sequences per block; the batch is padded to a multiple.
       width: units per slot, at least H; what is added is 0.
       steps: steps per block; the time is padded to a multiple. The carry passes from block to block in memory.
-      hoisted: whether the weights are loaded once per block, into registers, or in each step.
     """
 
     rows: int
     width: int
     steps: int
-    hoisted: bool
+
+
+class Blocks(NamedTuple):
+    """The sizes of a block on a GPU, powers of 2.
+
+    Attributes:
+      given: the number of units H.
+      rows: sequences per block; the batch is padded to a multiple.
+      width: units per slot, at least H; what is added is 0. Divided by `units`, the number of blocks for them.
+      units: units per block.
+      chunk: rows of the weights per product of a block.
+      warps: of 32 threads, that run a block.
+    """
+
+    given: int
+    rows: int
+    width: int
+    units: int
+    chunk: int
+    warps: int
+
+    @property
+    def across(self) -> int:
+        """The number of blocks that have the units of the same sequences."""
+        return self.width // self.units
 
 
 def up(size: int, multiple: int) -> int:
@@ -35,19 +76,37 @@ def up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def for_cuda(plan: Plan, arrays: Arrays) -> Tiling:
-    """All steps in one block of 16 sequences, the least that a tensor core takes; sizes of tiles are powers of 2.
+def up_to_power(size: int) -> int:
+    """The least power of 2 that is at least `size`."""
+    return 1 << (size - 1).bit_length()
+
+
+def for_cuda(plan: Plan, arrays: Arrays) -> Blocks:
+    """At least 16 sequences and 16 columns of weights per block, which is what a tensor core takes.
 
     Raises:
-      Unsupported: for more than `LARGEST` units.
+      Unsupported: for weights that do not fit into the shared memory of as many blocks as can meet.
     """
-    units = arrays.carry[0].shape[-1]
-    width = max(16, 1 << (units - 1).bit_length())
-    if width > LARGEST:
+    *batch, units = arrays.carry[0].shape
+    size = math.prod(batch)
+    if units <= ALONE:
+        width = max(16, up_to_power(units))
+        return Blocks(units, 16, width, width, width, 4 if width <= 32 else 8)
+    width = up(units, ALONE)
+    if not plan.products:
+        return Blocks(units, 16, width, ALONE, ALONE, 8)
+    slots = [up_to_power(n) for n in plan.products]
+    own = max(16, ALONE // max(slots))
+    weights = width * own * sum(n * w.dtype.itemsize for n, w in zip(slots, arrays.weights, strict=True))
+    if weights > SHARED or width // own > ACROSS:
         raise Unsupported(
-            f'method "persistent" takes at most {LARGEST} units on a GPU, got {units}: use partial(fused, unroll=8)'
+            f'method "persistent" has no room for {units} units on a GPU: their weights are {weights >> 10} KiB per '
+            f"block, and {SHARED >> 10} KiB fit; use partial(fused, unroll=8)"
         )
-    return Tiling(16, width, plan.steps(arrays), width <= HOISTED)
+    rows = 16
+    while rows < 64 and up(size, rows) // rows * (width // own) > PROCESSORS:
+        rows *= 2
+    return Blocks(units, rows, width, own, ALONE, 8)
 
 
 def for_tpu(plan: Plan, arrays: Arrays) -> Tiling:
@@ -71,4 +130,4 @@ def for_tpu(plan: Plan, arrays: Arrays) -> Tiling:
         raise Unsupported(
             f'method "persistent": the weights of {units} units do not fit into the memory of a TPU core; use "fused"'
         )
-    return Tiling(rows, width, int(steps), False)
+    return Tiling(rows, width, int(steps))

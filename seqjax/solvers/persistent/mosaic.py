@@ -1,63 +1,27 @@
-"""The loops of a gated cell, forward and backward, as one Pallas kernel each, for any platform of Pallas.
+"""The loops of a gated cell on a TPU, forward and backward, as one Mosaic kernel each.
 
-A block takes some sequences through all steps, with the carry in registers. The backward kernel runs each step again
-from the carry before it, and leaves the gradients of the weights to one product over all steps.
+A block takes some sequences through some steps; the carry passes to the block of the next steps in memory. The backward
+kernel runs each step again from the carry before it.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu, triton
+from jax.experimental.pallas import tpu
 
-from seqjax.arrays import Array, dense, matmul, product_gradient
+from seqjax.arrays import Array, dense, matmul
 from seqjax.placement import shape_like
 from seqjax.solvers.gated_loop.plan import Arrays
-from seqjax.solvers.gated_loop.portable import join_others, split_others
 from seqjax.solvers.gated_loop.slots import Other, Parts
 from seqjax.solvers.gated_loop.solver import Loop
 from seqjax.solvers.persistent.arithmetic import Arithmetic, add, filled
 from seqjax.solvers.persistent.blocks import Grid, cut_slots, pad_slots
-from seqjax.solvers.persistent.tiling import Tiling, for_cuda, for_tpu
-
-
-class Target(NamedTuple):
-    """How kernels are compiled.
-
-    Attributes:
-      platform: "cuda", by Triton, or "tpu", by Mosaic.
-      precision: of products, as in `jax.default_matmul_precision`.
-      interpret: whether they are run as JAX operations, on any platform.
-    """
-
-    platform: str
-    precision: str | None
-    interpret: bool
-
-    def tiling(self, loop: Loop, arrays: Arrays) -> Tiling:
-        """The sizes of the blocks."""
-        return (for_tpu if self.platform == "tpu" else for_cuda)(loop.plan, arrays)
-
-    def options(self, tiling: Tiling) -> dict[str, Any]:
-        """Those of `pl.pallas_call`."""
-        if self.interpret:
-            return {"interpret": True}
-        if self.platform == "tpu":
-            return {"compiler_params": tpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))}
-        # At 64 units the weights of the backward kernel do not fit into the registers of 4 warps.
-        warps = 4 if tiling.width <= 32 else 8
-        return {"compiler_params": triton.CompilerParams(num_warps=warps, num_stages=1)}
-
-
-class _Result(NamedTuple):
-    """A result of a kernel: "timed" [T, B, .] or "row" [B, .], with a number of slots."""
-
-    kind: str
-    slots: int
-    dtype: Any
+from seqjax.solvers.persistent.gradients import Result, slotwise
+from seqjax.solvers.persistent.tiling import Target, for_tpu
 
 
 class _Kernel:
@@ -67,7 +31,7 @@ class _Kernel:
     """
 
     def __init__(self, loop: Loop, arithmetic: Arithmetic, arrays: Arrays, target: Target, reverse: bool):
-        self.arithmetic, self.target, self.tiling = arithmetic, target, target.tiling(loop, arrays)
+        self.arithmetic, self.target, self.tiling = arithmetic, target, for_tpu(loop.plan, arrays)
         self.units, self.dtype = arithmetic.traced.units, arithmetic.traced.dtype
         self.batch = arrays.carry[0].shape[:-1]
         self.steps = loop.plan.steps(arrays)
@@ -89,12 +53,12 @@ class _Kernel:
     def put_timed(self, array: Array) -> int:
         """That of [T, *batch, n H]."""
         flat = array.reshape(self.steps, self.grid.batch, -1)
-        return self.put(self.grid.timed(pad_slots(flat, self.units, self.tiling)))
+        return self.put(self.grid.timed(pad_slots(flat, self.units, self.tiling.width)))
 
     def put_row(self, array: Array) -> int:
         """That of [*batch, n H]."""
         flat = array.reshape(self.grid.batch, -1)
-        return self.put(self.grid.row(pad_slots(flat, self.units, self.tiling)))
+        return self.put(self.grid.row(pad_slots(flat, self.units, self.tiling.width)))
 
     def put_weights(self, w: Array, *, transposed: bool = False) -> int:
         """That of [H, G H], as [G, W, W]."""
@@ -117,18 +81,13 @@ class _Kernel:
             return self.put_timed(array)
         if other.batched:
             return self.put_row(array)
-        return self.put(self.grid.whole(pad_slots(array.reshape(1, -1), self.units, self.tiling)))
+        return self.put(self.grid.whole(pad_slots(array.reshape(1, -1), self.units, self.tiling.width)))
 
     # A step, from references
 
     def columns(self, slot: int) -> slice:
         """The columns of a slot in a block."""
         return slice(slot * self.tiling.width, (slot + 1) * self.tiling.width)
-
-    def grouped(self, flat: Sequence[Any]) -> list[Parts]:
-        """Slots, one after the other, by the leaves of the carry."""
-        rest = list(flat)
-        return [[rest.pop(0) for _ in range(n)] for n in self.arithmetic.leaves]
 
     def load(self, refs: Sequence[Any], at: tuple[Any, ...]) -> list[Any]:
         """The slots of the carry from its leaves."""
@@ -137,19 +96,9 @@ class _Kernel:
 
     def store(self, refs: Sequence[Any], at: tuple[Any, ...], flat: Sequence[Any]) -> None:
         """The inverse of `load`."""
-        for ref, parts in zip(refs, self.grouped(flat), strict=True):
+        for ref, parts in zip(refs, self.arithmetic.grouped(flat), strict=True):
             for s, part in enumerate(parts):
                 ref[(*at, slice(None), self.columns(s))] = part
-
-    def load_weights(self, refs: Sequence[Any], numbers: Sequence[int]) -> list[list[Callable[[], Any]]]:
-        """Functions that return the weights by stage and slot; where they are hoisted, they are loaded once."""
-
-        def load(ref, g):
-            value = ref[g] if self.tiling.hoisted else None
-            return lambda: ref[g] if value is None else value
-
-        pairs = zip(numbers, self.arithmetic.products, strict=True)
-        return [[load(refs[number], g) for g in range(count)] for number, count in pairs]
 
     def clean(self, slot: Any) -> Any:
         """A factor of a product without what arithmetic made of the padding."""
@@ -158,9 +107,12 @@ class _Kernel:
         inside = jax.lax.broadcasted_iota(jnp.int32, slot.shape, 1) < self.units
         return jnp.where(inside, slot, jnp.zeros_like(slot))
 
-    def multiplied(self, inputs: list[Parts], weights: list[list[Callable[[], Any]]]) -> list[Parts]:
-        """The inputs with the products in their places."""
-        return self.arithmetic.multiply(inputs, lambda k, v: [matmul(self.clean(v), w()) for w in weights[k]])
+    def multiplied(self, inputs: list[Parts], weights: list[Any]) -> list[Parts]:
+        """The inputs with the products in their places; weights are references [slots, W, W]."""
+        counts = self.arithmetic.products
+        return self.arithmetic.multiply(
+            inputs, lambda k, v: [matmul(self.clean(v), weights[k][g]) for g in range(counts[k])]
+        )
 
     def inputs(self, refs: Sequence[Any], t: Any, carry: list[Parts]) -> list[Parts]:
         """The inputs of step t of a block, without the products."""
@@ -203,7 +155,7 @@ class _Kernel:
                 ref[...] = value
         return state
 
-    def run(self, kernel: Callable[..., None], results: Sequence[_Result], state: int) -> list[Array]:
+    def run(self, kernel: Callable[..., None], results: Sequence[Result], state: int) -> list[Array]:
         """The results of `kernel(references of inputs, of results, of scratch)` with `state` slots of state."""
         chunked = self.grid.shape[1] > 1
         scratch = [tpu.VMEM((self.tiling.rows, self.tiling.width), self.dtype)] * state if chunked else []
@@ -223,7 +175,8 @@ class _Kernel:
             out_shape=[shape_like(s, result.dtype, self.arrays[0]) for s, result in zip(sizes, results, strict=True)],
             scratch_shapes=scratch,
             name=f"persistent_{'backward' if self.grid.reverse else 'forward'}",
-            **self.target.options(self.tiling),
+            interpret=self.target.interpret,
+            compiler_params=tpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         )(*self.arrays)
         return list(found)
 
@@ -231,12 +184,12 @@ class _Kernel:
 
     def cut_timed(self, array: Array) -> Array:
         """A result [T, B, n W], padded, as [T, *batch, n H]."""
-        cut = cut_slots(array[: self.steps, : self.grid.batch], self.units, self.tiling)
+        cut = cut_slots(array[: self.steps, : self.grid.batch], self.units, self.tiling.width)
         return cut.reshape(self.steps, *self.batch, -1)
 
     def cut_row(self, array: Array) -> Array:
         """A result [B, n W], padded, as [*batch, n H]."""
-        return cut_slots(array[: self.grid.batch], self.units, self.tiling).reshape(*self.batch, -1)
+        return cut_slots(array[: self.grid.batch], self.units, self.tiling.width).reshape(*self.batch, -1)
 
 
 def forward(loop: Loop, arithmetic: Arithmetic, target: Target, flat: tuple[Array, ...]) -> list[Array]:
@@ -246,18 +199,23 @@ def forward(loop: Loop, arithmetic: Arithmetic, target: Target, flat: tuple[Arra
     start = [own.put_row(leaf) for leaf in arrays.carry]
 
     def kernel(refs, out, scratch):
-        weights = own.load_weights(refs, own.weights)
+        weights = [refs[number] for number in own.weights]
 
         def body(t, carry):
-            inputs = own.multiplied(own.inputs(refs, t, own.grouped(carry)), weights)
+            inputs = own.multiplied(own.inputs(refs, t, arithmetic.grouped(carry)), weights)
             new = [part for parts in arithmetic.forward(inputs) for part in parts]
             own.store(out, (t,), new)
             return new
 
         own.over_steps(body, own.load([refs[i] for i in start], ()), scratch)
 
-    results = [_Result("timed", n, own.dtype) for n in arithmetic.leaves]
+    results = [Result("timed", n, own.dtype) for n in arithmetic.leaves]
     return [own.cut_timed(h) for h in own.run(kernel, results, sum(arithmetic.leaves))]
+
+
+def gradients(loop: Loop, arithmetic: Arithmetic, target: Target, flat: tuple[Array, ...]) -> list[Array]:
+    """The gradients of the slots; see `slotwise`."""
+    return _Backward(loop, arithmetic, target, flat).gradients()
 
 
 class _Backward(_Kernel):
@@ -279,51 +237,40 @@ class _Backward(_Kernel):
         self.after = [self.put_timed(h) for h in hs]
         self.d_last = [self.put_row(leaf) if leaf.size else None for leaf in d_last]
         self.d_hs = [self.put_timed(leaf) if leaf.size else None for leaf in d_hs]
-        self.apart = [i for i, same in arithmetic.same_as_z.items() if same is None]  # products with own gradients
-        perturbed = [(i, arithmetic.others[i]) for i in arithmetic.perturbed if arithmetic.width(arithmetic.others[i])]
-        self.timed = [i for i, other in perturbed if other.timed]
-        self.summed = [i for i, other in perturbed if not other.timed]
 
     def _flat_slots(self, leaf: Array) -> Array:
-        return pad_slots(leaf.reshape(len(leaf), self.grid.batch, -1), self.units, self.tiling)
-
-    def _width(self, i: int) -> int:
-        return self.arithmetic.width(self.arithmetic.others[i]) or 0
+        return pad_slots(leaf.reshape(len(leaf), self.grid.batch, -1), self.units, self.tiling.width)
 
     def gradients(self) -> list[Array]:
-        """Of the leaves of the carry, of z, of the products apart from it, of timed and of summed inputs."""
-        arithmetic = self.arithmetic
-        results = [_Result("row", count, self.dtype) for count in arithmetic.leaves]
-        results += [_Result("timed", arithmetic.dense, self.dtype)] * bool(arithmetic.dense)
-        results += [_Result("timed", len(self.apart), self.dtype)] * bool(self.apart)
-        results += [_Result("timed", self._width(i), arithmetic.others[i].dtype) for i in self.timed]
-        results += [_Result("row", self._width(i), self.dtype) for i in self.summed]
-        found = self.run(self._kernel, results, sum(arithmetic.leaves) + sum(map(self._width, self.summed)))
+        """Those of the slots."""
+        results = slotwise(self.arithmetic)
+        state = sum(self.arithmetic.leaves) + sum(map(self.arithmetic.slots_of, self.arithmetic.summed))
+        found = self.run(self._kernel, results, state)
         return [(self.cut_row if r.kind == "row" else self.cut_timed)(x) for r, x in zip(results, found, strict=True)]
 
     def _kernel(self, refs, out, scratch):
         arithmetic, slots = self.arithmetic, sum(self.arithmetic.leaves)
-        weights, transposed = (self.load_weights(refs, numbers) for numbers in (self.weights, self.transposed))
+        weights, transposed = ([refs[n] for n in numbers] for numbers in (self.weights, self.transposed))
         d_start, steps, sums = self._references(list(out))
         first = self.load([refs[i] for i in self.first], (0,))
         zero = jnp.zeros_like(first[0])
 
         def transposed_product(k, du):
-            terms = [matmul(self.clean(one), w()) for one, w in zip(du, transposed[k], strict=True)]
+            terms = [matmul(self.clean(one), transposed[k][g]) for g, one in enumerate(du)]
             return sum(terms[1:], start=terms[0])
 
         def body(t, state):
             d_carry = [add(a, b) for a, b in zip(state[:slots], self._given(self.d_hs, refs, (t,)), strict=True)]
             earlier = self.load([refs[i] for i in self.after], (jnp.maximum(t - 1, 0),))
             carry = [jnp.where(t == 0, a, b) for a, b in zip(first, earlier, strict=True)]
-            inputs = self.multiplied(self.inputs(refs, t, self.grouped(carry)), weights)
-            found = arithmetic.backward(inputs, self.grouped(d_carry), transposed_product)
-            of_products = [found.slots[i] for i in self.apart]
-            of_timed = [part for i in self.timed for part in found.others[i]]
+            inputs = self.multiplied(self.inputs(refs, t, self.arithmetic.grouped(carry)), weights)
+            found = arithmetic.backward(inputs, self.arithmetic.grouped(d_carry), transposed_product)
+            of_products = [found.slots[i] for i in arithmetic.apart]
+            of_timed = [part for i in arithmetic.timed for part in found.others[i]]
             parts = [*found.slots[: arithmetic.dense], *of_products, *of_timed]
             for (ref, slot), part in zip(steps, parts, strict=True):
                 ref[t, :, self.columns(slot)] = filled(part, zero).astype(ref.dtype)
-            more = [filled(part, zero) for i in self.summed for part in found.others[i]]
+            more = [filled(part, zero) for i in arithmetic.summed for part in found.others[i]]
             totals = [a + b for a, b in zip(state[slots:], more, strict=True)]
             return [*(filled(part, zero) for leaf in found.carry for part in leaf), *totals]
 
@@ -337,9 +284,11 @@ class _Backward(_Kernel):
         """The results: those of the first carry, and slots (reference, number) of those of each step, and of sums."""
         arithmetic = self.arithmetic
         d_start = [out.pop(0) for _ in arithmetic.leaves]
-        widths = [arithmetic.dense, len(self.apart), *map(self._width, self.timed)]
+        widths = [arithmetic.dense, len(arithmetic.apart), *map(arithmetic.slots_of, arithmetic.timed)]
         steps = [(ref, slot) for n in widths if n for ref in [out.pop(0)] for slot in range(n)]
-        sums = [(ref, slot) for i in self.summed for ref in [out.pop(0)] for slot in range(self._width(i))]
+        sums = [
+            (ref, slot) for i in arithmetic.summed for ref in [out.pop(0)] for slot in range(arithmetic.slots_of(i))
+        ]
         return d_start, steps, sums
 
     def _given(self, numbers: Sequence[int | None], refs: Sequence[Any], at: tuple[Any, ...]) -> list[Any]:
@@ -349,51 +298,3 @@ class _Backward(_Kernel):
             for s in range(count):
                 found.append(0.0 if number is None else refs[number][(*at, slice(None), self.columns(s))])
         return found
-
-
-def gradient(loop: Loop, arithmetic: Arithmetic, target: Target, flat: tuple[Array, ...]) -> list[Array]:
-    """The gradient of every array, empty where it is not wanted; see `portable.gradient`."""
-    arrays, rest = loop.unflatten(flat)
-    hs = rest[: len(arrays.carry)]
-    own = _Backward(loop, arithmetic, target, flat)
-    found = own.gradients()
-    d_carry = [found.pop(0) for _ in hs]
-    d_z = jnp.split(found.pop(0), arithmetic.dense, -1) if arithmetic.dense else []
-    d_apart = jnp.split(found.pop(0), len(own.apart), -1) if own.apart else []
-    of_slot = dict(zip(own.apart, d_apart, strict=True))
-    of_slot |= {i: d_z[same] for i, same in arithmetic.same_as_z.items() if same is not None}
-
-    nothing = jnp.zeros_like(hs[0], shape=(0,))
-    pairs = zip(arrays.others, loop.wanted.others, strict=True)
-    # What no gate can read has a gradient of 0.
-    d_others = [jnp.zeros_like(value) if want else nothing for value, want in pairs]
-    for i in (*own.timed, *own.summed):
-        d, value = found.pop(0), arrays.others[i]
-        if not arithmetic.others[i].batched:
-            d = d.sum(tuple(range(len(own.batch))))
-        d_others[i] = d.reshape(value.shape).astype(value.dtype)
-
-    product, pull = jax.vjp(dense, *arrays.dense) if arrays.dense else (None, None)
-    d_dense = list(pull(jnp.concatenate(d_z, -1))) if pull else []
-    if d_dense and not loop.wanted.x:
-        d_dense[0] = nothing
-    d_us = [jnp.concatenate([of_slot[i] for i in arithmetic.of_product(k)], -1) for k in range(len(arrays.weights))]
-    d_weights = map(product_gradient, _factors(loop, arrays, hs, product), arrays.weights, d_us)
-    return [*d_carry, *d_dense, *d_weights, *d_others]
-
-
-def _factors(loop: Loop, arrays: Arrays, hs: Sequence[Array], product: Array | None) -> list[Array]:
-    """The factors v [T, *batch, H] of all products, for all steps at once."""
-    plan = loop.plan
-    timed, shared = split_others(plan, arrays.others)
-
-    def factors(carry, product, timed):
-        z, h = plan.z(product, join_others(plan, timed, shared)), plan.carry_tree.unflatten(carry)
-        us, vs = (), []
-        for stage, w in zip(plan.gated.stages, arrays.weights, strict=True):
-            v = stage(h, z, us)
-            us, vs = (*us, matmul(v, w)), [*vs, v]
-        return vs
-
-    before = [jnp.concatenate([leaf[None], h[:-1]]) for leaf, h in zip(arrays.carry, hs, strict=True)]
-    return jax.vmap(factors)(before, product, timed)
