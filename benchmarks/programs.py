@@ -175,7 +175,7 @@ AUTO_MANY = _jax("seqjax auto", partial(peers.seqjax_model, method="auto"), "jax
 FLAX_MANY = _jax("Flax NNX", peers.flax_nnx_model, "jax", UPDATES, False)
 ENTRIES = (AUTO, *JAX_PEERS, TORCH, *OTHERS, AUTO_MANY, FLAX_MANY)
 CUDNN = _jax("jax cuDNN", peers.cudnn_model)
-ON_GPU = (AUTO, FLAX, EQUINOX, CUDNN, TORCH, *map(_method, ("scan", "fused", "fused:8", "persistent")))
+ON_GPU = (AUTO, FLAX, EQUINOX, CUDNN, TORCH, _method("fused:8"))
 
 
 def check(entry: Entry, program: Any, losses: np.ndarray, loss: Any, gradient: Weights, dtype: Any) -> None:

@@ -201,11 +201,20 @@ def test_blocks_of_a_tpu_fit_into_its_memory():
 
 
 def test_weights_that_do_not_fit_into_the_blocks_of_a_gpu_are_refused_with_the_cure():
-    message = r"no room for 1024 units on a GPU: .* 256 KiB per block, and 184 KiB fit; use partial\(fused, unroll=8\)"
+    message = r"no room for 1024 units on a GPU: .* 256 KiB per block, and 184 KiB fit into each of 64; use partial"
     with pytest.raises(ValueError, match=message):
         lowered("cuda", cells.lstm(1024))
     lowered("cuda", cells.lstm(700))
     lowered("cuda", cells.lstm(1024, dtype=jnp.bfloat16), dtype=jnp.bfloat16)
+
+
+def test_blocks_that_wait_for_each_other_run_at_the_same_time(monkeypatch):
+    """A GPU of 40 multiprocessors has room for 20 of them and another 20; 512 units need 32."""
+    monkeypatch.setattr(tiling, "processors", lambda: 40)
+    assert blocks(cells.lstm(256), 3).across == 16
+    with pytest.raises(ValueError, match=r"no room for 512 units .* into each of 20"):
+        lowered("cuda", cells.lstm(512))
+    assert CALLS["cuda"] not in lowered("cuda", cells.lstm(512), "auto")
 
 
 @pytest.mark.parametrize("platform", CALLS)
@@ -237,6 +246,7 @@ def test_blocks_of_a_gpu():
     assert blocks(cells.gru(650), 20)[1:4] == (16, 704, 16)
     assert blocks(cells.lstm(512), 64).rows == 16
     assert blocks(cells.lstm(512), 256).rows == 64
+    assert blocks(cells.lstm(512), 70).rows == 32
     assert blocks(cells.ind_rnn(3000), 2).across == 47  # without products they do not wait for each other
 
 

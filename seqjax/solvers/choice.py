@@ -49,7 +49,7 @@ def ranking(platform: str, recurrence: str, batch: int, units: int) -> tuple[str
     if not lines:
         if recurrence == "affine":
             return ("associative",)
-        return ("persistent", "fused:8", "fused") if platform == "cuda" or units <= 128 else ("fused:8", "fused")
+        return ("persistent", "fused:8") if units <= 128 else ("fused:8",)
 
     def distance(line):
         return abs(math.log(line.units / units)) + 0.5 * abs(math.log(line.batch / max(batch, 1)))
@@ -74,7 +74,7 @@ def refusal(method: str, platform: str, cell: Cell, params: Params, carry: Carry
     kernels = persistent.Persistent(None)
     if name == "persistent":
         return supports(partial(kernels.check_on, platform), cell, params, carry, xs)
-    if method != name and name in ("fused", "scan") and cell.gated is not None:
+    if method != name and cell.gated is not None:
         # Steps that are more than elementwise take minutes to compile when a turn of the loop has several.
         return supports(kernels.check_elementwise, cell, params, carry, xs)
     return ""
@@ -86,8 +86,9 @@ def _ranked(platform: str, cell: Cell, carry: Carry) -> tuple[str, ...]:
     if cell.gated is None and cell.affine is None:
         return ("scan",)
     *batch, units = jax.tree.leaves(carry)[0].shape
-    recurrence = "gated" if cell.gated is not None else "affine"
-    return (*ranking(platform, recurrence, math.prod(batch), units), "scan")
+    if cell.gated is not None:
+        return (*ranking(platform, "gated", math.prod(batch), units), "fused", "scan")
+    return (*ranking(platform, "affine", math.prod(batch), units), "scan")
 
 
 def choose(platform: str, cell: Cell, params: Params, carry: Carry, xs: Tree) -> str:

@@ -1,7 +1,10 @@
 """The sizes of the blocks of a kernel, by platform."""
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
+
+import jax
 
 from seqjax.solvers.gated_loop.plan import Arrays, Plan
 from seqjax.solvers.gated_loop.slots import Unsupported
@@ -11,9 +14,9 @@ ALONE = 64
 SHARED = 184 << 10
 """Bytes of weights that a block of a GPU may have: a multiprocessor has 227 KiB of shared memory."""
 ACROSS = 64
-"""The most blocks that wait for each other; so many run at the same time on any GPU with as many multiprocessors."""
-PROCESSORS = 128
-"""Blocks that are better than fewer with more sequences each: an H100 has 132 multiprocessors."""
+"""The most blocks that wait for each other."""
+PROCESSORS = 132
+"""Multiprocessors of a GPU, an H100, for which a program is compiled where there is none."""
 VMEM = 10 << 20
 """Bytes of the memory of a TPU core that blocks may take; it has 16 MiB."""
 
@@ -81,11 +84,23 @@ def up_to_power(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
+@lru_cache
+def processors() -> int:
+    """The multiprocessors of the smallest GPU here."""
+    try:
+        return min(getattr(device, "core_count", PROCESSORS) for device in jax.local_devices(backend="cuda"))
+    except RuntimeError:
+        return PROCESSORS
+
+
 def for_cuda(plan: Plan, arrays: Arrays) -> Blocks:
     """At least 16 sequences and 16 columns of weights per block, which is what a tensor core takes.
 
+    Blocks that wait for each other have to run at the same time. A GPU starts the blocks of a kernel in their order, so
+    it is enough that as many as wait for each other fit on half of it; the other half is left to another such kernel.
+
     Raises:
-      Unsupported: for weights that do not fit into the shared memory of as many blocks as can meet.
+      Unsupported: for weights that do not fit into the shared memory of as many blocks as can wait for each other.
     """
     *batch, units = arrays.carry[0].shape
     size = math.prod(batch)
@@ -96,15 +111,16 @@ def for_cuda(plan: Plan, arrays: Arrays) -> Blocks:
     if not plan.products:
         return Blocks(units, 16, width, ALONE, ALONE, 8)
     slots = [up_to_power(n) for n in plan.products]
-    own = max(16, ALONE // max(slots))
+    own = max(16, ALONE // up_to_power(sum(slots)))
+    most = min(ACROSS, processors() // 2)
     weights = width * own * sum(n * w.dtype.itemsize for n, w in zip(slots, arrays.weights, strict=True))
-    if weights > SHARED or width // own > ACROSS:
+    if weights > SHARED or width // own > most:
         raise Unsupported(
             f'method "persistent" has no room for {units} units on a GPU: their weights are {weights >> 10} KiB per '
-            f"block, and {SHARED >> 10} KiB fit; use partial(fused, unroll=8)"
+            f"block, and {SHARED >> 10} KiB fit into each of {most}; use partial(fused, unroll=8)"
         )
     rows = 16
-    while rows < 64 and up(size, rows) // rows * (width // own) > PROCESSORS:
+    while rows < 64 and up(size, rows) // rows * (width // own) > processors():
         rows *= 2
     return Blocks(units, rows, width, own, ALONE, 8)
 

@@ -101,6 +101,7 @@ class _Kernel:
         self.size = math.prod(self.batch)
         self.rows = up(self.size, blocks.rows)
         self.stages = len(arithmetic.products)
+        self.meets = blocks.across > 1 and self.stages > 0
         self.arrays: list[Array] = []
         self.z = self.put_timed(dense(*arrays.dense)) if arrays.dense else None
         self.others = [self._put_other(*pair) for pair in zip(arithmetic.others, arrays.others, strict=True)]
@@ -224,7 +225,7 @@ class _Kernel:
         """The results of `kernel(here, counter, references of inputs, of results)`."""
         blocks, n = self.blocks, len(self.arrays)
         groups = self.rows // blocks.rows
-        counted = [self.result((groups,), jnp.int32)] * (blocks.across > 1)
+        counted = [self.result((groups,), jnp.int32)] * self.meets
         counters = [jnp.zeros_like(self.arrays[0], shape=one.shape, dtype=one.dtype) for one in counted]
 
         def body(*refs):
@@ -287,7 +288,7 @@ def forward(loop: Loop, arithmetic: Arithmetic, target: Target, keep: bool, flat
     own = _Kernel(loop, arithmetic, arrays, target)
     start = [own.put_row(leaf) for leaf in arrays.carry]
     products = sum(arithmetic.products)
-    blocks, apart = own.blocks, own.blocks.across > 1
+    blocks, meets = own.blocks, own.meets
     keep = keep and products > 0
 
     def kernel(here, meeting, refs, out):
@@ -302,16 +303,14 @@ def forward(loop: Loop, arithmetic: Arithmetic, target: Target, keep: bool, flat
 
             def product(k, v):
                 dtype, v = own.factor_dtypes[k], here.clean(v)
-                if apart:
+                if meets:
                     here.put(out[k], (meeting.place(t),), 0, v)
                     meeting.wait(t, k)
-                    size = blocks.chunk
-                    ranges = [pl.ds(n, size) for n in range(0, blocks.width, size)]
-                    factors = [out[k][meeting.place(t), here.rows, one] for one in ranges]
-                else:
-                    factors = [v]
-                joined = _sum([_dot(f, w, dtype) for f, w in zip(factors, weights[k], strict=True)])
-                us = own.split(joined, k)
+                terms = []
+                for n, w in enumerate(weights[k]):  # all loads before the first product would take all registers
+                    part = pl.ds(n * blocks.chunk, blocks.chunk)
+                    terms.append(_dot(out[k][meeting.place(t), here.rows, part] if meets else v, w, dtype))
+                us = own.split(_sum(terms), k)
                 if keep:
                     for s, u in zip(arithmetic.of_product(k), us, strict=True):
                         here.put(kept, (t,), s - arithmetic.dense, u)
@@ -328,7 +327,7 @@ def forward(loop: Loop, arithmetic: Arithmetic, target: Target, keep: bool, flat
 
     results = [own.timed_result(n, own.dtype) for n in arithmetic.leaves]
     results += [own.timed_result(products, own.dtype)] * keep
-    results += [own.exchange(dtype) for dtype in own.factor_dtypes] * apart
+    results += [own.exchange(dtype) for dtype in own.factor_dtypes] * meets
     found = own.run(kernel, results, "forward")
     kept = own.cut_timed(found[len(arithmetic.leaves)]) if keep else jnp.zeros_like(found[0], shape=(0,))
     return [*map(own.cut_timed, found[: len(arithmetic.leaves)]), kept]
@@ -362,7 +361,7 @@ class _Backward(_Kernel):
         make = {"row": self.row_result, "timed": self.timed_result}
         results = [make[kind](slots, dtype) for kind, slots, dtype in kinds]
         parts = (2, self.rows // self.blocks.rows, self.blocks.across, self.blocks.rows, self.blocks.width)
-        exchanged = [self.result(parts, carry_dtype(dtype)) for dtype in self.factor_dtypes] * (self.blocks.across > 1)
+        exchanged = [self.result(parts, carry_dtype(dtype)) for dtype in self.factor_dtypes] * self.meets
         found = self.run(self._kernel, [*results, *exchanged], "backward")[: len(results)]
         cut = {"row": self.cut_row, "timed": self.cut_timed}
         return [cut[kind](x) for (kind, _, _), x in zip(kinds, found, strict=True)]
@@ -422,7 +421,7 @@ class _Backward(_Kernel):
         blocks, dtype = self.blocks, self.factor_dtypes[k]
         du = [here.clean(one) for one in du]
         joined = _joined([*du, *[jnp.zeros_like(du[0])] * (up_to_power(len(du)) - len(du))])
-        if blocks.across == 1:
+        if not self.meets:
             return _dot(joined, weights[k][0], dtype, transposed=True)
         parts, place = out[k], meeting.place(s)
         for n, w in enumerate(weights[k]):
