@@ -8,6 +8,7 @@ the result types and the derivatives.
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ class Kernel(NamedTuple):
       divides: whether XLA can divide it over devices, as it can divide all operations of JAX.
       errors: what the lowering of the function raises where the kernel cannot be compiled.
       required: whether such an error is raised; otherwise a warning is given and the portable function runs.
+      context: what the function is lowered in, of the platform.
     """
 
     platform: str
@@ -47,6 +49,7 @@ class Kernel(NamedTuple):
     divides: bool = False
     errors: tuple[type[Exception], ...] = (RuntimeError,)
     required: bool = False
+    context: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
     def fits(self, context: Any) -> bool:
         """Whether it can be part of the program that is lowered."""
@@ -104,7 +107,8 @@ def _lower(context: Any, *arrays: Any, choice: Choice, platform: str | None = No
     for kernel in choice.kernels:
         if kernel.platform == platform and kernel.fits(context.module_context):
             try:
-                return mlir.lower_fun(kernel.function, multiple_results=True)(context, *arrays)
+                with kernel.context(kernel.platform):
+                    return mlir.lower_fun(kernel.function, multiple_results=True)(context, *arrays)
             except kernel.errors as error:
                 if kernel.required:
                     raise

@@ -1,6 +1,7 @@
 """The loop of a gated cell, forward and backward, as one operation each, which every platform runs in its own way."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -66,6 +67,11 @@ class Loops(Protocol):
 
     @property
     def errors(self) -> tuple[type[Exception], ...]:
+        """See `Kernel`."""
+        ...
+
+    @property
+    def context(self) -> Callable[[str], AbstractContextManager[Any]]:
         """See `Kernel`."""
         ...
 
@@ -194,7 +200,15 @@ def _zeros(like: Array, shape: tuple[int, ...]) -> Array:
 def _choice(kind: Any, kernels: tuple[Loops, ...], *args: Any) -> Choice:
     """The choice between the functions `kind(*args, index, platform)`."""
     found = [
-        Kernel(platform, one.method, kind(*args, i, platform), one.exports, errors=one.errors, required=one.required)
+        Kernel(
+            platform,
+            one.method,
+            kind(*args, i, platform),
+            one.exports,
+            errors=one.errors,
+            required=one.required,
+            context=one.context,
+        )
         for i, one in enumerate(kernels)
         for platform in one.platforms
     ]

@@ -5,9 +5,10 @@ one elementwise pass, both generated for the given cell (`emit.py`), and what th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,7 @@ class Native(NamedTuple):
     platforms: tuple[str, ...] = ("cpu",)
     exports: bool = False
     errors: tuple[type[Exception], ...] = (RuntimeError,)
+    context: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
     def check(self, plan: Plan, wanted: Wanted, arrays: Arrays) -> None:
         """Raises `Unsupported` for a cell that cannot be translated into C++."""

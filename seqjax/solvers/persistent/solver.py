@@ -1,5 +1,7 @@
 """The method `persistent`: each loop of a gated cell as one kernel, by Triton on NVIDIA GPUs and Mosaic on TPUs."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from seqjax.solvers.gated_loop.slots import Unsupported
 from seqjax.solvers.gated_loop.solver import Loop, gated_loop
 from seqjax.solvers.persistent.arithmetic import Arithmetic
 from seqjax.solvers.persistent.gradients import of_arrays
-from seqjax.solvers.persistent.tiling import Target, for_cuda, for_tpu
+from seqjax.solvers.persistent.tiling import Target, for_cuda, for_tpu, gpus
 
 PLATFORMS = ("cuda", "tpu")
 
@@ -46,6 +48,18 @@ def precision() -> str | None:
     return config.jax_default_matmul_precision
 
 
+def a_device(platform: str) -> AbstractContextManager[Any]:
+    """A context in which kernels can be lowered for an NVIDIA GPU without one: JAX 0.11 and later ask for its model.
+
+    What is lowered does not depend on the model, which only decides what a later compilation does.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if platform != "cuda" or jax.__version_info__ < (0, 11) or gpus() or mesh.abstract_device is not None:
+        return nullcontext()
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+    return jax.sharding.use_abstract_mesh(mesh.update(abstract_device=device))
+
+
 class Persistent(NamedTuple):
     """The kernels of the method."""
 
@@ -55,6 +69,7 @@ class Persistent(NamedTuple):
     method: str = "persistent"
     exports: bool = False
     errors: tuple[type[Exception], ...] = (Exception,)
+    context: Callable[[str], AbstractContextManager[Any]] = a_device
 
     @property
     def platforms(self) -> tuple[str, ...]:

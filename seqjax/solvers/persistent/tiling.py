@@ -85,12 +85,17 @@ def up_to_power(size: int) -> int:
 
 
 @lru_cache
+def gpus() -> list[jax.Device]:
+    """The NVIDIA GPUs of this process."""
+    try:
+        return jax.local_devices(backend="cuda")
+    except RuntimeError:
+        return []
+
+
 def processors() -> int:
     """The multiprocessors of the smallest GPU here."""
-    try:
-        return min(getattr(device, "core_count", PROCESSORS) for device in jax.local_devices(backend="cuda"))
-    except RuntimeError:
-        return PROCESSORS
+    return min((getattr(device, "core_count", PROCESSORS) for device in gpus()), default=PROCESSORS)
 
 
 def for_cuda(plan: Plan, arrays: Arrays) -> Blocks:
