@@ -70,8 +70,7 @@ class Loops(Protocol):
         """See `Kernel`."""
         ...
 
-    @property
-    def context(self) -> Callable[[str], AbstractContextManager[Any]]:
+    def context(self, platform: str) -> AbstractContextManager[Any]:
         """See `Kernel`."""
         ...
 

@@ -5,10 +5,10 @@ one elementwise pass, both generated for the given cell (`emit.py`), and what th
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,11 @@ class Native(NamedTuple):
     platforms: tuple[str, ...] = ("cpu",)
     exports: bool = False
     errors: tuple[type[Exception], ...] = (RuntimeError,)
-    context: Callable[[str], AbstractContextManager[Any]] = nullcontext
+
+    def context(self, platform: str) -> AbstractContextManager[None]:
+        """None."""
+        del platform
+        return nullcontext()
 
     def check(self, plan: Plan, wanted: Wanted, arrays: Arrays) -> None:
         """Raises `Unsupported` for a cell that cannot be translated into C++."""

@@ -1,6 +1,5 @@
 """The method `persistent`: each loop of a gated cell as one kernel, by Triton on NVIDIA GPUs and Mosaic on TPUs."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -48,18 +47,6 @@ def precision() -> str | None:
     return config.jax_default_matmul_precision
 
 
-def a_device(platform: str) -> AbstractContextManager[Any]:
-    """A context in which kernels can be lowered for an NVIDIA GPU without one: JAX 0.11 and later ask for its model.
-
-    What is lowered does not depend on the model, which only decides what a later compilation does.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if platform != "cuda" or jax.__version_info__ < (0, 11) or gpus() or mesh.abstract_device is not None:
-        return nullcontext()
-    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
-    return jax.sharding.use_abstract_mesh(mesh.update(abstract_device=device))
-
-
 class Persistent(NamedTuple):
     """The kernels of the method."""
 
@@ -69,12 +56,22 @@ class Persistent(NamedTuple):
     method: str = "persistent"
     exports: bool = False
     errors: tuple[type[Exception], ...] = (Exception,)
-    context: Callable[[str], AbstractContextManager[Any]] = a_device
 
     @property
     def platforms(self) -> tuple[str, ...]:
         """Those that have a kernel."""
         return (*PLATFORMS, "cpu", "rocm") if self.interpret else PLATFORMS
+
+    def context(self, platform: str) -> AbstractContextManager[Any]:
+        """One in which kernels can be lowered for an NVIDIA GPU without one: JAX 0.11 and later ask for its model.
+
+        What is lowered does not depend on the model.
+        """
+        mesh = jax.sharding.get_abstract_mesh()
+        if platform != "cuda" or jax.__version_info__ < (0, 11) or gpus() or mesh.abstract_device is not None:
+            return nullcontext()
+        device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+        return jax.sharding.use_abstract_mesh(mesh.update(abstract_device=device))
 
     def check(self, plan: Plan, wanted: Wanted, arrays: Arrays) -> None:
         """Raises `Unsupported` for arithmetic that is not elementwise, and for float64."""
@@ -100,7 +97,7 @@ class Persistent(NamedTuple):
         products = sum(loop.plan.products) * units
         return (loop.plan.steps(arrays), *batch, products) if products else (0,)
 
-    def forward(self, loop: Loop, platform: str, keep: bool, flat: tuple[Array, ...]) -> list[Array | None]:
+    def forward(self, loop: Loop, platform: str, keep: bool, flat: tuple[Array, ...]) -> list[Any]:
         """All carries [T, B, .], and the products if they are kept."""
         step, target = arithmetic(loop.plan, loop.wanted.others), self._target(platform)
         # Pallas, which most processes never need, takes a while to import.

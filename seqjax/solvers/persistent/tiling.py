@@ -2,7 +2,7 @@
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -85,7 +85,7 @@ def up_to_power(size: int) -> int:
 
 
 @lru_cache
-def gpus() -> list[jax.Device]:
+def gpus() -> list[Any]:
     """The NVIDIA GPUs of this process."""
     try:
         return jax.local_devices(backend="cuda")

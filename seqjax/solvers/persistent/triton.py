@@ -104,7 +104,7 @@ class _Kernel:
         self.meets = blocks.across > 1 and self.stages > 0
         self.arrays: list[Array] = []
         self.z = self.put_timed(dense(*arrays.dense)) if arrays.dense else None
-        self.others = [self._put_other(*pair) for pair in zip(arithmetic.others, arrays.others, strict=True)]
+        self.others: list[Any] = [self._put_other(*pair) for pair in zip(arithmetic.others, arrays.others, strict=True)]
         self.weights = [self._put_weights(w) for w in arrays.weights]
         self.factor_dtypes = [operand_dtype(w.dtype) for w in arrays.weights]
 
