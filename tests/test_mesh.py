@@ -86,7 +86,7 @@ SPECS = P(), BY_BATCH, BY_BATCH, P("data")
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_the_gradient_of_a_shard_map(expected, name, count):
     losses, args = problem(name)
 
@@ -98,7 +98,7 @@ def test_the_gradient_of_a_shard_map(expected, name, count):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_a_gradient_inside_a_shard_map(expected, name, count):
     losses, args = problem(name)
 
@@ -129,7 +129,7 @@ def test_sharded_inputs(expected, name, kind):
         check(compiled(differentiated(losses))(params, *placed), expected(name))
 
 
-@pytest.mark.parametrize("name", ["lstm", "lru", "mlstm"])
+@pytest.mark.parametrize("name", ["lstm", "lru", pytest.param("mlstm", marks=pytest.mark.slow)])
 def test_pmap(expected, name):
     losses, (params, xs, mask, drop) = problem(name)
 
