@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import seqjax
-from seqjax import cells, normalization, unroll
+from seqjax import cells, normalization, unroll, unrolling
 from seqjax.solvers.gated_loop.solver import supports
 from seqjax.solvers.persistent import mosaic, persistent, tiling
 from tests.agree import check_methods, close, compiled, values_and_gradients
@@ -259,3 +259,25 @@ def test_a_mask_keeps_the_carry(x64):
     drawn = draw(masked(MODELS["lstm"]), batch=(3,))
     check_methods(drawn, {"cuda": CUDA, "tpu": TPU})
     assert np.isfinite(jax.tree.leaves(drawn.params)[0]).all()
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_both_directions_share_a_kernel_on_a_gpu_of_this_process(x64, monkeypatch, given):
+    monkeypatch.setattr("seqjax.unrolling.gpus", lambda: ["a GPU"])
+    monkeypatch.setattr("seqjax.unrolling.choose", lambda *args: "persistent")
+    cell = cells.peephole_lstm(4)
+    params = tuple(draw(Model(cell), batch=(3,), seed=seed).params for seed in (1, 2))
+    _, _, carry, xs = draw(Model(cell), batch=(3,))
+    carries = (carry, jax.tree.map(lambda leaf: -leaf, carry)) if given else None
+    mask = seqjax.mask_from_lengths(jnp.array([7, 4, 5]), 7)
+
+    def run(params, carries, xs):
+        return seqjax.bidirectional((cell, cell), params, carries, xs, mask=mask)
+
+    def lanes(params, carries, xs):
+        return unrolling._lanes(cell, params, carries or (None, None), xs, mask)
+
+    close(compiled(lanes)(params, carries, xs), compiled(run)(params, carries, xs))
+    lower = partial(jax.jit(run).trace(params, carries, xs).lower)
+    assert "tensor<2x4x16x" not in lower(lowering_platforms=("cpu",)).as_text()
+    assert "tensor<2x4x16x" in lower(lowering_platforms=("cuda",)).as_text()
