@@ -261,7 +261,7 @@ def _lanes(cell, params, carries, xs, mask):
     """Both directions as lanes of one loop."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(params, carries, strict=True))
     inputs = jax.tree.map(lambda *leaves: jnp.stack(leaves), (xs, mask), reverse_time((xs, mask)))
-    run = lambda both, inputs: unroll(cell, *both, inputs[0], mask=inputs[1])  # noqa: E731
+    run = lambda both, inputs: unroll(cell, both[0], both[1], inputs[0], mask=inputs[1])  # noqa: E731
     carry, ys = jax.vmap(run)(stacked, inputs)
     last = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], carry) for i in (0, 1))
     return last, jnp.concatenate([ys[0], reverse_time(ys[1])], axis=-1)
