@@ -83,7 +83,7 @@ def native_or_auto(cell, params, carry, xs):
 
 def persistent_or_auto(cell, params, carry, xs):
     """`persistent`, interpreted, and for gates that are not elementwise `auto`, as in `native_or_auto`."""
-    refused = supports(Persistent(None).check_elementwise, cell, params, carry, xs)
+    refused = supports(Persistent(None).check, cell, params, carry, xs)
     return (solvers.auto if refused else partial(persistent, interpret="cuda"))(cell, params, carry, xs)
 
 

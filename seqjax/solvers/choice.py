@@ -76,7 +76,7 @@ def refusal(method: str, platform: str, cell: Cell, params: Params, carry: Carry
         return supports(partial(kernels.check_on, platform), cell, params, carry, xs)
     if method != name and cell.gated is not None:
         # Steps that are more than elementwise take minutes to compile when a turn of the loop has several.
-        return supports(kernels.check_elementwise, cell, params, carry, xs)
+        return supports(kernels.check, cell, params, carry, xs)
     return ""
 
 

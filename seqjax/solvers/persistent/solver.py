@@ -74,21 +74,14 @@ class Persistent(NamedTuple):
         return jax.sharding.use_abstract_mesh(mesh.update(abstract_device=device))
 
     def check(self, plan: Plan, wanted: Wanted, arrays: Arrays) -> None:
-        """Raises `Unsupported` for arithmetic that is not elementwise, and for float64."""
-        dtype = arrays.carry[0].dtype
-        if dtype.itemsize > 4 and not self.interpret:
-            raise Unsupported(f'method "persistent" has no kernel for {dtype}; use "fused"')
-        self.check_elementwise(plan, wanted, arrays)
-
-    @staticmethod
-    def check_elementwise(plan: Plan, wanted: Wanted, arrays: Arrays) -> None:
         """Raises `Unsupported` for arithmetic that is not elementwise."""
         del arrays
         arithmetic(plan, wanted.others)
 
     def check_on(self, platform: str, plan: Plan, wanted: Wanted, arrays: Arrays) -> None:
-        """Raises `Unsupported` also where there is no room on a platform."""
+        """Raises `Unsupported` also for float64, and where there is no room on a platform."""
         self.check(plan, wanted, arrays)
+        self._target(platform, arrays)
         (for_tpu if platform == "tpu" else for_cuda)(plan, arrays)
 
     def kept(self, loop: Loop, arrays: Arrays) -> tuple[int, ...]:
@@ -99,7 +92,8 @@ class Persistent(NamedTuple):
 
     def forward(self, loop: Loop, platform: str, keep: bool, flat: tuple[Array, ...]) -> list[Any]:
         """All carries [T, B, .], and the products if they are kept."""
-        step, target = arithmetic(loop.plan, loop.wanted.others), self._target(platform)
+        arrays, _ = loop.unflatten(flat)
+        step, target = arithmetic(loop.plan, loop.wanted.others), self._target(platform, arrays)
         # Pallas, which most processes never need, takes a while to import.
         if target.platform == "tpu":
             from seqjax.solvers.persistent import mosaic
@@ -113,8 +107,8 @@ class Persistent(NamedTuple):
         """The gradient of every array, empty where it is not wanted."""
         n, leaves = loop.tree.num_leaves, len(loop.plan.carry)
         hs, kept, flat = flat[n : n + leaves], flat[n + leaves], (*flat[: n + leaves], *flat[n + leaves + 1 :])
-        step, target = arithmetic(loop.plan, loop.wanted.others), self._target(platform)
         arrays, _ = loop.unflatten(flat)
+        step, target = arithmetic(loop.plan, loop.wanted.others), self._target(platform, arrays)
         if target.platform == "tpu":
             from seqjax.solvers.persistent import mosaic
 
@@ -124,7 +118,10 @@ class Persistent(NamedTuple):
         found = triton.gradients(loop, step, target, kept, flat)
         return of_arrays(loop, step, arrays, hs, kept if arrays.weights else None, found)
 
-    def _target(self, platform: str) -> Target:
+    def _target(self, platform: str, arrays: Arrays) -> Target:
+        dtype = arrays.carry[0].dtype
+        if dtype.itemsize > 4 and not self.interpret:
+            raise Unsupported(f'method "persistent" has no kernel for {dtype}; use "fused"')
         return Target(self.interpret or platform, self.precision, bool(self.interpret))
 
 

@@ -1,7 +1,7 @@
 """The loops of a gated cell on an NVIDIA GPU, forward and backward, as one Triton kernel each.
 
-A block takes 16 sequences through all steps. Up to 64 units it has all of them, and the carry stays in registers. Wider
-cells are divided over blocks: each has some of the units, of all slots, and its part of the weights in shared memory.
+A block takes 16 sequences, or more, through all steps. Up to 64 units it has all of them, and the carry stays in
+registers. Wider cells are divided over blocks: each has some of the units, of all slots, and its part of the weights.
 These blocks meet in each step, forward to exchange the factors of a product, backward to sum up their parts of the
 gradient of the factor. What the next step reads is loaded before a step is computed, because a load takes longer.
 """
@@ -222,7 +222,7 @@ class _Kernel:
         return self.result((self.rows, slots * self.blocks.width), dtype)
 
     def run(self, kernel: Any, results: Sequence[jax.ShapeDtypeStruct], name: str) -> list[Array]:
-        """The results of `kernel(here, counter, references of inputs, of results)`."""
+        """The results of `kernel(here, meeting, references of inputs, of results)`."""
         blocks, n = self.blocks, len(self.arrays)
         groups = self.rows // blocks.rows
         counted = [self.result((groups,), jnp.int32)] * self.meets
