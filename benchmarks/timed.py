@@ -112,6 +112,7 @@ class Page(NamedTuple):
       introduction: Markdown.
       caption: of the figure.
       sections: by name, `quick -> Section`.
+      timing: how a time was measured.
     """
 
     command: str
@@ -119,6 +120,7 @@ class Page(NamedTuple):
     introduction: str
     caption: str
     sections: dict[str, Callable[[bool], Section]]
+    timing: str = f"median of {ROUNDS} rounds in turns; calls of over 2 s are timed once"
 
 
 def conditions(page: Page, arguments: Sequence[str], load: float, seconds: float) -> list[str]:
@@ -131,7 +133,7 @@ def conditions(page: Page, arguments: Sequence[str], load: float, seconds: float
         f"{datetime.date.today():%Y-%m-%d}, Python {platform.python_version()}, {versions}",
         f"{jax.devices()[0].device_kind}, {platform.machine()}, {cores} cores",
         f"load average {load:.1f} before the run and {after:.1f} after it{busy}; the run took {seconds / 60:.1f} min",
-        f"median of {ROUNDS} rounds in turns; calls of over 2 s are timed once",
+        page.timing,
     ]
 
 
