@@ -153,11 +153,11 @@ def test_a_loop_in_batch_major_memory_with_two_batch_axes_masks_and_lanes(x64):
     close(got, of_lanes("scan"), 1e-9)
 
 
-def test_batch_major_layers_need_no_more_memory_than_time_major_ones():
+def test_wide_batch_major_layers_need_no_more_memory_than_time_major_ones():
     """Nothing is copied to transpose it, between the layers neither."""
 
     def memory(time_major, xs):
-        layers = [seqjax.nnx.Recurrent(cells.gru(16), 16, time_major=time_major, rngs=nnx.Rngs(0)) for _ in range(2)]
+        layers = [seqjax.nnx.Recurrent(cells.gru(256), 256, time_major=time_major, rngs=nnx.Rngs(0)) for _ in range(2)]
         graph, params, rest = nnx.split(layers, nnx.Param, ...)
 
         def loss(params, xs, w):
@@ -165,10 +165,10 @@ def test_batch_major_layers_need_no_more_memory_than_time_major_ones():
                 xs = layer(xs)
             return ((xs @ w) ** 2).sum()
 
-        program = jax.jit(jax.grad(loss)).lower(params, xs, jnp.ones((16, 2))).compile()
+        program = jax.jit(jax.grad(loss)).lower(params, xs, jnp.ones((256, 2))).compile()
         return program.memory_analysis().temp_size_in_bytes
 
-    batch_major, time_major = memory(False, jnp.ones((40, 50, 16))), memory(True, jnp.ones((50, 40, 16)))
+    batch_major, time_major = memory(False, jnp.ones((40, 50, 256))), memory(True, jnp.ones((50, 40, 256)))
     assert batch_major <= 1.02 * time_major
 
 

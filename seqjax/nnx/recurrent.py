@@ -279,7 +279,8 @@ class Recurrent(_Weighted, Noisy):
         if not self.deterministic:
             for regularizer in active(self.weight_regularizers):
                 params = regularizer(self._key(rngs), params)
-        with transposed_by_caller(time > 0):
+        # With the last output alone, only the inputs would have to be copied, which costs less than strides do.
+        with transposed_by_caller(time > 0 and self.return_sequences):
             carry, ys = unroll(cell, params, carry, inputs, mask=mask, reverse=reverse, method=self.method)
         if not self.return_sequences:
             ys = _processed_last(ys, mask, reverse)

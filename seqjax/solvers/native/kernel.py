@@ -129,7 +129,8 @@ def _ffi(
     """
     name = f"seqjax_{entry}_{library(source(loop.plan, loop.wanted.others).code)}"
     arrays, _ = loop.unflatten(flat)
-    batch, batch_major = arrays.carry[0].ndim - 1, loop.plan.batch_major
+    # Where each thread runs its own sequences, steps that lie apart cost as much as the copies that they save.
+    batch, batch_major = arrays.carry[0].ndim - 1, loop.plan.batch_major and columns(arrays)
 
     def moved(i: int, value: Array, source: int, destination: int) -> Array:
         there = batch_major and i in timed and value.ndim > batch  # else it is empty, in place of what is not wanted
