@@ -16,7 +16,15 @@ from tests.agree import at, check_methods, close, compiled, equations, methods_o
 from tests.cell_list import BARE, MODELS, D, Model, draw
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Compositions of what is tested by itself.
+COMPOSED = {
+    *("masked_conv_stack", "stack_of_one", "nested_stack", "stack_of_from_step", "head_stack", "residual_stack"),
+    *("stack_of_residuals", "masked_from_step", "reset_stack", "dropout_stack", "masked_dropout_stack"),
+    "layer_norm_stack",
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in COMPOSED)) for n in MODELS])
 def test_every_method_equals_scan(x64, name):
     drawn = draw(MODELS[name], steps=4)
     _, grads = check_methods(drawn, methods_of(drawn.cell))
