@@ -15,7 +15,6 @@ from seqjax.solvers.scan import rematerialized, scan
 from tests.agree import at, check_methods, close, compiled, equations, methods_of, values_and_gradients
 from tests.cell_list import BARE, MODELS, D, Model, draw
 
-
 # Compositions of what is tested by itself.
 COMPOSED = {
     *("masked_conv_stack", "stack_of_one", "nested_stack", "stack_of_from_step", "head_stack", "residual_stack"),
