@@ -172,6 +172,24 @@ def test_wide_batch_major_layers_need_no_more_memory_than_time_major_ones():
     assert batch_major <= 1.02 * time_major
 
 
+@pytest.mark.parametrize(
+    "swap",
+    [
+        lambda a: jnp.concatenate(jnp.split(a, 2, -1)[::-1], -1),
+        lambda a: jnp.stack([a[..., 1], a[..., 0]], -1),
+        lambda a: jnp.concatenate([a[..., 1:], a[..., :1]], -1),
+    ],
+    ids=["split", "stack", "slices"],
+)
+@pytest.mark.parametrize("method", ["native", "persistent"])
+def test_gates_that_take_units_apart_are_refused_and_auto_runs_them(swap, method):
+    cell = cells.rnn(2, lambda a: jnp.tanh(swap(a)))
+    given = cell.init(jax.random.key(0), 3), None, jax.random.normal(jax.random.key(1), (4, 5, 3))
+    with pytest.raises(ValueError, match=r"a slot|an array of shape|the primitive"):
+        unroll(cell, *given, method=method)
+    close(unroll(cell, *given), unroll(cell, *given, method="scan"), 1e-6)
+
+
 def test_a_nan_stays_in_its_sequence():
     cell = cells.lstm(16)
     params, carry, xs = inputs(cell, (20, 6, 3, 16))

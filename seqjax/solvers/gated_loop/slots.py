@@ -66,6 +66,9 @@ class Slots:
         env.update(zip(jaxpr.invars, inputs, strict=True))
         for eqn in jaxpr.eqns:
             results = self._equation(eqn, [read(atom) for atom in eqn.invars])
+            for var, parts in zip(eqn.outvars, results, strict=True):
+                if len(parts) != max(1, self.slots(var.aval.shape)):
+                    raise Unsupported(f"the primitive {eqn.primitive.name} on single units of a slot")
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -81,9 +84,7 @@ class Slots:
             return ins
         if name == "slice":
             return [self._slice(eqn, ins[0])]
-        if name == "split":
-            return self._split(eqn, ins[0])
-        if name == "unstack":  # this and stack: JAX 0.11 and later
+        if name in ("split", "unstack"):  # unstack and stack: JAX 0.11 and later
             return self._split(eqn, ins[0])
         if name in ("concatenate", "stack"):
             if len(shape) > 1 and params["dimension" if name == "concatenate" else "axis"] != 0:
@@ -127,6 +128,8 @@ class Slots:
             n = max(1, self.slots(var.aval.shape))
             out.append(parts[place : place + n])
             place += n
+        if place != len(parts):
+            raise Unsupported(f"the primitive {eqn.primitive.name} on single units of a slot")
         return out
 
     def _pad(self, eqn: Any, ins: list[Parts]) -> Parts:
