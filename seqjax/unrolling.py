@@ -222,7 +222,7 @@ def bidirectional(
 ) -> tuple[tuple[Carry, Carry], Array]:
     """Run one cell forward and another backward in time (Schuster & Paliwal 1997).
 
-    On a GPU, equal cells that `persistent` runs are lanes of one kernel.
+    Under `jit` on a GPU, equal cells that `persistent` runs are lanes of one kernel.
 
     Args:
       cells: the forward and the backward cell.
@@ -269,12 +269,14 @@ def _lanes(cell, params, carries, xs, mask):
 
 def _shareable(cells, params, carries, xs) -> bool:
     """Whether a GPU of this process runs both directions as one kernel: on an H200 that takes 0.6 of two in a row."""
-    cell = cells[0]
-    types = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), both) for both in zip(params, carries, strict=True)]
-    if not gpus() or cells[1] != cell or types[0] != types[1] or cell.layers or cell.gated is None:
+    # Outside of jit each direction is a compiled program already.
+    if not gpus() or _known((params, carries, xs)):
         return False
-    xs = as_arrays("xs", "an array [T, B, D] or a tree of arrays", xs)
-    carry = carries[0]
+    cell = cells[0]
+    types = [jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), both) for both in (params, carries)]
+    if cells[1] != cell or any(one != other for one, other in types) or cell.layers or cell.gated is None:
+        return False
+    xs, carry = as_arrays("xs", "an array [T, B, D] or a tree of arrays", xs), carries[0]
     if carry is None:
         carry = jax.eval_shape(lambda params: cell.initial_carry(params, batch_shape(xs, cell.space)), params[0])
     return choose("cuda", cell, params[0], carry, xs) == "persistent"
