@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import seqjax
 from seqjax import cells, normalization, unroll, unrolling
+from seqjax.solvers import native
 from seqjax.solvers.gated_loop.solver import supports
 from seqjax.solvers.persistent import mosaic, persistent, tiling
 from tests.agree import check_methods, close, compiled, values_and_gradients
@@ -259,6 +260,19 @@ def test_a_mask_keeps_the_carry(x64):
     drawn = draw(masked(MODELS["lstm"]), batch=(3,))
     check_methods(drawn, {"cuda": CUDA, "tpu": TPU})
     assert np.isfinite(jax.tree.leaves(drawn.params)[0]).all()
+
+
+@pytest.mark.skipif(native.compiler() is None, reason="needs a C++ compiler")
+def test_what_a_gradient_keeps_on_a_cpu_does_not_depend_on_the_kernels_of_other_platforms():
+    """Outside jit all of it is in memory, and its types are the same on every platform."""
+    cell = cells.lstm(16)
+    params, xs = cell.init(jax.random.key(0), D), jnp.ones((30, 20, D))
+
+    def kept(method):
+        _, pull = jax.vjp(lambda params: unroll(cell, params, None, xs, method=method)[1], params)
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(pull))
+
+    assert kept("auto") == kept("native")
 
 
 @pytest.mark.parametrize("given", [False, True])

@@ -49,6 +49,7 @@ def ranking(platform: str, recurrence: str, batch: int, units: int) -> tuple[str
     if not lines:
         if recurrence == "affine":
             return ("associative",)
+        # A guess: no TPU was measured.
         return ("persistent", "fused:8") if units <= 128 else ("fused:8",)
 
     def distance(line):

@@ -39,7 +39,7 @@ class Kernel(NamedTuple):
       divides: whether XLA can divide it over devices, as it can divide all operations of JAX.
       errors: what the lowering of the function raises where the kernel cannot be compiled.
       required: whether such an error is raised; otherwise a warning is given and the portable function runs.
-      context: what the function is lowered in, of the platform.
+      context: `platform -> context manager` in which the function is lowered.
     """
 
     platform: str

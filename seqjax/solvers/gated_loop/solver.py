@@ -81,8 +81,8 @@ class Loops(Protocol):
         """The shape of what the forward loop keeps for the backward one beside the carries; (0,) for nothing."""
         ...
 
-    def forward(self, loop: Loop, platform: str, keep: bool, flat: tuple[Array, ...]) -> list[Any]:
-        """All carries [T, B, .], and what is kept, or None; nothing is if not `keep`."""
+    def forward(self, loop: Loop, platform: str, keep: bool, flat: tuple[Array, ...]) -> list[Array]:
+        """All carries [T, B, .], and what is kept, of which there is nothing if not `keep`."""
         ...
 
     def gradient(self, loop: Loop, platform: str, flat: tuple[Array, ...]) -> list[Array]:

@@ -63,7 +63,7 @@ class Native(NamedTuple):
     errors: tuple[type[Exception], ...] = (RuntimeError,)
 
     def context(self, platform: str) -> AbstractContextManager[None]:
-        """None."""
+        """No context is needed."""
         del platform
         return nullcontext()
 

@@ -35,8 +35,26 @@ def slotwise(arithmetic: Arithmetic) -> list[Result]:
     return results + [Result("row", width(i), dtype) for i in arithmetic.summed]
 
 
+def factors_and_products(loop: Loop, arrays: Arrays, hs: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+    """The factors v [T, *batch, H] and the products u [T, *batch, n H] of all stages, for all steps at once."""
+    plan = loop.plan
+    timed, shared = split_others(plan, arrays.others)
+
+    def step(carry, product, timed):
+        z, h = plan.z(product, join_others(plan, timed, shared)), plan.carry_tree.unflatten(carry)
+        vs, us = [], ()
+        for stage, w in zip(plan.gated.stages, arrays.weights, strict=True):
+            v = stage(h, z, us)
+            vs, us = [*vs, v], (*us, matmul(v, w))
+        return vs, list(us)
+
+    before = [jnp.concatenate([leaf[None], h[:-1]]) for leaf, h in zip(arrays.carry, hs, strict=True)]
+    product = dense(*arrays.dense) if arrays.dense else None
+    return jax.vmap(step)(before, product, timed)
+
+
 def of_arrays(
-    loop: Loop, arithmetic: Arithmetic, arrays: Arrays, hs: Sequence[Array], kept: Array | None, found: Sequence[Array]
+    loop: Loop, arithmetic: Arithmetic, arrays: Arrays, hs: Sequence[Array], vs: Sequence[Array], found: Sequence[Array]
 ) -> list[Array]:
     """The gradient of every array, empty where it is not wanted; see `portable.gradient`.
 
@@ -45,7 +63,7 @@ def of_arrays(
       arithmetic: that of a step.
       arrays: its arrays.
       hs: the carries [T, *batch, .] after each step.
-      kept: the products of all stages [T, *batch, .], or None to compute them again.
+      vs: the factors [T, *batch, H] of all products.
       found: the gradients of slots, as in `slotwise`.
     """
     found = list(found)
@@ -65,28 +83,8 @@ def of_arrays(
             d = d.sum(tuple(range(arrays.carry[0].ndim - 1)))
         d_others[i] = d.reshape(value.shape).astype(value.dtype)
 
-    product, pull = jax.vjp(dense, *arrays.dense) if arrays.dense else (None, None)
-    d_dense = list(pull(jnp.concatenate(d_z, -1))) if pull else []
+    d_dense = list(jax.vjp(dense, *arrays.dense)[1](jnp.concatenate(d_z, -1))) if arrays.dense else []
     if d_dense and not loop.wanted.x:
         d_dense[0] = nothing
     d_us = [jnp.concatenate([of_slot[i] for i in arithmetic.of_product(k)], -1) for k in range(len(arrays.weights))]
-    d_weights = map(product_gradient, _factors(loop, arrays, hs, product, kept), arrays.weights, d_us)
-    return [*d_carry, *d_dense, *d_weights, *d_others]
-
-
-def _factors(loop: Loop, arrays: Arrays, hs: Sequence[Array], product: Array | None, kept: Array | None) -> list[Array]:
-    """The factors v [T, *batch, H] of all products, for all steps at once."""
-    plan = loop.plan
-    timed, shared = split_others(plan, arrays.others)
-
-    def factors(carry, product, timed, kept):
-        z, h = plan.z(product, join_others(plan, timed, shared)), plan.carry_tree.unflatten(carry)
-        us, vs, place = (), [], 0
-        for stage, w in zip(plan.gated.stages, arrays.weights, strict=True):
-            v = stage(h, z, us)
-            u = matmul(v, w) if kept is None else kept[..., place : place + w.shape[1]]
-            us, vs, place = (*us, u), [*vs, v], place + w.shape[1]
-        return vs
-
-    before = [jnp.concatenate([leaf[None], h[:-1]]) for leaf, h in zip(arrays.carry, hs, strict=True)]
-    return jax.vmap(factors)(before, product, timed, kept)
+    return [*d_carry, *d_dense, *map(product_gradient, vs, arrays.weights, d_us), *d_others]

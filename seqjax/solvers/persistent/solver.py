@@ -5,6 +5,7 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from seqjax.arrays import Array, Carry, Params, Tree
 from seqjax.core import Cell
@@ -12,7 +13,7 @@ from seqjax.solvers.gated_loop.plan import Arrays, Plan, Wanted, resolve
 from seqjax.solvers.gated_loop.slots import Unsupported
 from seqjax.solvers.gated_loop.solver import Loop, gated_loop
 from seqjax.solvers.persistent.arithmetic import Arithmetic
-from seqjax.solvers.persistent.gradients import of_arrays
+from seqjax.solvers.persistent.gradients import factors_and_products, of_arrays
 from seqjax.solvers.persistent.tiling import Target, for_cuda, for_tpu, gpus
 
 PLATFORMS = ("cuda", "tpu")
@@ -63,9 +64,9 @@ class Persistent(NamedTuple):
         return (*PLATFORMS, "cpu", "rocm") if self.interpret else PLATFORMS
 
     def context(self, platform: str) -> AbstractContextManager[Any]:
-        """One in which kernels can be lowered for an NVIDIA GPU without one: JAX 0.11 and later ask for its model.
+        """The context in which kernels are lowered: JAX 0.11 and later ask for the model of the GPU.
 
-        What is lowered does not depend on the model.
+        Where there is none, it is an H100. What is lowered does not depend on the model.
         """
         mesh = jax.sharding.get_abstract_mesh()
         if platform != "cuda" or jax.__version_info__ < (0, 11) or gpus() or mesh.abstract_device is not None:
@@ -85,38 +86,41 @@ class Persistent(NamedTuple):
         (for_tpu if platform == "tpu" else for_cuda)(plan, arrays)
 
     def kept(self, loop: Loop, arrays: Arrays) -> tuple[int, ...]:
-        """The products [T, B, .]."""
-        *batch, units = arrays.carry[0].shape
-        products = sum(loop.plan.products) * units
-        return (loop.plan.steps(arrays), *batch, products) if products else (0,)
+        """Nothing."""
+        del loop, arrays
+        return (0,)
 
-    def forward(self, loop: Loop, platform: str, keep: bool, flat: tuple[Array, ...]) -> list[Any]:
-        """All carries [T, B, .], and the products if they are kept."""
+    def forward(self, loop: Loop, platform: str, keep: bool, flat: tuple[Array, ...]) -> list[Array]:
+        """All carries [T, B, .], and nothing that is kept."""
+        del keep
         arrays, _ = loop.unflatten(flat)
         step, target = arithmetic(loop.plan, loop.wanted.others), self._target(platform, arrays)
         # Pallas, which most processes never need, takes a while to import.
         if target.platform == "tpu":
-            from seqjax.solvers.persistent import mosaic
-
-            return [*mosaic.forward(loop, step, target, flat), None]
-        from seqjax.solvers.persistent import triton
-
-        return triton.forward(loop, step, target, keep, flat)
+            from seqjax.solvers.persistent.mosaic import forward
+        else:
+            from seqjax.solvers.persistent.triton import forward
+        with jax.default_matmul_precision(self.precision):
+            hs = forward(loop, step, target, flat)
+        return [*hs, jnp.zeros_like(hs[0], shape=(0,))]
 
     def gradient(self, loop: Loop, platform: str, flat: tuple[Array, ...]) -> list[Array]:
         """The gradient of every array, empty where it is not wanted."""
         n, leaves = loop.tree.num_leaves, len(loop.plan.carry)
-        hs, kept, flat = flat[n : n + leaves], flat[n + leaves], (*flat[: n + leaves], *flat[n + leaves + 1 :])
+        hs, flat = flat[n : n + leaves], (*flat[: n + leaves], *flat[n + leaves + 1 :])  # without what is kept
         arrays, _ = loop.unflatten(flat)
         step, target = arithmetic(loop.plan, loop.wanted.others), self._target(platform, arrays)
-        if target.platform == "tpu":
-            from seqjax.solvers.persistent import mosaic
+        with jax.default_matmul_precision(self.precision):
+            vs, us = factors_and_products(loop, arrays, hs)
+            if target.platform == "tpu":
+                from seqjax.solvers.persistent import mosaic
 
-            return of_arrays(loop, step, arrays, hs, None, mosaic.gradients(loop, step, target, flat))
-        from seqjax.solvers.persistent import triton
+                found = mosaic.gradients(loop, step, target, flat)
+            else:
+                from seqjax.solvers.persistent import triton
 
-        found = triton.gradients(loop, step, target, kept, flat)
-        return of_arrays(loop, step, arrays, hs, kept if arrays.weights else None, found)
+                found = triton.gradients(loop, step, target, us, flat)
+            return of_arrays(loop, step, arrays, hs, vs, found)
 
     def _target(self, platform: str, arrays: Arrays) -> Target:
         dtype = arrays.carry[0].dtype

@@ -282,18 +282,15 @@ def _joined(parts: Sequence[Any]) -> Any:
     return parts[0]
 
 
-def forward(loop: Loop, arithmetic: Arithmetic, target: Target, keep: bool, flat: tuple[Array, ...]) -> list[Array]:
-    """All carries [T, *batch, .], and the products of all stages [T, *batch, .] if they are kept, otherwise [0]."""
+def forward(loop: Loop, arithmetic: Arithmetic, target: Target, flat: tuple[Array, ...]) -> list[Array]:
+    """All carries [T, *batch, .]."""
     arrays, _ = loop.unflatten(flat)
     own = _Kernel(loop, arithmetic, arrays, target)
     start = [own.put_row(leaf) for leaf in arrays.carry]
-    products = sum(arithmetic.products)
     blocks, meets = own.blocks, own.meets
-    keep = keep and products > 0
 
     def kernel(here, meeting, refs, out):
-        out = list(out)
-        hs, kept = [out.pop(0) for _ in arithmetic.leaves], out.pop(0) if keep else None
+        hs, exchanged = out[: len(arithmetic.leaves)], out[len(arithmetic.leaves) :]
         weights = [own.weight(refs, here, k) for k in range(own.stages)]
         shared = own.shared(here, refs)
 
@@ -304,20 +301,16 @@ def forward(loop: Loop, arithmetic: Arithmetic, target: Target, keep: bool, flat
             def product(k, v):
                 dtype, v = own.factor_dtypes[k], here.clean(v)
                 if meets:
-                    here.put(out[k], (meeting.place(t),), 0, v)
+                    here.put(exchanged[k], (meeting.place(t),), 0, v)
                     meeting.wait(t, k)
                 terms = []
                 for n, w in enumerate(weights[k]):  # all loads before the first product would take all registers
                     part = pl.ds(n * blocks.chunk, blocks.chunk)
-                    terms.append(_dot(out[k][meeting.place(t), here.rows, part] if meets else v, w, dtype))
-                us = own.split(_sum(terms), k)
-                if keep:
-                    for s, u in zip(arithmetic.of_product(k), us, strict=True):
-                        here.put(kept, (t,), s - arithmetic.dense, u)
-                return us
+                    terms.append(_dot(exchanged[k][meeting.place(t), here.rows, part] if meets else v, w, dtype))
+                return own.split(_sum(terms), k)
 
             carry = arithmetic.grouped(flat)
-            inputs = arithmetic.multiply(own.inputs(carry, loaded, shared, [None] * products), product)
+            inputs = arithmetic.multiply(own.inputs(carry, loaded, shared, [None] * sum(arithmetic.products)), product)
             new = [part for parts in arithmetic.forward(inputs) for part in parts]
             own.put_carry(here, hs, (t,), new)
             return new, following
@@ -326,16 +319,15 @@ def forward(loop: Loop, arithmetic: Arithmetic, target: Target, keep: bool, flat
         jax.lax.fori_loop(0, own.steps, step, (first, own.load(here, refs, 0)))
 
     results = [own.timed_result(n, own.dtype) for n in arithmetic.leaves]
-    results += [own.timed_result(products, own.dtype)] * keep
     results += [own.exchange(dtype) for dtype in own.factor_dtypes] * meets
-    found = own.run(kernel, results, "forward")
-    kept = own.cut_timed(found[len(arithmetic.leaves)]) if keep else jnp.zeros_like(found[0], shape=(0,))
-    return [*map(own.cut_timed, found[: len(arithmetic.leaves)]), kept]
+    return list(map(own.cut_timed, own.run(kernel, results, "forward")[: len(arithmetic.leaves)]))
 
 
-def gradients(loop: Loop, arithmetic: Arithmetic, target: Target, kept: Array, flat: tuple[Array, ...]) -> list[Array]:
-    """The gradients of the slots; see `slotwise`."""
-    return _Backward(loop, arithmetic, target, kept, flat).gradients()
+def gradients(
+    loop: Loop, arithmetic: Arithmetic, target: Target, us: Sequence[Array], flat: tuple[Array, ...]
+) -> list[Array]:
+    """The gradients of the slots, see `slotwise`, given the products [T, *batch, .] of all stages."""
+    return _Backward(loop, arithmetic, target, us, flat).gradients()
 
 
 class _Backward(_Kernel):
@@ -344,12 +336,14 @@ class _Backward(_Kernel):
     Its state is the gradient of the carry, and sums of the gradients of inputs that all steps share.
     """
 
-    def __init__(self, loop: Loop, arithmetic: Arithmetic, target: Target, kept: Array, flat: tuple[Array, ...]):
+    def __init__(
+        self, loop: Loop, arithmetic: Arithmetic, target: Target, us: Sequence[Array], flat: tuple[Array, ...]
+    ):
         arrays, rest = loop.unflatten(flat)
         super().__init__(loop, arithmetic, arrays, target)
         n = len(arrays.carry)
         hs, d_last, d_hs = rest[:n], rest[n : 2 * n], rest[2 * n :]
-        self.kept = self.put_timed(kept) if arithmetic.products else None
+        self.products = [self.put_timed(u) for u in us]
         self.first = [self.put_row(leaf) for leaf in arrays.carry]
         self.after = [self.put_timed(h) for h in hs]
         self.d_last = [self.put_row(leaf) if leaf.size else None for leaf in d_last]
@@ -379,7 +373,8 @@ class _Backward(_Kernel):
 
         def load(t):
             """What the gradient of step t reads: inputs, products, the carry before it, cotangents."""
-            products = [] if self.kept is None else here.slots(refs[self.kept], (t,), range(sum(arithmetic.products)))
+            pairs = zip(self.products, arithmetic.products, strict=True)
+            products = [part for number, n in pairs for part in here.slots(refs[number], (t,), range(n))]
             earlier = self.carry(here, [refs[i] for i in self.after], (jnp.maximum(t - 1, 0),))
             given = [
                 [] if number is None else here.slots(refs[number], (t,), range(n))
