@@ -3,16 +3,16 @@
     python -m benchmarks.ahead compile DIR    needs jax[cuda13] of the version that the GPU's machine has; 5 minutes
     python -m benchmarks.ahead time DIR       on the GPU: one minute; writes docs/gpu-times.md
 
-Without the device XLA cannot try out which kernel is fastest for a matrix product. It takes cuBLAS' choice instead, and
-where sizes are narrow its own (`TRITON`), which is faster there. So these numbers are upper bounds of what a program
-takes that is compiled on the device; `benchmarks.gpu` measures those, and the peers.
+Without the device, XLA cannot try out which kernel is fastest for a matrix product. Here it takes cuBLAS's choice, and
+at narrow sizes a Triton kernel of its own, which was faster there. A program that is compiled on the device may be
+faster; `benchmarks.gpu` measures those, and the peers.
 """
 
 import argparse
 import datetime
 import importlib.util
 import pickle
-import statistics
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,26 +25,19 @@ import jax.numpy as jnp
 import numpy as np
 
 import seqjax
-from benchmarks.methods import AFFINE_ON_ACCELERATORS, BATCHES, GATED_ON_ACCELERATORS, STEPS, UNITS, ranked
+from benchmarks import methods
 from benchmarks.places import REPOSITORY
 from benchmarks.problem import SHAPES, Shape
+from benchmarks.timed import median
 from experiments.harness.report import markdown_table
 from seqjax.solvers import named
 from seqjax.train import write_atomic
+from tools.targets import hopper
 
+SECONDS, CALLS = 0.08, 8  # at least, to time one program
 CUBLAS: dict[str, Any] = {"xla_gpu_enable_triton_gemm": False}
 TRITON: dict[str, Any] = {}
-H200 = """
-gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 4800000000000
-  l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 150000000000 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
-runtime_version: { major: 12 minor: 9 patch: 0 }
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 7 }
-device_description_str: "NVIDIA H200"
-"""
+H200 = hopper("NVIDIA H200", memory=150_000_000_000, bandwidth=4_800_000_000_000)
 
 
 class Program(NamedTuple):
@@ -55,6 +48,11 @@ class Program(NamedTuple):
     column: str
     make: Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]
     options: dict[str, Any]
+
+    @property
+    def file(self) -> str:
+        """Its file in the folder of compiled programs."""
+        return "-".join(re.findall(r"\w+", f"{self.table} {self.row} {self.column}")) + ".pickle"
 
 
 def drawn(make: Any, shape: Shape, dtype: Any, lanes: int = 0) -> tuple[Any, Any, jax.Array]:
@@ -84,10 +82,9 @@ def gradient(make: Any, shape: Shape, dtype: Any, method: str, lanes: int = 0) -
 
 
 def last_output(make: Any, shape: Shape, method: str) -> tuple[Any, tuple[Any, ...]]:
-    """The gradient that `benchmarks.methods` times."""
+    """What `benchmarks.methods` times."""
     cell, params, xs = drawn(make, shape, jnp.float32)
-    last = lambda params, xs: jnp.mean(seqjax.unroll(cell, params, None, xs, method=named(method))[1][-1] ** 2)  # noqa: E731
-    return jax.grad(last), (params, xs)
+    return methods.gradient(cell, method), (params, xs)
 
 
 def programs() -> Iterator[Program]:
@@ -103,12 +100,13 @@ def programs() -> Iterator[Program]:
     for lanes in (1, 16, 64, 256):
         make = partial(gradient, cells.lstm, SHAPES[0], "float32", "persistent", lanes)
         yield Program(f"lanes of lstm ({SHAPES[0]})", str(lanes), "persistent", make, CUBLAS if lanes > 1 else TRITON)
-    kinds = (("gated", cells.lstm, GATED_ON_ACCELERATORS), ("affine", cells.min_gru, AFFINE_ON_ACCELERATORS))
-    for kind, cell, methods in kinds:
-        for batch in BATCHES:
-            for units in UNITS:
-                for method in methods:
-                    make = partial(last_output, cell, Shape(batch, STEPS, min(units, 64), units), method)
+    gated = ("gated", cells.lstm, methods.GATED_ON_ACCELERATORS)
+    affine = ("affine", cells.min_gru, methods.AFFINE_ON_ACCELERATORS)
+    for kind, cell, names in (gated, affine):
+        for batch in methods.BATCHES:
+            for units in methods.UNITS:
+                for method in names:
+                    make = partial(last_output, cell, Shape(batch, methods.STEPS, min(units, 64), units), method)
                     yield Program(f"methods, {kind}", f"{batch}, {units}", method, make, CUBLAS)
 
 
@@ -119,29 +117,14 @@ def compile_all(folder: Path) -> None:
     topology: Any = topologies.get_topology_desc("h200", "cuda", target_config=H200, topology="1x1x1")
     sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
     folder.mkdir(parents=True, exist_ok=True)
-    for number, program in enumerate(programs()):
-        path = folder / f"{number:03}.pickle"
-        if path.exists():
-            continue
+    for program in programs():
         start = time.perf_counter()
         function, arrays = program.make()
         types = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arrays)
         lowered = jax.jit(function).trace(*types).lower(lowering_platforms=("cuda",))
         compiled = lowered.compile({"xla_gpu_autotune_level": "0"} | program.options)
-        write_atomic(path, pickle.dumps(serialize_executable.serialize(compiled)))
+        write_atomic(folder / program.file, pickle.dumps(serialize_executable.serialize(compiled)))
         print(f"{time.perf_counter() - start:5.1f} s  {program.table}: {program.row}, {program.column}", flush=True)
-
-
-def median(call: Callable[[], Any]) -> float:
-    """Seconds of a call: the median of at least 8 in at least 0.08 s."""
-    call()
-    taken: list[float] = []
-    start = time.perf_counter()
-    while len(taken) < 8 or time.perf_counter() - start < 0.08:
-        begin = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
 
 
 def torch_seconds(kind: str, shape: Shape, dtype: str) -> float:
@@ -158,7 +141,7 @@ def torch_seconds(kind: str, shape: Shape, dtype: str) -> float:
         layer(xs)[0].float().square().mean().backward()
         torch.cuda.synchronize()
 
-    return median(run)
+    return median(run, SECONDS, CALLS)
 
 
 def time_all(folder: Path) -> dict[tuple[str, str, str], float]:
@@ -166,12 +149,12 @@ def time_all(folder: Path) -> dict[tuple[str, str, str], float]:
     from jax.experimental import serialize_executable
 
     found = {}
-    for number, program in enumerate(programs()):
-        payload, inputs, outputs = pickle.loads((folder / f"{number:03}.pickle").read_bytes())
+    for program in programs():
+        payload, inputs, outputs = pickle.loads((folder / program.file).read_bytes())
         device = jax.devices()[:1]
         run = serialize_executable.deserialize_and_load(payload, inputs, outputs, execution_devices=device)
         _, arrays = program.make()
-        seconds = median(lambda run=run, arrays=arrays: jax.block_until_ready(run(*arrays)))
+        seconds = median(lambda run=run, arrays=arrays: jax.block_until_ready(run(*arrays)), SECONDS, CALLS)
         found[program.table, program.row, program.column] = seconds
         print(f"{program.table}: {program.row}, {program.column}: {1e3 * seconds:.3f} ms", flush=True)
     if importlib.util.find_spec("torch"):
@@ -205,7 +188,7 @@ def page(found: dict[tuple[str, str, str], float], where: str) -> str:
         for row in dict.fromkeys(row for row, _ in here):
             seconds = {column: here[row, column] for column in columns if (row, column) in here}
             shown = [f"{1e3 * seconds[column]:.2f}" if column in seconds else "" for column in columns]
-            lines.append([row, *shown, ", ".join(ranked(seconds))])
+            lines.append([row, *shown, ", ".join(methods.ranked(seconds))])
         parts += [f"## {table}", markdown_table(lines)]
     return "\n\n".join(parts) + "\n"
 

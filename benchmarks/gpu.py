@@ -35,6 +35,7 @@ import seqjax
 from benchmarks.places import REPOSITORY, Places, places
 from benchmarks.problem import DTYPES, SHAPES, Row, Shape
 from benchmarks.programs import AUTO, CUDNN, EQUINOX, FLAX, ON_GPU, TORCH, Disagreement, Entry, build
+from benchmarks.timed import median
 from experiments.harness.report import markdown_table
 from seqjax.train import write_atomic
 
@@ -42,6 +43,7 @@ SECONDS = 0.2  # to time one program
 LONGEST = 300  # seconds that a process waits for the others to compile
 LANES = (1, 16, 64, 256)
 QUICK = Shape(2, 3, 2, 4)
+INFERRED = (AUTO, FLAX, CUDNN, TORCH)  # the entries whose inference is timed
 
 Found = dict[str, Any]
 Measure = Callable[[float], Found]
@@ -59,7 +61,7 @@ class Job(NamedTuple):
         return f"{self.row}, {self.dtype}"
 
     def prepare(self) -> Measure:
-        """Compile and check the programs; their compilation takes turns, so that its seconds can be compared."""
+        """Compile and check the programs, one after the other."""
         made: dict[Entry, Any] = {}
         reasons: dict[Entry, str] = {}
         for entry in self.entries:
@@ -71,7 +73,7 @@ class Job(NamedTuple):
             reasons |= left_out
             for program in programs.values():
                 made[entry] = program
-                if entry in (AUTO, FLAX, CUDNN, TORCH):
+                if entry in INFERRED:
                     program.compile_inference()
         return partial(self._measure, made, reasons)
 
@@ -80,7 +82,7 @@ class Job(NamedTuple):
         found: Found = {entry.name: {"left out": reason} for entry, reason in reasons.items()}
         for entry, program in made.items():
             found[entry.name] = {"update": median(partial(program.run, 1), seconds)}
-            if entry in (AUTO, FLAX, CUDNN, TORCH):
+            if entry in INFERRED:
                 found[entry.name]["inference"] = median(partial(program.infer, 1), seconds)
             if program.compile_seconds is not None:
                 found[entry.name]["compile"] = program.compile_seconds
@@ -168,18 +170,6 @@ def jobs(shapes: Sequence[Shape], lanes: tuple[int, ...]) -> Iterator[Job | Vari
             yield Job(Row(cell, condition, shape), "float32", few)
 
 
-def median(call: Callable[[], Any], seconds: float) -> float:
-    """Seconds of one call: the median over as many as fit, and at least 3."""
-    call()
-    taken: list[float] = []
-    start = time.perf_counter()
-    while len(taken) < 3 or time.perf_counter() - start < seconds:
-        begin = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
-
-
 def installed(job: Job | Variants) -> Job | Variants:
     """A job without the entries whose packages are missing."""
     return job._replace(entries=tuple(e for e in job.entries if e.installed)) if isinstance(job, Job) else job
@@ -195,8 +185,12 @@ def work(
 ) -> None:
     """Compile the jobs of these names, wait until the other processes have theirs, and measure in turn."""
     every = {str(job): job for job in jobs(*sizes)}
-    made = [(name, installed(every[name]).prepare()) for name in names]
-    with contextlib.suppress(threading.BrokenBarrierError):  # one that failed or took too long
+    try:
+        made = [(name, installed(every[name]).prepare()) for name in names]
+    except BaseException:
+        others.abort()
+        raise
+    with contextlib.suppress(threading.BrokenBarrierError):  # one has failed or takes too long
         others.wait(LONGEST)
     with turn:
         for name, measure in made:

@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import csv
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +35,25 @@ TABLE = Path(seqjax.__file__).parent / "solvers" / "methods.csv"
 FIELDS = ("platform", "recurrence", "batch", "units", "methods")
 
 
+def gradient(cell: seqjax.Cell, method: str) -> Callable[[Any, jax.Array], Any]:
+    """What is timed: the gradient of a loss of the last output, `(params, xs [T, B, D]) -> gradient`."""
+
+    def loss(params, xs):
+        return jnp.mean(seqjax.unroll(cell, params, None, xs, method=named(method))[1][-1] ** 2)
+
+    return jax.grad(loss)
+
+
 def measure(cell: seqjax.Cell, batch: int, units: int, methods: Sequence[str], rounds: int = 7) -> dict[str, float]:
     """Seconds of a gradient by each method that runs: the median of rounds in which the methods take turns."""
     features = min(units, 64)
     params = cell.init(jax.random.key(0), features)
     xs = jax.random.normal(jax.random.key(1), (STEPS, batch, features))
 
-    def gradient(method):
-        def loss(params, xs):
-            return jnp.mean(seqjax.unroll(cell, params, None, xs, method=named(method))[1][-1] ** 2)
-
-        return jax.jit(jax.grad(loss)).lower(params, xs).compile()
-
     programs: dict[str, Any] = {}
     for method in methods:
         with contextlib.suppress(ValueError):  # one that refuses this size is not ranked
-            programs[method] = gradient(method)
+            programs[method] = jax.jit(gradient(cell, method)).lower(params, xs).compile()
     seconds: dict[str, list[float]] = {method: [] for method in programs}
     for _ in range(rounds):
         for method, program in programs.items():

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,18 @@ from seqjax.train import write_atomic
 
 ROUNDS = 3
 FEATURES = 32
+
+
+def median(call: Callable[[], Any], seconds: float, calls: int = 3) -> float:
+    """Seconds of one call, after a first one: the median over as many as fit into `seconds`, and at least `calls`."""
+    call()
+    taken: list[float] = []
+    start = time.perf_counter()
+    while len(taken) < calls or time.perf_counter() - start < seconds:
+        begin = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken)
 
 
 class Program(NamedTuple):

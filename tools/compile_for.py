@@ -32,18 +32,9 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 import seqjax
 from seqjax.solvers import METHODS, named
 from tests.cell_list import BARE, draw
+from tools.targets import hopper
 
-H100 = """
-gpu_device_info { threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000
-  l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
-runtime_version: { major: 12 minor: 9 patch: 0 }
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 7 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
+H100 = hopper("NVIDIA H100 80GB HBM3", memory=84_929_347_584, bandwidth=3_352_320_000_000)
 UNITS, BATCH, STEPS, FEATURES = (16, 32, 64, 128, 256, 512), 256, 120, 14
 SIZED = ("auto", "persistent", "fused", "fused:8", "scan")
 # What becomes a kernel of its own; the rest is bookkeeping of the host.
@@ -150,7 +141,12 @@ def compile_case(case: Case, placed: Callable[[Any], Any], by_batch: Callable[[A
 def main(platform: str) -> None:
     """Compile everything for a platform."""
     if platform == "cuda":
-        devices = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology="1x1x1").devices
+        devices = topologies.get_topology_desc(
+            "h100",
+            "cuda",
+            target_config=H100,
+            topology="1x1x1",
+        ).devices
         targets = ["H100"]
     else:
         devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
