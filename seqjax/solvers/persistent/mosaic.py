@@ -4,7 +4,6 @@ A block takes some sequences through some steps; the carry passes to the block o
 kernel runs each step again from the carry before it.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,34 +12,27 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
-from seqjax.arrays import Array, dense, matmul
+from seqjax.arrays import Array, matmul
 from seqjax.placement import shape_like
 from seqjax.solvers.gated_loop.plan import Arrays
-from seqjax.solvers.gated_loop.slots import Other, Parts
+from seqjax.solvers.gated_loop.slots import Parts
 from seqjax.solvers.gated_loop.solver import Loop
 from seqjax.solvers.persistent.arithmetic import Arithmetic, add, filled
 from seqjax.solvers.persistent.blocks import Grid, cut_slots, pad_slots
 from seqjax.solvers.persistent.gradients import Result, slotwise
+from seqjax.solvers.persistent.inputs import Inputs
 from seqjax.solvers.persistent.tiling import Target, for_tpu
 
 
-class _Kernel:
-    """What both kernels have in common: their inputs, and how a step reads them.
-
-    Inputs are known by their number; a block is a list of references, one for each input.
-    """
+class _Kernel(Inputs):
+    """What both kernels have in common: their inputs, their blocks, and how a step reads them."""
 
     def __init__(self, loop: Loop, arithmetic: Arithmetic, arrays: Arrays, target: Target, reverse: bool):
-        self.arithmetic, self.target, self.tiling = arithmetic, target, for_tpu(loop.plan, arrays)
-        self.units, self.dtype = arithmetic.traced.units, arithmetic.traced.dtype
-        self.batch = arrays.carry[0].shape[:-1]
-        self.steps = loop.plan.steps(arrays)
-        self.grid = Grid(self.tiling, math.prod(self.batch), self.steps, reverse)
-        self.arrays: list[Array] = []
+        self.tiling = for_tpu(loop.plan, arrays)
+        super().__init__(loop, arithmetic, arrays, target, self.tiling.width)
+        self.grid = Grid(self.tiling, self.size, self.steps, reverse)
         self.specs: list[pl.BlockSpec] = []
-        self.z = self.put_timed(dense(*arrays.dense)) if arrays.dense else None
-        self.others = [self._put_other(*pair) for pair in zip(arithmetic.others, arrays.others, strict=True)]
-        self.weights = [self.put_weights(w) for w in arrays.weights]
+        self.put_all(arrays)
 
     # Inputs, from arrays
 
@@ -50,38 +42,26 @@ class _Kernel:
         self.specs.append(placed[1])
         return len(self.arrays) - 1
 
-    def put_timed(self, array: Array) -> int:
-        """That of [T, *batch, n H]."""
-        flat = array.reshape(self.steps, self.grid.batch, -1)
-        return self.put(self.grid.timed(pad_slots(flat, self.units, self.tiling.width)))
+    def timed(self, array: Array) -> int:
+        """The number of [T, B, .]."""
+        return self.put(self.grid.timed(array))
 
-    def put_row(self, array: Array) -> int:
-        """That of [*batch, n H]."""
-        flat = array.reshape(self.grid.batch, -1)
-        return self.put(self.grid.row(pad_slots(flat, self.units, self.tiling.width)))
+    def row(self, array: Array) -> int:
+        """The number of [B, .]."""
+        return self.put(self.grid.row(array))
+
+    def shared(self, array: Array) -> int:
+        """The number of an array that every block reads as a whole."""
+        return self.put(self.grid.whole(array))
+
+    number = shared
 
     def put_weights(self, w: Array, *, transposed: bool = False) -> int:
-        """That of [H, G H], as [G, W, W]."""
+        """The number of [H, G H], as [G, W, W]."""
         apart = jnp.moveaxis(w.reshape(self.units, -1, self.units), 1, 0)
         more = self.tiling.width - self.units
         apart = jnp.pad(apart, [(0, 0), (0, more), (0, more)]) if more else apart
-        return self.put(self.grid.whole(jnp.swapaxes(apart, 1, 2) if transposed else apart))
-
-    def _put_other(self, other: Other, array: Array) -> int | None:
-        width = self.arithmetic.width(other)
-        if width is None:
-            return None
-        if array.dtype == bool:
-            array = array.astype(jnp.int32)
-        if width == 0:  # a scalar of the row
-            sizes = (self.steps,) * other.timed + ((self.grid.batch if other.batched else 1), 1)
-            place = self.grid.timed if other.timed else self.grid.row if other.batched else self.grid.whole
-            return self.put(place(array.reshape(sizes)))
-        if other.timed:
-            return self.put_timed(array)
-        if other.batched:
-            return self.put_row(array)
-        return self.put(self.grid.whole(pad_slots(array.reshape(1, -1), self.units, self.tiling.width)))
+        return self.shared(jnp.swapaxes(apart, 1, 2) if transposed else apart)
 
     # A step, from references
 
@@ -184,12 +164,12 @@ class _Kernel:
 
     def cut_timed(self, array: Array) -> Array:
         """A result [T, B, n W], padded, as [T, *batch, n H]."""
-        cut = cut_slots(array[: self.steps, : self.grid.batch], self.units, self.tiling.width)
+        cut = cut_slots(array[: self.steps, : self.size], self.units, self.tiling.width)
         return cut.reshape(self.steps, *self.batch, -1)
 
     def cut_row(self, array: Array) -> Array:
         """A result [B, n W], padded, as [*batch, n H]."""
-        return cut_slots(array[: self.grid.batch], self.units, self.tiling.width).reshape(*self.batch, -1)
+        return cut_slots(array[: self.size], self.units, self.tiling.width).reshape(*self.batch, -1)
 
 
 def forward(loop: Loop, arithmetic: Arithmetic, target: Target, flat: tuple[Array, ...]) -> list[Array]:
@@ -239,7 +219,7 @@ class _Backward(_Kernel):
         self.d_hs = [self.put_timed(leaf) if leaf.size else None for leaf in d_hs]
 
     def _flat_slots(self, leaf: Array) -> Array:
-        return pad_slots(leaf.reshape(len(leaf), self.grid.batch, -1), self.units, self.tiling.width)
+        return pad_slots(leaf.reshape(len(leaf), self.size, -1), self.units, self.tiling.width)
 
     def gradients(self) -> list[Array]:
         """Those of the slots."""

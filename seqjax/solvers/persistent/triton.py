@@ -7,7 +7,6 @@ gradient of the factor. What the next step reads is loaded before a step is comp
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,14 +15,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from seqjax.arrays import Array, carry_dtype, dense, operand_dtype
+from seqjax.arrays import Array, carry_dtype, operand_dtype
 from seqjax.placement import shape_like
 from seqjax.solvers.gated_loop.plan import Arrays
-from seqjax.solvers.gated_loop.slots import Other, Parts
+from seqjax.solvers.gated_loop.slots import Parts
 from seqjax.solvers.gated_loop.solver import Loop
 from seqjax.solvers.persistent.arithmetic import Arithmetic, add, filled
 from seqjax.solvers.persistent.blocks import cut_slots, pad_slots, padded
 from seqjax.solvers.persistent.gradients import slotwise
+from seqjax.solvers.persistent.inputs import Inputs
 from seqjax.solvers.persistent.tiling import Blocks, Target, for_cuda, up, up_to_power
 
 
@@ -84,71 +84,46 @@ class _Meeting(NamedTuple):
         jax.lax.while_loop(lambda seen: seen < awaited, again, jnp.int32(0))
 
 
-class _Kernel:
-    """What both kernels have in common: their inputs, and how a step reads them.
-
-    Inputs are known by their number; a kernel gets a list of references, one for each input.
-    """
+class _Kernel(Inputs):
+    """What both kernels have in common: their inputs, and how a step reads them."""
 
     def __init__(self, loop: Loop, arithmetic: Arithmetic, arrays: Arrays, target: Target):
-        self.arithmetic, self.target = arithmetic, target
         self.blocks = blocks = for_cuda(loop.plan, arrays)
         if target.interpret:  # one block runs after the other: they cannot wait for each other
             self.blocks = blocks = blocks._replace(units=blocks.width, chunk=blocks.width)
-        self.units, self.dtype = arithmetic.traced.units, arithmetic.traced.dtype
-        self.batch = arrays.carry[0].shape[:-1]
-        self.steps = loop.plan.steps(arrays)
-        self.size = math.prod(self.batch)
+        super().__init__(loop, arithmetic, arrays, target, blocks.width)
         self.rows = up(self.size, blocks.rows)
         self.stages = len(arithmetic.products)
         self.meets = blocks.across > 1 and self.stages > 0
-        self.arrays: list[Array] = []
-        self.z = self.put_timed(dense(*arrays.dense)) if arrays.dense else None
-        self.others: list[Any] = [self._put_other(*pair) for pair in zip(arithmetic.others, arrays.others, strict=True)]
-        self.weights = [self._put_weights(w) for w in arrays.weights]
         self.factor_dtypes = [operand_dtype(w.dtype) for w in arrays.weights]
+        self.put_all(arrays)
 
     # Inputs, from arrays
 
-    def put(self, array: Array) -> int:
-        """The number of a new input."""
+    def shared(self, array: Array) -> int:
+        """The number of an array that every block reads as a whole."""
         self.arrays.append(array)
         return len(self.arrays) - 1
 
-    def put_timed(self, array: Array) -> int:
-        """That of [T, *batch, n H]."""
-        flat = array.reshape(self.steps, self.size, -1)
-        return self.put(padded(pad_slots(flat, self.units, self.blocks.width), 1, self.rows))
+    def timed(self, array: Array) -> int:
+        """The number of [T, B, .]."""
+        return self.shared(padded(array, 1, self.rows))
 
-    def put_row(self, array: Array) -> int:
-        """That of [*batch, n H]."""
-        flat = array.reshape(self.size, -1)
-        return self.put(padded(pad_slots(flat, self.units, self.blocks.width), 0, self.rows))
+    def row(self, array: Array) -> int:
+        """The number of [B, .]."""
+        return self.shared(padded(array, 0, self.rows))
 
-    def _put_weights(self, w: Array) -> int:
-        """That of [H, n H], as [blocks, W, N]: for each block the columns of its units, slot by slot."""
+    def number(self, array: Array) -> int:
+        """The number of [1, 1], as a row."""
+        return self.shared(jnp.broadcast_to(array, (self.rows, 1)))
+
+    def put_weights(self, w: Array) -> int:
+        """The number of [H, n H], as [blocks, W, N]: for each block the columns of its units, slot by slot."""
         blocks, count = self.blocks, w.shape[1] // self.units
         slots = up_to_power(count)
         apart = padded(pad_slots(w, self.units, blocks.width), 0, blocks.width)
         apart = padded(apart.reshape(blocks.width, count, blocks.across, blocks.units), 1, slots)
-        return self.put(jnp.moveaxis(apart, 2, 0).reshape(blocks.across, blocks.width, slots * blocks.units))
-
-    def _put_other(self, other: Other, array: Array) -> int | None:
-        width = self.arithmetic.width(other)
-        if width is None:
-            return None
-        if array.dtype == bool:
-            array = array.astype(jnp.int32)
-        if width == 0 and not other.batched:  # one number for all
-            return self.put(jnp.broadcast_to(array.reshape(1, 1), (self.rows, 1)))
-        if width == 0:  # a scalar of the row
-            lead = (self.steps,) * other.timed
-            return self.put(padded(array.reshape(*lead, self.size, 1), len(lead), self.rows))
-        if other.timed:
-            return self.put_timed(array)
-        if other.batched:
-            return self.put_row(array)
-        return self.put(pad_slots(array.reshape(1, -1), self.units, self.blocks.width))
+        return self.shared(jnp.moveaxis(apart, 2, 0).reshape(blocks.across, blocks.width, slots * blocks.units))
 
     # A step, from references
 
@@ -168,7 +143,7 @@ class _Kernel:
         z = [] if self.z is None else here.slots(refs[self.z], (t,), range(self.arithmetic.dense))
         return [z, *(self._other(here, refs, k, (t,)) for k in self._others(timed=True))]
 
-    def shared(self, here: _Here, refs: Sequence[Any]) -> list[Parts]:
+    def load_shared(self, here: _Here, refs: Sequence[Any]) -> list[Parts]:
         """What all steps read."""
         return [self._other(here, refs, k, ()) for k in self._others(timed=False)]
 
@@ -292,7 +267,7 @@ def forward(loop: Loop, arithmetic: Arithmetic, target: Target, flat: tuple[Arra
     def kernel(here, meeting, refs, out):
         hs, exchanged = out[: len(arithmetic.leaves)], out[len(arithmetic.leaves) :]
         weights = [own.weight(refs, here, k) for k in range(own.stages)]
-        shared = own.shared(here, refs)
+        shared = own.load_shared(here, refs)
 
         def step(t, state):
             flat, loaded = state
@@ -368,7 +343,7 @@ class _Backward(_Kernel):
         each = [(ref, slot) for n in widths if n for ref in [out.pop(0)] for slot in range(n)]
         sums = [(ref, s) for i in arithmetic.summed for ref in [out.pop(0)] for s in range(arithmetic.slots_of(i))]
         weights = [self.weight(refs, here, k) for k in range(self.stages)]
-        shared, first = self.shared(here, refs), self.carry(here, [refs[i] for i in self.first], ())
+        shared, first = self.load_shared(here, refs), self.carry(here, [refs[i] for i in self.first], ())
         zero = jnp.zeros_like(first[0])
 
         def load(t):
