@@ -319,3 +319,31 @@ def test_a_learned_carry_starts_at_the_cell_s_own_and_has_the_gradient_of_the_ca
     found = tuple(g["start"] for g in grads) if name == "stack" else grads["start"]
     close(found, by_start)
     assert all(leaf.all() for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_wrappers_go_around_a_stack_that_reads_tokens(layers, count):
+    """They take its layers apart; what `with_one_hot` adds must be in the lowest of them."""
+    run = partial(unroll, method="scan")
+    read = partial(wrappers.with_one_hot, size=TOKENS, tokens=count)
+    tokens = jax.random.randint(KEY, (5, 2) if count == 1 else (5, 2, count), 0, TOKENS)
+    vectors = jax.nn.one_hot(tokens, TOKENS)
+    vectors = vectors if count == 1 else vectors.sum(2)
+    cell = cells.stack(*[cells.gru(H)] * layers)
+    for outer in (lambda cell: wrappers.with_head(cell, 3), wrappers.learned_carry):
+        around = outer(read(cell))
+        params = around.init(KEY, 0)
+        assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, outer(cell).init(KEY, TOKENS))
+        found, expected = run(around, params, None, tokens)[1], run(outer(cell), params, None, vectors)[1]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    mask = jnp.ones((5, 2), bool)
+    masked, params = wrappers.masked(read(cell)), cell.init(KEY, TOKENS)
+    np.testing.assert_allclose(
+        run(masked, params, None, (tokens, mask))[1], run(cell, params, None, vectors)[1], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_layers_of_other_spaces_are_refused_below_tokens_too():
+    with pytest.raises(ValueError, match="stack needs cells of one space"):
+        cells.stack(wrappers.with_one_hot(cells.gru(H), TOKENS, tokens=2), cells.conv_lstm(2, (4,)))

@@ -29,7 +29,9 @@ def stack(*cells: Cell) -> Cell:
     """
     if not cells:
         raise ValueError("stack needs at least one cell")
-    if len({cell.space for cell in cells}) > 1:
+    # The lowest layer may read several tokens per step, which the others do not see.
+    lowest = cells[0].space[:-1] if cells[0].vocabulary and len(cells[0].space) else cells[0].space
+    if {cell.space for cell in cells[1:]} - {lowest}:
         raise ValueError(f"stack needs cells of one space, got those of {[cell.space for cell in cells]}")
 
     def init(key, in_features):

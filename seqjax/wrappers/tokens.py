@@ -108,18 +108,16 @@ def with_one_hot(cell: Cell, size: int, *, tokens: int = 1) -> Cell:
     size = check_size("with_one_hot", size, "tokens")
     tokens = check_size("with_one_hot", tokens, "tokens per step")
 
+    lowest, *above = cell.layers or (cell,)
+    reading = _reading_one_hot(lowest, size, tokens)
+    return stack(reading, *above) if cell.layers else reading
+
+
+def _reading_one_hot(cell: Cell, size: int, count: int) -> Cell:
     def init(key, in_features):
         _no_features("with_one_hot", in_features)
         return cell.init(key, size)
 
-    lowest, *above = cell.layers or (cell,)
-    reading = _reading_one_hot(lowest, size, tokens)
-    whole = stack(reading, *above) if cell.layers else reading
-    space = cell.space if tokens == 1 else (*cell.space, tokens)
-    return whole._replace(init=init, space=space)
-
-
-def _reading_one_hot(cell: Cell, size: int, count: int) -> Cell:
     def project(params, x):
         tokens = _tokens("with_one_hot", x, size)
         each = [tokens] if count == 1 else [tokens[..., i] for i in range(count)]
@@ -133,4 +131,5 @@ def _reading_one_hot(cell: Cell, size: int, count: int) -> Cell:
 
         return jax.tree.map(look_up, cell.project(params, with_features(x, vectors)), is_leaf=is_dense)
 
-    return cell._replace(project=project, vocabulary=size)
+    space = cell.space if count == 1 else (*cell.space, count)
+    return cell._replace(init=init, project=project, vocabulary=size, space=space)
