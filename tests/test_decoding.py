@@ -171,7 +171,9 @@ EXTREME = [
 @pytest.mark.parametrize(
     "dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64], ids=lambda d: jnp.dtype(d).name
 )
-@pytest.mark.parametrize("traced", [False, True], ids=["given", "traced"])
+@pytest.mark.parametrize(
+    "traced", [pytest.param(False, id="given", marks=pytest.mark.slow), pytest.param(True, id="traced")]
+)
 def test_extreme_options_leave_the_likeliest_token(dtype, traced):
     """Also among logits as far apart as the dtype has them."""
     with jax.enable_x64(dtype == jnp.float64):

@@ -429,6 +429,7 @@ def test_mixed_precision_trains_params_of_32_bits(name, flags, tmp_path):
     assert refused(name, "--dtype=float16").endswith("should be one of <float32|bfloat16>")
 
 
+@pytest.mark.slow
 def test_lanes_of_mixed_precision_equal_single_runs(tmp_path):
     flags = ["--model=gru", "--units=3", "--length=4", "--batch_size=4", "--dtype=bfloat16"]
     single = run("temperature", tmp_path / "single", *flags)

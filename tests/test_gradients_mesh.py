@@ -59,7 +59,7 @@ def test_the_mean_over_shards_is_that_of_what_each_computes_alone(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("kind", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit], ids=str)
 def test_divided_arrays(name, kind):
     run, (params, carry, xs, targets) = problem(name)
     with jax.set_mesh(mesh(kind)):

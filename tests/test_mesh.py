@@ -120,7 +120,7 @@ def test_a_loss_that_is_not_reduced_is_refused_as_replicated(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("kind", [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit], ids=str)
 def test_sharded_inputs(expected, name, kind):
     losses, (params, xs, mask, drop) = problem(name)
     over = mesh(8, kind)

@@ -14,7 +14,7 @@ from seqjax.solvers import associative as parallel
 from seqjax.solvers import newton as module
 from seqjax.solvers.newton import newton, newton_with_report
 from tests.agree import close, compiled, values_and_gradients
-from tests.cell_list import BARE, MODELS, D, draw
+from tests.cell_list import BARE, MODELS, D, draw, few
 
 
 @pytest.fixture(params=[True, False], ids=["sequential", "log_depth"])
@@ -45,9 +45,7 @@ def check_newton(drawn, methods, mask=None, tolerance=1e-10):
 QUICK = ("gru", "gru_reset_before", "slstm", "min_gru", "lru", "delta_net", "conv_lstm")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BARE]
-)
+@pytest.mark.parametrize("name", few(BARE, QUICK))
 def test_every_cell_is_solved(x64, name):
     """Complex carries too, as twice as many real numbers, and matrices, as vectors."""
     damped = partial(newton, jacobian="diagonal", damping=0.3)

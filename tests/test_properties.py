@@ -15,7 +15,7 @@ from seqjax import bidirectional, cells, generate, mask_from_lengths, unroll
 from seqjax.arrays import carry_dtype
 from seqjax.core import Cell
 from tests.agree import close, compiled
-from tests.cell_list import BARE, DRESSES, H, Model, draw, leaky
+from tests.cell_list import BARE, DRESSES, H, Model, draw, few, leaky
 
 TOLERANCE = {"float64": 1e-11, "float32": 1e-5, "bfloat16": 0.03}
 KINDS = {
@@ -331,7 +331,7 @@ def test_what_is_generated_read_again_is_generated_again(problem, seed):
     near((last, said), (end, again), problem)
 
 
-@pytest.mark.parametrize("name", BARE)
+@pytest.mark.parametrize("name", few(BARE))
 def test_sixteen_bit_weights_are_rounded_and_nothing_else_is(name):
     """Carries and outputs are float32, gradients of the dtype of what they are for, values those of float64 nearly."""
     cell, params, carry, xs = draw(BARE[name], dtype="bfloat16")

@@ -14,6 +14,7 @@ from seqjax.data import reviews, vectorize
 from seqjax.models import BagClassifier, SequenceClassifier
 from seqjax.models.classifier import pool
 from tests.agree import relaxed
+from tests.cell_list import few
 
 TOKENS = jnp.array([[2, 4, 0], [3, 0, 0]], jnp.int32)
 
@@ -127,9 +128,7 @@ SMALL = ("--batch_size=8", "--units=2", "--embedding_size=3", "--length=12", "--
 QUICK = ("tf_idf", "masked", "sru_pairs")
 
 
-@pytest.mark.parametrize(
-    "model", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in sentiment.MODELS]
-)
+@pytest.mark.parametrize("model", few(sentiment.MODELS, QUICK))
 def test_sentiment(model, tmp_path, monkeypatch):
     monkeypatch.setattr(sentiment, "BAG_BORDERS", (4,))
     monkeypatch.setattr(sentiment, "BORDERS", (6,) if model == "masked" else ())

@@ -59,7 +59,9 @@ def steps(directory):
 TWICE = [step for step in range(10, 61, 10) for _ in range(2)]  # a record of the training and one of the evaluation
 
 
-@pytest.mark.parametrize("arguments", [SINGLE, SWEEP], ids=["single", "sweep"])
+@pytest.mark.parametrize(
+    "arguments", [pytest.param(SINGLE, id="single"), pytest.param(SWEEP, id="sweep", marks=pytest.mark.slow)]
+)
 def test_of_two_at_once_one_works_and_the_other_says_who(arguments, tmp_path, start):
     processes = [start(arguments, tmp_path / "run") for _ in range(2)]
     results = sorted(map(end, processes))
@@ -86,6 +88,7 @@ def test_a_single_run_on_the_directory_of_a_running_sweep_is_refused(tmp_path, s
     assert [steps(run) for run in sorted(tmp_path.glob("seed=*"))] == [TWICE] * 2
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_alone_a_run_that_is_trained_by_hand(tmp_path, start):
     single = start([*SINGLE, "--seed=1", "--delay=10"], tmp_path / "seed=1")
     wait_for((tmp_path / "seed=1" / "config.json").exists)
@@ -97,6 +100,7 @@ def test_a_sweep_leaves_alone_a_run_that_is_trained_by_hand(tmp_path, start):
     assert not (tmp_path / "seed=1" / "error.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_lane_loses_nothing_that_was_finished(tmp_path, start):
     """Killed after the result of the first lane: the second one has taken all its steps, and takes none again."""
     sweep = start([*SWEEP, "--fault=pause"], tmp_path)
