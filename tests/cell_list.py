@@ -3,13 +3,12 @@
 A new cell or wrapper gets a line in `MODELS` (and `DRESSES`); every law then runs over it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from seqjax import cells, from_step, noise, normalization, regularizers, wrappers
 from seqjax.arrays import carry_dtype
@@ -49,18 +48,6 @@ class Drawn(NamedTuple):
     params: Any
     carry: Any
     xs: Any
-
-
-# A cell of each kind of recurrence and of params.
-KINDS = (
-    "rnn", "lstm", "gru_reset_before", "min_gru", "lru", "s4d", "gated_linear_attention", "delta_net", "mlstm", "slstm",
-    "projected_lstm", "layer_norm_lstm", "conv_lstm", "fast_weights", "exp_rnn", "ltc",
-)  # fmt: skip
-
-
-def few(names: Iterable[str], quick: Iterable[str] = KINDS) -> list:
-    """Parameters of a test, of which `make test` runs those of `quick`, and `make test-slow` all."""
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def draw(model: Model, steps: int = 7, batch: tuple[int, ...] = (2,), seed: int = 0, dtype: Any = jnp.float64) -> Drawn:

@@ -15,7 +15,8 @@ from seqjax.solvers.dispatch import checkpointed
 from seqjax.solvers.revolve import forward_runs, revolve, schedule
 from seqjax.wrappers.structure import with_loss
 from tests.agree import check_methods, close, compiled, values_and_gradients
-from tests.cell_list import MODELS, D, H, draw, few
+from tests.cell_list import MODELS, D, H, draw
+from tests.quick import few
 
 
 @pytest.mark.parametrize("name", ["gru", "min_gru", "from_step", "masked", "dropout_stack", "language_model"])

@@ -16,7 +16,8 @@ from test_cells import slow_loop
 from seqjax import cells, normalization, unroll
 from seqjax.arrays import carry_dtype
 from tests.agree import compiled
-from tests.cell_list import BARE, H, Model, draw, few
+from tests.cell_list import BARE, H, Model, draw
+from tests.quick import few
 
 STEPS, SIZES, GATES = 6, (1.0, 1e8, 1e30), (0.0, 200.0)
 TOLERANCE = {"float64": 1e-9, "float32": 2e-3, "float16": 1e-2, "bfloat16": 0.1}

@@ -11,7 +11,8 @@ from jax.nn import log_softmax
 from seqjax import cells, unroll
 from seqjax.gradients import bptt, rtrl, truncated_bptt
 from tests.agree import close, compiled
-from tests.cell_list import BARE, MODELS, D, H, draw, few
+from tests.cell_list import BARE, MODELS, D, H, draw
+from tests.quick import few
 
 T = 6
 

@@ -20,7 +20,8 @@ from seqjax.core import over_time
 from seqjax.solvers.gated_loop.plan import make_plan, transposed_by_caller
 from seqjax.solvers.native import Unsupported, compiler, kernel
 from tests.agree import close, compiled, values_and_gradients
-from tests.cell_list import MODELS, draw, few
+from tests.cell_list import MODELS, draw
+from tests.quick import few
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 

@@ -13,7 +13,7 @@ import pytest
 
 from seqjax.solvers.gated_loop import call
 from seqjax.solvers.native import build, compiler
-from tests.cell_list import few
+from tests.quick import few
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 

@@ -14,7 +14,8 @@ from seqjax.solvers import associative as parallel
 from seqjax.solvers import newton as module
 from seqjax.solvers.newton import newton, newton_with_report
 from tests.agree import close, compiled, values_and_gradients
-from tests.cell_list import BARE, MODELS, D, draw, few
+from tests.cell_list import BARE, MODELS, D, draw
+from tests.quick import few
 
 
 @pytest.fixture(params=[True, False], ids=["sequential", "log_depth"])

@@ -15,7 +15,8 @@ from seqjax import bidirectional, cells, generate, mask_from_lengths, unroll
 from seqjax.arrays import carry_dtype
 from seqjax.core import Cell
 from tests.agree import close, compiled
-from tests.cell_list import BARE, DRESSES, H, Model, draw, few, leaky
+from tests.cell_list import BARE, DRESSES, H, Model, draw, leaky
+from tests.quick import few
 
 TOLERANCE = {"float64": 1e-11, "float32": 1e-5, "bfloat16": 0.03}
 KINDS = {

@@ -14,7 +14,7 @@ from seqjax.data import reviews, vectorize
 from seqjax.models import BagClassifier, SequenceClassifier
 from seqjax.models.classifier import pool
 from tests.agree import relaxed
-from tests.cell_list import few
+from tests.quick import few
 
 TOKENS = jnp.array([[2, 4, 0], [3, 0, 0]], jnp.int32)
 

@@ -13,7 +13,8 @@ from seqjax.solvers import choice, native
 from seqjax.solvers.fused import fused
 from seqjax.solvers.scan import rematerialized, scan
 from tests.agree import at, check_methods, close, compiled, equations, methods_of, values_and_gradients
-from tests.cell_list import BARE, MODELS, D, Model, draw, few
+from tests.cell_list import BARE, MODELS, D, Model, draw
+from tests.quick import few
 
 # Compositions of what is tested by itself.
 COMPOSED = {
