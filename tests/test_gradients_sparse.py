@@ -9,7 +9,7 @@ from test_gradients import T, full_gradient, mean, run_chunks, squared_error, ta
 
 from seqjax import Cell, cells, unroll, wrappers
 from seqjax.core import open_dense
-from seqjax.gradients import diagonal_rtrl, eprop, rflo, snap, truncated_bptt
+from seqjax.gradients import diagonal_rtrl, eprop, rflo, snap, stream_gradient, truncated_bptt
 from seqjax.gradients.structure import dependence
 from seqjax.hints import gated_transition
 from tests.agree import close, compiled
@@ -104,6 +104,53 @@ def test_dependence_is_the_pattern_of_the_jacobian(name):
         assert not found.all()
     else:
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "lookup",
+    [
+        lambda a, i: a[i],
+        lambda a, i: a[:, i],
+        lambda a, i: a.at[i].get(mode="fill", fill_value=0, wrap_negative_indices=False),
+        lambda a, i: jnp.take_along_axis(a, i[:, None], 1),
+        lambda a, i: jax.lax.dynamic_slice(a, (i[0], 0), (2, 3)),
+    ],
+    ids=["rows", "columns", "filled", "along", "slice"],
+)
+def test_a_lookup_depends_on_all_places_and_on_no_other_column(lookup):
+    """Of all indices that it might get, since they are not constants."""
+    a, index = jnp.ones((4, 3)), jnp.array([1, 0, 2, 0])
+    n = lookup(a, index).size
+    found, _ = dependence(lambda a, i: [lookup(a, i)], a, index)(np.eye(n, dtype=bool))
+    jacobian, expected = compiled(jax.jacrev(lookup)), np.zeros_like(found)
+    for other in np.random.default_rng(0).integers(0, 3, (50, 4)):
+        expected |= np.asarray(jacobian(a, jnp.asarray(other)) != 0).reshape(n, -1)
+    assert (found >= expected).all(), "never less than the Jacobian has"
+    if lookup(a, index).shape == (4, 3):
+        by_column = found.reshape(n, 4, 3).any(1)
+        np.testing.assert_array_equal(by_column, np.tile(np.eye(3, dtype=bool), (n // 3, 1)))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "cell"),
+    [
+        (lambda cell: eprop(cell, squared_error), wrappers.with_head(cells.lstm(H), H)),
+        (lambda cell: rflo(cell, squared_error, jax.random.key(1)), wrappers.with_head(cells.gru(H), H)),
+        (lambda cell: snap(cell, squared_error), cells.rnn(H)),
+    ],
+    ids=["eprop", "rflo", "snap"],
+)
+def test_one_hot_tokens_are_the_vectors_that_they_stand_for(x64, estimator, cell):
+    """The rows of w_x that they look up are as local as its columns are."""
+    token_ids = draw(Model(wrappers.with_one_hot(cell, TOKENS), 0, tokens), T).xs
+    vectors = jax.nn.one_hot(token_ids, TOKENS, dtype=jnp.float64)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), cell.init(jax.random.key(0), TOKENS))
+    carry, targets = cell.initial_carry(params, token_ids.shape[1:]), jnp.ones((*token_ids.shape, H))
+
+    def gradient(cell, xs):
+        return stream_gradient(estimator(cell), params, carry, xs, targets, 1)
+
+    close(gradient(wrappers.with_one_hot(cell, TOKENS), token_ids), gradient(cell, vectors), 1e-12)
 
 
 def test_a_dead_unit_still_depends_on_its_inputs():

@@ -115,12 +115,32 @@ def _rule(eqn: Any, cots: list[np.ndarray], nonzero: dict) -> list[np.ndarray]:
         bounds = zip(params["start_indices"], params["limit_indices"], steps, strict=True)
         mark[(slice(None), *(slice(*bound) for bound in bounds))] = cot
         return [mark]
+    if name == "gather":
+        return [_gathered(cot, shape, params), np.broadcast_to(_any(cot, len(shapes[1])), (count, *shapes[1]))]
     if name.startswith("reduce_") and "axes" in params:
         return [np.broadcast_to(np.expand_dims(cot, tuple(1 + i for i in params["axes"])), (count, *shape))]
     if name == "dot_general":
         return _dot_rule(params["dimension_numbers"], _operands_nonzero(eqn, nonzero), cot)
-    any_mark = np.logical_or.reduce([one.reshape(count, -1).any(1) for one in cots])
-    return [np.broadcast_to(any_mark.reshape(count, *(1,) * len(own)), (count, *own)) for own in shapes]
+    marks = {len(own): np.logical_or.reduce([_any(one, len(own)) for one in cots]) for own in shapes}
+    return [np.broadcast_to(marks[len(own)], (count, *own)) for own in shapes]
+
+
+def _any(mark: np.ndarray, axes: int) -> np.ndarray:
+    """Whether anything is marked: [C, 1, ..., 1] of a mark [C, ...], with `axes` axes of size 1."""
+    return mark.reshape(len(mark), -1).any(1).reshape(len(mark), *(1,) * axes)
+
+
+def _gathered(cot: np.ndarray, shape: tuple[int, ...], params: Any) -> np.ndarray:
+    """The mark of the operand of a gather: axes that are taken whole keep theirs, any place of the others counts."""
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    apart = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    taken = dict(zip((axis for axis in range(len(shape)) if axis not in apart), numbers.offset_dims, strict=True))
+    whole = {axis: out for axis, out in taken.items() if sizes[axis] == shape[axis]}
+    others = tuple(1 + out for out in range(cot.ndim - 1) if out not in whole.values())
+    kept = cot.any(others)  # the axes of the slice are in the order of those of the operand
+    return np.broadcast_to(
+        kept.reshape(len(cot), *(n if axis in whole else 1 for axis, n in enumerate(shape))), (len(cot), *shape)
+    )
 
 
 def _dot_rule(numbers: Any, factors: list[np.ndarray], cot: np.ndarray) -> list[np.ndarray]:

@@ -29,7 +29,7 @@ def over_layers(cell: Cell, wrapped: tuple[Cell, ...], pick: Callable[[Tree, int
         return passing if i < last else passing._replace(readout=narrow.readout)
 
     # The space of the inputs is that of the whole: here only the layers above it have to agree.
-    layers = (layer(i, wrap)._replace(space=cell.layers[-1].space) for i, wrap in enumerate(wrapped))
+    layers = (layer(i, wrap)._replace(space=wrapped[-1].space) for i, wrap in enumerate(wrapped))
     return stack(*layers)._replace(init=cell.init, space=cell.space)
 
 
