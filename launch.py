@@ -8,6 +8,8 @@ A sweep is a product of axes: ";" between axes, "," between values, and a:b for 
 (--steps=100 --data_dir=DIR); one that the proposed sweep varies is fixed at the given value. Everything is checked
 before the first run starts. The same command again resumes: finished runs are kept, failed ones are run again.
 
+A sweep over --learning_rate is a grid: the report compares each method at its own best rate, by the validation score.
+
 A single run is `python -m experiments.NAME`.
 """
 
@@ -44,6 +46,10 @@ flags.DEFINE_enum(
     flag_values=FLAGS,
 )
 flags.DEFINE_integer("processes", 2, "Runs at the same time (local, slurm).", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "widen", 0, "Extend the grid of --learning_rate at most so often, while a method has its best rate at an end.",
+    lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_string("workdir", None, "Directory of the sweep (default: runs/NAME/<hash>).", flag_values=FLAGS)
 flags.DEFINE_string("slurm_partition", None, "Partition of the cluster.", flag_values=FLAGS)
 flags.DEFINE_integer("slurm_minutes", 60, "Time limit of a job.", lower_bound=1, flag_values=FLAGS)
@@ -109,10 +115,16 @@ def _main(argv: Sequence[str]) -> int:
     definition = experiment(options.experiment)
     executor = _executor(options)
     fixed = given_flags(definition.flags, rest, beside=list(FLAGS))
-    plan = sweep.plan(definition, options.sweep, fixed, options.workdir)
+    plan = sweep.plan(definition, options.sweep, fixed, options.workdir, widen=options.widen > 0)
     if options.executor == "vmap" and any(member.config.patience for member in plan.members):
         raise ValueError("--patience: the lanes of --executor=vmap cannot stop early; take debug or local")
-    return sweep.run(plan, executor)
+    code = sweep.run(plan, executor)
+    while plan.widened < options.widen and code != 2 and (wider := sweep.wider(plan)):
+        added = sorted(set(wider.axes["learning_rate"]) - set(plan.axes["learning_rate"]))
+        print(f"\na method has its best rate at an end of the grid: adding learning_rate={','.join(map(str, added))}")
+        plan = wider
+        code = sweep.run(plan, executor)
+    return code
 
 
 def _executor(options: flags.FlagValues) -> Callable[..., executors.Outcomes]:

@@ -238,8 +238,6 @@ def _finish(
     save(_figure(series, data, readings, threshold), run.figures / "streams")
     return {
         **result,
-        "validation_loss": float(state.best.value),
-        "best_step": int(state.best.step),
         "microseconds_a_row": 1e6 * seconds / data.xs[..., 0].size,
     }
 

@@ -182,7 +182,6 @@ def _finish(
             for name, at in _where(hits).items()
             if at[KNOWN:].any()
         },
-        "best_step": int(state.best.step),
     }
 
 

@@ -1,25 +1,22 @@
-"""What does truncating back-propagation through time cost, and what does it save?
+"""What does truncating back-propagation through time cost, and where is it free?
 
-Full BPTT over the training length against truncated BPTT(k1, k2): an update every k1 steps, from a gradient that
-reaches k2 steps back (Williams & Peng 1990). Every training step shows each run the same `--length` time steps of data,
-so a run with k1 = length / 8 makes eight updates where full BPTT makes one.
+Full BPTT over a training sequence against truncated BPTT(k1, k2), a gradient every k1 steps that reaches k2 steps back
+(Williams & Peng 1990), and against the estimators of `seqjax.gradients` that reach further. A training step shows each
+run the same data. By default it updates the params after every chunk of k1 steps; with --accumulate once, by the sum of
+the gradients of its chunks, so that the number of updates is the same for all.
 
 Tasks: "text" (the next character, of the embedded corpus or of any file: --corpus=input.txt), "recall" and "copy"
-(a truncation shorter than the lag --length must stay at chance), and "adding" (where it need not: see `ADDING`).
+(a gradient that does not reach --lag steps back must stay at chance), and "adding" (where it need not: see `ADDING`).
 
-    python launch.py                                             the main job: all truncations, three seeds
+    python launch.py                                             the main job: text and recall, three seeds
     python -m experiments.bptt_vs_tbptt --truncation=8:32        one run
-    python launch.py --sweep="truncation=full,25:25;seed=0:3" --task=recall --length=100 --chrono=100 --units=64
+    python launch.py --sweep="lag=5,10,20,40;truncation=4:4,16:16,full;learning_rate=1e-3,3e-3;seed=0:5" --task=recall
 
-Reported for each run: loss against updates and wall clock, memory of the compiled program, steps per second, the cosine
-and the norm ratio of its gradient to the full one along training, and a text sample.
-
-Measured on the embedded text after the same 150 windows: 3.05 bits per character by full BPTT, 2.17 by 4:4
-(docs/results.md).
+Measured, LSTM(128) after the same 300 updates: TODO (docs/results.md).
 """
 
-import math
 import sys
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -34,29 +31,37 @@ from experiments.harness.experiment import Experiment
 from experiments.harness.flags import training_flags
 from experiments.harness.optimizer import make_optimizer
 from experiments.harness.precision import narrow
-from experiments.harness.report import Section, curve, groups, separate, summary
+from experiments.harness.report import Section, groups
 from experiments.harness.task import Batch, Task, evaluate
-from experiments.shared import tasks
+from experiments.shared import budgets, reach, tasks
 from seqjax import cells, decoding, gradients, initializers
-from seqjax.arrays import Array, Params, Tree
+from seqjax.arrays import Array, Key, Params, Tree
 from seqjax.core import Cell
 from seqjax.data.text import UNKNOWN_TOKEN
-from seqjax.diagnostics import alignment
-from seqjax.gradients import Estimator
+from seqjax.diagnostics import alignment, gradient_against_lag
+from seqjax.gradients import Estimator, Loss
 from seqjax.train import Program, State, initial_state
 from seqjax.train.run import Run, write_atomic
 from seqjax.unrolling import generate, unroll
-from seqjax.wrappers import with_embedding, with_head
+from seqjax.wrappers import with_embedding, with_head, with_one_hot
 
 FLAGS = training_flags(
-    steps=150, steps_per_call=25, evaluate_every=25, batch_size=16, learning_rate=4e-3, clip_norm=1.0, optimizer="adam"
+    steps=300, steps_per_call=50, evaluate_every=50, batch_size=16, learning_rate=4e-3, clip_norm=1.0, optimizer="adam"
 )
 flags.DEFINE_enum("task", "text", ["text", "recall", "copy", "adding"], "What is learned.", flag_values=FLAGS)
 flags.DEFINE_string("corpus", "pydoc", "Text file or directory; pydoc: Python's manual.", flag_values=FLAGS)
 flags.DEFINE_integer(
-    "length", 128, "Time steps of a training step; of recall and copy, the lag.", lower_bound=1, flag_values=FLAGS
+    "length", 128, "Time steps of a training sequence of text and adding.", lower_bound=1, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "lag", 20, "Time steps from symbol to query, of recall and copy.", lower_bound=1, flag_values=FLAGS
 )
 flags.DEFINE_string("truncation", "full", "full, or k1:k2 with k1 <= k2 (steps).", flag_values=FLAGS)
+flags.DEFINE_boolean("accumulate", False, "One update per training step, by the sum of its chunks.", flag_values=FLAGS)
+flags.DEFINE_float(
+    "reset_rate", 0.0, "Probability that a chunk starts from the initial carry; 0: carried, 1: zeroed.",
+    lower_bound=0.0, upper_bound=1.0, flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_enum(
     "model",
     "lstm",
@@ -66,18 +71,57 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_integer("units", 128, "Units of a layer.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("layers", 1, "Layers.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("embedding_size", 32, "Size of a token's embedding.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "embedding_size", 32, "Size of a token's embedding; 0: one-hot tokens.", lower_bound=0, flag_values=FLAGS
+)
 flags.DEFINE_float("chrono", 0.0, "Chrono initialization up to this many steps; 0: off.", flag_values=FLAGS)
 flags.DEFINE_integer("sample", 400, "Characters of the text sample.", lower_bound=1, flag_values=FLAGS)
 flags.register_validator("truncation", lambda value: bool(_truncation(value)), flag_values=FLAGS)
 
-TRACED_FLAGS = ("seed", "learning_rate")
+TRACED_FLAGS = ("seed", "learning_rate", "reset_rate")
+
+# Of adaptive truncation: the relative bias that it tolerates.
+DELTA = 0.2
+
+
+def _doubled(k1: int, k2: int) -> list[int]:
+    """k1, 2 k1, 4 k1, ... below k2, and k2."""
+    return [k1 * 2**i for i in range(32) if k1 * 2**i < k2] + [k2]
+
+
+# Of the cell, the loss, k1, k2, and two keys: one is the same in a whole run, one differs for each sequence.
+GRADIENTS: dict[str, Callable[[Cell, Loss, int, int, Key, Key], Estimator]] = {
+    "bptt": lambda cell, loss, k1, k2, fixed, noise: gradients.truncated_bptt(cell, loss, k1, k2),
+    "adaptive": lambda cell, loss, k1, k2, fixed, noise: gradients.adaptive_truncation(
+        cell, loss, k1, _doubled(k1, k2), DELTA, k1
+    ),
+    "artbp": lambda cell, loss, k1, k2, fixed, noise: gradients.artbp(cell, loss, 1 / k2, noise),
+    "rtrl": lambda cell, loss, k1, k2, fixed, noise: gradients.rtrl(cell, loss),
+    "snap1": lambda cell, loss, k1, k2, fixed, noise: gradients.snap(cell, loss, 1),
+    "eprop": lambda cell, loss, k1, k2, fixed, noise: gradients.eprop(cell, loss),
+    "rflo": lambda cell, loss, k1, k2, fixed, noise: gradients.rflo(cell, loss, fixed),
+    "uoro": lambda cell, loss, k1, k2, fixed, noise: gradients.uoro(cell, loss, noise),
+    "kf_rtrl": lambda cell, loss, k1, k2, fixed, noise: gradients.kf_rtrl(cell, loss, noise),
+}
+flags.DEFINE_enum(
+    "gradient", "bptt", list(GRADIENTS),
+    "Gradient of a chunk of k1 steps. adaptive: reaches back k1 to k2 steps. artbp: over the whole sequence, cut at "
+    "random, every k2 steps on average. The others do not end at a number of steps: k1 = k2 is the chunk.",
+    flag_values=FLAGS,
+)  # fmt: skip
 
 ADDING = """Why a short truncation can learn to add. The two marked values must be added whenever they come, and the
 same weights do it at every step. In some sequences the second marker is a few steps before the end, within reach of
 the truncated gradient, and there the network learns to add a marked value to what it holds. A gated carry that holds
 then holds for any lag: nothing else has to be learned from far away. Recall has no such late examples: its one symbol
 is always the whole lag away, so a gradient shorter than the lag never sees it."""
+
+
+GRADIENT = """The gradient is compared with the full one at the same params, on one fixed batch: over all params, and
+over those of the cell, without the head. Where the cosine is nearly 1 and nothing is learned, the last figure tells
+why: carry_gradient is the norm of the gradient of the last step's loss at the first carry, over that at the last carry.
+This part is what a truncation removes. While it is small, its removal hardly turns the gradient; but it alone can make
+the carry keep what the first steps showed."""
 
 
 def _truncation(value: str) -> tuple[int, int] | str:
@@ -89,19 +133,44 @@ def _truncation(value: str) -> tuple[int, int] | str:
     return int(k1), int(k2)
 
 
+def _chunks(config: SimpleNamespace, length: int) -> tuple[int, int]:
+    """Steps from one gradient to the next, and the k2 of the estimator, for sequences of `length` steps."""
+    truncation = _truncation(config.truncation)
+    k1, k2 = (length, length) if isinstance(truncation, str) else truncation
+    if config.gradient == "adaptive" and not (k1 < k2 and k2 % k1 == 0):
+        raise ValueError(
+            f"--gradient=adaptive chooses among multiples of k1 up to k2, got --truncation={config.truncation}; "
+            f"expected for example --truncation={k1}:{4 * k1}"
+        )
+    if config.gradient == "artbp":
+        return length, k2
+    if config.gradient not in ("bptt", "adaptive") and k1 < k2:
+        raise ValueError(
+            f"--gradient={config.gradient} reaches back to the start of the sequence, got "
+            f"--truncation={config.truncation}; expected one number of steps, as --truncation={k1}:{k1}"
+        )
+    return k1, k2
+
+
 def _task(config: SimpleNamespace) -> Task:
     if config.task == "text":
         return tasks.characters(config.corpus, length=config.length, batch_size=config.batch_size)
-    make = {"recall": tasks.recall, "copy": tasks.copy, "adding": tasks.adding}[config.task]
-    return make(length=config.length, batch_size=config.batch_size)
+    if config.task == "adding":
+        return tasks.adding(length=config.length, batch_size=config.batch_size)
+    make = {"recall": tasks.recall, "copy": tasks.copy}[config.task]
+    return make(lag=config.lag, batch_size=config.batch_size)
 
 
 def model(config: SimpleNamespace, task: Task) -> Cell:
     """Embedding (of tokens), layers, head, as one cell."""
     bias = {"b": initializers.chrono(config.chrono)} if config.chrono else {}
-    cell = cells.stack(*(getattr(cells, config.model)(config.units, **bias) for _ in range(config.layers)))
-    if task.tokens:
+    layers = [getattr(cells, config.model)(config.units, **bias) for _ in range(config.layers)]
+    # Estimators of a single layer do not take a stack of one.
+    cell = cells.stack(*layers) if config.layers > 1 else layers[0]
+    if task.tokens and config.embedding_size:
         cell = with_embedding(cell, task.tokens, config.embedding_size)
+    elif task.tokens:
+        cell = with_one_hot(cell, task.tokens)
     return with_head(cell, task.outputs)
 
 
@@ -126,18 +195,27 @@ def _in_chunks(tree: Tree, k: int) -> Tree:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, k, *leaf.shape[1:]), tree)
 
 
-def _gradient(estimator: Estimator, k: int, params: Params, carry: Any, batch: Batch) -> Params:
-    """The gradient of the weighted mean loss of a batch, as the estimator has it from chunks of k steps."""
-    chunks = _in_chunks(batch, k)
+def _sums(estimator: Estimator, params: Params, state: Any, chunk: Batch) -> tuple[Array, Params, Any]:
+    """The sum of the losses of a chunk, its gradient, and the next state of the estimator."""
+    loss, grads, state = estimator.update(params, state, chunk.xs, (chunk.targets, chunk.weights))
+    # The estimator has the mean over the steps and the batch.
+    size = chunk.weights.size
+    return loss * size, jax.tree.map(lambda g: g.astype(chunk.weights.dtype) * size, grads), state
 
-    def add(state, chunk):
-        _, grads, state = estimator.update(params, state, chunk.xs, (chunk.targets, chunk.weights))
-        return state, grads
 
-    _, grads = jax.lax.scan(add, estimator.init(params, carry, jax.tree.map(lambda leaf: leaf[0], chunks.xs)), chunks)
-    # Each is the mean over its k steps and the batch of the weighted losses.
-    scale = k * batch.weights.shape[1] / batch.weights.sum()
-    return jax.tree.map(lambda g: g.astype(scale.dtype).sum(0) * scale, grads)
+def _summed(estimator: Estimator, k: int, params: Params, state: Any, batch: Batch) -> tuple[Array, Params, Any]:
+    """The mean loss of a batch, the gradient of it as the estimator has it from chunks of k steps, the last state."""
+
+    def add(sums, chunk):
+        loss, grads, state = sums
+        more_loss, more_grads, state = _sums(estimator, params, state, chunk)
+        return (loss + more_loss, jax.tree.map(jnp.add, grads, more_grads), state), None
+
+    dtype = batch.weights.dtype
+    nothing = jnp.zeros((), dtype), jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params), state
+    (loss, grads, state), _ = jax.lax.scan(add, nothing, _in_chunks(batch, k))
+    weight = batch.weights.sum()
+    return loss / weight, jax.tree.map(lambda g: g / weight, grads), state
 
 
 def _scores(task: Task, cell: Cell, part: str, data: Tree, params: Params) -> dict[str, Array]:
@@ -148,74 +226,122 @@ def _scores(task: Task, cell: Cell, part: str, data: Tree, params: Params) -> di
     )
 
 
+def _quality(estimate: Params, reference: Params) -> dict[str, Array]:
+    """Direction and size of a gradient; of all params, and of those of the cell: all but the head."""
+    cosine, ratio = alignment(estimate, reference)
+    cell_cosine, cell_ratio = alignment(*(_without_head(grads) for grads in (estimate, reference)))
+    return {"cosine": cosine, "norm_ratio": ratio, "cell_cosine": cell_cosine, "cell_norm_ratio": cell_ratio}
+
+
+def _without_head(params: Params) -> list[Array]:
+    head = ("w_y", "b_y")  # of `with_head`
+    return [leaf for path, leaf in jax.tree.leaves_with_path(params) if getattr(path[-1], "key", None) not in head]
+
+
+def _last_loss(losses: Loss, batch: Batch, ys: Array) -> Array:
+    """The loss of the last step."""
+    return losses(ys[-1], (batch.targets[-1], batch.weights[-1])).sum()
+
+
 def build(config: SimpleNamespace) -> Experiment:
-    """Training by truncated or full BPTT; one step of the program is `--length` time steps of data."""
+    """Training by an estimate of the gradient; one step of the program is one batch of sequences, or of windows."""
     task = _task(config)
     cell = model(config, task)
     drawn = jax.eval_shape(task.train, task.data, jax.random.key(0), jnp.int32(0))
-    truncation = _truncation(config.truncation)
-    k1, k2 = (len(drawn.xs), len(drawn.xs)) if isinstance(truncation, str) else truncation
-    if task.continues and config.length % k1:
-        raise ValueError(f"--length={config.length} of a text must be a multiple of k1 = {k1} (--truncation)")
+    length = len(drawn.xs)
+    k1, k2 = _chunks(config, length)
+    if task.continues and length % k1:
+        raise ValueError(f"--length={length} of a text must be a multiple of k1 = {k1} (--truncation)")
 
     def losses(ys, targets):
         targets, weights = targets
         return weights * task.losses(ys, targets)
 
-    estimator = gradients.truncated_bptt(cell, losses, k1, k2)
     full = gradients.bptt(cell, losses)
     pad = partial(_padded, blank=task.blank, multiple=k1)
-    updates_per_step = _updates_per_step(task, k1)
+    updates_per_step = 1 if config.accumulate else _updates_per_step(task, k1)
     schedule = SimpleNamespace(**{**vars(config), "steps": config.steps * updates_per_step})
 
     def initial_carry(params):
         return cell.initial_carry(params, (config.batch_size,))
 
-    def start(params) -> Any:
+    def keys(hparams):
+        """Of the params, of the state, and of what an estimator keeps fixed."""
+        return jax.random.split(jax.random.key(hparams["seed"]), 3)
+
+    def estimator(hparams, noise):
+        return GRADIENTS[config.gradient](cell, losses, k1, k2, keys(hparams)[2], noise)
+
+    def start(estimator, params) -> Any:
         """The estimator's state at the start of a stream."""
         params = narrow(config, params)
         return estimator.init(params, initial_carry(params), jnp.zeros((k1, *drawn.xs.shape[1:]), drawn.xs.dtype))
 
     def init(hparams):
-        k_params, key = jax.random.split(jax.random.key(hparams["seed"]))
+        k_params, key, _ = keys(hparams)
         params = cell.init(k_params, task.features)
         opt_state = make_optimizer(schedule, hparams["learning_rate"]).init(params)
-        return initial_state(key, params, opt_state, start(params))
+        return initial_state(key, params, opt_state, start(estimator(hparams, key), params))
 
     def update(hparams, data, state: State):
+        k_data, k_noise = jax.random.split(state.key)
+        k_estimator, k_reset = jax.random.split(jax.random.fold_in(k_noise, state.step))
         optimizer = make_optimizer(schedule, hparams["learning_rate"])
-        batch = pad(task.train(data, state.key, state.step))
-        restart = (state.step % task.batches == 0) if task.continues and task.batches else jnp.bool_(True)
-        carried = jax.tree.map(lambda new, old: jnp.where(restart, new, old), start(state.params), state.carry)
+        gradient = estimator(hparams, k_estimator)
+        batch = pad(task.train(data, k_data, state.step))
+        chunks = _in_chunks(batch, k1)
+        resets = jax.random.bernoulli(k_reset, hparams["reset_rate"], (len(chunks.xs),))
+        first = (state.step % task.batches == 0) if task.continues and task.batches else jnp.bool_(True)
+        resets = resets.at[0].set(resets[0] | first)
 
-        def chunk_update(state, chunk):
-            params, opt_state, carried = state
-            weight = chunk.weights.sum()
-            loss, grads, carried = estimator.update(
-                narrow(config, params), carried, chunk.xs, (chunk.targets, chunk.weights)
+        def restarted(params, carried, reset):
+            return jax.tree.map(lambda new, old: jnp.where(reset, new, old), start(gradient, params), carried)
+
+        def summed(params, carried, inputs):
+            chunk, reset = inputs
+            return _sums(gradient, narrow(config, params), restarted(params, carried, reset), chunk)
+
+        def step(params, opt_state, grads, weight):
+            """One optimizer update by a sum of gradients; a chunk without targets does not move the optimizer."""
+            change, new_opt_state = optimizer.update(
+                jax.tree.map(lambda g: g / jnp.maximum(weight, 1), grads), opt_state, params
             )
-            scale = chunk.weights.size / jnp.maximum(weight, 1)
-            grads = jax.tree.map(lambda g: g.astype(scale.dtype) * scale, grads)
-            change, new_opt_state = optimizer.update(grads, opt_state, params)
             new = optax.apply_updates(params, change), new_opt_state
-            # A chunk without targets has no gradient; it must not move the optimizer either.
-            kept = jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), new, (params, opt_state))
-            return (*kept, carried), (loss * chunk.weights.size, weight)
+            return jax.tree.map(lambda new, old: jnp.where(weight > 0, new, old), new, (params, opt_state))
 
-        (params, opt_state, carried), (sums, weights) = jax.lax.scan(
-            chunk_update, (state.params, state.opt_state, carried), _in_chunks(batch, k1)
-        )
+        def chunk_update(state, inputs):
+            params, opt_state, carried = state
+            loss, grads, carried = summed(params, carried, inputs)
+            return (*step(params, opt_state, grads, inputs[0].weights.sum()), carried), loss
+
+        def accumulate(sums, inputs):
+            grads, carried = sums
+            loss, more, carried = summed(state.params, carried, inputs)
+            return (jax.tree.map(jnp.add, grads, more), carried), loss
+
+        if config.accumulate:
+            nothing = jax.tree.map(lambda p: jnp.zeros(p.shape, batch.weights.dtype), state.params)
+            (grads, carried), sums = jax.lax.scan(accumulate, (nothing, state.carry), (chunks, resets))
+            params, opt_state = step(state.params, state.opt_state, grads, batch.weights.sum())
+        else:
+            (params, opt_state, carried), sums = jax.lax.scan(
+                chunk_update, (state.params, state.opt_state, state.carry), (chunks, resets)
+            )
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state, carry=carried)
-        return state, {"loss": sums.sum() / weights.sum()}
+        return state, {"loss": sums.sum() / batch.weights.sum()}
 
     def evaluate(hparams, data, state: State):
-        del hparams
         batch = pad(task.train(data, jax.random.key(7), jnp.int32(0)))
         carry = initial_carry(state.params)
-        reference = _gradient(full, len(batch.xs), state.params, carry, batch)
-        estimate = _gradient(estimator, k1, state.params, carry, batch)
-        cosine, ratio = alignment(estimate, reference)
-        return {**_scores(task, cell, "validation", data, state.params), "cosine": cosine, "norm_ratio": ratio}
+        gradient = estimator(hparams, jax.random.key(7))
+        _, reference, _ = _summed(full, len(batch.xs), state.params, carry, batch)
+        _, estimate, _ = _summed(gradient, k1, state.params, start(gradient, state.params), batch)
+        by_step = gradient_against_lag(cell, state.params, carry, batch.xs, partial(_last_loss, losses, batch))
+        return {
+            **_scores(task, cell, "validation", data, state.params),
+            **_quality(estimate, reference),
+            "carry_gradient": by_step[0] / by_step[-1],
+        }
 
     def finish(hparams, state, run):
         """Scores on the test part with the best params, and a text sample in sample.txt."""
@@ -227,13 +353,17 @@ def build(config: SimpleNamespace) -> Experiment:
         last = [record for record in run.records() if record["split"] == "validation"][-1]
         return {
             **{f"test_{name}": float(value) for name, value in test.items()},
+            "reach": length if config.gradient != "bptt" else min(k2, length),
             "updates": int(state.step) * updates_per_step,
-            "cosine": last["cosine"],
-            "norm_ratio": last["norm_ratio"],
+            "time_steps": int(state.step) * length * config.batch_size,
+            **{name: last[name] for name in QUALITY},
         }
 
     program = Program(init, update, evaluate, task.data, "loss", task.batches if task.continues else None)
     return Experiment(program, finish, task.left_out)
+
+
+QUALITY = ("cosine", "norm_ratio", "cell_cosine", "cell_norm_ratio", "carry_gradient")
 
 
 def _sample(cell: Cell, params: Params, vocabulary: Any, key: Array, count: int) -> str:
@@ -244,46 +374,19 @@ def _sample(cell: Cell, params: Params, vocabulary: Any, key: Array, count: int)
     return vocabulary.decode(run(params)[1][:, 0])
 
 
-SWEEP = "truncation=full,16:64,16:16,4:4;seed=0:3"
+SWEEP = "task=text,recall;truncation=full,16:16,4:4;accumulate=true;seed=0:3"
 
 
 def report(runs: list[Run]) -> list[Section]:
-    """Loss against updates, the gradient's direction and size along training, costs, samples."""
-    by_label = groups(runs)
-    titles = (
-        ("loss", "validation loss"),
-        ("cosine", "cosine to the full gradient"),
-        ("norm_ratio", "norm / full norm"),
-    )
-    figures, axes = separate(*(name for name, _ in titles))
-    for index, (label, members) in enumerate(by_label.items()):
-        records = [{r["step"]: r for r in run.records() if r["split"] == "validation"} for run in members]
-        steps = sorted(set().union(*records))  # one that stopped early has fewer than another
-        every = [run.result()["updates"] / run.result()["steps"] for run in members]
-        for axis, (name, _) in zip(axes, titles, strict=True):
-            scale = every[0] if name == "loss" else 1
-            curve(
-                axis,
-                label,
-                [step * scale for step in steps],
-                [[rows[step][name] if step in rows else math.nan for rows in records] for step in steps],
-                index,
-            )
-    for axis, (name, title) in zip(axes, titles, strict=True):
-        axis.set(ylabel=title, xlabel="optimizer updates" if name == "loss" else "training steps")
-    axes[0].set_xscale("log")
-    axes[2].set_ylim(0, None)
-    text = (
-        "First: the same data give a truncated run more updates. Second and third: its gradient against the full one, "
-        "at its own params and on one fixed batch. The table has the cost of a training step in time and memory."
-    )
-    columns = ["updates", "cosine", "norm_ratio", "steps_per_second", "program_memory_bytes"]
-    sections = [Section("Truncation", text, figures, summary(runs, columns))]
+    """Scores against reach and lag, losses at equal budgets, the gradient's direction and size, samples."""
+    sections = [*reach.by_reach(runs), *reach.by_lag(runs)]
+    for task, members in groups(runs, by=("task",)).items():
+        sections.append(budgets.training(f"Training, {task}", members, QUALITY, GRADIENT))
     if any(run.flags["task"] == "adding" for run in runs):
         sections.append(Section("Why adding can be learned", ADDING))
     samples = {
-        label: path.read_text()
-        for label, members in by_label.items()
+        name: path.read_text()
+        for name, members in groups(runs).items()
         if (path := members[0].directory / "sample.txt").exists()
     }
     if samples:

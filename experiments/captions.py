@@ -240,7 +240,7 @@ def _finish(
         ]
         write_atomic(run.directory / f"{part}.txt", "\n".join([f"{'is':30} predicted", *lines]) + "\n")
         save(_captioned(found) if found.weights is None else _looks(found), run.figures / part)
-    return {**result, "validation_loss": float(state.best.value), "best_step": int(state.best.step)}
+    return result
 
 
 def _captioned(found: Answers) -> "Figure":

@@ -126,7 +126,6 @@ def _finish(
         "test_accuracy_last": float(right[:, -1].mean()),
         "test_accuracy_wall": float(right[flight == 0].mean()),
         "majority": float(counts.max() / counts.sum()),
-        "best_step": int(state.best.step),
     }
 
 

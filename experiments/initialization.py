@@ -106,7 +106,6 @@ def build(config: SimpleNamespace) -> Experiment:
             write_atomic(run.directory / "gradients.npy", file.getvalue())
         return {
             **supervised.test_scores(task, trained, hparams, state.best.params),
-            "best_validation_loss": float(state.best.value),
             # A gradient may be 0 in float32.
             "first_gradient_log10": math.log10(max(norms[-1] / norms[0], 1e-38)),
         }
@@ -137,7 +136,7 @@ def report(runs: list[Run]) -> list[Section]:
         "First: a carry from long ago can only be learned from where its gradient is left. first_gradient_log10 in the "
         "table is the exponent at the longest lag. Second: what training makes of it. A line is a run."
     )
-    columns = [name for name in runs[0].result() if name.startswith(("test_", "best_", "first_"))]
+    columns = [name for name in runs[0].result() if name.startswith(("test_", "validation_", "first_"))]
     return [Section("Gradient and learning", text, figures, summary(runs, columns))]
 
 

@@ -165,7 +165,7 @@ def _trained(config: SimpleNamespace, corpus: corpora.Corpus) -> Experiment:
         params = state.best.params
         nats = _read_test(config, model, corpus.parts["test"], hparams, streams, params)
         keep(config, model, hparams, corpus.vocabulary, params, run)
-        return {**_tested(config, corpus, nats, state, run), "best_step": int(state.best.step)}
+        return _tested(config, corpus, nats, run)
 
     program = Program(init, update, evaluate, (streams, held_out), "loss", epoch, corpus.parts["test"])
     left_out = corpora.left_out(len(corpus.parts["train"]), config.batch_size, config.length, config.unit)
@@ -207,7 +207,7 @@ def _counted(config: SimpleNamespace, corpus: corpora.Corpus) -> Experiment:
         """Test scores."""
         del hparams
         nats = {"nats": counted.nats(corpus.parts["test"])[1:]}
-        return {**_tested(config, corpus, nats, state, run), "ngrams": counted.ngrams}
+        return {**_tested(config, corpus, nats, run), "ngrams": counted.ngrams}
 
     # No update reads the training part, so its hash is recorded with that of the test part.
     read = {name: corpus.parts[name] for name in ("train", "test")}
@@ -215,9 +215,7 @@ def _counted(config: SimpleNamespace, corpus: corpora.Corpus) -> Experiment:
     return Experiment(program, finish)
 
 
-def _tested(
-    config: SimpleNamespace, corpus: corpora.Corpus, nats: dict[str, np.ndarray], state: State, run: Run
-) -> dict[str, Any]:
+def _tested(config: SimpleNamespace, corpus: corpora.Corpus, nats: dict[str, np.ndarray], run: Run) -> dict[str, Any]:
     """Test scores; the cost of each test token in nats.npz and a figure."""
     counts = np.bincount(corpus.parts["train"], minlength=corpus.vocabulary.size)[corpus.parts["test"][1:]]
     write_arrays(run.directory / "nats.npz", count=counts, **nats)
@@ -226,7 +224,6 @@ def _tested(
     return {
         **{f"test_{name}": float(value) for name, value in scores["nats"].items()},
         **{f"test_dynamic_{name}": float(value) for name, value in scores.get("dynamic", {}).items()},
-        "validation_loss": float(state.best.value),
     }
 
 

@@ -179,7 +179,6 @@ def build(config: SimpleNamespace) -> Experiment:
         return {
             "test_nrmse": float(errors[-1]),
             "test_one_step_nrmse": float(errors[0]),
-            "best_step": int(state.best.step),
         }
 
     def init(hparams, key):

@@ -184,8 +184,6 @@ def _finish(
     save(figure, run.figures / "answers")
     return {
         "test_accuracy": float((found == labels).mean()),
-        "validation_loss": float(state.best.value),
-        "best_step": int(state.best.step),
     }
 
 

@@ -202,8 +202,6 @@ def _finish(
     write_arrays(run.directory / "composed.npz", composed=np.stack(composed), start=start)
     return {
         **{f"test_{name}": float(value) for name, value in scores.items()},
-        "validation_nll": float(state.best.value),
-        "best_step": int(state.best.step),
         **{
             f"{whose}_{name}": value
             for whose, rolls in (("piece", pieces), ("composed", composed))

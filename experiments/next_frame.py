@@ -162,7 +162,6 @@ def _finish(
         "test_error_first": float(errors[config.given - 1]),
         "test_error_last": float(errors[-1]),
         "straight_error": float(oracle[unseen].mean()),
-        "best_step": int(state.best.step),
     }
 
 

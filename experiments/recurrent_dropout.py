@@ -87,7 +87,6 @@ def build(config: SimpleNamespace) -> Experiment:
         last = [record for record in run.records() if record["split"] == "validation"][-1]
         return {
             **supervised.test_scores(task, trained, hparams, state.best.params),
-            "best_validation_loss": float(state.best.value),
             "last_validation_loss": last["loss"],
             "last_gap": last["loss"] - last["training_loss"],
         }
@@ -106,7 +105,7 @@ def report(runs: list[Run]) -> list[Section]:
             evaluation_lines(axis, label, members, name, index)
     axes[0].set(ylabel="training loss, without noise", xlabel="updates")
     axes[1].set(ylabel="validation loss", xlabel="updates")
-    columns = [name for name in runs[0].result() if name.startswith(("test_", "best_", "last_"))]
+    columns = [name for name in runs[0].result() if name.startswith(("test_", "validation_", "last_"))]
     text = (
         "A line is a run. Both losses are those of the bare cell. Where the training loss keeps falling and the "
         "validation loss does not, the network memorizes the training years, and dropout should help. On the "

@@ -268,8 +268,6 @@ def _finish(corpus: Corpus, model: Network, part: Part, hparams: Hparams, state:
     write_atomic(run.directory / "most_wrong.txt", "\n".join(lines))
     return {
         "test_accuracy": float(right.mean()),
-        "validation_loss": float(state.best.value),
-        "best_step": int(state.best.step),
         **{f"accuracy_{low}": float(right[mask].mean()) for low, mask in _by_length(words).items() if mask.any()},
     }
 

@@ -245,8 +245,6 @@ def _finish(
     return {
         "test_accuracy": by_share[-1],
         "test_balanced_accuracy": confusion.balanced_accuracy(counts),
-        "validation_loss": float(state.best.value),
-        "best_step": int(state.best.step),
     }
 
 

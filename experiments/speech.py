@@ -163,8 +163,6 @@ def _finish(
     save(figure, run.figures / "confusion")
     return {
         "test_accuracy": float(np.trace(table) / table.sum()),
-        "validation_loss": float(state.best.value),
-        "best_step": int(state.best.step),
         **{f"accuracy_{i}": float(row[i] / row.sum()) for i, row in enumerate(table) if row.any()},
     }
 

@@ -274,8 +274,6 @@ def _finish(config: SimpleNamespace, data: Data, hparams: Hparams, state: State,
         "detected_any_digit": float(np.mean([curves[d].detected[places[d]] for d in places])),
         "false_alarms_any_digit": float(np.mean([curves[d].alarms[places[d]] for d in places])),
         "microseconds_a_frame": _microseconds(made, sound[: 5 * SETTINGS.rate]),
-        "validation_loss": float(state.best.value),
-        "best_step": int(state.best.step),
     }
 
 

@@ -170,8 +170,6 @@ def build(config: SimpleNamespace) -> Experiment:
         return {
             "test_mae": float(np.abs(series["forecast"] - truth).mean()),
             "naive_test_mae": float(np.abs(series["naive"] - truth).mean()),
-            "validation_mae": float(state.best.value),
-            "best_step": int(state.best.step),
             "record": climate.report,
         }
 

@@ -279,8 +279,6 @@ def _finish(
         **{f"bleu_of_{n}": score for n, score in by_length.items()},
         "unfinished_greedy": unfinished[1],
         "unfinished_beam": unfinished[config.beam],
-        "validation_loss": float(state.best.value),
-        "best_step": int(state.best.step),
     }
 
 

@@ -109,8 +109,8 @@ def test_the_docstring_of_an_experiment_is_short_and_the_page_has_its_results():
     ("task", "flags"),
     [
         ("text", ["--length=8", "--truncation=4:8", "--sample=5"]),
-        ("recall", ["--length=7", "--truncation=4:4"]),
-        ("copy", ["--length=2"]),
+        ("recall", ["--lag=7", "--truncation=4:4"]),
+        ("copy", ["--lag=2"]),
         ("adding", ["--length=6", "--model=gru"]),
     ],
 )
@@ -123,7 +123,7 @@ def test_bptt_vs_tbptt(task, flags, tmp_path):
     assert finished.result()["updates"] == updates
     assert (finished.directory / "sample.txt").exists() == (task == "text")
     if task == "recall":
-        assert [section.title for section in drawn(bptt_vs_tbptt, [finished])] == ["Truncation"]
+        assert [section.title for section in drawn(bptt_vs_tbptt, [finished])] == ["Training, task=recall"]
     if task == "text":  # 85 % of 1,760 characters, in two lanes of chunks of eight
         line = "7 of 1,496 training characters, at the ends of 2 streams of windows of 8"
         assert finished.result()["left_out"] == line

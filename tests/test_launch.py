@@ -224,7 +224,7 @@ def test_help(monkeypatch, capsys):
     assert "--learning_rate" in out
     assert launch.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert "The sweep that bptt_vs_tbptt proposes is 'truncation=full,16:64,16:16,4:4;seed=0:3'." in out
+    assert "The sweep that bptt_vs_tbptt proposes is 'task=text,recall;" in out
     assert "Shape of the bowl." not in out
 
 

@@ -110,27 +110,41 @@ def intervals(
     metric: str,
     within: tuple[float, float] = (-math.inf, math.inf),
 ) -> None:
-    """Draws a result of each run of each group, a row for a group, the first at the top.
+    """Draws a result of each run of each group, a row for a group, the first at the top; see `interval_rows`.
 
     Args:
         axes: where to draw; a figure of one panel grows with the number of rows.
-        by_label: the groups. From three runs on, the mean and its 95 % interval are drawn too.
+        by_label: the groups.
         metric: the name of the result.
         within: the range of the metric, where the intervals are cut.
     """
-    for i, members in enumerate(by_label.values()):
-        values, color = [run.result()[metric] for run in members], COLORS[i % len(COLORS)]
+    values = {label: [run.result()[metric] for run in members] for label, members in by_label.items()}
+    interval_rows(axes, values, within)
+
+
+def interval_rows(
+    axes: "Axes", rows: Mapping[str, Sequence[float]], within: tuple[float, float] = (-math.inf, math.inf)
+) -> None:
+    """Draws the values of each row, the first row at the top; from three values on their mean and 95 % interval too.
+
+    Args:
+        axes: where to draw; a figure of one panel grows with the number of rows.
+        rows: values by label.
+        within: the range of the values, where the intervals are cut.
+    """
+    for i, values in enumerate(rows.values()):
+        color = COLORS[i % len(COLORS)]
         mean, half = interval(values)
         marker, size = ("o", 4) if len(values) == 1 else ("|", 9)
         axes.plot(values, [i] * len(values), marker, color=color, markersize=size, markeredgewidth=1.3, clip_on=False)
         if not math.isnan(half):
             low, high = np.clip([mean - half, mean + half], *within)
             axes.errorbar(mean, i, xerr=[[mean - low], [high - mean]], color=color, fmt="o", markersize=4, capsize=3)
-    axes.set(yticks=range(len(by_label)), yticklabels=[drawable(textwrap.fill(label, 28)) for label in by_label])
-    axes.set_ylim(len(by_label) - 0.5, -0.5)
+    axes.set(yticks=range(len(rows)), yticklabels=[drawable(textwrap.fill(label, 28)) for label in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     figure = axes.get_figure(root=True)
     if figure is not None and len(figure.axes) == 1:
-        lines = sum(max(1, math.ceil(len(label) / 28)) for label in by_label)
+        lines = sum(max(1, math.ceil(len(label) / 28)) for label in rows)
         figure.set_figheight(max(figure.get_figheight(), 0.8 + 0.22 * lines))
 
 

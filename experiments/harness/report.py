@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.harness import ending, ledger, page, plots
+from experiments.harness import comparison, ending, ledger, page, plots, tuning
+from experiments.harness.comparison import groups, mean, varying, varying_flags
 from experiments.harness.experiment import Definition
 from experiments.harness.ledger import Missing, measured
 from experiments.harness.page import Mean, Section, Table, cell_text
@@ -69,30 +70,6 @@ COSTS = (
 SHARED = ("wall_seconds", "steps_per_second", "compile_seconds", "program_memory_bytes", "peak_memory_bytes")
 
 
-def mean(values: Sequence[float]) -> Mean:
-    """Returns the mean of runs that differ only in the seed; with its 95 % interval for three runs or more."""
-    return Mean(*plots.interval(values))
-
-
-def varying(runs: Sequence[Run], ignore: Sequence[str] = ("seed",)) -> list[str]:
-    """Returns the flags that differ between the runs, `ignore` left out."""
-    return _varying([run.flags for run in runs], ignore)
-
-
-def _varying(flags: Sequence[Mapping[str, Any]], ignore: Sequence[str] = ("seed",)) -> list[str]:
-    names = dict.fromkeys(name for given in flags for name in given)
-    return [n for n in names if n not in ignore and len({repr(given.get(n)) for given in flags}) > 1]
-
-
-def groups(runs: Sequence[Run], by: Sequence[str] | None = None) -> dict[str, list[Run]]:
-    """Returns the runs that agree in the flags `by` (default: all that vary but the seed), under a label of them."""
-    by = varying(runs) if by is None else by
-    result: dict[str, list[Run]] = {}
-    for run in runs:
-        result.setdefault(", ".join(f"{name}={run.flags.get(name)}" for name in by) or "all runs", []).append(run)
-    return result
-
-
 def generated(runs: Sequence[Run]) -> str:
     """Returns what was generated in place of data, in all of the runs or in some; "" if nothing was."""
     found = [run.result().get("generated") for run in runs]
@@ -137,7 +114,7 @@ def summary(
         columns = [name for name in names if name not in COSTS[2:]]
     # Runs of one sweep differ in nothing but what is swept.
     others = [({**(runs[0].flags if runs else {}), **one.flags}, one.reason) for one in missing]
-    by = _varying([run.flags for run in runs] + [flags for flags, _ in others])
+    by = varying_flags([run.flags for run in runs] + [flags for flags, _ in others])
     together, stand_in = shared_lanes(runs), bool(generated(runs))
     heads = [f"{name} ({together})" if together and name in SHARED else name for name in columns]
     more = [*(["data"] if stand_in else []), "runs", *(["missing"] if missing else [])]
@@ -225,14 +202,18 @@ def write(definition: Definition, directory: str | Path) -> str | None:
         raise FileNotFoundError(f"{directory} holds no sweep: {directory / 'sweep.json'} is missing")
     runs = [Run.read(directory / run["name"]) for run in sweep["runs"] if run["status"] == "done"]
     missing = [Missing(run["flags"], run["error"] or run["status"]) for run in sweep["runs"] if run["status"] != "done"]
-    sections, problems = _generic_sections(runs, missing), []
+    methods = comparison.methods(runs, missing)
+    compared = [run for method in methods for run in method.runs] or runs
+    sections, problems = _generic_sections(runs, missing, compared), []
     if runs:
         try:
-            sections[1:1] = definition.report(runs)
+            sections[1:1] = definition.report(compared)
         except Exception as error:
             # The runs cost hours, and their tables do not depend on the experiment's own section.
             problems.append(_reported(error))
             sections.append(Section("Error in the experiment's report", problems[-1]))
+        sections[1:1] = tuning.differences(groups(compared))
+        sections[:0] = tuning.sections(methods)
     notices = [generated(runs), mixed_data(runs, definition.traced_flags)]
     if notices[1]:
         print(f"WARNING  {notices[1]}", file=sys.stderr)
@@ -263,7 +244,10 @@ def _reported(error: Exception) -> str:
     return f"{type(error).__name__}: {ending.sentence(error)}"
 
 
-def _generic_sections(runs: Sequence[Run], missing: Sequence[Missing] = ()) -> list[Section]:
+def _generic_sections(
+    runs: Sequence[Run], missing: Sequence[Missing] = (), compared: Sequence[Run] | None = None
+) -> list[Section]:
+    """Tables of all runs, and the learning curves of those that are compared (default: all)."""
     if not runs:
         return [Section("Results", "No run is finished.", table=summary(runs, missing=missing) if missing else None)]
     together = shared_lanes(runs)
@@ -274,7 +258,7 @@ def _generic_sections(runs: Sequence[Run], missing: Sequence[Missing] = ()) -> l
     )
     heads = ("step", "epoch", "split", "seconds")
     metrics = dict.fromkeys(name for run in runs for record in run.records() for name in record if name not in heads)
-    curves = [figure for metric in metrics for figure in learning_curves(runs, metric)]
+    curves = [figure for metric in metrics for figure in learning_curves(compared or runs, metric)]
     bands = (
         "From three runs on the mean and, where it is in view, the band of its 95 % interval; else a line is a run. "
         "Seconds are time in updates, without compilation."

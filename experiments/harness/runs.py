@@ -132,8 +132,11 @@ def _finish(
     run: Run,
 ) -> dict[str, Any]:
     # Times and memory of lanes are those of all of them together: `lanes` tells how to read them.
+    monitor, best = experiment.program.monitor, fitted.state.best
+    found = {"monitor": monitor, f"validation_{monitor}": float(best.value), "best_step": int(best.step)}
     result = {
         **experiment.finish(hparams, fitted.state, run),
+        **(found if experiment.program.evaluate else {}),
         "lanes": fitted.lanes,
         "steps": int(fitted.state.step),
         "stopped_early": fitted.stopped_early,

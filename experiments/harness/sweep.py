@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 from absl.flags import FlagValues
 from tqdm import tqdm
 
-from experiments.harness import ending, executors, ledger, report
+from experiments.harness import comparison, ending, executors, ledger, report
+from experiments.harness.comparison import RATE
 from experiments.harness.executors import Member
 from experiments.harness.experiment import Definition
 from experiments.harness.flags import UNRECORDED, recorded, unknown_flag
@@ -37,13 +38,23 @@ MOST_RUNS = 10_000
 
 
 class Plan(NamedTuple):
-    """A sweep whose every run was checked."""
+    """A sweep whose every run was checked.
+
+    Attributes:
+        definition: the experiment.
+        axes: for each swept flag its values.
+        fixed: flags with one value for all runs.
+        members: the runs.
+        directory: the sweep directory.
+        widened: how often its grid of learning rates was extended before (`wider`).
+    """
 
     definition: Definition
     axes: dict[str, list[Any]]
     fixed: dict[str, Any]
     members: list[Member]
     directory: Path
+    widened: int = 0
 
 
 def parse(text: str, flags: FlagValues) -> dict[str, list[Any]]:
@@ -141,7 +152,14 @@ def place(directory: str | Path) -> Path:
     return path
 
 
-def plan(definition: Definition, text: str | None, fixed: Mapping[str, Any], directory: str | Path | None) -> Plan:
+def plan(
+    definition: Definition,
+    text: str | None,
+    fixed: Mapping[str, Any],
+    directory: str | Path | None,
+    *,
+    widen: bool = False,
+) -> Plan:
     """Returns the checked plan of a sweep; writes nothing.
 
     Args:
@@ -149,10 +167,11 @@ def plan(definition: Definition, text: str | None, fixed: Mapping[str, Any], dir
         text: the sweep; None for the one that the experiment proposes, without the axes that are fixed.
         fixed: flags with one value for all runs.
         directory: the sweep directory; None for runs/NAME/<hash of the sweep>.
+        widen: whether learning rates by which an earlier launch extended the grid belong to it.
 
     Raises:
         ValueError: `parse`'s; a flag both fixed and swept; a run's flags that the experiment refuses; a directory
-            that holds another sweep, or a run of this one with other flags.
+            that holds another sweep, or a run of this one with other flags; `widen` without a grid.
     """
     fixed = {name: value for name, value in fixed.items() if name != "workdir"}
     axes = parse(definition.sweep if text is None else text, definition.flags)
@@ -165,6 +184,35 @@ def plan(definition: Definition, text: str | None, fixed: Mapping[str, Any], dir
     named = {name: value for name, value in fixed.items() if name not in UNRECORDED}
     default = default_directory(definition.name, "sweep", axes, named)
     directory = place(default if directory is None else directory)
+    if not widen:
+        return _checked(Plan(definition, axes, fixed, [], directory))
+    given = axes.get(RATE, [])
+    if len(given) < 2:
+        raise ValueError(
+            f"--widen extends a grid of learning rates, and this sweep has {len(given) or 'none'}; expected at least "
+            f"two, as --sweep='{RATE}=1e-3,1e-2'"
+        )
+    found = (ledger.read(directory) or {"axes": {}})["axes"].get(RATE, [])
+    rates = sorted({*given, *found})
+    beyond = max(sum(rate < min(given) for rate in rates), sum(rate > max(given) for rate in rates))
+    return _checked(Plan(definition, {**axes, RATE: rates}, fixed, [], directory, beyond))
+
+
+def wider(plan: Plan) -> Plan | None:
+    """Returns the plan with one learning rate more at each end of the grid where a method has its best; None if no
+    method has.
+    """
+    found = Ledger(_header(plan), plan.members, plan.directory)
+    rates = comparison.wider(comparison.methods(found.runs(), found.missing()))
+    if not rates:
+        return None
+    axes = {**plan.axes, RATE: sorted([*plan.axes[RATE], *rates])}
+    return _checked(plan._replace(axes=axes, widened=plan.widened + 1))
+
+
+def _checked(plan: Plan) -> Plan:
+    """The plan with its members."""
+    definition, axes, fixed, directory = plan.definition, plan.axes, plan.fixed, plan.directory
     members = []
     for point in expand(axes):
         flags, name = {**fixed, **point}, run_name(point)
@@ -173,7 +221,7 @@ def plan(definition: Definition, text: str | None, fixed: Mapping[str, Any], dir
         except ValueError as error:
             raise ValueError(f"run {name}: {error}") from None
         members.append(Member(name, point, flags, config, directory / name))
-    result = Plan(definition, axes, fixed, members, directory)
+    result = plan._replace(members=members)
     _check_directory(result)
     return result
 

@@ -84,10 +84,10 @@ def _endless(draw: Callable[[Key, int], Batch], batch_size: int) -> dict[str, An
     }
 
 
-def recall(*, length: int, batch_size: int) -> Task:
-    """Delayed recall over `length` steps: one of eight symbols, chance 12.5 %."""
+def recall(*, lag: int, batch_size: int) -> Task:
+    """Delayed recall over `lag` steps: one of eight symbols, chance 12.5 %."""
     return Task(
-        **_endless(lambda key, batch: Batch(*synthetic.delayed_recall(key, batch, length)), batch_size),
+        **_endless(lambda key, batch: Batch(*synthetic.delayed_recall(key, batch, lag)), batch_size),
         tokens=10,
         features=0,
         outputs=8,
@@ -101,11 +101,11 @@ def recall(*, length: int, batch_size: int) -> Task:
     )
 
 
-def copy(*, length: int, batch_size: int) -> Task:
-    """Copy memory: ten symbols after `length` steps; without memory the loss is 10 ln 8 / (length + 20) nats."""
+def copy(*, lag: int, batch_size: int) -> Task:
+    """Copy memory: ten symbols after `lag` steps; without memory the loss is 10 ln 8 / (lag + 20) nats."""
 
     def draw(key, batch):
-        return Batch(*synthetic.copy_memory(key, batch, length))
+        return Batch(*synthetic.copy_memory(key, batch, lag))
 
     return Task(
         **_endless(draw, batch_size),

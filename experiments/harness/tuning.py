@@ -1,0 +1,106 @@
+"""The sections of a report that compare methods: each at its own best learning rate, and seed by seed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.harness import comparison
+from experiments.harness.comparison import Method, mean
+from experiments.harness.page import Section
+from experiments.harness.plots import FEWEST_RUNS, curve, interval_rows, separate
+from seqjax.train.run import Run
+
+# A best-of-N curve of more draws is flat.
+MOST_DRAWS = 20
+
+
+def sections(methods: Sequence[Method]) -> list[Section]:
+    """Returns the results of each method at its best learning rate, and how much they depend on the rate."""
+    if not methods:
+        return []
+    return [_at_best(methods), _sensitivity(methods)]
+
+
+def scores(runs: Sequence[Run]) -> list[str]:
+    """Returns the names of the results by which methods are compared: test scores first, then validation scores."""
+    names = dict.fromkeys(name for run in runs for name in run.result())
+    return [name for kind in ("test_", "validation_") for name in names if name.startswith(kind)]
+
+
+def _at_best(methods: Sequence[Method]) -> Section:
+    columns = scores([run for method in methods for run in method.runs])
+    rows: list[list[Any]] = [[*methods[0].flags, comparison.RATE, "runs", "failed, all rates", *columns]]
+    for method in methods:
+        values = [[run.result()[name] for run in method.runs if name in run.result()] for name in columns]
+        failed, tried = sum(method.failed.values()), sum(map(len, method.grid.values()))
+        edge = f" ({method.edge})" if method.edge else ""
+        rate = f"{method.rate:g}{edge}" if method.runs else None
+        row = [*method.flags.values(), rate, len(method.runs), f"{failed} of {failed + tried}"]
+        rows.append([*row, *(mean(found) if found else None for found in values)])
+    rates = sorted({rate for method in methods for rate in method.grid})
+    spent = sum(_seconds(run) for method in methods for members in method.grid.values() for run in members)
+    text = (
+        f"The learning rate of each method is the one of {', '.join(f'{rate:g}' for rate in rates)} with the lowest "
+        "mean validation score over the seeds; the figures and tables of the experiment, below, show the runs at that "
+        f"rate alone. All runs together took {spent / 60:.1f} minutes of training."
+    )
+    edges = [method for method in methods if method.edge]
+    if edges:
+        text += (
+            f"\n\nThe best rate of {len(edges)} of {len(methods)} methods is at an end of the grid; a better one may "
+            "lie beyond: --widen=1 extends the grid."
+        )
+    return Section("At the best learning rate", text, table=rows)
+
+
+def _seconds(run: Run) -> float:
+    """The share of a run in the training time of its lanes."""
+    return run.result().get("wall_seconds", 0.0) / run.result().get("lanes", 1)
+
+
+def _sensitivity(methods: Sequence[Method]) -> Section:
+    figures, (by_rate, by_draws) = separate("rate", "best-of")
+    score = next(run.result()["monitor"] for method in methods for run in method.runs)
+    for index, method in enumerate(methods):
+        grid = {rate: method.scores(rate) for rate, runs in method.grid.items() if runs}
+        if not grid:
+            continue
+        width = max(map(len, grid.values()))
+        curve(by_rate, method.label, list(grid), [_filled(found, width) for found in grid.values()], index)
+        everything = [value for found in grid.values() for value in found]
+        draws = list(range(1, min(MOST_DRAWS, len(everything)) + 1))
+        curve(by_draws, method.label, draws, [[comparison.best_of(everything, count)] for count in draws], index)
+    by_rate.set(xlabel="learning rate", ylabel=f"best validation {score}", xscale="log")
+    by_draws.set(xlabel="runs tried", ylabel=f"expected best validation {score}")
+    text = (
+        "First: the best validation score at each learning rate. Second: the best to be expected of so many runs, at "
+        "rates and seeds drawn from those of the sweep (Dodge et al. 2019, arXiv 1909.03004); runs without a result "
+        "are left out."
+    )
+    return Section("Learning-rate sensitivity", text, figures)
+
+
+def _filled(values: Sequence[float], width: int) -> list[float]:
+    return [*values, *[math.nan] * (width - len(values))]
+
+
+def differences(by_label: Mapping[str, Sequence[Run]]) -> list[Section]:
+    """Returns the differences of all groups to the first one, seed by seed; none where too few seeds are shared."""
+    (first, reference), *others = by_label.items() or [("", [])]
+    columns = scores(reference)
+    found = {name: [comparison.paired(runs, reference, one) for one in columns] for name, runs in others}
+    if not columns or max((len(values) for row in found.values() for values in row), default=0) < FEWEST_RUNS:
+        return []
+    figures, [axes] = separate("paired")
+    interval_rows(axes, {name: row[0] for name, row in found.items() if row[0]})
+    axes.axvline(0, color="0.4", linewidth=1)
+    axes.set_xlabel(f"{columns[0]}, difference to {first}")
+    rows = [
+        ["", "pairs", *columns],
+        *([name, len(row[0]), *(mean(values) if values else None for values in row)] for name, row in found.items()),
+    ]
+    text = (
+        f"Each run less the run of {first} with the same seed, which cancels what the seed does to both; mean and 95 % "
+        "interval over the seeds. A method differs where the interval does not contain 0."
+    )
+    return [Section(f"Differences to {first}", text, figures, rows)]
