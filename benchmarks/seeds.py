@@ -62,7 +62,7 @@ def section(one: Sequence[Took], many: Sequence[Took], lanes: int, config: Simpl
     )
     table = [
         [
-            f"LSTM({config.units or temperature.UNITS[config.model]}), {config.batch_size} windows a batch",
+            f"LSTM({config.units or temperature.RECURRENT[config.model].units}), {config.batch_size} windows a batch",
             "one run",
             f"{lanes} lanes",
             "ratio",

@@ -1,5 +1,7 @@
 """The forecasters of the temperature table: parameter counts, what they compute, what they refuse."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from seqjax import cells
+from seqjax import cells, regularizers
 from seqjax.models import ConvForecaster, DenseForecaster, RecurrentForecaster
 
 B, T, D = 4, 120, 14
@@ -18,8 +20,9 @@ def forecast(model, xs, rngs=None):
     return model(xs) if rngs is None else model(xs, rngs=rngs)
 
 
-def recurrent(cell=None, **options):
-    return RecurrentForecaster(cell or cells.lstm(16), D, rngs=nnx.Rngs(0), **options)
+def recurrent(cell=None, recurrent_dropout=0.0, **options):
+    dropped = [partial(regularizers.recurrent_dropout, rate=recurrent_dropout)]
+    return RecurrentForecaster(cell or cells.lstm(16), D, regularizers=dropped, rngs=nnx.Rngs(0), **options)
 
 
 MODELS = {

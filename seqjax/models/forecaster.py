@@ -10,12 +10,12 @@ Dropout rates may be traced scalars, see `seqjax.nnx`: a sweep builds the model 
 or merges one and sets `model.dropout.rate = rate`, `model.rnn.regularizers = [partial(recurrent_dropout, rate=rate)]`.
 """
 
-from functools import partial
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from flax import nnx
 
-from seqjax import regularizers
 from seqjax.arrays import Array
 from seqjax.core import Cell
 from seqjax.initializers import glorot_uniform
@@ -105,8 +105,7 @@ class RecurrentForecaster(nnx.Module):
         in_features: int,
         *,
         backward: Cell | None = None,
-        recurrent_dropout: Array | float = 0.0,
-        gates: int = 1,
+        regularizers: Sequence[Any] = (),
         dropout: Array | float = 0.0,
         rngs: nnx.Rngs,
     ):
@@ -116,15 +115,13 @@ class RecurrentForecaster(nnx.Module):
           cell: any cell, also a stack.
           in_features: variables D.
           backward: a cell that reads the window from its end (`Bidirectional`), or None.
-          recurrent_dropout: rate inside the recurrence, see `regularizers.recurrent_dropout`.
-          gates: masks of the recurrent dropout: 1 for all gates, or one for each, as in Keras and so in the book, which
-            is 4 for an LSTM and 3 for a GRU.
+          regularizers: of the cell, as `nnx.Recurrent` takes them. The recurrent dropout of Keras, and so of the book,
+            has a mask for each gate: `partial(recurrent_dropout, rate=0.25, gates=4)` of an LSTM, 3 of a GRU.
           dropout: rate of the dropout before the dense layer.
           rngs: streams "params" and "dropout".
         """
-        dropped = [partial(regularizers.recurrent_dropout, rate=recurrent_dropout, gates=gates)]
         both = cell if backward is None else (cell, backward)
-        self.rnn = layer(both, in_features, regularizers=dropped, return_sequences=False, rngs=rngs)
+        self.rnn = layer(both, in_features, regularizers=regularizers, return_sequences=False, rngs=rngs)
         self.dropout = Dropout(dropout, rngs=rngs)
         self.head = _dense(self.rnn.out_features, 1, rngs)
 

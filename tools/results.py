@@ -1,0 +1,105 @@
+"""The sweeps behind docs/studies.md, one after the other, as far as the time reaches: `make results`.
+
+    python -m tools.results --data_dir=DIR      all studies; those that need data want the directory of the data sets
+    python -m tools.results recall text         these two
+
+Each is a command of `launch.py` with a directory of its own below --out, so that the same command resumes where it was
+stopped, and finished sweeps are only reported again. A study starts if the hours that are left suffice for it; what is
+left out is listed at the end, with the reason. The figures that the page shows are copied to docs/figures.
+"""
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+FIGURES = ROOT / "docs" / "figures"
+
+
+class Study(NamedTuple):
+    """A sweep that the page rests on.
+
+    Attributes:
+        flags: of `launch.py`.
+        minutes: that it takes on two cores.
+        figures: of its report, by the name in docs/figures.
+        data: whether it reads a data set.
+    """
+
+    flags: tuple[str, ...]
+    minutes: float
+    figures: Mapping[str, str] = types.MappingProxyType({})
+    data: bool = False
+
+
+RECALL = ("--task=recall", "--chrono=100", "--batch_size=32", "--steps=500", "--evaluate_every=100", "--accumulate")
+STUDIES = {
+    "main": Study((), 3, {"truncation": "what-a-truncation-costs"}),
+    "recall": Study(
+        (
+            *RECALL,
+            "--units=32",
+            "--sweep=lag=5,10,20,40,80;truncation=full,4:4,8:8,16:16,32:32,64:64;learning_rate=3e-3,1e-2,3e-2;seed=0:5",
+        ),
+        25,
+        {"lag-and-truncation": "lag-and-truncation-task-recall-gradient-bptt"},
+    ),
+}
+
+
+def commands(names: Sequence[str], out: Path, data_dir: str | None) -> dict[str, list[str]]:
+    """Returns the command of each study that can be run; one that needs data has none without a directory."""
+    found = {}
+    for name in names:
+        study = STUDIES[name]
+        if not study.data or data_dir:
+            data = [f"--data_dir={data_dir}"] if study.data else []
+            found[name] = [sys.executable, "launch.py", *study.flags, *data, f"--workdir={out / name}"]
+    return found
+
+
+def run(names: Sequence[str], out: Path, data_dir: str | None, hours: float) -> dict[str, str]:
+    """Runs the studies; returns those that have no result, with the reason."""
+    end, left = time.monotonic() + 3600 * hours, {}
+    found = commands(names, out, data_dir)
+    for name in names:
+        study = STUDIES[name]
+        if name not in found:
+            left[name] = "it reads a data set; give --data_dir=DIR"
+        elif time.monotonic() + 60 * study.minutes > end:
+            left[name] = f"it takes {study.minutes:g} minutes, and {max(0, end - time.monotonic()) / 60:.0f} are left"
+        else:
+            print(f"\n== {name}: {shlex.join(['python', *found[name][1:]])}", flush=True)
+            if code := subprocess.run(found[name], cwd=ROOT, check=False).returncode:
+                left[name] = f"exit code {code}; the same command resumes"
+                if code in (130, 143):
+                    return {**left, **dict.fromkeys(names[names.index(name) + 1 :], "stopped")}
+                continue
+            for target, figure in study.figures.items():
+                shutil.copy(out / name / "figures" / f"{figure}.svg", FIGURES / f"{target}.svg")
+    return left
+
+
+def main() -> int:
+    """Runs the studies that are named, or all, and lists what was left out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[*STUDIES, []], help=", ".join(STUDIES))
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "results", help="directory of the sweeps")
+    parser.add_argument("--data_dir", help="directory of the data sets")
+    parser.add_argument("--hours", type=float, default=3.0, help="of all studies together (default: 3)")
+    flags = parser.parse_args()
+    left = run(flags.names or list(STUDIES), flags.out.absolute(), flags.data_dir, flags.hours)
+    for name, reason in left.items():
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    return int(any("exit code" in reason or reason == "stopped" for reason in left.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
