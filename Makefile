@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint bench bench-gpu bench-methods bench-experiments bench-long bench-gradients api matrix transforms mutations sanitize test-faults test-compile constraints clean
+.PHONY: demo test test-slow lint bench bench-gpu bench-methods bench-experiments bench-long bench-gradients results api matrix transforms mutations sanitize test-faults test-compile constraints clean
 
 demo: .venv/installed
 	$(BIN)/python launch.py
@@ -48,6 +48,10 @@ bench-methods: .venv/installed
 # All public names: docs/api.md.
 api: .venv/installed-dev
 	$(BIN)/python -m tools.api
+
+# The sweeps behind docs/studies.md, as far as three hours reach; the same command resumes.
+results: .venv/installed
+	$(BIN)/python -m tools.results $(if $(DATA_DIR),--data_dir=$(DATA_DIR))
 
 # Every cell, wrapper, method and dtype against scan: docs/matrix.md. Best run on an idle machine.
 matrix: .venv/installed-dev

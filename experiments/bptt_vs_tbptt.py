@@ -105,8 +105,8 @@ GRADIENTS: dict[str, Callable[[Cell, Loss, int, int, Key, Key], Estimator]] = {
 }
 flags.DEFINE_enum(
     "gradient", "bptt", list(GRADIENTS),
-    "Gradient of a chunk of k1 steps. adaptive: reaches back k1 to k2 steps. artbp: over the whole sequence, cut at "
-    "random, every k2 steps on average. The others do not end at a number of steps: k1 = k2 is the chunk.",
+    "Gradient of a chunk of k1 steps. adaptive: reaches back k1 to k2 steps, or to the whole sequence where k1 = k2. "
+    "artbp: over the whole sequence, cut at random, every k2 steps on average. The others take k1 = k2, their chunk.",
     flag_values=FLAGS,
 )  # fmt: skip
 
@@ -137,11 +137,14 @@ def _chunks(config: SimpleNamespace, length: int) -> tuple[int, int]:
     """Steps from one gradient to the next, and the k2 of the estimator, for sequences of `length` steps."""
     truncation = _truncation(config.truncation)
     k1, k2 = (length, length) if isinstance(truncation, str) else truncation
-    if config.gradient == "adaptive" and not (k1 < k2 and k2 % k1 == 0):
-        raise ValueError(
-            f"--gradient=adaptive chooses among multiples of k1 up to k2, got --truncation={config.truncation}; "
-            f"expected for example --truncation={k1}:{4 * k1}"
-        )
+    if config.gradient == "adaptive":
+        longest = -(-length // k1) * k1 if k1 == k2 else k2
+        if k1 == longest or longest % k1:
+            raise ValueError(
+                f"--gradient=adaptive chooses among multiples of k1 up to k2, or up to the length {length} where "
+                f"k1 = k2, got --truncation={config.truncation}; expected for example --truncation={k1}:{4 * k1}"
+            )
+        return k1, longest
     if config.gradient == "artbp":
         return length, k2
     if config.gradient not in ("bptt", "adaptive") and k1 < k2:

@@ -63,6 +63,7 @@ def close(found, expected):
         (["--truncation=4:4", "--gradient=rtrl"], (), False),
         (["--truncation=2:2", "--gradient=rtrl", "--accumulate"], (), False),
         (["--truncation=2:8", "--gradient=adaptive"], None, False),
+        (["--truncation=2:2", "--gradient=adaptive"], None, False),
     ],
 )
 def test_an_update_is_the_gradient_by_a_loop(flags, cuts, zeroed):
@@ -107,7 +108,7 @@ def test_every_gradient_trains_and_resumes(name, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--gradient=adaptive", "--truncation=4:4"], "expected for example --truncation=4:16"),
+        (["--gradient=adaptive", "--truncation=full"], "expected for example --truncation=8:32"),
         (["--gradient=adaptive", "--truncation=4:6"], "chooses among multiples of k1 up to k2"),
         (["--gradient=rtrl", "--truncation=2:4"], "expected one number of steps, as --truncation=2:2"),
         (["--task=text", "--length=10", "--truncation=4:4"], "must be a multiple of k1 = 4"),

@@ -27,29 +27,44 @@ class Study(NamedTuple):
     """A sweep that the page rests on.
 
     Attributes:
-        flags: of `launch.py`.
+        flags: of `launch.py`, as a shell reads them.
         minutes: that it takes on two cores.
         figures: of its report, by the name in docs/figures.
         data: whether it reads a data set.
     """
 
-    flags: tuple[str, ...]
+    flags: str
     minutes: float
     figures: Mapping[str, str] = types.MappingProxyType({})
     data: bool = False
 
 
-RECALL = ("--task=recall", "--chrono=100", "--batch_size=32", "--steps=500", "--evaluate_every=100", "--accumulate")
 STUDIES = {
-    "main": Study((), 3, {"truncation": "what-a-truncation-costs"}),
+    "main": Study("", 3, {"truncation": "what-a-truncation-costs"}),
     "recall": Study(
-        (
-            *RECALL,
-            "--units=32",
-            "--sweep=lag=5,10,20,40,80;truncation=full,4:4,8:8,16:16,32:32,64:64;learning_rate=3e-3,1e-2,3e-2;seed=0:5",
-        ),
-        25,
+        "--task=recall --units=32 --chrono=100 --batch_size=32 --steps=500 --evaluate_every=100 --accumulate "
+        "--sweep='lag=5,10,20,40,80;truncation=full,4:4,8:8,16:16,32:32,64:64;learning_rate=3e-3,1e-2,3e-2;seed=0:5'",
+        20,
         {"lag-and-truncation": "lag-and-truncation-task-recall-gradient-bptt"},
+    ),
+    "text": Study(
+        "--sweep='truncation=full,32:32,8:8,2:2;accumulate=true,false;learning_rate=2e-3,4e-3,8e-3;seed=0:5' --widen=1",
+        20,
+        {"truncation-on-text": "what-a-truncation-costs"},
+    ),
+    "estimators": Study(
+        "--task=recall --model=gru --units=12 --embedding_size=0 --batch_size=16 --steps=500 --evaluate_every=250 "
+        "--accumulate --truncation=4:4 --sweep='lag=10,20,40;gradient=bptt,artbp,adaptive,rtrl,snap1,eprop,rflo,uoro,"
+        "kf_rtrl;learning_rate=3e-3,1e-2;seed=0:5'",
+        20,
+        {"estimators-and-lag": "score-against-lag"},
+    ),
+    "temperature": Study(
+        "--experiment=temperature --steps=1638 --sweep='model=naive,dense,conv,lstm,dropout_lstm,stacked_gru,bilstm,"
+        "min_gru,lru,zoneout_lstm;learning_rate=3e-3,1e-2;seed=0:5'",
+        100,
+        {"temperature": "forecasts-error"},
+        data=True,
     ),
 }
 
@@ -61,7 +76,7 @@ def commands(names: Sequence[str], out: Path, data_dir: str | None) -> dict[str,
         study = STUDIES[name]
         if not study.data or data_dir:
             data = [f"--data_dir={data_dir}"] if study.data else []
-            found[name] = [sys.executable, "launch.py", *study.flags, *data, f"--workdir={out / name}"]
+            found[name] = [sys.executable, "launch.py", *shlex.split(study.flags), *data, f"--workdir={out / name}"]
     return found
 
 
