@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import launch
-from experiments import bptt_vs_tbptt, initialization, language, recurrent_dropout, temperature
+from experiments import bptt_vs_tbptt, initialization, language, recurrent_dropout, temperature, vanishing
 from experiments.harness import command, report, supervised
 from experiments.harness.experiment import define
 from experiments.harness.precision import narrowed
@@ -26,6 +26,7 @@ from seqjax.data import jena
 from seqjax.train import read_arrays
 from seqjax.train.run import Run
 from tests.agree import equations
+from tests.quick import few
 
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if "\nSWEEP = " in path.read_text())
@@ -128,6 +129,49 @@ def test_bptt_vs_tbptt(task, flags, tmp_path):
     if task == "text":  # 85 % of 1,760 characters, in two lanes of chunks of eight
         line = "7 of 1,496 training characters, at the ends of 2 streams of windows of 8"
         assert finished.result()["left_out"] == line
+
+
+@pytest.mark.parametrize("remedy", few(vanishing.REMEDIES, ("none", "batch_norm", "truncation")))
+def test_vanishing(remedy, tmp_path):
+    finished = run("vanishing", tmp_path / "run", f"--remedy={remedy}", "--lag=4", "--units=3", "--batch_size=2")
+    norms = read_arrays(finished.directory / "gradients.npz")
+    assert {name: row.shape for name, row in norms.items()} == {"first": (5,), "last": (5,)}
+    assert np.isfinite(norms["last"]).all()
+    found = drawn(vanishing, [finished])
+    assert [row[0] for row in found[0].table] == ["", f"remedy={remedy}"]
+
+
+def test_a_gradient_vanishes_or_explodes_as_the_recurrent_matrix_scales_it():
+    """By the gain per step, where the carry is still small enough for tanh to be linear."""
+    for pathology, gain in vanishing.GAINS.items():
+        config = define(vanishing).parse({"pathology": pathology, "lag": 8, "batch_size": 4})
+        task = tasks.recall(lag=8, batch_size=4)
+        model, gradients = vanishing.network(config, task)
+        params = jax.tree.map(lambda leaf: leaf, model.init({}, jax.random.key(0)))
+        params["cell"]["embedding"] *= 1e-9
+        batch = task.train(task.data, jax.random.key(0), jnp.int32(0))
+        norms = np.asarray(gradients(params, batch.xs, batch.targets))
+        np.testing.assert_allclose(norms[:-1] / norms[1:], gain, rtol=1e-4)
+
+
+def test_the_gradient_of_a_truncated_sequence_ends_at_half_of_the_lag():
+    config = define(vanishing).parse({"remedy": "truncation", "lag": 7, "units": 3, "batch_size": 2})
+    task = tasks.recall(lag=7, batch_size=2)
+    model, _ = vanishing.network(config, task)
+    whole, _ = vanishing.network(SimpleNamespace(**{**vars(config), "remedy": "none"}), task)
+    params = model.init({}, jax.random.key(0))
+    xs = task.train(task.data, jax.random.key(0), jnp.int32(0)).xs
+
+    def of_first(model):
+        """The gradient of the last output by the embedding of the symbols, which are at the first step alone."""
+        grads = jax.grad(lambda params: model.outputs({}, params, xs, None)[-1].sum())(params)
+        return np.abs(grads["cell"]["embedding"][:8]).max()
+
+    assert of_first(whole) > 0
+    assert of_first(model) == 0
+    np.testing.assert_allclose(
+        model.outputs({}, params, xs, None), whole.outputs({}, params, xs, None), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_run_that_stopped_early_is_drawn_to_its_end():

@@ -59,6 +59,7 @@ STUDIES = {
         20,
         {"estimators-and-lag": "score-against-lag"},
     ),
+    "vanishing": Study("--experiment=vanishing --widen=1", 20, {"remedies": "remedies-accuracy"}),
     "temperature": Study(
         "--experiment=temperature --steps=1638 --sweep='model=naive,dense,conv,lstm,dropout_lstm,stacked_gru,bilstm,"
         "min_gru,lru,zoneout_lstm;learning_rate=3e-3,1e-2;seed=0:5'",
