@@ -383,8 +383,8 @@ SWEEP = "task=text,recall;truncation=full,16:16,4:4;accumulate=true;seed=0:3"
 def report(runs: list[Run]) -> list[Section]:
     """Scores against reach and lag, losses at equal budgets, the gradient's direction and size, samples."""
     sections = [*reach.by_reach(runs), *reach.by_lag(runs)]
-    for task, members in groups(runs, by=("task",)).items():
-        sections.append(budgets.training(f"Training, {task}", members, QUALITY, GRADIENT))
+    for members in groups(runs, by=("task",)).values():
+        sections.append(budgets.training(f"Training, {members[0].flags['task']}", members, QUALITY, GRADIENT))
     if any(run.flags["task"] == "adding" for run in runs):
         sections.append(Section("Why adding can be learned", ADDING))
     samples = {

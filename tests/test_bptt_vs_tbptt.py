@@ -137,12 +137,12 @@ def test_losses_at_equal_budgets_are_interpolated(tmp_path):
         finished(tmp_path / f"b{seed}", {"kind": "b", "seed": seed}, [8 + seed, 7], updates=2, time_steps=80)
         for seed in range(3)
     ]
-    section = budgets.training("Training, task=x", runs)
+    section = budgets.training("Training, x", runs)
     head, a, b = section.table
     assert head == ["validation loss", "time steps seen: 40", "optimizer updates: 2", "seconds of training: 4"]
     assert [str(cell) for cell in a] == ["kind=a", "1", "5.0 ± 2.5", "3"]
     assert [str(cell) for cell in b] == ["kind=b", "9.0 ± 2.5", "7", "7"]
-    assert [figure.get_label() for figure in section.figures] == ["x-data", "x-updates", "x-seconds"]
+    assert [figure.get_label() for figure in section.figures] == ["data", "updates", "seconds"]
     line = section.figures[1].axes[0].lines[0]
     assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([2, 4, 6, 8], [5, 3, 2, 1])
     # Nothing is known before the first evaluation.

@@ -125,7 +125,7 @@ def test_bptt_vs_tbptt(task, flags, tmp_path):
     assert finished.result()["updates"] == updates
     assert (finished.directory / "sample.txt").exists() == (task == "text")
     if task == "recall":
-        assert [section.title for section in drawn(bptt_vs_tbptt, [finished])] == ["Training, task=recall"]
+        assert [section.title for section in drawn(bptt_vs_tbptt, [finished])] == ["Training, recall"]
     if task == "text":  # 85 % of 1,760 characters, in two lanes of chunks of eight
         line = "7 of 1,496 training characters, at the ends of 2 streams of windows of 8"
         assert finished.result()["left_out"] == line

@@ -52,6 +52,11 @@ STUDIES = {
         20,
         {"truncation-on-text": "what-a-truncation-costs"},
     ),
+    "state": Study(
+        "--truncation=16:16 --sweep='reset_rate=0,0.1,0.5,1;learning_rate=2e-3,4e-3,8e-3;seed=0:5'",
+        10,
+        {"state-between-windows": "training-text-data"},
+    ),
     "estimators": Study(
         "--task=recall --model=gru --units=12 --embedding_size=0 --batch_size=16 --steps=500 --evaluate_every=250 "
         "--accumulate --truncation=4:4 --sweep='lag=10,20,40;gradient=bptt,artbp,adaptive,rtrl,snap1,eprop,rflo,uoro,"

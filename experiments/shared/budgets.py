@@ -26,8 +26,7 @@ def training(title: str, runs: Sequence[Run], others: Sequence[str] = (), text: 
         text: about them.
     """
     found = {name: [_evaluations(run) for run in members] for name, members in groups(runs).items()}
-    slug = title.split("=")[-1]
-    figures, axes = separate(*(f"{slug}-{name}" for name in (*BUDGETS, *others)))
+    figures, axes = separate(*BUDGETS, *others)
     drawn = [*((x, "loss") for x in BUDGETS), *(("data", y) for y in others)]
     for axis, (x, y) in zip(axes, drawn, strict=True):
         for index, (name, members) in enumerate(found.items()):
