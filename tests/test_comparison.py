@@ -78,16 +78,40 @@ def test_differences_are_of_runs_of_one_seed(tmp_path):
     assert comparison.paired(second, first, "validation_loss") == [1.0, 0.5, 2.0]
     assert comparison.paired(second, first, "test_error") == [10.0, 5.0, 20.0]
     assert comparison.paired(second, first, "unknown") == []
-    [section] = tuning.differences({"a": first, "b": second})
-    assert section.title == "Differences to a"
+    [section] = tuning.differences([*first, *second])
+    assert section.title == "Differences by gradient"
     [head, row] = section.table
     assert head == ["", "pairs", "test_error", "validation_loss"]
-    assert row[:2] == ["b", 3]
+    assert row[:2] == ["gradient=b", 3]
     # Far narrower than the seeds are apart.
-    assert (row[3].mean, row[3].half) == (pytest.approx(3.5 / 3), pytest.approx(4.302652729911275 * 0.7637626 / 3**0.5))
-    assert tuning.differences({"a": first, "b": second[:2]}) == [], "two pairs have no interval"
-    assert tuning.differences({"a": first}) == []
-    assert tuning.differences({}) == []
+    assert (row[3].mean, row[3].half) == (
+        pytest.approx(3.5 / 3),
+        pytest.approx(4.302652729911275 * 0.7637626 / 3**0.5),
+    )
+    assert tuning.differences([*first, *second[:2]]) == [], "two pairs have no interval"
+    assert tuning.differences(first) == []
+    assert tuning.differences([]) == []
+
+
+def test_differences_are_in_conditions_that_are_otherwise_equal(tmp_path):
+    """Those of one flag, at each value of the others; the learning rate is a method's own."""
+    scores = {("a", 1): 1.0, ("b", 1): 3.0, ("a", 2): 10.0, ("b", 2): 50.0, ("b", 3): 0.0}
+    runs = [
+        made(tmp_path, score + 1000 * seed, seed=seed, gradient=gradient, lag=lag, learning_rate=score + 1)
+        for (gradient, lag), score in scores.items()
+        for seed in range(3)
+    ]
+    by_gradient, by_lag = tuning.differences(runs)
+    assert [[row[0], row[1], row[3] and row[3].mean] for row in by_gradient.table[1:]] == [
+        ["gradient=b, lag=1", 3, 2],
+        ["gradient=b, lag=2", 3, 40],
+        ["gradient=b, lag=3", 0, None],
+    ]
+    assert [[row[0], row[3].mean] for row in by_lag.table[1:]] == [
+        ["gradient=a, lag=2", 9],
+        ["gradient=b, lag=2", 47],
+        ["gradient=b, lag=3", -3],
+    ]
 
 
 def test_the_report_compares_methods_at_their_best(grid):

@@ -130,6 +130,7 @@ def test_a_single_run_has_no_interval(runs):
         (report.Mean(15.358397, 1e-15), "15.36"),
         (report.Mean(3.21e-8, 1.2e-9), "(3.21 ± 0.12)e-8"),
         (report.Mean(1e-9, 3.2e-7), "(0.0 ± 3.2)e-7"),
+        (report.Mean(0.9999982, 2.8e-6), "0.9999982 ± 0.0000028"),
     ],
 )
 def test_cells(cell, text):

@@ -212,7 +212,7 @@ def write(definition: Definition, directory: str | Path) -> str | None:
             # The runs cost hours, and their tables do not depend on the experiment's own section.
             problems.append(_reported(error))
             sections.append(Section("Error in the experiment's report", problems[-1]))
-        sections[1:1] = tuning.differences(groups(compared))
+        sections[1:1] = tuning.differences(compared)
         sections[:0] = tuning.sections(methods)
     notices = [generated(runs), mixed_data(runs, definition.traced_flags)]
     if notices[1]:

@@ -84,23 +84,41 @@ def _filled(values: Sequence[float], width: int) -> list[float]:
     return [*values, *[math.nan] * (width - len(values))]
 
 
-def differences(by_label: Mapping[str, Sequence[Run]]) -> list[Section]:
-    """Returns the differences of all groups to the first one, seed by seed; none where too few seeds are shared."""
-    (first, reference), *others = by_label.items() or [("", [])]
-    columns = scores(reference)
-    found = {name: [comparison.paired(runs, reference, one) for one in columns] for name, runs in others}
-    if not columns or max((len(values) for row in found.values() for values in row), default=0) < FEWEST_RUNS:
-        return []
+def differences(runs: Sequence[Run]) -> list[Section]:
+    """Returns for each flag that varies how runs differ from those that have its first value, seed by seed.
+
+    All other flags but the learning rate agree, so each row shows what this flag does in otherwise equal conditions. A
+    flag whose rows share fewer than `FEWEST_RUNS` seeds has no section.
+    """
+    by, columns = comparison.varying(runs, ("seed", comparison.RATE)), scores(runs)
+    found = comparison.groups(runs, by)
+    sections = []
+    for name in by:
+        first, rows = runs[0].flags[name], {}
+        for label, members in found.items():
+            reference = found.get(comparison.label({**members[0].flags, name: first}, by), [])
+            if members[0].flags[name] != first:
+                rows[label] = [comparison.paired(members, reference, column) for column in columns]
+        if max((len(values) for row in rows.values() for values in row), default=0) >= FEWEST_RUNS:
+            sections.append(_differences(name, first, columns, rows))
+    return sections
+
+
+def _differences(name: str, first: Any, columns: Sequence[str], rows: Mapping[str, list[list[float]]]) -> Section:
+    # Tasks may have scores of their own.
+    shown = [column for column, values in zip(columns, zip(*rows.values(), strict=True), strict=True) if any(values)]
     figures, [axes] = separate("paired")
-    interval_rows(axes, {name: row[0] for name, row in found.items() if row[0]})
+    drawn = {label: dict(zip(columns, row, strict=True))[shown[0]] for label, row in rows.items()}
+    interval_rows(axes, {label: values for label, values in drawn.items() if values})
     axes.axvline(0, color="0.4", linewidth=1)
-    axes.set_xlabel(f"{columns[0]}, difference to {first}")
-    rows = [
-        ["", "pairs", *columns],
-        *([name, len(row[0]), *(mean(values) if values else None for values in row)] for name, row in found.items()),
-    ]
+    axes.set_xlabel(f"{shown[0]}, difference to {name}={first}")
+    table: list[list[Any]] = [["", "pairs", *shown]]
+    for label, row in rows.items():
+        values = dict(zip(columns, row, strict=True))
+        table.append([label, max(map(len, row)), *(mean(values[one]) if values[one] else None for one in shown)])
     text = (
-        f"Each run less the run of {first} with the same seed, which cancels what the seed does to both; mean and 95 % "
-        "interval over the seeds. A method differs where the interval does not contain 0."
+        f"Each run less the run with {name}={first} and the same seed, all else equal but the learning rate; mean and "
+        "95 % interval over the seeds. What the seed does to both cancels. Where the interval does not contain 0, "
+        f"{name} makes a difference."
     )
-    return [Section(f"Differences to {first}", text, figures, rows)]
+    return Section(f"Differences by {name}", text, figures, table)
