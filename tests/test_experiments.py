@@ -80,7 +80,7 @@ def drawn(module, runs):
 
 
 def test_a_flag_has_one_name_and_one_type_in_all_experiments():
-    assert len(NAMES) == 18
+    assert len(NAMES) == 19
     found = {name: define(import_module(f"experiments.{name}")).flags for name in NAMES}
     types: dict[str, set[str]] = {}
     for values in found.values():
@@ -333,9 +333,23 @@ def test_where_says_what_is_dropped():
         assert np.array_equal(first, bare) == (where == "none")
         assert np.array_equal(first, other) == (where == "none")
         # The first step has no carry to drop.
-        assert np.allclose(first[0], bare[0], atol=1e-6) == (where in ("none", "recurrent", "per_step"))
+        late = ("none", "recurrent", "per_gate", "weights", "per_step")
+        assert np.allclose(first[0], bare[0], atol=1e-6) == (where in late)
         results[where] = first
     assert len({value.tobytes() for value in results.values()}) == len(results)
+
+
+def test_zoneout_is_evaluated_by_its_mean_and_everything_else_bare():
+    for where, place in recurrent_dropout.WHERE.items():
+        _, bare = outputs_of(where=where)
+        _, none = outputs_of(where="none")
+        assert np.allclose(bare, none) == (where != "zoneout"), where
+        assert (place.evaluation is not None) == (where == "zoneout")
+
+
+def test_a_simple_rnn_has_no_mask_per_gate():
+    for where in ("per_gate", "candidate"):
+        assert "a simple RNN has no gates" in refused("recurrent_dropout", "--model=rnn", f"--where={where}")
 
 
 @pytest.mark.parametrize(

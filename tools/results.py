@@ -43,7 +43,7 @@ STUDIES = {
     "main": Study("", 3, {"truncation": "what-a-truncation-costs"}),
     "recall": Study(
         "--task=recall --units=32 --chrono=100 --batch_size=32 --steps=500 --evaluate_every=100 --accumulate "
-        "--sweep='lag=5,10,20,40,80;truncation=full,4:4,8:8,16:16,32:32,64:64;learning_rate=3e-3,1e-2,3e-2;seed=0:5'",
+        "--sweep='lag=5,10,20,40,80;truncation=full,1:1,4:4,8:8,16:16,32:32,64:64;learning_rate=3e-3,1e-2,3e-2;seed=0:5'",
         20,
         {"lag-and-truncation": "lag-and-truncation-task-recall-gradient-bptt"},
     ),
