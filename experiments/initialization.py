@@ -1,12 +1,13 @@
-"""How should a recurrent network start: which recurrent matrix, and which bias for the gate that keeps the carry?
+"""How should a recurrent network start, and does what is known before the first update predict what it learns?
 
-Recurrent weights orthogonal (Saxe, McClelland & Ganguli 2014, arXiv 1312.6120), identity (Le, Jaitly & Hinton 2015,
-arXiv 1504.00941), Glorot uniform (Glorot & Bengio 2010) or uniform in 1 / sqrt(units) (PyTorch's); the bias of the
-forget gate of an LSTM, or of the update gate of a GRU, 0, 1 (Jozefowicz, Zaremba & Sutskever 2015) or chrono for
-dependencies up to --length steps (Tallec & Ollivier 2018, arXiv 1804.11188). The report shows how the gradient decays
-with the time lag before the first update, beside the learning curves.
+Recurrent weights: orthogonal (Saxe, McClelland & Ganguli 2014, arXiv 1312.6120), identity (Le, Jaitly & Hinton 2015,
+arXiv 1504.00941) or half of it, Glorot or He normal, uniform in 1 / sqrt(units) (PyTorch's), critical (Sompolinsky,
+Crisanti & Sommers 1988), np_rnn (Talathi & Vartak 2015, arXiv 1511.03771), sparse (Martens 2010), or of a given
+spectral radius. The bias of the forget gate of an LSTM, or of the update gate of a GRU: 0, 1 (Jozefowicz, Zaremba &
+Sutskever 2015), 2, chrono up to --length steps (Tallec & Ollivier 2018, arXiv 1804.11188) or uniform_gate (Gu et al.
+2020, arXiv 1910.09890). Before the first update: gradient by lag, Lyapunov exponent, gain of the whole sequence.
 
-Tasks: "adding" (the sum of two values up to --length steps back) and "temperature" (Jena, 24 hours ahead).
+Tasks: "adding" (two values up to --length steps back), "copy" and "temperature" (Jena, 24 hours ahead).
 
     python -m experiments.initialization --recurrent=identity --forget_bias=chrono
     python launch.py --experiment=initialization
@@ -27,6 +28,7 @@ import numpy as np
 from absl import flags
 
 from experiments.harness import command, supervised
+from experiments.harness.comparison import rank_correlation
 from experiments.harness.experiment import Experiment
 from experiments.harness.flags import training_flags
 from experiments.harness.report import COLORS, Section, evaluation_lines, groups, run_lines, separate, summary
@@ -34,9 +36,9 @@ from experiments.harness.task import Task
 from experiments.shared import tasks
 from seqjax import cells, initializers
 from seqjax.core import Cell, batch_shape
-from seqjax.diagnostics import gradient_against_lag
+from seqjax.diagnostics import gradient_against_lag, lyapunov_exponents, product_spectrum, step_jacobians
 from seqjax.train import Run, write_atomic
-from seqjax.wrappers import with_head
+from seqjax.wrappers import with_head, with_one_hot
 
 FLAGS = training_flags(
     steps=2000, steps_per_call=100, evaluate_every=100, batch_size=64, learning_rate=3e-3, clip_norm=1.0
@@ -44,13 +46,21 @@ FLAGS = training_flags(
 RECURRENT = {
     "orthogonal": initializers.orthogonal(),
     "identity": initializers.identity(),
+    "half_identity": initializers.identity(0.5),
     "glorot": initializers.glorot_uniform(),
+    "he": initializers.he_normal(),
     "uniform": initializers.uniform(),
+    "critical": initializers.critical(),
+    "np_rnn": initializers.np_rnn(),
+    "sparse": initializers.sparse(),
+    **{f"radius_{radius:g}": initializers.spectral_radius(radius) for radius in (0.5, 0.9, 1.2, 1.5)},
 }
-BIASES = ["0", "1", "chrono"]
+BIASES = ["0", "1", "2", "chrono", "uniform_gate"]
+# Sequences of which the dynamics before training are measured.
+SAMPLE = 4
 KEEPS = {"lstm": "forget", "gru": "update"}
 
-tasks.define(FLAGS, "adding", 100)
+tasks.define(FLAGS, "adding", 100, ("adding", "copy", "temperature"))
 flags.DEFINE_enum("model", "lstm", ["rnn", "lstm", "gru"], "Which recurrent cell.", flag_values=FLAGS)
 flags.DEFINE_integer("units", 32, "Units.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_enum("recurrent", "orthogonal", list(RECURRENT), "Recurrent weights of each gate.", flag_values=FLAGS)
@@ -76,9 +86,12 @@ def model(config: SimpleNamespace, task: Task) -> Cell:
     weights: dict[str, Any] = {"w_h": RECURRENT[config.recurrent]}
     if config.forget_bias == "chrono":
         weights["b"] = initializers.chrono(config.length)
+    elif config.forget_bias == "uniform_gate":
+        weights["b"] = initializers.uniform_gate()
     elif config.model in KEEPS:
         weights["b"] = initializers.gate_bias(**{KEEPS[config.model]: float(config.forget_bias)})
-    return with_head(getattr(cells, config.model)(config.units, **weights), task.outputs)
+    cell = getattr(cells, config.model)(config.units, **weights)
+    return with_head(with_one_hot(cell, task.tokens) if task.tokens else cell, task.outputs)
 
 
 def build(config: SimpleNamespace) -> Experiment:
@@ -97,10 +110,20 @@ def build(config: SimpleNamespace) -> Experiment:
         carry = cell.initial_carry(params, batch_shape(batch.xs))
         return gradient_against_lag(cell, params, carry, batch.xs, loss)[::-1]
 
+    @jax.jit
+    def dynamics(key, data, params):
+        """The largest Lyapunov exponent, and log10 of the largest singular value of dh_T/dh_0; means of sequences."""
+        xs = task.train(data, jax.random.key(7), jnp.int32(0)).xs[:, :SAMPLE]
+        carry = cell.initial_carry(params, batch_shape(xs, cell.space))
+        exponents = lyapunov_exponents(key, cell, params, carry, xs, count=1)
+        gains = product_spectrum(step_jacobians(cell, params, carry, xs)).max(-1)
+        return exponents.mean(), jnp.maximum(gains.mean() / np.log(10).astype(np.float32), -38)
+
     def finish(hparams, state, run):
         """Test scores of the best params; the gradient against the lag before the first update in gradients.npy."""
-        initial_params, _ = supervised.first_params(trained.init, hparams)
+        initial_params, key = supervised.first_params(trained.init, hparams)
         norms = np.asarray(gradient_by_lag(task.data, initial_params))
+        exponent, gain = map(float, dynamics(key, task.data, initial_params))
         with io.BytesIO() as file:
             np.save(file, norms)
             write_atomic(run.directory / "gradients.npy", file.getvalue())
@@ -108,12 +131,19 @@ def build(config: SimpleNamespace) -> Experiment:
             **supervised.test_scores(task, trained, hparams, state.best.params),
             # A gradient may be 0 in float32.
             "first_gradient_log10": math.log10(max(norms[-1] / norms[0], 1e-38)),
+            "first_lyapunov": exponent,
+            "first_gain_log10": gain,
         }
 
     return Experiment(supervised.task_program(config, task, trained), finish)
 
 
-SWEEP = "recurrent=orthogonal,identity,glorot,uniform;forget_bias=0,1,chrono;seed=0:2"
+SIGNALS = {
+    "first_gradient_log10": "gradient at the longest lag, log10",
+    "first_lyapunov": "Lyapunov exponent, 1 / step",
+    "first_gain_log10": "gain of the sequence, log10",
+}
+SWEEP = "recurrent=orthogonal,identity,glorot,uniform;forget_bias=0,1,chrono;learning_rate=1e-3,3e-3,1e-2;seed=0:5"
 
 
 def report(runs: list[Run]) -> list[Section]:
@@ -137,7 +167,31 @@ def report(runs: list[Run]) -> list[Section]:
         "table is the exponent at the longest lag. Second: what training makes of it. A line is a run."
     )
     columns = [name for name in runs[0].result() if name.startswith(("test_", "validation_", "first_"))]
-    return [Section("Gradient and learning", text, figures, summary(runs, columns))]
+    return [Section("Gradient and learning", text, figures, summary(runs, columns)), _prediction(by_label)]
+
+
+def _prediction(by_label: dict[str, list[Run]]) -> Section:
+    """What is known before the first update, against the test score of each group."""
+
+    def means(name):
+        return [float(np.mean([run.result()[name] for run in members])) for members in by_label.values()]
+
+    score = next(name for name in next(iter(by_label.values()))[0].result() if name.startswith("test_"))
+    figures, axes = separate(*SIGNALS)
+    table: list[list[Any]] = [["before the first update", "groups", "rank correlation", "95 % interval"]]
+    for axis, (name, title) in zip(axes, SIGNALS.items(), strict=True):
+        xs, ys = means(name), means(score)
+        for index, (label, x, y) in enumerate(zip(by_label, xs, ys, strict=True)):
+            marker = "osD^"[index // len(COLORS) % 4]
+            axis.plot(x, y, marker, color=COLORS[index % len(COLORS)], label=label, markersize=5)
+        axis.set(xlabel=title, ylabel=score.replace("_", " "), yscale="log" if min(ys) > 0 else "linear")
+        r, low, high = rank_correlation(xs, ys)
+        table.append([title, len(xs), r, None if math.isnan(r) else f"{low:.2f} to {high:.2f}"])
+    text = (
+        f"Each point is a group: the mean over its seeds of what is known before the first update, against {score}. "
+        "Spearman's rank correlation over the groups, with the interval of Bonett & Wright (2000)."
+    )
+    return Section("Prediction", text, figures, table)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import toy_experiment as toy
+from scipy.stats import spearmanr
 
 import launch
 from experiments.harness import comparison, plots, report, sweep, tuning
@@ -70,6 +71,20 @@ def test_best_of_is_the_mean_over_all_draws(draws):
     scores = [4.0, 1.0, 2.5]
     expected = np.mean([min(drawn) for drawn in itertools.product(scores, repeat=draws)])
     assert comparison.best_of(scores, draws) == pytest.approx(expected, rel=1e-12)
+
+
+def test_rank_correlation_is_spearman_s_with_the_interval_of_bonett_and_wright():
+    rng = np.random.default_rng(0)
+    xs = rng.normal(size=30)
+    ys = np.round(xs + rng.normal(size=30), 1)  # with ties
+    r, low, high = comparison.rank_correlation(xs, ys)
+    assert r == pytest.approx(spearmanr(xs, ys).statistic, abs=1e-12)
+    half = 1.959964 * ((1 + r**2 / 2) / 27) ** 0.5
+    assert (np.arctanh(high) - np.arctanh(low)) / 2 == pytest.approx(half)
+    assert low < r < high
+    assert comparison.rank_correlation([1, 2, 3, 4], [1, 4, 9, 16]) == (1, 1, 1)
+    for few, other in (([1, 2, 3], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4])):
+        assert all(map(math.isnan, comparison.rank_correlation(few, other)))
 
 
 def test_differences_are_of_runs_of_one_seed(tmp_path):

@@ -371,7 +371,23 @@ def test_initialization(cell, forget_bias, recurrent, task, tmp_path):
     assert norms.shape == (6,)
     assert (norms > 0).all()
     assert 10 ** finished.result()["first_gradient_log10"] == pytest.approx(norms[-1] / norms[0], rel=1e-4)
-    assert len(drawn(initialization, [finished])) == 1
+    assert [section.title for section in drawn(initialization, [finished])] == ["Gradient and learning", "Prediction"]
+
+
+def test_what_is_known_before_training_predicts_or_does_not(tmp_path):
+    """The gain of a sequence and its Lyapunov exponent follow the spectral radius; the page correlates them."""
+    flags = ["--task=copy", "--length=2", "--model=rnn", "--units=6", "--batch_size=4"]
+    names = ("radius_0.5", "radius_1.5")
+    finished = [run("initialization", tmp_path / name, f"--recurrent={name}", *flags) for name in names]
+    for signal in ("first_lyapunov", "first_gain_log10"):
+        values = [one.result()[signal] for one in finished]
+        assert values == sorted(values)
+        assert values[0] < 0
+    [_, prediction] = drawn(initialization, finished)
+    assert [row[:2] for row in prediction.table] == [
+        ["before the first update", "groups"],
+        *([title, 2] for title in initialization.SIGNALS.values()),
+    ]
 
 
 def initial(**flags):
@@ -403,7 +419,7 @@ def test_initialization_of_weights_and_biases():
     [
         (["--model=rnn", "--forget_bias=1"], "--model=rnn takes --forget_bias=0 only"),
         (["--forget_bias=chrono", "--length=2"], "chrono is for a --length of more than 2 steps"),
-        (["--recurrent=sparse"], "value should be one of <orthogonal|identity|glorot|uniform>"),
+        (["--recurrent=dense"], "value should be one of <orthogonal|identity|half_identity|glorot|he|"),
     ],
 )
 def test_initialization_refuses(flags, message):

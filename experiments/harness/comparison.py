@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from experiments.harness import plots
 from experiments.harness.ledger import Missing
 from experiments.harness.page import Mean
@@ -68,6 +70,23 @@ def best_of(scores: Sequence[float], draws: int) -> float:
     return math.fsum(
         score * (more - less) for score, (more, less) in zip(sorted(scores), itertools.pairwise(worse), strict=True)
     )
+
+
+def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float]:
+    """Returns Spearman's rank correlation, and its 95 % interval; nan where there are fewer than four pairs.
+
+    The interval is `tanh(atanh(r) +- 1.96 sqrt((1 + r^2 / 2) / (n - 3)))` (Bonett & Wright 2000).
+    """
+    from scipy.stats import rankdata
+
+    n = len(xs)
+    if n < 4 or len(set(xs)) == 1 or len(set(ys)) == 1:
+        return math.nan, math.nan, math.nan
+    r = float(np.corrcoef(rankdata(xs), rankdata(ys))[0, 1])
+    if abs(r) > 1 - 1e-9:
+        return r, r, r
+    half = 1.959964 * math.sqrt((1 + r**2 / 2) / (n - 3))
+    return r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
 
 class Method(NamedTuple):

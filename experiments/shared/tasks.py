@@ -1,7 +1,7 @@
 """The tasks that the experiments share: batches as pure functions of (data, key, step), time-major, and scores."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,14 +200,18 @@ def temperature(data_dir: str | None, *, length: int, batch_size: int) -> Task:
     )
 
 
-def define(values: flags.FlagValues, task: str, length: int) -> None:
-    """Adds the flags --task and --length with these defaults."""
-    flags.DEFINE_enum("task", task, ["temperature", "adding"], "What is learned.", flag_values=values)
-    flags.DEFINE_integer("length", length, "Time steps of a sequence.", lower_bound=2, flag_values=values)
+def define(values: flags.FlagValues, task: str, length: int, kinds: Sequence[str] = ("temperature", "adding")) -> None:
+    """Adds the flags --task, of these kinds, and --length with these defaults."""
+    flags.DEFINE_enum("task", task, list(kinds), "What is learned.", flag_values=values)
+    flags.DEFINE_integer(
+        "length", length, "Time steps of a sequence; of copy, the lag.", lower_bound=2, flag_values=values
+    )
 
 
 def make_task(config: SimpleNamespace) -> Task:
     """The task of the flags."""
     if config.task == "adding":
         return adding(length=config.length, batch_size=config.batch_size)
+    if config.task == "copy":
+        return copy(lag=config.length, batch_size=config.batch_size)
     return temperature(config.data_dir, length=config.length, batch_size=config.batch_size)
