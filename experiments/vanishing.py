@@ -30,7 +30,7 @@ from experiments.harness import command, supervised
 from experiments.harness.comparison import paired
 from experiments.harness.experiment import Experiment
 from experiments.harness.flags import training_flags
-from experiments.harness.report import Section, groups, intervals, mean, panels, run_lines, separate
+from experiments.harness.report import Mean, Section, groups, intervals, mean, panels, run_lines, separate
 from experiments.harness.task import Task
 from experiments.shared import tasks
 from seqjax import cells, initializers
@@ -175,22 +175,24 @@ SWEEP = f"pathology={','.join(GAINS)};remedy={','.join(REMEDIES)};learning_rate=
 
 def report(runs: list[Run]) -> list[Section]:
     """The matrix of remedies and pathologies, and the gradient against the lag before and after training."""
-    by_pathology = {name: groups(members, by=("remedy",)) for name, members in groups(runs, by=("pathology",)).items()}
-    names = list(dict.fromkeys(name for found in by_pathology.values() for name in found))
+    by_pathology = {
+        members[0].flags["pathology"]: {
+            found[0].flags["remedy"]: found for found in groups(members, ("remedy",)).values()
+        }
+        for members in groups(runs, ("pathology",)).values()
+    }
+    names = [name for name in REMEDIES if any(name in found for found in by_pathology.values())]
     head = [part for name in by_pathology for part in (f"{name}: accuracy", "difference", "gradient before", "after")]
     table: list[list[Any]] = [["", *head]]
     for name in names:
         row: list[Any] = [name]
         for found in by_pathology.values():
             members = found.get(name, [])
-            gains = paired(members, found.get("remedy=none", []), "test_accuracy")
-            row.append(mean([run.result()["test_accuracy"] for run in members]) if members else None)
-            row.append(mean(gains) if gains and name != "remedy=none" else None)
-            for when in ("first", "last"):
-                found_norms = [run.result()[f"{when}_gradient_log10"] for run in members]
-                row.append(mean(found_norms) if members else None)
+            gains = paired(members, found.get("none", []), "test_accuracy") if name != "none" else []
+            row += [_mean(members, "test_accuracy"), mean(gains) if gains else None]
+            row += [_mean(members, f"{when}_gradient_log10") for when in ("first", "last")]
         table.append(row)
-    figures, axes = separate(*(f"{name.split('=')[-1]}-{when}" for name in by_pathology for when in ("first", "last")))
+    figures, axes = separate(*(f"{name}-{when}" for name in by_pathology for when in ("first", "last")))
     drawn = [(name, found, when) for name, found in by_pathology.items() for when in ("first", "last")]
     for axis, (name, found, when) in zip(axes, drawn, strict=True):
         for index, (label, members) in enumerate(found.items()):
@@ -198,20 +200,25 @@ def report(runs: list[Run]) -> list[Section]:
             lags = [list(range(len(row))) for row in norms]
             run_lines(axis, label, lags, [np.maximum(row / row[0], 1e-38).tolist() for row in norms], index)
         axis.set(
-            title=name.replace("pathology=", "") + (", before training" if when == "first" else ", after training"),
+            title=f"{name}, {'before' if when == 'first' else 'after'} training",
             xlabel="time lag", ylabel="|dL/dh|, lag 0 = 1", yscale="log", ylim=(1e-12, 1e12),
         )  # fmt: skip
     board, columns = panels(1, len(by_pathology), width=4.6, height=0.6 + 0.28 * len(names))
     for axis, (name, found) in zip(columns[0], by_pathology.items(), strict=True):
-        intervals(axis, {label.split("=")[-1]: members for label, members in found.items()}, "test_accuracy", (0, 1))
+        intervals(axis, {remedy: found.get(remedy, []) for remedy in names}, "test_accuracy", (0, 1))
         axis.axvline(0.125, color="0.4", linestyle="--", linewidth=1)
-        axis.set(title=f"{name.split('=')[-1]} gradients", xlabel="test accuracy (dashed: chance)", xlim=(0, 1))
+        axis.set(title=f"{name} gradients", xlabel="test accuracy (dashed: chance)", xlim=(0, 1))
     board.set_label("accuracy")
     text = (
         "Test accuracy of recall (chance: 0.125), and its difference to no remedy, seed by seed. The gradients are "
         "log10 of |dL/dh| at the longest lag over that at lag 0, before training and after it."
     )
     return [Section("Remedies", text, [board, *figures], table)]
+
+
+def _mean(runs: list[Run], name: str) -> Mean | None:
+    """The mean of a result; None without runs, as where all of them ended in NaN."""
+    return mean([run.result()[name] for run in runs]) if runs else None
 
 
 if __name__ == "__main__":

@@ -232,6 +232,13 @@ def test_intervals_are_cut_to_the_range_of_the_metric(tmp_path):
     assert figure.get_figheight() > 6
 
 
+def test_a_group_without_a_result_is_a_row_that_is_named():
+    [_], [axes] = report.separate("accuracy")
+    plots.interval_rows(axes, {"one": [0.5], "none": [], "three": [0.1, 0.2, 0.3]})
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["one", "none (no result)", "three"]
+    assert [line.get_ydata()[0] for line in axes.lines if len(line.get_xdata())][:2] == [0, 2]
+
+
 def test_a_legend_is_whole_and_so_are_the_names_of_axes():
     [figure], [axes] = report.separate("loss")
     labels = [f"model=stacked_gru, recurrent_dropout=0.{i}, units=32, a_flag_with_a_long_name=1e-05" for i in range(7)]

@@ -129,10 +129,12 @@ def interval_rows(
 
     Args:
         axes: where to draw; a figure of one panel grows with the number of rows.
-        rows: values by label.
+        rows: values by label; one without values is named all the same.
         within: the range of the values, where the intervals are cut.
     """
     for i, values in enumerate(rows.values()):
+        if not len(values):
+            continue
         color = COLORS[i % len(COLORS)]
         mean, half = interval(values)
         marker, size = ("o", 4) if len(values) == 1 else ("|", 9)
@@ -140,7 +142,8 @@ def interval_rows(
         if not math.isnan(half):
             low, high = np.clip([mean - half, mean + half], *within)
             axes.errorbar(mean, i, xerr=[[mean - low], [high - mean]], color=color, fmt="o", markersize=4, capsize=3)
-    axes.set(yticks=range(len(rows)), yticklabels=[drawable(textwrap.fill(label, 28)) for label in rows])
+    labels = [label if len(values) else f"{label} (no result)" for label, values in rows.items()]
+    axes.set(yticks=range(len(rows)), yticklabels=[drawable(textwrap.fill(label, 28)) for label in labels])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     figure = axes.get_figure(root=True)
     if figure is not None and len(figure.axes) == 1:
