@@ -16,7 +16,6 @@ Measured, LSTM(128) after the same 300 updates: TODO (docs/results.md).
 """
 
 import sys
-from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -33,9 +32,9 @@ from experiments.harness.optimizer import make_optimizer
 from experiments.harness.precision import narrow
 from experiments.harness.report import Section, groups
 from experiments.harness.task import Batch, Task, evaluate
-from experiments.shared import budgets, reach, tasks
+from experiments.shared import budgets, estimators, reach, tasks
 from seqjax import cells, decoding, gradients, initializers
-from seqjax.arrays import Array, Key, Params, Tree
+from seqjax.arrays import Array, Params, Tree
 from seqjax.core import Cell
 from seqjax.data.text import UNKNOWN_TOKEN
 from seqjax.diagnostics import alignment, gradient_against_lag
@@ -80,31 +79,8 @@ flags.register_validator("truncation", lambda value: bool(_truncation(value)), f
 
 TRACED_FLAGS = ("seed", "learning_rate", "reset_rate")
 
-# Of adaptive truncation: the relative bias that it tolerates.
-DELTA = 0.2
-
-
-def _doubled(k1: int, k2: int) -> list[int]:
-    """k1, 2 k1, 4 k1, ... below k2, and k2."""
-    return [k1 * 2**i for i in range(32) if k1 * 2**i < k2] + [k2]
-
-
-# Of the cell, the loss, k1, k2, and two keys: one is the same in a whole run, one differs for each sequence.
-GRADIENTS: dict[str, Callable[[Cell, Loss, int, int, Key, Key], Estimator]] = {
-    "bptt": lambda cell, loss, k1, k2, fixed, noise: gradients.truncated_bptt(cell, loss, k1, k2),
-    "adaptive": lambda cell, loss, k1, k2, fixed, noise: gradients.adaptive_truncation(
-        cell, loss, k1, _doubled(k1, k2), DELTA, k1
-    ),
-    "artbp": lambda cell, loss, k1, k2, fixed, noise: gradients.artbp(cell, loss, 1 / k2, noise),
-    "rtrl": lambda cell, loss, k1, k2, fixed, noise: gradients.rtrl(cell, loss),
-    "snap1": lambda cell, loss, k1, k2, fixed, noise: gradients.snap(cell, loss, 1),
-    "eprop": lambda cell, loss, k1, k2, fixed, noise: gradients.eprop(cell, loss),
-    "rflo": lambda cell, loss, k1, k2, fixed, noise: gradients.rflo(cell, loss, fixed),
-    "uoro": lambda cell, loss, k1, k2, fixed, noise: gradients.uoro(cell, loss, noise),
-    "kf_rtrl": lambda cell, loss, k1, k2, fixed, noise: gradients.kf_rtrl(cell, loss, noise),
-}
 flags.DEFINE_enum(
-    "gradient", "bptt", list(GRADIENTS),
+    "gradient", "bptt", list(estimators.GRADIENTS),
     "Gradient of a chunk of k1 steps. adaptive: reaches back k1 to k2 steps, or to the whole sequence where k1 = k2. "
     "artbp: over the whole sequence, cut at random, every k2 steps on average. The others take k1 = k2, their chunk.",
     flag_values=FLAGS,
@@ -273,7 +249,7 @@ def build(config: SimpleNamespace) -> Experiment:
         return jax.random.split(jax.random.key(hparams["seed"]), 3)
 
     def estimator(hparams, noise):
-        return GRADIENTS[config.gradient](cell, losses, k1, k2, keys(hparams)[2], noise)
+        return estimators.GRADIENTS[config.gradient](cell, losses, k1, k2, keys(hparams)[2], noise)
 
     def start(estimator, params) -> Any:
         """The estimator's state at the start of a stream."""

@@ -11,7 +11,8 @@ Adam and clipping.
     python -m experiments.vanishing --pathology=exploding --remedy=clipping
     python launch.py --experiment=vanishing --widen=1        all remedies against both
 
-Measured: TODO (docs/results.md).
+Measured, accuracy without a remedy: 0.13 where gradients vanish, which identity initialization or normalization raises
+to 1.00, and 0.95 where they explode, to which clipping adds nothing (docs/results.md).
 """
 
 import math

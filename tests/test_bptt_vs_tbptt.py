@@ -7,7 +7,7 @@ import pytest
 
 from experiments import bptt_vs_tbptt as study
 from experiments.harness.experiment import define
-from experiments.shared import budgets, reach
+from experiments.shared import budgets, estimators, reach
 from seqjax.train import Run, fit
 from tests.quick import few
 
@@ -81,7 +81,7 @@ def test_accumulated_gradients_are_of_all_targets_of_the_text(tmp_path):
     close(found, jax.jit(jax.grad(lambda params: loss(params, (2, 4, 6))))(params))
 
 
-@pytest.mark.parametrize("name", few(study.GRADIENTS, ("bptt", "adaptive", "uoro")))
+@pytest.mark.parametrize("name", few(estimators.GRADIENTS, ("bptt", "adaptive", "uoro")))
 def test_every_gradient_trains_and_resumes(name, tmp_path):
     """The state of an estimator, with its keys, is in the checkpoint: two updates are the same with a stop between."""
     (tmp_path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)

@@ -130,6 +130,7 @@ def test_a_single_run_has_no_interval(runs):
         (report.Mean(15.358397, 1e-15), "15.36"),
         (report.Mean(3.21e-8, 1.2e-9), "(3.21 ± 0.12)e-8"),
         (report.Mean(1e-9, 3.2e-7), "(0.0 ± 3.2)e-7"),
+        (report.Mean(1.4e26, 3.6e26), "(1.4 ± 3.6)e26"),
         (report.Mean(0.9999982, 2.8e-6), "0.9999982 ± 0.0000028"),
     ],
 )
@@ -415,7 +416,7 @@ def test_generated_data_are_said_at_every_table_figure_and_listing(sweep_directo
 
 def test_every_experiment_says_when_its_data_are_generated():
     # A simulation is the task, or a text is always there.
-    complete = {"ball", "mackey_glass", "initialization", "bptt_vs_tbptt", "vanishing"}
+    complete = {"ball", "mackey_glass", "initialization", "bptt_vs_tbptt", "vanishing", "influence"}
     folder = Path(experiments.__file__).parent
     names = [path.stem for path in folder.glob("*.py") if "\nSWEEP = " in path.read_text()]
     assert len(names) > 10

@@ -64,6 +64,7 @@ STUDIES = {
         20,
         {"estimators-and-lag": "score-against-lag"},
     ),
+    "influence": Study("--experiment=influence", 2, {"influence": "theta"}),
     "vanishing": Study("--experiment=vanishing --widen=1", 20, {"remedies": "remedies-accuracy"}),
     "temperature": Study(
         "--experiment=temperature --steps=1638 --sweep='model=naive,dense,conv,lstm,dropout_lstm,stacked_gru,bilstm,"

@@ -52,7 +52,7 @@ class Mean(NamedTuple):
         if not self.half > 1e-6 * abs(self.mean) or math.isinf(self.half):
             return cell_text(self.mean)
         decimals = 1 - math.floor(math.log10(self.half))
-        if decimals <= (9 if abs(self.mean) >= 0.1 else 6):
+        if decimals <= (9 if abs(self.mean) >= 0.1 else 6) and max(abs(self.mean), self.half) < 1e9:
             return f"{self.mean:,.{max(0, decimals)}f} ± {self.half:,.{max(0, decimals)}f}"
         exponent = math.floor(math.log10(max(abs(self.mean), self.half)))
         unit = 10.0**exponent
