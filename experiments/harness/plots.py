@@ -159,10 +159,12 @@ def curve(axes: "Axes", label: str, x: Sequence[float], ys: Sequence[Sequence[fl
         label: for the legend.
         x: [N].
         ys: for each of the N places, the values of the runs, in the same order; nan where a run did not get there.
+            Where the last runs are missing, a place may have fewer values.
         index: chooses colour and dashes.
     """
     label = f" {label}" if label.startswith("_") else label  # matplotlib takes it for hidden
-    rows = np.asarray(ys, np.float64)
+    width = max(map(len, ys))
+    rows = np.array([[*values, *[math.nan] * (width - len(values))] for values in ys], np.float64)
     reached = [row[~np.isnan(row)] for row in rows]
     center, half = np.array([interval(row) if len(row) else (math.nan, math.nan) for row in reached]).T
     style: Any = {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index // len(COLORS) % len(DASHES)]}

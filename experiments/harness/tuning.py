@@ -1,6 +1,5 @@
 """The sections of a report that compare methods: each at its own best learning rate, and seed by seed."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,8 +64,7 @@ def _sensitivity(methods: Sequence[Method]) -> Section:
         grid = {rate: method.scores(rate) for rate, runs in method.grid.items() if runs}
         if not grid:
             continue
-        width = max(map(len, grid.values()))
-        curve(by_rate, method.label, list(grid), [_filled(found, width) for found in grid.values()], index)
+        curve(by_rate, method.label, list(grid), list(grid.values()), index)
         everything = [value for found in grid.values() for value in found]
         draws = list(range(1, min(MOST_DRAWS, len(everything)) + 1))
         curve(by_draws, method.label, draws, [[comparison.best_of(everything, count)] for count in draws], index)
@@ -78,10 +76,6 @@ def _sensitivity(methods: Sequence[Method]) -> Section:
         "are left out."
     )
     return Section("Learning-rate sensitivity", text, figures)
-
-
-def _filled(values: Sequence[float], width: int) -> list[float]:
-    return [*values, *[math.nan] * (width - len(values))]
 
 
 def differences(runs: Sequence[Run]) -> list[Section]:

@@ -35,8 +35,7 @@ def by_reach(runs: Sequence[Run]) -> list[Section]:
         for index, (name, lines) in enumerate(groups(members, by).items()):
             reaches = sorted({run.result()["reach"] for run in lines})
             values = [[run.result()[_score(run)] for run in lines if run.result()["reach"] == k] for k in reaches]
-            width = max(map(len, values))
-            curve(panel, name, reaches, [[*found, *[math.nan] * (width - len(found))] for found in values], index)
+            curve(panel, name, reaches, values, index)
             panel.plot(reaches, [np.mean(found) for found in values], "o", markersize=4, color="0.3")
         task, lags = members[0].flags["task"], sorted({run.flags["lag"] for run in members})
         if task in LAGGED and len(lags) == 1:
@@ -78,8 +77,7 @@ def by_lag(runs: Sequence[Run]) -> list[Section]:
     for index, (name, members) in enumerate(groups(found, varying(found, ("seed", "lag", "learning_rate"))).items()):
         at = [lag for lag in lags if any(run.flags["lag"] == lag for run in members)]
         values = [[run.result()[score] for run in members if run.flags["lag"] == lag] for lag in at]
-        width = max(map(len, values))
-        curve(axes, name, at, [[*found, *[math.nan] * (width - len(found))] for found in values], index)
+        curve(axes, name, at, values, index)
     axes.set(xlabel="lag (time steps)", ylabel=score.replace("_", " "), xscale="log", ylim=(0, None))
     axes.set_xticks(lags, [str(lag) for lag in lags])
     axes.minorticks_off()
@@ -100,12 +98,11 @@ def _map(runs: Sequence[Run], lags: list[int], names: list[str]) -> "Figure":
     for row, name in enumerate(names):
         for column, lag in enumerate(lags):
             found = [r.result()[score] for r in runs if (r.flags["truncation"], r.flags["lag"]) == (name, lag)]
-            if found:
-                values[row, column] = np.mean(found)
-                dark = values[row, column] > 0.6 * np.nanmax(values)
-                panel.text(
-                    column, row, f"{values[row, column]:.2f}", ha="center", va="center", color="w" if dark else "k"
-                )
+            values[row, column] = np.mean(found) if found else np.nan
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            color = "w" if value > 0.6 * np.nanmax(values) else "k"
+            panel.text(column, row, f"{value:.2f}", ha="center", va="center", color=color)
     panel.imshow(values, cmap="Blues", origin="lower", aspect="auto", vmin=0)
     panel.grid(visible=False)
     # A gradient of k2 steps, the newest included, reaches a symbol that is `lag` steps before it from lag < k2 on.
