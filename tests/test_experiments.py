@@ -131,7 +131,7 @@ def test_bptt_vs_tbptt(task, flags, tmp_path):
         assert finished.result()["left_out"] == line
 
 
-@pytest.mark.parametrize("remedy", few(vanishing.REMEDIES, ("none", "batch_norm", "truncation")))
+@pytest.mark.parametrize("remedy", few(vanishing.REMEDIES, ("batch_norm",)))
 def test_vanishing(remedy, tmp_path):
     finished = run("vanishing", tmp_path / "run", f"--remedy={remedy}", "--lag=4", "--units=3", "--batch_size=2")
     norms = read_arrays(finished.directory / "gradients.npz")
