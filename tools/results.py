@@ -48,7 +48,7 @@ STUDIES = {
         {"lag-and-truncation": "lag-and-truncation-task-recall-gradient-bptt"},
     ),
     "text": Study(
-        "--sweep='truncation=full,32:32,8:8,2:2;accumulate=true,false;learning_rate=2e-3,4e-3,8e-3;seed=0:5' --widen=1",
+        "--sweep='truncation=full,32:32,8:8,2:2;accumulate=true,false;learning_rate=2e-3,4e-3,8e-3;seed=0:5' --widen=2",
         20,
         {"truncation-on-text": "what-a-truncation-costs"},
     ),
