@@ -182,6 +182,13 @@ def test_the_line_of_the_map_is_where_the_gradient_reaches_the_symbol(tmp_path):
     for column, border in enumerate(borders):
         assert [value > 0.5 for value in values[:, column]] == [row > border for row in range(4)]
     assert len(by_lag.figures[0].axes[0].lines) == 4
+    online = [recalled(tmp_path, lag, "4:4", lag / 10, gradient) for lag in (2, 3) for gradient in ("rtrl", "uoro")]
+    board, _ = reach.by_lag(online)
+    assert board.title == "Lag and estimator, task=recall, truncation=4:4"
+    axes = board.figures[0].axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["uoro", "rtrl"]
+    assert axes.images[0].get_array().tolist() == [[0.2, 0.3], [0.2, 0.3]]
+    assert not axes.lines
     assert reach.by_lag([run for run in runs if run.flags["lag"] == 2]) == []
 
 

@@ -19,7 +19,12 @@ def studies(monkeypatch, tmp_path):
         "toy": Study(TOY, 1, {"toy": "final-losses"}),
         "data": Study(TOY, 1, data=True),
         "long": Study(TOY, 1e6),
-        "broken": Study(f"{TOY} --fault=finish", 1),
+        "broken": Study(f"{TOY} --fault=finish", 1, {"toy": "other"}),
+        "part": Study(
+            "--experiment=tests.toy_experiment --sweep=learning_rate=0.1,1e6 --model=line --executor=debug",
+            1,
+            {"part": "final-losses"},
+        ),
     }
     monkeypatch.setattr(results, "STUDIES", found)
     monkeypatch.setattr(results, "FIGURES", tmp_path / "figures")
@@ -38,7 +43,10 @@ def test_what_fits_is_run_and_what_does_not_is_named(studies, monkeypatch, tmp_p
     assert "== toy: python launch.py --experiment=tests.toy_experiment" in out
     assert "left out: data: it reads a data set; give --data_dir=DIR" in err
     assert "left out: long: it takes 1e+06 minutes, and 1" in err
-    assert "left out: broken: exit code 1; the same command resumes" in err
+    assert "left out: broken: exit code 1, and no figures; the same command resumes" in err
+    # One of two runs diverges: that is in its report, and the study has its figure.
+    assert "left out: part" not in err
+    assert (tmp_path / "figures" / "part.svg").exists()
     assert (tmp_path / "out" / "toy" / "seed=1" / "result.json").exists()
     assert (tmp_path / "figures" / "toy.svg").read_text().startswith("<?xml")
     assert call(monkeypatch, tmp_path, "toy") == 0
@@ -54,10 +62,10 @@ def test_data_and_hours_are_passed_on(studies, tmp_path):
 
 def test_a_stop_ends_all(studies, monkeypatch, tmp_path):
     monkeypatch.setattr(results.subprocess, "run", lambda *a, **k: type("Ended", (), {"returncode": 130}))
-    assert results.run(["toy", "broken", "long"], tmp_path, None, hours=3) == {
-        "toy": "exit code 130; the same command resumes",
-        "broken": "stopped",
-        "long": "stopped",
+    reason = "stopped; the same command resumes"
+    assert results.run(["data", "toy", "broken", "long"], tmp_path, None, hours=3) == {
+        "data": "it reads a data set; give --data_dir=DIR",
+        **dict.fromkeys(("toy", "broken", "long"), reason),
     }
 
 

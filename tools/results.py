@@ -62,7 +62,7 @@ STUDIES = {
         "--accumulate --truncation=4:4 --sweep='lag=10,20,40;gradient=bptt,artbp,adaptive,rtrl,snap1,eprop,rflo,uoro,"
         "kf_rtrl;learning_rate=3e-3,1e-2;seed=0:5'",
         20,
-        {"estimators-and-lag": "score-against-lag"},
+        {"estimators-and-lag": "lag-and-estimator-task-recall-truncation-4-4"},
     ),
     "influence": Study("--experiment=influence", 2, {"influence": "theta"}),
     "vanishing": Study("--experiment=vanishing --widen=1", 20, {"remedies": "remedies-accuracy"}),
@@ -99,14 +99,23 @@ def run(names: Sequence[str], out: Path, data_dir: str | None, hours: float) -> 
             left[name] = f"it takes {study.minutes:g} minutes, and {max(0, end - time.monotonic()) / 60:.0f} are left"
         else:
             print(f"\n== {name}: {shlex.join(['python', *found[name][1:]])}", flush=True)
-            if code := subprocess.run(found[name], cwd=ROOT, check=False).returncode:
-                left[name] = f"exit code {code}; the same command resumes"
-                if code in (130, 143):
-                    return {**left, **dict.fromkeys(names[names.index(name) + 1 :], "stopped")}
-                continue
-            for target, figure in study.figures.items():
-                shutil.copy(out / name / "figures" / f"{figure}.svg", FIGURES / f"{target}.svg")
+            code = subprocess.run(found[name], cwd=ROOT, check=False).returncode
+            if code in (130, 143):
+                return {**left, **dict.fromkeys(names[names.index(name) :], "stopped; the same command resumes")}
+            # 1: runs without a result, which may be the result (a loss that is not finite); the report counts them.
+            if code > 1 or not _copied(out / name / "figures", study):
+                left[name] = f"exit code {code}, and no figures; the same command resumes"
     return left
+
+
+def _copied(source: Path, study: Study) -> bool:
+    """Copies the figures of a study, if all of them are there."""
+    figures = {FIGURES / f"{target}.svg": source / f"{figure}.svg" for target, figure in study.figures.items()}
+    if not all(figure.exists() for figure in figures.values()):
+        return False
+    for target, figure in figures.items():
+        shutil.copy(figure, target)
+    return True
 
 
 def main() -> int:
@@ -120,7 +129,7 @@ def main() -> int:
     left = run(flags.names or list(STUDIES), flags.out.absolute(), flags.data_dir, flags.hours)
     for name, reason in left.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
-    return int(any("exit code" in reason or reason == "stopped" for reason in left.values()))
+    return int(any("resumes" in reason for reason in left.values()))
 
 
 if __name__ == "__main__":

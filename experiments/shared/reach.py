@@ -71,7 +71,14 @@ def by_lag(runs: Sequence[Run]) -> list[Section]:
                 "Mean over the seeds. Above the line the gradient reaches the symbol, below it does not. A full "
                 "gradient always reaches it."
             )
-            sections.append(Section(f"Lag and truncation, {kind}", text, [_map(members, lags, names)]))
+            board = _map(members, lags, "truncation", names)
+            _draw_reach(board, lags, names)
+            sections.append(Section(f"Lag and truncation, {kind}", text, [board]))
+    for kind, members in groups(found, by=("task", "truncation")).items():
+        names = list(dict.fromkeys(run.flags["gradient"] for run in members))[::-1]
+        if len(names) > 1:
+            board = _map(members, lags, "gradient", names)
+            sections.append(Section(f"Lag and estimator, {kind}", "Mean over the seeds.", [board]))
     figures, [axes] = separate("lag")
     score = _score(found[0])
     for index, (name, members) in enumerate(groups(found, varying(found, ("seed", "lag", "learning_rate"))).items()):
@@ -90,14 +97,14 @@ def _order(truncation: str) -> tuple[float, float]:
     return (math.inf, 0) if truncation == "full" else (int(k2), int(k1))
 
 
-def _map(runs: Sequence[Run], lags: list[int], names: list[str]) -> "Figure":
-    """The mean score at each lag (columns) and truncation (rows), with a line where the gradient reaches the symbol."""
-    figure, axes = panels(width=1.6 + 0.75 * len(lags), height=1.3 + 0.4 * len(names))
+def _map(runs: Sequence[Run], lags: list[int], flag: str, names: list[str]) -> "Figure":
+    """The mean score at each lag (columns) and value of a flag (rows, from below)."""
+    figure, axes = panels(width=1.8 + 0.75 * len(lags), height=1.3 + 0.4 * len(names))
     panel, score = axes[0, 0], _score(runs[0])
     values = np.full((len(names), len(lags)), np.nan)
     for row, name in enumerate(names):
         for column, lag in enumerate(lags):
-            found = [r.result()[score] for r in runs if (r.flags["truncation"], r.flags["lag"]) == (name, lag)]
+            found = [r.result()[score] for r in runs if (r.flags[flag], r.flags["lag"]) == (name, lag)]
             values[row, column] = np.mean(found) if found else np.nan
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
@@ -105,12 +112,18 @@ def _map(runs: Sequence[Run], lags: list[int], names: list[str]) -> "Figure":
             panel.text(column, row, f"{value:.2f}", ha="center", va="center", color=color)
     panel.imshow(values, cmap="Blues", origin="lower", aspect="auto", vmin=0)
     panel.grid(visible=False)
-    # A gradient of k2 steps, the newest included, reaches a symbol that is `lag` steps before it from lag < k2 on.
-    reached = [sum(_order(name)[0] <= lag for name in names) - 0.5 for lag in lags]
-    panel.step(np.arange(-1, len(lags) + 1), [reached[0], *reached, reached[-1]], where="mid", color="0.1", linewidth=2)
     panel.set(
         xlim=(-0.5, len(lags) - 0.5), ylim=(-0.5, len(names) - 0.5), xticks=range(len(lags)), xticklabels=lags,
-        yticks=range(len(names)), yticklabels=names, xlabel="lag (time steps)", ylabel="truncation k1:k2 (time steps)",
+        yticks=range(len(names)), yticklabels=names, xlabel="lag (time steps)", ylabel=flag,
         title=score.replace("_", " "),
     )  # fmt: skip
     return figure
+
+
+def _draw_reach(figure: "Figure", lags: list[int], names: list[str]) -> None:
+    """Draws a line into a map of truncations, above which the gradient reaches the symbol."""
+    panel = figure.axes[0]
+    # A gradient of k2 steps, the newest included, reaches a symbol that is `lag` steps before it from lag < k2 on.
+    reached = [sum(_order(name)[0] <= lag for name in names) - 0.5 for lag in lags]
+    panel.step(np.arange(-1, len(lags) + 1), [reached[0], *reached, reached[-1]], where="mid", color="0.1", linewidth=2)
+    panel.set_ylabel("truncation k1:k2 (time steps)")
