@@ -12,7 +12,8 @@ Tasks: "text" (the next character, of the embedded corpus or of any file: --corp
     python -m experiments.bptt_vs_tbptt --truncation=8:32        one run
     python launch.py --sweep="lag=5,10,20,40;truncation=4:4,16:16,full;learning_rate=1e-3,3e-3;seed=0:5" --task=recall
 
-Measured, LSTM(128) after the same 300 updates: TODO (docs/results.md).
+Measured, LSTM(128) after the same 300 updates: 2.62 bits per character with the full gradient, 2.59 with 4:4; recall
+over 20 steps with an accuracy of 1.00 and 0.13 (docs/results.md).
 """
 
 import sys
@@ -94,10 +95,10 @@ is always the whole lag away, so a gradient shorter than the lag never sees it."
 
 
 GRADIENT = """The gradient is compared with the full one at the same params, on one fixed batch: over all params, and
-over those of the cell, without the head. Where the cosine is nearly 1 and nothing is learned, the last figure tells
-why: carry_gradient is the norm of the gradient of the last step's loss at the first carry, over that at the last carry.
-This part is what a truncation removes. While it is small, its removal hardly turns the gradient; but it alone can make
-the carry keep what the first steps showed."""
+over those of the cell, without the head. Where the cosine is nearly 1 and nothing is learned, the last figure shows
+what is missing: carry_gradient is the norm of the gradient of the last step's loss at the first carry, over that at the
+last carry. This part is what a truncation removes. Where it is small, its removal hardly turns the gradient; but it
+alone can teach the cell to keep what the first steps showed."""
 
 
 def _truncation(value: str) -> tuple[int, int] | str:

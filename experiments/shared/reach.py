@@ -40,7 +40,7 @@ def by_reach(runs: Sequence[Run]) -> list[Section]:
         task, lags = members[0].flags["task"], sorted({run.flags["lag"] for run in members})
         if task in LAGGED and len(lags) == 1:
             panel.axvline(lags[0], color="0.4", linestyle="--", linewidth=1)
-            place = {"xy": (lags[0], 0.5), "xycoords": ("data", "axes fraction"), "ha": "right"}
+            place = {"xy": (lags[0], 0.94), "xycoords": ("data", "axes fraction"), "ha": "right"}
             panel.annotate(f"lag of {lags[0]} steps ", color="0.4", **place)
         highest = max(run.result()[_score(run)] for run in members)
         panel.set(
