@@ -40,6 +40,7 @@ def _few(monkeypatch):
     monkeypatch.setattr(page, "SCHEDULES", {name: page.SCHEDULES[name] for name in ("sqrt(T)", "8 slots")})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_few")
 def test_a_quick_run_writes_every_section(tmp_path, capsys):
     measure(page.GRADIENTS, ["--quick", "--output", str(tmp_path)])

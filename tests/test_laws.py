@@ -65,6 +65,7 @@ def test_most_cells_are_vectors():
     assert len(VECTORS) == len(BARE) - 9  # projected_lstm, lru, s4d, s5, the three matrices, fast_weights, conv_lstm
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     cell=st.sampled_from([*VECTORS, MODELS["stack_of_one"].cell]),

@@ -38,17 +38,23 @@ def call(monkeypatch, tmp_path, *arguments):
 
 
 def test_what_fits_is_run_and_what_does_not_is_named(studies, monkeypatch, tmp_path, capfd):
-    assert call(monkeypatch, tmp_path) == 1
+    assert call(monkeypatch, tmp_path, "toy", "data", "long") == 0
     out, err = capfd.readouterr()
     assert "== toy: python launch.py --experiment=tests.toy_experiment" in out
     assert "left out: data: it reads a data set; give --data_dir=DIR" in err
     assert "left out: long: it takes 1e+06 minutes, and 1" in err
+    assert (tmp_path / "out" / "toy" / "seed=1" / "result.json").exists()
+    assert (tmp_path / "figures" / "toy.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.slow
+def test_a_study_resumes_and_one_without_figures_is_named(studies, monkeypatch, tmp_path, capfd):
+    assert call(monkeypatch, tmp_path, "toy", "broken", "part") == 1
+    err = capfd.readouterr().err
     assert "left out: broken: exit code 1, and no figures; the same command resumes" in err
     # One of two runs diverges: that is in its report, and the study has its figure.
     assert "left out: part" not in err
     assert (tmp_path / "figures" / "part.svg").exists()
-    assert (tmp_path / "out" / "toy" / "seed=1" / "result.json").exists()
-    assert (tmp_path / "figures" / "toy.svg").read_text().startswith("<?xml")
     assert call(monkeypatch, tmp_path, "toy") == 0
     assert "2 of 2 runs are finished already" in capfd.readouterr().out
 

@@ -14,7 +14,7 @@ from seqjax.solvers.fused import fused
 from seqjax.solvers.scan import rematerialized, scan
 from tests.agree import at, check_methods, close, compiled, equations, methods_of, values_and_gradients
 from tests.cell_list import BARE, MODELS, D, Model, draw
-from tests.quick import few
+from tests.quick import KINDS, few
 
 # Compositions of what is tested by itself.
 COMPOSED = {
@@ -24,7 +24,7 @@ COMPOSED = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in COMPOSED)) for n in MODELS])
+@pytest.mark.parametrize("name", few(MODELS, {*MODELS} - {*BARE} - COMPOSED | {*KINDS}))
 def test_every_method_equals_scan(x64, name):
     drawn = draw(MODELS[name], steps=4)
     _, grads = check_methods(drawn, methods_of(drawn.cell))

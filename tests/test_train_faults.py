@@ -216,6 +216,7 @@ def test_nonfinite_loss_names_the_step_and_keeps_the_last_good_checkpoint(uninte
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_names_the_checkpoint_and_the_run_goes_on_when_there_is_room(uninterrupted, preempted, tmp_path):
     # A limit on the size of a file, which a new process inherits, stands in for the full disk: the kernel refuses.
     run = shutil.copytree(preempted, tmp_path / "run")

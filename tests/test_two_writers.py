@@ -78,6 +78,7 @@ def test_of_two_at_once_one_works_and_the_other_says_who(arguments, tmp_path, st
     assert before == {path: path.read_bytes() for run in runs for path in run.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_single_run_on_the_directory_of_a_running_sweep_is_refused(tmp_path, start):
     sweep = start([*SWEEP, "--delay=15"], tmp_path)
     wait_for(lambda: len(list(tmp_path.glob("seed=*/config.json"))) == 2)
