@@ -1,6 +1,8 @@
-# make demo   compares truncated with full back-propagation on an embedded text
+# make demo   shows what truncating back-propagation costs, on an embedded text and on recall
 # make test   runs the tests; make test-slow also the long ones, make lint the linters
 PYTHON ?= python3
+# One worker more than processors: some tests wait for processes that they start.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -10,11 +12,11 @@ demo: .venv/installed
 	$(BIN)/python launch.py
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 # All tests, the long ones too, with XLA's optimizations except where a test itself turns them off.
 test-slow: .venv/installed-dev
-	SEQJAX_TESTS_OPTIMIZED=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	SEQJAX_TESTS_OPTIMIZED=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
