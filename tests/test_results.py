@@ -93,3 +93,10 @@ def test_every_study_is_a_sweep_that_can_be_planned(name, tmp_path):
     plan = sweep.plan(definition, options.sweep, fixed, options.workdir, widen=options.widen > 0)
     assert len(plan.members) >= 12
     assert {member.flags.get("seed") for member in plan.members} >= {0, 1, 2}
+
+
+def test_the_figures_of_the_studies_are_those_of_the_pages():
+    """A figure that no page shows would be left behind by `make results`."""
+    folder = Path(results.__file__).parents[1] / "docs" / "figures"
+    for study in results.STUDIES.values():
+        assert all((folder / f"{target}.svg").is_file() for target in study.figures)

@@ -49,13 +49,12 @@ STUDIES = {
     ),
     "text": Study(
         "--sweep='truncation=full,32:32,8:8,2:2;accumulate=true,false;learning_rate=2e-3,4e-3,8e-3;seed=0:5' --widen=2",
-        20,
+        35,
         {"truncation-on-text": "what-a-truncation-costs"},
     ),
     "state": Study(
         "--truncation=16:16 --sweep='reset_rate=0,0.1,0.5,1;learning_rate=2e-3,4e-3,8e-3;seed=0:5'",
         10,
-        {"state-between-windows": "training-text-data"},
     ),
     "estimators": Study(
         "--task=recall --model=gru --units=12 --embedding_size=0 --batch_size=16 --steps=500 --evaluate_every=250 "
@@ -64,13 +63,12 @@ STUDIES = {
         20,
         {"estimators-and-lag": "lag-and-estimator-task-recall-truncation-4-4"},
     ),
-    "influence": Study("--experiment=influence", 2, {"influence": "theta"}),
+    "influence": Study("--experiment=influence", 2),
     "vanishing": Study("--experiment=vanishing --widen=1", 20, {"remedies": "remedies-accuracy"}),
     "temperature": Study(
         "--experiment=temperature --steps=1638 --sweep='model=naive,dense,conv,lstm,dropout_lstm,stacked_gru,bilstm,"
         "min_gru,lru,zoneout_lstm;learning_rate=3e-3,1e-2;seed=0:5'",
         100,
-        {"temperature": "forecasts-error"},
         data=True,
     ),
 }
