@@ -2,7 +2,7 @@
 # make test   runs the tests; make test-slow also the long ones, make lint the linters
 PYTHON ?= python3
 # One worker more than processors: some tests wait for processes that they start.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
+WORKERS ?= $(shell $(PYTHON) -c 'import os; cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1)); print(min(8, len(cores(0)) + 1))')
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

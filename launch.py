@@ -28,6 +28,7 @@ import experiments  # first, for it names a package that is missing
 from absl import flags
 
 from experiments.harness import command, ending, executors, sweep
+from experiments.harness.comparison import RATE
 from experiments.harness.experiment import ATTRIBUTES, Definition, define
 from experiments.harness.flags import given_flags
 from experiments.harness.texts import shortened
@@ -47,7 +48,7 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_integer("processes", 2, "Runs at the same time (local, slurm).", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer(
-    "widen", 0, "Extend the grid of --learning_rate at most so often, while a method has its best rate at an end.",
+    "widen", 0, "Times to extend the grid of --learning_rate, while a method has its best rate at an end; 0: never.",
     lower_bound=0, flag_values=FLAGS,
 )  # fmt: skip
 flags.DEFINE_string("workdir", None, "Directory of the sweep (default: runs/NAME/<hash>).", flag_values=FLAGS)
@@ -120,8 +121,8 @@ def _main(argv: Sequence[str]) -> int:
         raise ValueError("--patience: the lanes of --executor=vmap cannot stop early; take debug or local")
     code = sweep.run(plan, executor)
     while plan.widened < options.widen and code != 2 and (wider := sweep.wider(plan)):
-        added = sorted(set(wider.axes["learning_rate"]) - set(plan.axes["learning_rate"]))
-        print(f"\na method has its best rate at an end of the grid: adding learning_rate={','.join(map(str, added))}")
+        added = sorted({*wider.axes[RATE]} - {*plan.axes[RATE]})
+        print(f"\na method has its best rate at an end of the grid: adding {RATE}={','.join(map(str, added))}")
         plan = wider
         code = sweep.run(plan, executor)
     return code

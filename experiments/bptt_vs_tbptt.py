@@ -17,6 +17,7 @@ over 20 steps with an accuracy of 1.00 and 0.13 (docs/results.md).
 """
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -87,12 +88,14 @@ flags.DEFINE_enum(
     flag_values=FLAGS,
 )  # fmt: skip
 
+# Metrics of the gradient, beside those of the task.
+QUALITY = ("cosine", "norm_ratio", "cell_cosine", "cell_norm_ratio", "carry_gradient")
+
 ADDING = """Why a short truncation can learn to add. The two marked values must be added whenever they come, and the
 same weights do it at every step. In some sequences the second marker is a few steps before the end, within reach of
 the truncated gradient, and there the network learns to add a marked value to what it holds. A gated carry that holds
 then holds for any lag: nothing else has to be learned from far away. Recall has no such late examples: its one symbol
 is always the whole lag away, so a gradient shorter than the lag never sees it."""
-
 
 GRADIENT = """The gradient is compared with the full one at the same params, on one fixed batch: over all params, and
 over those of the cell, without the head. Where the cosine is nearly 1 and nothing is learned, the last figure shows
@@ -124,7 +127,7 @@ def _chunks(config: SimpleNamespace, length: int) -> tuple[int, int]:
         return k1, longest
     if config.gradient == "artbp":
         return length, k2
-    if config.gradient not in ("bptt", "adaptive") and k1 < k2:
+    if config.gradient != "bptt" and k1 < k2:
         raise ValueError(
             f"--gradient={config.gradient} reaches back to the start of the sequence, got "
             f"--truncation={config.truncation}; expected one number of steps, as --truncation={k1}:{k1}"
@@ -183,19 +186,19 @@ def _sums(estimator: Estimator, params: Params, state: Any, chunk: Batch) -> tup
     return loss * size, jax.tree.map(lambda g: g.astype(chunk.weights.dtype) * size, grads), state
 
 
-def _summed(estimator: Estimator, k: int, params: Params, state: Any, batch: Batch) -> tuple[Array, Params, Any]:
-    """The mean loss of a batch, the gradient of it as the estimator has it from chunks of k steps, the last state."""
+def _summed(
+    of_chunk: Callable[[Params, Any, Any], tuple[Array, Params, Any]], params: Params, state: Any, chunks: Any
+) -> tuple[Array, Params, Any]:
+    """The losses of all chunks, the sum of their gradients, and the last state; `of_chunk` is as `_sums` for one."""
 
     def add(sums, chunk):
-        loss, grads, state = sums
-        more_loss, more_grads, state = _sums(estimator, params, state, chunk)
-        return (loss + more_loss, jax.tree.map(jnp.add, grads, more_grads), state), None
+        grads, state = sums
+        loss, more, state = of_chunk(params, state, chunk)
+        return (jax.tree.map(jnp.add, grads, more), state), loss
 
-    dtype = batch.weights.dtype
-    nothing = jnp.zeros((), dtype), jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params), state
-    (loss, grads, state), _ = jax.lax.scan(add, nothing, _in_chunks(batch, k))
-    weight = batch.weights.sum()
-    return loss / weight, jax.tree.map(lambda g: g / weight, grads), state
+    nothing = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)  # in the dtype of the weights of a batch
+    (grads, state), losses = jax.lax.scan(add, (nothing, state), chunks)
+    return losses, grads, state
 
 
 def _scores(task: Task, cell: Cell, part: str, data: Tree, params: Params) -> dict[str, Array]:
@@ -294,14 +297,8 @@ def build(config: SimpleNamespace) -> Experiment:
             loss, grads, carried = summed(params, carried, inputs)
             return (*step(params, opt_state, grads, inputs[0].weights.sum()), carried), loss
 
-        def accumulate(sums, inputs):
-            grads, carried = sums
-            loss, more, carried = summed(state.params, carried, inputs)
-            return (jax.tree.map(jnp.add, grads, more), carried), loss
-
         if config.accumulate:
-            nothing = jax.tree.map(lambda p: jnp.zeros(p.shape, batch.weights.dtype), state.params)
-            (grads, carried), sums = jax.lax.scan(accumulate, (nothing, state.carry), (chunks, resets))
+            sums, grads, carried = _summed(summed, state.params, state.carry, (chunks, resets))
             params, opt_state = step(state.params, state.opt_state, grads, batch.weights.sum())
         else:
             (params, opt_state, carried), sums = jax.lax.scan(
@@ -314,8 +311,9 @@ def build(config: SimpleNamespace) -> Experiment:
         batch = pad(task.train(data, jax.random.key(7), jnp.int32(0)))
         carry = initial_carry(state.params)
         gradient = estimator(hparams, jax.random.key(7))
-        _, reference, _ = _summed(full, len(batch.xs), state.params, carry, batch)
-        _, estimate, _ = _summed(gradient, k1, state.params, start(gradient, state.params), batch)
+        _, reference, _ = _sums(full, state.params, carry, batch)
+        chunks, first = _in_chunks(batch, k1), start(gradient, state.params)
+        _, estimate, _ = _summed(partial(_sums, gradient), state.params, first, chunks)
         by_step = gradient_against_lag(cell, state.params, carry, batch.xs, partial(_last_loss, losses, batch))
         return {
             **_scores(task, cell, "validation", data, state.params),
@@ -333,7 +331,7 @@ def build(config: SimpleNamespace) -> Experiment:
         last = [record for record in run.records() if record["split"] == "validation"][-1]
         return {
             **{f"test_{name}": float(value) for name, value in test.items()},
-            "reach": length if config.gradient != "bptt" else min(k2, length),
+            "reach": min(k2, length) if config.gradient in ("bptt", "adaptive") else length,
             "updates": int(state.step) * updates_per_step,
             "time_steps": int(state.step) * length * config.batch_size,
             **{name: last[name] for name in QUALITY},
@@ -341,9 +339,6 @@ def build(config: SimpleNamespace) -> Experiment:
 
     program = Program(init, update, evaluate, task.data, "loss", task.batches if task.continues else None)
     return Experiment(program, finish, task.left_out)
-
-
-QUALITY = ("cosine", "norm_ratio", "cell_cosine", "cell_norm_ratio", "carry_gradient")
 
 
 def _sample(cell: Cell, params: Params, vocabulary: Any, key: Array, count: int) -> str:

@@ -48,6 +48,7 @@ FLAGS = training_flags(
 )
 GAINS = {"vanishing": 0.5, "exploding": 3.0}
 EMBEDDING = 16
+SCORE = "test_accuracy"
 
 
 class Remedy(NamedTuple):
@@ -90,6 +91,16 @@ flags.DEFINE_enum("pathology", "vanishing", list(GAINS), "What is wrong at the s
 flags.DEFINE_enum("remedy", "none", list(REMEDIES), "What is done about it.", flag_values=FLAGS)
 flags.DEFINE_integer("lag", 20, "Time steps from symbol to query.", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_integer("units", 32, "Units.", lower_bound=1, flag_values=FLAGS)
+
+for name, default in (("optimizer", "sgd"), ("clip_norm", 0.0)):
+    flags.register_multi_flags_validator(
+        ("remedy", name),
+        lambda given, name=name, default=default: (
+            not getattr(REMEDIES[given["remedy"]], name) or given[name] == default
+        ),
+        f"this --remedy sets --{name} itself: leave it at {default}",
+        flag_values=FLAGS,
+    )
 
 TRACED_FLAGS = ("seed", "learning_rate")
 
@@ -189,8 +200,8 @@ def report(runs: list[Run]) -> list[Section]:
         row: list[Any] = [name]
         for found in by_pathology.values():
             members = found.get(name, [])
-            gains = paired(members, found.get("none", []), "test_accuracy") if name != "none" else []
-            row += [_mean(members, "test_accuracy"), mean(gains) if gains else None]
+            gains = [] if name == "none" else paired(members, found.get("none", []), [SCORE])[SCORE]
+            row += [_mean(members, SCORE), mean(gains) if gains else None]
             row += [_mean(members, f"{when}_gradient_log10") for when in ("first", "last")]
         table.append(row)
     figures, axes = separate(*(f"{name}-{when}" for name in by_pathology for when in ("first", "last")))
@@ -206,7 +217,7 @@ def report(runs: list[Run]) -> list[Section]:
         )  # fmt: skip
     board, columns = panels(1, len(by_pathology), width=4.6, height=0.6 + 0.28 * len(names))
     for axis, (name, found) in zip(columns[0], by_pathology.items(), strict=True):
-        intervals(axis, {remedy: found.get(remedy, []) for remedy in names}, "test_accuracy", (0, 1))
+        intervals(axis, {remedy: found.get(remedy, []) for remedy in names}, SCORE, (0, 1))
         axis.axvline(0.125, color="0.4", linestyle="--", linewidth=1)
         axis.set(title=f"{name} gradients", xlabel="test accuracy (dashed: chance)", xlim=(0, 1))
     board.set_label("accuracy")

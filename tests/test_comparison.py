@@ -1,5 +1,6 @@
 """Methods at their own best learning rate, differences by seed, and grids that are extended."""
 
+import dataclasses
 import itertools
 import math
 
@@ -54,7 +55,7 @@ def test_each_method_has_its_own_rate(grid):
     assert (uoro.rate, uoro.edge, uoro.failed) == (0.001, "lowest", {0.001: 1, 0.01: 2, 0.1: 3})
     assert comparison.wider([bptt]) == []
     assert comparison.wider([bptt, rtrl]) == [1e-4]
-    assert comparison.wider([rtrl._replace(failed=dict.fromkeys(rtrl.failed, 0))]) == [1.0]
+    assert comparison.wider([dataclasses.replace(rtrl, failed=dict.fromkeys(rtrl.failed, 0))]) == [1.0]
 
 
 def test_without_a_grid_or_a_score_there_are_no_methods(grid, tmp_path):
@@ -90,9 +91,11 @@ def test_rank_correlation_is_spearman_s_with_the_interval_of_bonett_and_wright()
 def test_differences_are_of_runs_of_one_seed(tmp_path):
     first = [made(tmp_path, score, seed=seed, gradient="a") for seed, score in enumerate((1.0, 10.0, 100.0, 5.0))]
     second = [made(tmp_path, score, seed=seed, gradient="b") for seed, score in ((2, 101.0), (0, 1.5), (1, 12.0))]
-    assert comparison.paired(second, first, "validation_loss") == [1.0, 0.5, 2.0]
-    assert comparison.paired(second, first, "test_error") == [10.0, 5.0, 20.0]
-    assert comparison.paired(second, first, "unknown") == []
+    assert comparison.paired(second, first, ["validation_loss", "test_error", "unknown"]) == {
+        "validation_loss": [1.0, 0.5, 2.0],
+        "test_error": [10.0, 5.0, 20.0],
+        "unknown": [],
+    }
     [section] = tuning.differences([*first, *second])
     assert section.title == "Differences by gradient"
     [head, row] = section.table
@@ -209,6 +212,33 @@ def test_curves_and_the_experiment_s_sections_are_of_the_best_rate(tmp_path, mon
     assert sweep.run(plan) == 0
     assert {run.flags["learning_rate"] for run in seen} == {0.003}
     assert report.summary(seen)[1][0] == 3
+
+
+def test_an_error_in_the_experiments_report_leaves_the_comparison(tmp_path, monkeypatch, undrawn, capsys):
+    def fail(runs):
+        raise RuntimeError("no figure")
+
+    monkeypatch.setattr(toy, "report", fail)
+    sweep.run(sweep.plan(define(toy), f"model=line,curve;{AXES}", {}, tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    for title in (
+        "Error in the experiment",
+        "At the best learning rate",
+        "Learning-rate sensitivity",
+        "Differences by model",
+    ):
+        assert title in page
+    assert "no figure" in capsys.readouterr().err
+
+
+def test_a_text_among_the_results_is_not_compared(grid):
+    runs, missing = grid
+    (runs[0].directory / "result.json").write_text(
+        (runs[0].directory / "result.json").read_text().replace('"monitor"', '"test_note": "x", "monitor"')
+    )
+    best, _ = tuning.sections(comparison.methods(runs, missing))
+    assert "test_note" not in best.table[0]
+    tuning.differences(runs)
 
 
 def test_rates_are_rounded_and_a_method_of_one_rate_has_no_edge():

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "figures"
+RESUMES = "the same command resumes"
 
 
 class Study(NamedTuple):
@@ -99,10 +100,10 @@ def run(names: Sequence[str], out: Path, data_dir: str | None, hours: float) -> 
             print(f"\n== {name}: {shlex.join(['python', *found[name][1:]])}", flush=True)
             code = subprocess.run(found[name], cwd=ROOT, check=False).returncode
             if code in (130, 143):
-                return {**left, **dict.fromkeys(names[names.index(name) :], "stopped; the same command resumes")}
+                return {**left, **dict.fromkeys(names[names.index(name) :], f"stopped; {RESUMES}")}
             # 1: runs without a result, which may be the result (a loss that is not finite); the report counts them.
             if code > 1 or not _copied(out / name / "figures", study):
-                left[name] = f"exit code {code}, and no figures; the same command resumes"
+                left[name] = f"exit code {code}, and no figures; {RESUMES}"
     return left
 
 
@@ -127,7 +128,7 @@ def main() -> int:
     left = run(flags.names or list(STUDIES), flags.out.absolute(), flags.data_dir, flags.hours)
     for name, reason in left.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
-    return int(any("resumes" in reason for reason in left.values()))
+    return int(any(reason.endswith(RESUMES) for reason in left.values()))
 
 
 if __name__ == "__main__":

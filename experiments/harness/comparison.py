@@ -4,15 +4,17 @@ Runs that agree in all flags but --seed and --learning_rate are one method, and 
 is the one whose mean validation score is best, so that no method is judged at a rate that suits another.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from experiments.harness import plots
-from experiments.harness.ledger import Missing
+from experiments.harness.ledger import Missing, measured
 from experiments.harness.page import Mean
 from seqjax.train.run import Run
 
@@ -49,14 +51,15 @@ def groups(runs: Sequence[Run], by: Sequence[str] | None = None) -> dict[str, li
     return result
 
 
-def paired(runs: Sequence[Run], reference: Sequence[Run], metric: str) -> list[float]:
-    """Returns the difference of a result to that of the reference run of the same seed, for each seed of both."""
-    others = {run.flags["seed"]: run.result()[metric] for run in reference if metric in run.result()}
-    return [
-        run.result()[metric] - others[run.flags["seed"]]
-        for run in runs
-        if metric in run.result() and run.flags["seed"] in others
-    ]
+def paired(runs: Sequence[Run], reference: Sequence[Run], metrics: Sequence[str]) -> dict[str, list[float]]:
+    """Returns for each metric the difference of a result to that of the reference run of the same seed, for each seed
+    of both that has it.
+    """
+    others = {run.flags["seed"]: measured(run) for run in reference}
+    pairs = [(measured(run), others[run.flags["seed"]]) for run in runs if run.flags["seed"] in others]
+    return {
+        name: [mine[name] - other[name] for mine, other in pairs if name in mine and name in other] for name in metrics
+    }
 
 
 def best_of(scores: Sequence[float], draws: int) -> float:
@@ -89,7 +92,8 @@ def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, f
     return r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
 
 
-class Method(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Method:
     """Runs that differ in --learning_rate and --seed only.
 
     Attributes:
@@ -104,16 +108,17 @@ class Method(NamedTuple):
     grid: dict[float, list[Run]]
     failed: dict[float, int]
 
-    def scores(self, rate: float) -> list[float]:
-        """Returns the validation score of each finished run at a rate; lower is better."""
-        return [validation(run) for run in self.grid[rate]]
+    @cached_property
+    def scores(self) -> dict[float, list[float]]:
+        """By learning rate the validation score of each finished run; lower is better."""
+        return {rate: [validation(run) for run in runs] for rate, runs in self.grid.items()}
 
-    @property
+    @cached_property
     def rate(self) -> float:
         """The rate with the lowest mean validation score, among those at which the fewest runs failed."""
 
         def order(rate: float) -> tuple[bool, int, float]:
-            scores = self.scores(rate)
+            scores = self.scores[rate]
             return not scores, self.failed[rate], math.fsum(scores) / max(1, len(scores))
 
         return min(self.grid, key=order)
@@ -160,7 +165,7 @@ def methods(runs: Sequence[Run], missing: Sequence[Missing] = ()) -> list[Method
         enter(run.flags, run)
     for given in absent:
         enter(given, None)
-    return [one._replace(grid=dict(sorted(one.grid.items()))) for one in found.values()]
+    return [dataclasses.replace(one, grid=dict(sorted(one.grid.items()))) for one in found.values()]
 
 
 def wider(found: Sequence[Method]) -> list[float]:

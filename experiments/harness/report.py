@@ -204,16 +204,16 @@ def write(definition: Definition, directory: str | Path) -> str | None:
     missing = [Missing(run["flags"], run["error"] or run["status"]) for run in sweep["runs"] if run["status"] != "done"]
     methods = comparison.methods(runs, missing)
     compared = [run for method in methods for run in method.runs] or runs
-    sections, problems = _generic_sections(runs, missing, compared), []
+    results, *others = _generic_sections(runs, missing, compared)
+    own, problems = [], []
     if runs:
         try:
-            sections[1:1] = definition.report(compared)
+            own = definition.report(compared)
         except Exception as error:
             # The runs cost hours, and their tables do not depend on the experiment's own section.
             problems.append(_reported(error))
-            sections.append(Section("Error in the experiment's report", problems[-1]))
-        sections[1:1] = tuning.differences(compared)
-        sections[:0] = tuning.sections(methods)
+            others.append(Section("Error in the experiment's report", problems[-1]))
+    sections = [*tuning.sections(methods), results, *tuning.differences(compared), *own, *others]
     notices = [generated(runs), mixed_data(runs, definition.traced_flags)]
     if notices[1]:
         print(f"WARNING  {notices[1]}", file=sys.stderr)

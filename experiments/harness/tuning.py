@@ -5,6 +5,7 @@ from typing import Any
 
 from experiments.harness import comparison
 from experiments.harness.comparison import Method, mean
+from experiments.harness.ledger import measured
 from experiments.harness.page import Section
 from experiments.harness.plots import FEWEST_RUNS, curve, interval_rows, separate
 from seqjax.train.run import Run
@@ -20,22 +21,23 @@ def sections(methods: Sequence[Method]) -> list[Section]:
     return [_at_best(methods), _sensitivity(methods)]
 
 
-def scores(runs: Sequence[Run]) -> list[str]:
-    """Returns the names of the results by which methods are compared: test scores first, then validation scores."""
-    names = dict.fromkeys(name for run in runs for name in run.result())
+def scores(results: Sequence[Mapping[str, float]]) -> list[str]:
+    """Returns the names of the measurements by which methods are compared: test scores, then validation scores."""
+    names = dict.fromkeys(name for result in results for name in result)
     return [name for kind in ("test_", "validation_") for name in names if name.startswith(kind)]
 
 
 def _at_best(methods: Sequence[Method]) -> Section:
-    columns = scores([run for method in methods for run in method.runs])
+    results = [[measured(run) for run in method.runs] for method in methods]
+    columns = scores([result for found in results for result in found])
     rows: list[list[Any]] = [[*methods[0].flags, comparison.RATE, "runs", "failed, all rates", *columns]]
-    for method in methods:
-        values = [[run.result()[name] for run in method.runs if name in run.result()] for name in columns]
+    for method, found in zip(methods, results, strict=True):
+        values = [[result[name] for result in found if name in result] for name in columns]
         failed, tried = sum(method.failed.values()), sum(map(len, method.grid.values()))
         edge = f" ({method.edge})" if method.edge else ""
         rate = f"{method.rate:g}{edge}" if method.runs else None
         row = [*method.flags.values(), rate, len(method.runs), f"{failed} of {failed + tried}"]
-        rows.append([*row, *(mean(found) if found else None for found in values)])
+        rows.append([*row, *(mean(one) if one else None for one in values)])
     rates = sorted({rate for method in methods for rate in method.grid})
     spent = sum(_seconds(run) for method in methods for members in method.grid.values() for run in members)
     text = (
@@ -54,14 +56,15 @@ def _at_best(methods: Sequence[Method]) -> Section:
 
 def _seconds(run: Run) -> float:
     """The share of a run in the training time of its lanes."""
-    return run.result().get("wall_seconds", 0.0) / run.result().get("lanes", 1)
+    result = run.result()
+    return result.get("wall_seconds", 0.0) / result.get("lanes", 1)
 
 
 def _sensitivity(methods: Sequence[Method]) -> Section:
     figures, (by_rate, by_draws) = separate("rate", "best-of")
     score = next(run.result()["monitor"] for method in methods for run in method.runs)
     for index, method in enumerate(methods):
-        grid = {rate: method.scores(rate) for rate, runs in method.grid.items() if runs}
+        grid = {rate: found for rate, found in method.scores.items() if found}
         if not grid:
             continue
         curve(by_rate, method.label, list(grid), list(grid.values()), index)
@@ -84,7 +87,7 @@ def differences(runs: Sequence[Run]) -> list[Section]:
     All other flags but the learning rate agree, so each row shows what this flag does in otherwise equal conditions. A
     flag whose rows share fewer than `FEWEST_RUNS` seeds has no section.
     """
-    by, columns = comparison.varying(runs, ("seed", comparison.RATE)), scores(runs)
+    by, columns = comparison.varying(runs, ("seed", comparison.RATE)), scores([measured(run) for run in runs])
     found = comparison.groups(runs, by)
     sections = []
     for name in by:
@@ -92,24 +95,21 @@ def differences(runs: Sequence[Run]) -> list[Section]:
         for label, members in found.items():
             reference = found.get(comparison.label({**members[0].flags, name: first}, by), [])
             if members[0].flags[name] != first:
-                rows[label] = [comparison.paired(members, reference, column) for column in columns]
-        if max((len(values) for row in rows.values() for values in row), default=0) >= FEWEST_RUNS:
+                rows[label] = comparison.paired(members, reference, columns)
+        if max((len(values) for row in rows.values() for values in row.values()), default=0) >= FEWEST_RUNS:
             sections.append(_differences(name, first, columns, rows))
     return sections
 
 
-def _differences(name: str, first: Any, columns: Sequence[str], rows: Mapping[str, list[list[float]]]) -> Section:
-    # Tasks may have scores of their own.
-    shown = [column for column, values in zip(columns, zip(*rows.values(), strict=True), strict=True) if any(values)]
+def _differences(name: str, first: Any, columns: Sequence[str], rows: Mapping[str, dict[str, list[float]]]) -> Section:
+    shown = [column for column in columns if any(row[column] for row in rows.values())]  # tasks may have their own
     figures, [axes] = separate("paired")
-    drawn = {label: dict(zip(columns, row, strict=True))[shown[0]] for label, row in rows.items()}
-    interval_rows(axes, {label: values for label, values in drawn.items() if values})
+    interval_rows(axes, {label: row[shown[0]] for label, row in rows.items() if row[shown[0]]})
     axes.axvline(0, color="0.4", linewidth=1)
     axes.set_xlabel(f"{shown[0]}, difference to {name}={first}")
     table: list[list[Any]] = [["", "pairs", *shown]]
     for label, row in rows.items():
-        values = dict(zip(columns, row, strict=True))
-        table.append([label, max(map(len, row)), *(mean(values[one]) if values[one] else None for one in shown)])
+        table.append([label, max(map(len, row.values())), *(mean(row[one]) if row[one] else None for one in shown)])
     text = (
         f"Each run less the run with {name}={first} and the same seed, all else equal but the learning rate; mean and "
         "95 % interval over the seeds. What the seed does to both cancels. Where the interval does not contain 0, "
