@@ -6,7 +6,8 @@ run the same data. By default it updates the params after every chunk of k1 step
 the gradients of its chunks, so that the number of updates is the same for all.
 
 Tasks: "text" (the next character, of the embedded corpus or of any file: --corpus=input.txt), "recall" and "copy"
-(a gradient that does not reach --lag steps back must stay at chance), and "adding" (where it need not: see `ADDING`).
+(a gradient that does not reach --lag steps back must stay at chance), "adding" (where it need not: see `ADDING`),
+"temperature" (Jena, 24 hours ahead, from --length hours) and "chorales" (the next chord), both with --data_dir.
 
     python launch.py                                             the main job: text and recall, three seeds
     python -m experiments.bptt_vs_tbptt --truncation=8:32        one run
@@ -49,14 +50,7 @@ from seqjax.wrappers import with_embedding, with_head, with_one_hot
 FLAGS = training_flags(
     steps=300, steps_per_call=50, evaluate_every=50, batch_size=16, learning_rate=4e-3, clip_norm=1.0, optimizer="adam"
 )
-flags.DEFINE_enum("task", "text", ["text", "recall", "copy", "adding"], "What is learned.", flag_values=FLAGS)
-flags.DEFINE_string("corpus", "pydoc", "Text file or directory; pydoc: Python's manual.", flag_values=FLAGS)
-flags.DEFINE_integer(
-    "length", 128, "Time steps of a training sequence of text and adding.", lower_bound=1, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "lag", 20, "Time steps from symbol to query, of recall and copy.", lower_bound=1, flag_values=FLAGS
-)
+tasks.define(FLAGS, "text", ("text", "recall", "copy", "adding", "temperature", "chorales"), length=128)
 flags.DEFINE_string("truncation", "full", "full, or k1:k2 with k1 <= k2 (steps).", flag_values=FLAGS)
 flags.DEFINE_boolean("accumulate", False, "One update per training step, by the sum of its chunks.", flag_values=FLAGS)
 flags.DEFINE_float(
@@ -80,6 +74,7 @@ flags.DEFINE_integer("sample", 400, "Characters of the text sample.", lower_boun
 flags.register_validator("truncation", lambda value: bool(_truncation(value)), flag_values=FLAGS)
 
 TRACED_FLAGS = ("seed", "learning_rate", "reset_rate")
+synthetic_data = tasks.synthetic_data
 
 flags.DEFINE_enum(
     "gradient", "bptt", list(estimators.GRADIENTS),
@@ -133,15 +128,6 @@ def _chunks(config: SimpleNamespace, length: int) -> tuple[int, int]:
             f"--truncation={config.truncation}; expected one number of steps, as --truncation={k1}:{k1}"
         )
     return k1, k2
-
-
-def _task(config: SimpleNamespace) -> Task:
-    if config.task == "text":
-        return tasks.characters(config.corpus, length=config.length, batch_size=config.batch_size)
-    if config.task == "adding":
-        return tasks.adding(length=config.length, batch_size=config.batch_size)
-    make = {"recall": tasks.recall, "copy": tasks.copy}[config.task]
-    return make(lag=config.lag, batch_size=config.batch_size)
 
 
 def model(config: SimpleNamespace, task: Task) -> Cell:
@@ -221,17 +207,23 @@ def _without_head(params: Params) -> list[Array]:
     return [leaf for path, leaf in jax.tree.leaves_with_path(params) if getattr(path[-1], "key", None) not in head]
 
 
+def _last_step(weights: Array) -> Array:
+    """The last step with a target: of the longest sequence, where some are padded."""
+    return weights.shape[0] - 1 - jnp.argmax(weights.sum(1)[::-1] > 0)
+
+
 def _last_loss(losses: Loss, batch: Batch, ys: Array) -> Array:
-    """The loss of the last step."""
-    return losses(ys[-1], (batch.targets[-1], batch.weights[-1])).sum()
+    """The loss of the last step with a target."""
+    last = _last_step(batch.weights)
+    return losses(ys[last], (batch.targets[last], batch.weights[last])).sum()
 
 
 def build(config: SimpleNamespace) -> Experiment:
     """Training by an estimate of the gradient; one step of the program is one batch of sequences, or of windows."""
-    task = _task(config)
+    task = tasks.make_task(config)
     cell = model(config, task)
     drawn = jax.eval_shape(task.train, task.data, jax.random.key(0), jnp.int32(0))
-    length = len(drawn.xs)
+    length = tasks.steps(task)
     k1, k2 = _chunks(config, length)
     if task.continues and length % k1:
         raise ValueError(f"--length={length} of a text must be a multiple of k1 = {k1} (--truncation)")
@@ -318,7 +310,7 @@ def build(config: SimpleNamespace) -> Experiment:
         return {
             **_scores(task, cell, "validation", data, state.params),
             **_quality(estimate, reference),
-            "carry_gradient": by_step[0] / by_step[-1],
+            "carry_gradient": by_step[0] / by_step[_last_step(batch.weights)],
         }
 
     def finish(hparams, state, run):

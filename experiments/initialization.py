@@ -4,10 +4,12 @@ Recurrent weights: orthogonal (Saxe, McClelland & Ganguli 2014, arXiv 1312.6120)
 arXiv 1504.00941) or half of it, Glorot or He normal, uniform in 1 / sqrt(units) (PyTorch's), critical (Sompolinsky,
 Crisanti & Sommers 1988), np_rnn (Talathi & Vartak 2015, arXiv 1511.03771), sparse (Martens 2010), or of a given
 spectral radius. The bias of the forget gate of an LSTM, or of the update gate of a GRU: 0, 1 (Jozefowicz, Zaremba &
-Sutskever 2015), 2, chrono up to --length steps (Tallec & Ollivier 2018, arXiv 1804.11188) or uniform_gate (Gu et al.
-2020, arXiv 1910.09890). Before the first update: gradient by lag, Lyapunov exponent, gain of the whole sequence.
+Sutskever 2015), 2, chrono up to the length of a sequence (Tallec & Ollivier 2018, arXiv 1804.11188) or
+uniform_gate (Gu et al. 2020, arXiv 1910.09890). Before the first update: gradient by lag, Lyapunov exponent, gain of
+the whole sequence.
 
-Tasks: "adding" (two values up to --length steps back), "copy" and "temperature" (Jena, 24 hours ahead).
+Tasks: "adding" (two values up to --length steps back), "copy" (after --lag steps), "rows" and "permuted" (digits of
+MNIST), and "temperature" (Jena, 24 hours ahead).
 
     python -m experiments.initialization --recurrent=identity --forget_bias=chrono
     python launch.py --experiment=initialization
@@ -31,7 +33,16 @@ from experiments.harness import command, supervised
 from experiments.harness.comparison import rank_correlation
 from experiments.harness.experiment import Experiment
 from experiments.harness.flags import training_flags
-from experiments.harness.report import COLORS, Section, evaluation_lines, groups, run_lines, separate, summary
+from experiments.harness.report import (
+    COLORS,
+    Section,
+    evaluation_lines,
+    groups,
+    intervals,
+    run_lines,
+    separate,
+    summary,
+)
 from experiments.harness.task import Task
 from experiments.shared import tasks
 from seqjax import cells, initializers
@@ -60,7 +71,7 @@ BIASES = ["0", "1", "2", "chrono", "uniform_gate"]
 SAMPLE = 4
 KEEPS = {"lstm": "forget", "gru": "update"}
 
-tasks.define(FLAGS, "adding", 100, ("adding", "copy", "temperature"))
+tasks.define(FLAGS, "adding", ("adding", "copy", "rows", "permuted", "temperature"), length=100, lag=100)
 flags.DEFINE_enum("model", "lstm", ["rnn", "lstm", "gru"], "Which recurrent cell.", flag_values=FLAGS)
 flags.DEFINE_integer("units", 32, "Units.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_enum("recurrent", "orthogonal", list(RECURRENT), "Recurrent weights of each gate.", flag_values=FLAGS)
@@ -72,20 +83,23 @@ flags.register_multi_flags_validator(
     flag_values=FLAGS,
 )
 flags.register_multi_flags_validator(
-    ("length", "forget_bias"),
-    lambda given: given["forget_bias"] != "chrono" or given["length"] > 2,
+    ("task", "length", "forget_bias"),
+    lambda given: (
+        given["forget_bias"] != "chrono" or given["task"] not in ("adding", "temperature") or given["length"] > 2
+    ),
     "chrono is for a --length of more than 2 steps",
     flag_values=FLAGS,
 )
 
 TRACED_FLAGS = ("seed", "learning_rate")
+synthetic_data = tasks.synthetic_data
 
 
 def model(config: SimpleNamespace, task: Task) -> Cell:
     """The cell, initialized by the flags, with a head."""
     weights: dict[str, Any] = {"w_h": RECURRENT[config.recurrent]}
     if config.forget_bias == "chrono":
-        weights["b"] = initializers.chrono(config.length)
+        weights["b"] = initializers.chrono(tasks.steps(task))
     elif config.forget_bias == "uniform_gate":
         weights["b"] = initializers.uniform_gate()
     elif config.model in KEEPS:
@@ -147,9 +161,19 @@ SWEEP = "recurrent=orthogonal,identity,glorot,uniform;forget_bias=0,1,chrono;lea
 
 
 def report(runs: list[Run]) -> list[Section]:
+    """For each task: the gradient before training beside the learning after it, and whether one predicts the other."""
+    sections = []
+    for kind, members in groups(runs, ("task",)).items():
+        task = kind.removeprefix("task=")
+        by_label = groups(members)
+        sections += [_learning(task, by_label), _prediction(task, by_label)]
+    return sections
+
+
+def _learning(task: str, by_label: dict[str, list[Run]]) -> Section:
     """The gradient against the lag before training, beside the validation loss along it."""
-    by_label = groups(runs)
-    figures, (at_start, learning) = separate("gradient", "learning")
+    figures, (scores, at_start, learning) = separate("score", "gradient", "learning")
+    score = _score(by_label)
     for label, members in by_label.items():
         # A colour for each bias, dashes for each matrix.
         bias, matrix = (members[0].flags[name] for name in ("forget_bias", "recurrent"))
@@ -158,25 +182,34 @@ def report(runs: list[Run]) -> list[Section]:
         lags = [range(norms.shape[1])] * len(norms)
         run_lines(at_start, label, lags, (norms / norms[:, :1]).tolist(), index)
         evaluation_lines(learning, label, members, "loss", index)
+    intervals(scores, by_label, score, (0, np.inf))
+    scores.set_xlabel(score.replace("_", " "))
     # Below this a gradient is lost among the others; a line that falls to 1e-30 would hide the rest.
     at_start.set(xlabel="time lag", ylabel="|dL/dh| before training, lag 0 = 1", yscale="log")
     at_start.set_ylim(bottom=max(1e-8, at_start.get_ylim()[0]))
     learning.set(xlabel="updates", ylabel="validation loss", yscale="log")
     text = (
-        "First: a carry from long ago can only be learned from where its gradient is left. first_gradient_log10 in the "
-        "table is the exponent at the longest lag. Second: what training makes of it. A line is a run."
+        "First: the test score. Second: a carry from long ago can only be learned from where its gradient is left; "
+        "first_gradient_log10 in the table is the exponent at the longest lag. Third: what training makes of it. A "
+        "line is a run."
     )
+    runs = [run for members in by_label.values() for run in members]
     columns = [name for name in runs[0].result() if name.startswith(("test_", "validation_", "first_"))]
-    return [Section("Gradient and learning", text, figures, summary(runs, columns)), _prediction(by_label)]
+    return Section(f"Gradient and learning, {task}", text, figures, summary(runs, columns))
 
 
-def _prediction(by_label: dict[str, list[Run]]) -> Section:
+def _score(by_label: dict[str, list[Run]]) -> str:
+    """The test score by which a task is judged."""
+    return next(name for name in next(iter(by_label.values()))[0].result() if name.startswith("test_"))
+
+
+def _prediction(task: str, by_label: dict[str, list[Run]]) -> Section:
     """What is known before the first update, against the test score of each group."""
 
     def means(name):
         return [float(np.mean([run.result()[name] for run in members])) for members in by_label.values()]
 
-    score = next(name for name in next(iter(by_label.values()))[0].result() if name.startswith("test_"))
+    score = _score(by_label)
     figures, axes = separate(*SIGNALS)
     table: list[list[Any]] = [["before the first update", "groups", "rank correlation", "95 % interval"]]
     for axis, (name, title) in zip(axes, SIGNALS.items(), strict=True):
@@ -191,7 +224,7 @@ def _prediction(by_label: dict[str, list[Run]]) -> Section:
         f"Each point is a group: the mean over its seeds of what is known before the first update, against {score}. "
         "Spearman's rank correlation over the groups, with the interval of Bonett & Wright (2000)."
     )
-    return Section("Prediction", text, figures, table)
+    return Section(f"Prediction, {task}", text, figures, table)
 
 
 if __name__ == "__main__":

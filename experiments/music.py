@@ -22,7 +22,7 @@ Measured on the chorales: lstm has a test NLL of 8.43 ± 0.08, published 8.45 (d
 
 import sys
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from experiments.harness import command, supervised
 from experiments.harness.experiment import Experiment, Hparams, without_data
 from experiments.harness.flags import training_flags
 from experiments.harness.report import COLORS, Section, groups, intervals, panels, save, separate
+from experiments.shared import tasks
 from seqjax import cells
 from seqjax.arrays import Array, Params, Tree
 from seqjax.data import buckets, midi, music
@@ -99,15 +100,6 @@ TRACED_FLAGS = ("seed", "learning_rate", "dropout")
 synthetic_data = without_data("pieces")
 
 
-@cache  # read once per process, where a sweep builds many experiments
-def _parts(data_dir: str | None, name: str) -> music.Parts:
-    if data_dir is not None:
-        return music.load(data_dir, name)
-    print("no --data_dir: the pieces are generated, and their numbers mean nothing for music", file=sys.stderr)
-    counts = {"train": 64, "validation": 24, "test": 24}
-    return {part: music.generated(count, seed) for seed, (part, count) in enumerate(counts.items())}
-
-
 def log_odds(rolls: Sequence[np.ndarray], pooled: tuple[int, ...]) -> np.ndarray:
     """Log-odds float32 [2, K] that a key sounds after it was silent, and after it sounded; from counts and a half.
 
@@ -149,7 +141,7 @@ def _bucketed(config: SimpleNamespace, pieces: Sequence[np.ndarray], least: int 
 
 def build(config: SimpleNamespace) -> Experiment:
     """The mean NLL of the steps of a batch; the best params have the lowest validation NLL."""
-    parts = _parts(config.data_dir, config.data)
+    parts = tasks.pieces(config.data_dir, config.data)
     if config.start >= (shortest := min(map(len, parts["test"]))):
         raise ValueError(f"--start={config.start}: a test piece has {shortest} steps, expected fewer for the start")
     least = {"train": config.batch_size, "validation": 1}

@@ -6,8 +6,9 @@ of the recurrent weights (Merity, Keskar & Socher 2017, arXiv 1708.02182); zoneo
 1606.01305); against none, and against the mistake of a new mask at every step. Trained by full BPTT on whole sequences,
 evaluated without noise.
 
-Tasks: "temperature" (Jena, 24 hours ahead, see `experiments.temperature`; without --data_dir on a generated record)
-and "adding", where every sequence is new, so that nothing can be memorized.
+Tasks: "temperature" (Jena, 24 hours ahead, see `experiments.temperature`), "chorales" (the next chord), "words" (the
+next word of a part of Penn Treebank), each generated without --data_dir; and "adding", where every sequence is new, so
+that nothing can be memorized.
 
     python -m experiments.recurrent_dropout --where=recurrent --dropout=0.25 --data_dir=DIR
     python launch.py --experiment=recurrent_dropout --data_dir=DIR
@@ -24,17 +25,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
 from experiments.harness import command, supervised
-from experiments.harness.experiment import Experiment, without_data
+from experiments.harness.comparison import paired, validation
+from experiments.harness.experiment import Experiment
 from experiments.harness.flags import training_flags
-from experiments.harness.report import Section, evaluation_lines, groups, separate, summary
+from experiments.harness.plots import interval_rows
+from experiments.harness.report import Section, curve, evaluation_lines, groups, mean, separate
 from experiments.harness.task import Task
 from experiments.shared import tasks
-from seqjax import cells, noise, regularizers
+from seqjax import cells, initializers, noise, regularizers
 from seqjax.arrays import Params
-from seqjax.core import Cell, batch_shape, open_const
+from seqjax.core import Cell, open_const
 from seqjax.train import Run
 from seqjax.unrolling import unroll
 from seqjax.wrappers import with_head
@@ -77,7 +81,7 @@ WHERE = {
     "per_step": Place((per_step,)),
 }
 
-tasks.define(FLAGS, "temperature", 120)
+tasks.define(FLAGS, "temperature", ("temperature", "chorales", "words", "adding"), length=120)
 flags.DEFINE_enum("model", "lstm", ["rnn", "lstm", "gru"], "Which recurrent cell.", flag_values=FLAGS)
 flags.DEFINE_integer("units", 32, "Units.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_enum("where", "recurrent", list(WHERE), "What is dropped.", flag_values=FLAGS)
@@ -91,30 +95,41 @@ flags.register_multi_flags_validator(
 flags.register_validator("dropout", lambda rate: rate < 1, "a rate in [0, 1)", flag_values=FLAGS)
 
 TRACED_FLAGS = ("seed", "learning_rate", "dropout")
-synthetic_data = without_data("record", task="temperature")
+synthetic_data = tasks.synthetic_data
 
 
 def model(config: SimpleNamespace, task: Task) -> supervised.Model:
     """The cell with a head; a training batch sees it through the noise of --where."""
     place, cell = WHERE[config.where], getattr(cells, config.model)(config.units)
-    whole = with_head(cell, task.outputs)
+    whole, features = with_head(cell, task.outputs), task.features or config.units
     masks = {"gates": GATES[config.model]} if config.where == "per_gate" else {}
+
+    def init(hparams, key):
+        params = whole.init(key, features)
+        if task.tokens:
+            # Outside of the cell, so that dropout of the input drops features of an embedding.
+            table = initializers.normal(features**-0.5)
+            params["embedding"] = table(jax.random.fold_in(key, 1), (task.tokens, features), jnp.float32)
+        return params
 
     def outputs(hparams, params, xs, key):
         rate, noisy, inputs = hparams["dropout"], cell, xs
+        if task.tokens:
+            inputs = params["embedding"][xs]
+            params = {name: leaf for name, leaf in params.items() if name != "embedding"}
         if key is None:
             evaluated = whole if place.evaluation is None else with_head(place.evaluation(cell, rate), task.outputs)
-            return unroll(evaluated, params, None, xs)[1]
+            return unroll(evaluated, params, None, inputs)[1]
         if place.weights:
             params = place.weights(key, params, rate)
-        carry = cell.initial_carry(params["cell"], batch_shape(xs))
+        carry = cell.initial_carry(params["cell"], inputs.shape[1:2])
         for regularizer in place.regularizers:
             key, k_noise = jax.random.split(key)
             noisy, sample = regularizer(noisy, rate, **masks)
             inputs = (inputs, sample(k_noise, carry, inputs))
         return unroll(with_head(noisy, task.outputs), params, None, inputs)[1]
 
-    return supervised.Model(lambda hparams, key: whole.init(key, task.features), outputs)
+    return supervised.Model(init, outputs)
 
 
 def build(config: SimpleNamespace) -> Experiment:
@@ -134,27 +149,73 @@ def build(config: SimpleNamespace) -> Experiment:
     return Experiment(supervised.task_program(config, task, trained), finish)
 
 
-SWEEP = f"where={','.join(WHERE)};learning_rate=2e-3,5e-3,1e-2;seed=0:5"
+SWEEP = f"where={','.join(WHERE)};dropout=0.2,0.4,0.6;learning_rate=3e-3,1e-2;seed=0:5"
 
 
 def report(runs: list[Run]) -> list[Section]:
-    """The gap between training and validation, and what the masks look like."""
+    """What each place is worth at its best rate, the gap between training and validation, what the masks look like."""
+    sections = []
+    for kind, members in groups(runs, ("task", "model")).items():
+        places = groups(members, ("where",))
+        rated = {name.removeprefix("where="): _best_rate(found) for name, found in places.items()}
+        sections += [_gains(kind, members, rated), _gap(kind, rated)]
+    return [*sections, Section("Masks", _MASKS, _masks(max(float(run.flags["dropout"]) for run in runs)))]
+
+
+def _best_rate(runs: list[Run]) -> list[Run]:
+    """The runs at the rate of dropout with the lowest mean validation score."""
+    return min(groups(runs, ("dropout",)).values(), key=lambda found: np.mean([validation(run) for run in found]))
+
+
+def _gains(kind: str, runs: list[Run], rated: dict[str, list[Run]]) -> Section:
+    """The test score against the rate, and at the best rate less that without dropout, seed by seed."""
+    columns = [name for name in runs[0].result() if name.startswith("test_")]
+    score, none = columns[-1], rated.get("none", [])
+    figures, (gains, by_rate) = separate("gain", "rate")
+    table: list[list[Any]] = [["where", "rate", "runs", *(part for name in columns for part in (name, "difference"))]]
+    rows = {}
+    for where, found in rated.items():
+        rate = None if where == "none" else found[0].flags["dropout"]
+        differences = paired(found, none if where != "none" else [], columns)
+        means = [mean([run.result()[name] for run in found]) for name in columns]
+        changes = [mean(values) if values else None for values in differences.values()]
+        pairs = zip(means, changes, strict=True)
+        table.append([where, rate, len(found), *(cell for pair in pairs for cell in pair)])
+        if differences[score]:
+            rows[f"{where}, {rate:g}"] = differences[score]
+    interval_rows(gains, rows)
+    gains.axvline(0, color="0.4", linewidth=1)
+    gains.set_xlabel(f"{score.replace('_', ' ')} less that without dropout")
+    for index, (where, found) in enumerate(groups(runs, ("where",)).items()):
+        by = {members[0].flags["dropout"]: members for members in groups(found, ("dropout",)).values()}
+        values = [[run.result()[score] for run in by[rate]] for rate in sorted(by)]
+        curve(by_rate, where.removeprefix("where="), sorted(by), values, index)
+    by_rate.set(xlabel="rate of dropout", ylabel=score.replace("_", " "))
+    text = (
+        "Each place at its rate of the lowest validation loss, and its learning rate likewise. A difference is that of "
+        "runs with the same seed, with dropout and without; below 0, dropout helps."
+    )
+    return Section(f"Which place is worth what, {kind}", text, figures, table)
+
+
+def _gap(kind: str, rated: dict[str, list[Run]]) -> Section:
     figures, axes = separate("training", "validation")
     for axis, name in zip(axes, ("training_loss", "loss"), strict=True):
-        for index, (label, members) in enumerate(groups(runs).items()):
-            evaluation_lines(axis, label, members, name, index)
+        for index, (where, members) in enumerate(rated.items()):
+            evaluation_lines(axis, where, members, name, index)
     axes[0].set(ylabel="training loss, without noise", xlabel="updates")
     axes[1].set(ylabel="validation loss", xlabel="updates")
-    columns = [name for name in runs[0].result() if name.startswith(("test_", "validation_", "last_"))]
     text = (
         "A line is a run. Both losses are those of the bare cell. Where the training loss keeps falling and the "
-        "validation loss does not, the network memorizes the training years, and dropout should help. On the "
+        "validation loss does not, the network memorizes the training data, and dropout should help. On the "
         "adding problem every sequence is new, and there is no such gap."
     )
-    return [
-        Section("The gap", text, figures, summary(runs, columns)),
-        Section("Masks", _MASKS, _masks(max(float(run.flags["dropout"]) for run in runs))),
+    columns = ("last_validation_loss", "last_gap")
+    table = [["where", *columns]]
+    table += [
+        [where, *(mean([run.result()[name] for run in found]) for name in columns)] for where, found in rated.items()
     ]
+    return Section(f"The gap, {kind}", text, figures, table)
 
 
 _MASKS = """White: dropped. With one mask a sequence a unit is there or not, at every step: the noise lasts. With a new

@@ -80,6 +80,9 @@ def test_official_csv_zip_and_directory_read_to_the_same_record(record, tmp_path
     found = jena.load(tmp_path)
     assert_same(found, record)
     assert found.source == tmp_path / "jena_climate_2009_2016.csv.zip"
+    (tmp_path / "data" / "jena").mkdir(parents=True)
+    moved = found.source.rename(tmp_path / "data" / "jena" / found.source.name)
+    assert jena.load(tmp_path / "data").source == moved
 
 
 def test_benchmark_file_reads_with_its_own_dates_and_names(record, tmp_path):

@@ -21,6 +21,7 @@ from experiments.harness.experiment import define
 from experiments.harness.precision import narrowed
 from experiments.harness.task import Batch, Task, evaluate
 from experiments.shared import tasks
+from experiments.shared.tasks import weather
 from seqjax.data import jena
 from seqjax.train import read_arrays
 from seqjax.train.run import Run
@@ -40,7 +41,8 @@ def small_record():
     """The generated record, at a size whose evaluation takes no time."""
     record = jena.synthetic_climate(jax.random.key(0), 900)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "climate", lambda data_dir: record)
+        for module in (tasks, weather):
+            patch.setattr(module, "climate", lambda data_dir: record)
         yield record
 
 
@@ -79,7 +81,7 @@ def drawn(module, runs):
 
 
 def test_a_flag_has_one_name_and_one_type_in_all_experiments():
-    assert len(NAMES) == 20
+    assert len(NAMES) == 21
     found = {name: define(import_module(f"experiments.{name}")).flags for name in NAMES}
     types: dict[str, set[str]] = {}
     for values in found.values():
@@ -113,6 +115,8 @@ def test_the_docstring_of_an_experiment_is_short_and_the_page_has_its_results():
         ("recall", ["--lag=7", "--truncation=4:4"]),
         ("copy", ["--lag=2"]),
         ("adding", ["--length=6", "--model=gru"]),
+        ("temperature", ["--length=6", "--truncation=3:3"]),
+        ("chorales", ["--truncation=16:16", "--accumulate"]),
     ],
 )
 def test_bptt_vs_tbptt(task, flags, tmp_path):
@@ -120,7 +124,7 @@ def test_bptt_vs_tbptt(task, flags, tmp_path):
         (tmp_path / "corpus.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
         flags = [*flags, f"--corpus={tmp_path / 'corpus.txt'}"]
     finished = run("bptt_vs_tbptt", tmp_path / "run", f"--task={task}", "--batch_size=2", "--units=4", *flags)
-    updates = {"text": 4, "recall": 2, "copy": 2, "adding": 2}[task]
+    updates = {"text": 4}.get(task, 2)
     assert finished.result()["updates"] == updates
     assert (finished.directory / "sample.txt").exists() == (task == "text")
     if task == "recall":
@@ -310,12 +314,37 @@ def test_recurrent_dropout(tmp_path):
     assert finished.result()["last_gap"] == pytest.approx(
         finished.records()[-1]["loss"] - finished.records()[-1]["training_loss"]
     )
-    assert [section.title for section in drawn(recurrent_dropout, [finished])] == ["The gap", "Masks"]
+
+
+@pytest.mark.parametrize("task", few(("temperature", "chorales", "words"), ("chorales",)))
+def test_the_report_on_dropout_compares_each_place_at_its_best_rate(task, tmp_path):
+    flags = [f"--task={task}", "--units=3", "--batch_size=2", *(["--length=6"] if task != "chorales" else [])]
+    settings = [("none", 0.2), *[("recurrent", rate) for rate in (0.2, 0.6)]]
+    finished = [
+        run("recurrent_dropout", tmp_path / f"{where}{rate}", f"--where={where}", f"--dropout={rate}", *flags)
+        for where, rate in settings
+    ]
+    gains, gap, masks = drawn(recurrent_dropout, finished)
+    best = min(finished[1:], key=lambda run: run.result()["validation_loss"]).flags["dropout"]
+    assert [row[:3] for row in gains.table] == [["where", "rate", "runs"], ["none", None, 1], ["recurrent", best, 1]]
+    none, found = (row[3:] for row in gains.table[1:])
+    for own, change, reference in zip(found[::2], found[1::2], none[::2], strict=True):
+        assert change.mean == pytest.approx(own.mean - reference.mean)
+    assert none[1::2] == [None] * (len(none) // 2)
+    assert [len(gap.table), masks.title] == [3, "Masks"]
 
 
 def test_recurrent_dropout_on_the_climate_record(tmp_path):
     finished = run("recurrent_dropout", tmp_path, "--length=8", "--where=both", "--model=gru", "--units=4")
     assert "test_mae" in finished.result()
+
+
+def test_words_are_embedded_outside_of_the_cell():
+    """So that dropout of the input drops features of an embedding, and a mask keeps the others of a whole sequence."""
+    run, bare = outputs_of(task="words", where="input", length=5)
+    noisy = np.asarray(run(jax.random.key(0)))
+    assert noisy.shape == bare.shape
+    assert not np.allclose(noisy, bare)
 
 
 def outputs_of(**flags):
@@ -376,12 +405,15 @@ def test_initialization(cell, forget_bias, recurrent, task, tmp_path):
     assert norms.shape == (6,)
     assert (norms > 0).all()
     assert 10 ** finished.result()["first_gradient_log10"] == pytest.approx(norms[-1] / norms[0], rel=1e-4)
-    assert [section.title for section in drawn(initialization, [finished])] == ["Gradient and learning", "Prediction"]
+    assert [section.title for section in drawn(initialization, [finished])] == [
+        f"Gradient and learning, {task}",
+        f"Prediction, {task}",
+    ]
 
 
 def test_what_is_known_before_training_predicts_or_does_not(tmp_path):
     """The gain of a sequence and its Lyapunov exponent follow the spectral radius; the page correlates them."""
-    flags = ["--task=copy", "--length=2", "--model=rnn", "--units=6", "--batch_size=4"]
+    flags = ["--task=copy", "--lag=2", "--model=rnn", "--units=6", "--batch_size=4"]
     names = ("radius_0.5", "radius_1.5")
     finished = [run("initialization", tmp_path / name, f"--recurrent={name}", *flags) for name in names]
     for signal in ("first_lyapunov", "first_gain_log10"):

@@ -89,6 +89,14 @@ def left_out(count: int, streams: int, length: int, unit: str) -> str:
     return f"{rest:,} of {count:,} training {unit}s, at the ends of {streams} streams of windows of {length}"
 
 
+def treebank(data_dir: str | None) -> dict[str, str]:
+    """The parts of Penn Treebank; without a directory, generated ones."""
+    if data_dir is not None:
+        return ptb.load(data_dir)
+    print("no --data_dir: the sentences are generated, and their numbers mean nothing for news", file=sys.stderr)
+    return ptb.generated()
+
+
 @cache  # read once per process, where a sweep builds many experiments
 def _corpus(name: str, unit: str, data_dir: str | None) -> Corpus:
     parts = _texts(name, data_dir)
@@ -98,10 +106,7 @@ def _corpus(name: str, unit: str, data_dir: str | None) -> Corpus:
 
 def _texts(name: str, data_dir: str | None) -> dict[str, str]:
     if name == "ptb":
-        if data_dir is not None:
-            return ptb.load(data_dir)
-        print("no --data_dir: the sentences are generated, and their numbers mean nothing for news", file=sys.stderr)
-        return ptb.generated()
+        return treebank(data_dir)
     if name == "shakespeare":
         if data_dir is None:
             raise ValueError(

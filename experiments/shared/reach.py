@@ -21,7 +21,9 @@ LAGGED = ("recall", "copy")
 
 def _score(run: Run) -> str:
     """The result by which a run is judged."""
-    return next(name for name in ("test_accuracy", "test_bits_per_character", "test_loss") if name in run.result())
+    return next(
+        name for name in ("test_accuracy", "test_bits_per_character", "test_mae", "test_loss") if name in run.result()
+    )
 
 
 def by_reach(runs: Sequence[Run]) -> list[Section]:

@@ -79,7 +79,7 @@ def blob_id(content: bytes) -> str:
 
 
 def find(path: Path) -> list[Path]:
-    """The files of the record at `path`: the file itself, or the first of FILES in the directory.
+    """The files of the record at `path`: the file itself, or the first of FILES in the directory or its folder `jena`.
 
     Raises:
       FileNotFoundError: no such path, or none of FILES in it.
@@ -89,9 +89,10 @@ def find(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or directory")
-    for pattern in FILES:
-        if found := files.glob(path, pattern):
-            return _of_the_station(path) if pattern.startswith("mpi_roof") else found
+    for folder in (path, path / "jena"):
+        for pattern in FILES:
+            if found := files.glob(folder, pattern):
+                return _of_the_station(folder) if pattern.startswith("mpi_roof") else found
     there = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
     raise FileNotFoundError(f"{path}: expected one of {', '.join(FILES)}, found {there}")
 
