@@ -5,7 +5,7 @@
 Studies of gradients, noise and initial weights:
     bptt_vs_tbptt, influence, vanishing, recurrent_dropout, initialization
 Tasks:
-    temperature, sentiment, language, translation, music, speech, spotting, anomalies, series, mnist, ball,
+    temperature, sentiment, language, translation, addition, music, speech, spotting, anomalies, series, mnist, ball,
     mackey_glass, direction, next_frame, captions
 Commands that use what a task trained:
     demos/: generate (writes text), translate, listen (to a wav file), watch (a stream of numbers)
