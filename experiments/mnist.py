@@ -6,6 +6,7 @@
 
 The last 5,000 training digits choose the best params; the answer is read from the last output. Sources: Le et al.
 2015 (arXiv 1504.00941), which proposed the task and the IRNN; Tallec & Ollivier 2018 (arXiv 1804.11188) for the biases.
+A result has the largest Lyapunov exponent of one layer, before and after training.
 
     logistic, dense    logistic regression, and Dense(128, relu), on the picture
     rnn, lstm, gru     one layer; chrono_lstm: forget biases for dependencies as long as the sequence
@@ -37,9 +38,10 @@ from experiments.harness.flags import training_flags
 from experiments.harness.report import Section, curve, groups, intervals, panels, save, separate
 from experiments.shared import confusion, layers, tasks
 from seqjax import cells, presets
-from seqjax.arrays import Array, Tree
+from seqjax.arrays import Array, Params, Tree
 from seqjax.core import Cell
 from seqjax.data import mnist, windows
+from seqjax.diagnostics import lyapunov_exponents
 from seqjax.models import DenseClassifier, SeriesClassifier
 from seqjax.train import Run, State, read_arrays, write_arrays
 
@@ -47,9 +49,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHAPES = {"rows": (28, 28), "pixels": (784, 1), "permuted": (784, 1)}
-RECURRENT = ("rnn", "irnn", "lstm", "chrono_lstm", "gru", "min_gru", "lru")
+ONE_LAYER = ("rnn", "irnn", "lstm", "chrono_lstm", "gru")
+RECURRENT = (*ONE_LAYER, "min_gru", "lru")
 CLASSES = tuple("0123456789")
 _BATCH = 500  # of an evaluation
+# Test digits of which the Lyapunov exponent is measured.
+SAMPLE = 100
 
 FLAGS = training_flags(
     steps=2750,
@@ -151,10 +156,27 @@ def build(config: SimpleNamespace) -> Experiment:
     return Experiment(program, partial(_finish, config, test))
 
 
+def _exponents(config: SimpleNamespace, hparams: Hparams, params: Params, pixels: Array) -> dict[str, float]:
+    """The largest Lyapunov exponent of the cell before and after training, in nats per step, mean over the digits."""
+    init, bind = network(config)
+    first, key = supervised.first_params(init, hparams)
+
+    @jax.jit
+    def largest(params, pixels):
+        rnn = bind(hparams, params, None).rnn
+        xs = jnp.swapaxes(sequences(pixels, config.order), 0, 1)
+        carry = rnn.cell.initial_carry(rnn.weights, (len(pixels),))
+        exponents = lyapunov_exponents(key, rnn.cell, rnn.weights, carry, xs, count=1)
+        # -inf where all relu units fall silent; results are finite.
+        return jnp.maximum(exponents, jnp.log(jnp.finfo(exponents.dtype).tiny)).mean()
+
+    return {"first_lyapunov": float(largest(first, pixels)), "lyapunov": float(largest(params, pixels))}
+
+
 def _finish(
     config: SimpleNamespace, test: tuple[Array, Array], hparams: Hparams, state: State, run: Run
 ) -> dict[str, Any]:
-    """Test accuracy; answers.npz with the answer of every test digit and the accuracy after each step, and a figure."""
+    """Test accuracy and Lyapunov exponents; all answers and the accuracy after each step in answers.npz; a figure."""
     _, bind = network(config)
 
     @jax.jit
@@ -182,8 +204,10 @@ def _finish(
     wrong = np.flatnonzero(found != labels)[:36]
     _draw_wrong(axes[0, 2], test[0][wrong], found[wrong])
     save(figure, run.figures / "answers")
+    one_layer = config.model in ONE_LAYER
     return {
         "test_accuracy": float((found == labels).mean()),
+        **(_exponents(config, hparams, state.best.params, test[0][:SAMPLE]) if one_layer else {}),
     }
 
 

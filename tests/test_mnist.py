@@ -7,7 +7,9 @@ import pytest
 from test_experiments import drawn, refused, run
 
 from experiments import mnist
+from experiments.harness import supervised
 from experiments.harness.experiment import define
+from seqjax import cells
 from seqjax.data import mnist as digits
 from seqjax.train import read_arrays
 
@@ -66,6 +68,7 @@ def test_mnist(order, model, tmp_path):
     finished = run("mnist", tmp_path / "run", f"--order={order}", f"--model={model}", "--units=3", "--batch_size=10")
     answers, result = read_arrays(finished.directory / "answers.npz"), finished.result()
     assert result["test_accuracy"] == pytest.approx((answers["answers"] == answers["labels"]).mean())
+    assert ("lyapunov" in result) == ("first_lyapunov" in result) == (model != "dense")
     if model == "dense":
         assert not answers["accuracy_after"].size
     else:
@@ -74,6 +77,23 @@ def test_mnist(order, model, tmp_path):
         assert answers["accuracy_after"][-1] == pytest.approx(result["test_accuracy"])
     assert (finished.figures / "answers.png").stat().st_size > 10_000
     assert [section.title for section in drawn(mnist, [finished])] == ["Digits"]
+
+
+def test_the_lyapunov_exponents_are_those_of_the_cell_before_and_after_training(monkeypatch):
+    """Of a linear recurrence: the logarithm of the largest eigenvalue of its matrix."""
+    monkeypatch.setattr(mnist, "cell", lambda model, units, steps: cells.rnn(units, lambda u: u))
+    config = define(mnist).parse({"model": "rnn", "units": 3, "order": "pixels"})
+    hparams = define(mnist).hparams(config)
+    init, _ = mnist.network(config)
+    first, _ = supervised.first_params(init, hparams)
+    trained = jax.tree.map(jnp.copy, first)
+    trained["rnn"]["cell_params"]["w_h"] = jnp.diag(jnp.array([0.9, 0.5, 0.2]))
+    pixels = jnp.zeros((2, 784), jnp.uint8)
+    found = mnist._exponents(config, hparams, trained, pixels)
+    w_h = first["rnn"]["cell_params"]["w_h"]
+    largest = np.log(np.abs(np.linalg.eigvals(np.asarray(w_h))).max())
+    assert found["first_lyapunov"] == pytest.approx(largest, abs=5e-3)
+    assert found["lyapunov"] == pytest.approx(np.log(0.9), abs=5e-3)
 
 
 def test_every_digit_is_measured_whatever_the_batch():
