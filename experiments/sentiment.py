@@ -20,7 +20,7 @@ Measured: sru_pairs has a test accuracy of 90.30 ± 0.44 %, bigram 89.63 ± 0.27
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +70,7 @@ BORDERS = (100, 150, 200, 300, 400, 600)
 flags.DEFINE_enum("model", "masked", MODELS, "Which model.", flag_values=FLAGS)
 flags.DEFINE_integer("tokens", 20_000, "Size of the vocabulary.", lower_bound=3, flag_values=FLAGS)
 flags.DEFINE_integer("length", 600, "Words of a review that a sequence model reads.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_enum("kept", "first", ["first", "last"], "Which words of a longer one it reads.", flag_values=FLAGS)
 flags.DEFINE_integer("units", 32, "Units of the LSTM in each direction.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("embedding_size", 256, "Width of the learned embedding.", lower_bound=1, flag_values=FLAGS)
 for name, rate in (("word_dropout", 0.0), ("recurrent_dropout", 0.0), ("dropout", 0.5)):
@@ -112,6 +113,18 @@ def _corpus(config: SimpleNamespace) -> Corpus:
     return Corpus(parts, vectorize.fit(parts["train"].texts, size=config.tokens, rules=rules))
 
 
+def _read(vectorizer: vectorize.Vectorizer, texts: Sequence[str], length: int, last: bool) -> tuple[np.ndarray, int]:
+    """The first or the last tokens of each text, int32 [N, length, K], and how many texts are longer."""
+    if not last:
+        tokens = vectorizer.aligned(texts, length + 1)
+        return tokens[:, :length], int((tokens[:, length, 0] != vectorize.MASK).sum())
+    # No text has more tokens than words, since signs are dropped and not set apart.
+    tokens = vectorizer.aligned(texts, max(length, *(len(text.split()) for text in texts)))
+    before = np.maximum((tokens[..., 0] != vectorize.MASK).sum(1) - length, 0)
+    rows = before[:, None] + np.arange(length)
+    return np.take_along_axis(tokens, rows[..., None], axis=1), int((before > 0).sum())
+
+
 def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> tuple[Part, int]:
     """One part as arrays, and how many of its reviews --length cuts, for a sequence model."""
     found, vectorizer = corpus.parts[name], corpus.vectorizer
@@ -124,9 +137,7 @@ def _part(config: SimpleNamespace, corpus: Corpus, name: str) -> tuple[Part, int
         borders = buckets.reaching(BAG_BORDERS, max(1, *map(len, rows)))
         tokens, weights = (buckets.make(part, borders, least) for part in (rows, values))
         return Part(tokens, tuple(bucket.rows for bucket in weights), labels), 0
-    tokens = vectorizer.aligned(found.texts, config.length + 1)  # int32 [N, T + 1, K]
-    longer = int((tokens[:, config.length, 0] != vectorize.MASK).sum())
-    tokens = tokens[:, : config.length]
+    tokens, longer = _read(vectorizer, found.texts, config.length, config.kept == "last")
     words = tokens[..., 0]
     lengths = np.maximum((words != vectorize.MASK).sum(1), 1)  # of a review without a word the padding is read
     if config.model in PADDED:
@@ -244,7 +255,8 @@ def build(config: SimpleNamespace) -> Experiment:
     batches = buckets.batches(data["train"].tokens, config.batch_size)
     program = supervised.program(config, model.init, gradient, evaluate, data, batches=batches, held_out=test)
     cut = [f"{parts[name][1]:,} of {len(part.texts):,} {name} reviews" for name, part in corpus.parts.items()]
-    left_out = None if config.model in BAGS else f"what {' and '.join(cut)} say after {config.length} words"
+    where = f"after {config.length} words" if config.kept == "first" else f"before the last {config.length} words"
+    left_out = None if config.model in BAGS else f"what {' and '.join(cut)} say {where}"
     return Experiment(program, partial(_finish, corpus, model, test), left_out)
 
 

@@ -155,6 +155,29 @@ def test_sentiment(model, tmp_path, monkeypatch):
     assert result.get("left_out") == expected
 
 
+def test_the_last_words_of_a_review_can_be_read_in_place_of_the_first():
+    texts = ["a b c d e", "c d", "- b, c -- d!", ""]
+    vectorizer = vectorize.fit(texts, rules=vectorize.Rules(ngrams=(1, 2)))
+    for length in (1, 3, 9):
+        tokens, longer = sentiment._read(vectorizer, texts, length, last=True)
+        assert (tokens.shape, tokens.dtype) == ((4, length, 2), np.int32)
+        whole = vectorizer.aligned(texts, 9)
+        for row, every, count in zip(tokens, whole, (5, 2, 3, 0), strict=True):
+            read = min(count, length)
+            np.testing.assert_array_equal(row[:read], every[count - read : count])
+            assert not row[read:].any()
+        assert longer == sum(count > length for count in (5, 2, 3, 0))
+        np.testing.assert_array_equal(sentiment._read(vectorizer, texts, length, last=False)[0], whole[:, :length])
+
+
+def test_a_model_reads_the_words_that_are_kept():
+    built = {kept: define(sentiment).parse({"kept": kept, "length": 5, "tokens": 30}) for kept in ("first", "last")}
+    corpus = sentiment._corpus(built["first"])
+    (first, cut), (last, same) = (sentiment._part(config, corpus, "validation") for config in built.values())
+    assert 0 < cut == same
+    assert not np.array_equal(first.tokens[0].rows, last.tokens[0].rows)
+
+
 def test_a_bag_that_is_larger_than_all_borders_is_whole(monkeypatch):
     monkeypatch.setattr(sentiment, "BAG_BORDERS", (2, 3))
     config = define(sentiment).parse({"model": "tf_idf"})
@@ -213,6 +236,7 @@ def test_keras_learns_as_much_from_the_same_bags(data_dir, keras):
 
 def test_sentiment_refuses(tmp_path):
     assert "a rate in [0, 1)" in refused("sentiment", "--dropout=1")
+    assert "value should be one of <first|last>" in refused("sentiment", "--kept=middle")
     assert "value should be one of <unigram|bigram|" in refused("sentiment", "--model=trigram")
     config = define(sentiment).parse({"model": "glove", "data_dir": str(tmp_path)})
     with pytest.raises(FileNotFoundError, match=r"no aclImdb\*.tar.gz"):
