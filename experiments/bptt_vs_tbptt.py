@@ -35,12 +35,12 @@ from experiments.harness.optimizer import make_optimizer
 from experiments.harness.precision import narrow
 from experiments.harness.report import Section, groups
 from experiments.harness.task import Batch, Task, evaluate
-from experiments.shared import budgets, estimators, reach, tasks
+from experiments.shared import budgets, estimators, quality, reach, tasks
 from seqjax import cells, decoding, gradients, initializers
 from seqjax.arrays import Array, Params, Tree
 from seqjax.core import Cell
 from seqjax.data.text import UNKNOWN_TOKEN
-from seqjax.diagnostics import alignment, gradient_against_lag
+from seqjax.diagnostics import gradient_against_lag
 from seqjax.gradients import Estimator, Loss
 from seqjax.train import Program, State, initial_state
 from seqjax.train.run import Run, write_atomic
@@ -84,7 +84,9 @@ flags.DEFINE_enum(
 )  # fmt: skip
 
 # Metrics of the gradient, beside those of the task.
-QUALITY = ("cosine", "norm_ratio", "cell_cosine", "cell_norm_ratio", "carry_gradient")
+QUALITY = (*quality.NAMES, "carry_gradient")
+# Draws of a noisy estimator, from which its bias and deviation are estimated.
+DRAWS = 8
 
 ADDING = """Why a short truncation can learn to add. The two marked values must be added whenever they come, and the
 same weights do it at every step. In some sequences the second marker is a few steps before the end, within reach of
@@ -93,7 +95,9 @@ then holds for any lag: nothing else has to be learned from far away. Recall has
 is always the whole lag away, so a gradient shorter than the lag never sees it."""
 
 GRADIENT = """The gradient is compared with the full one at the same params, on one fixed batch: over all params, and
-over those of the cell, without the head. Where the cosine is nearly 1 and nothing is learned, the last figure shows
+over those of the cell, without the head. cell_bias is the distance of the mean estimate to the full gradient, and
+cell_deviation the root mean square distance of an estimate to that mean, both over the norm of the full gradient; of an
+estimator without noise the deviation is 0. Where the cosine is nearly 1 and nothing is learned, the last figure shows
 what is missing: carry_gradient is the norm of the gradient of the last step's loss at the first carry, over that at the
 last carry. This part is what a truncation removes. Where it is small, its removal hardly turns the gradient; but it
 alone can teach the cell to keep what the first steps showed."""
@@ -195,18 +199,6 @@ def _scores(task: Task, cell: Cell, part: str, data: Tree, params: Params) -> di
     )
 
 
-def _quality(estimate: Params, reference: Params) -> dict[str, Array]:
-    """Direction and size of a gradient; of all params, and of those of the cell: all but the head."""
-    cosine, ratio = alignment(estimate, reference)
-    cell_cosine, cell_ratio = alignment(*(_without_head(grads) for grads in (estimate, reference)))
-    return {"cosine": cosine, "norm_ratio": ratio, "cell_cosine": cell_cosine, "cell_norm_ratio": cell_ratio}
-
-
-def _without_head(params: Params) -> list[Array]:
-    head = ("w_y", "b_y")  # of `with_head`
-    return [leaf for path, leaf in jax.tree.leaves_with_path(params) if getattr(path[-1], "key", None) not in head]
-
-
 def _last_step(weights: Array) -> Array:
     """The last step with a target: of the longest sequence, where some are padded."""
     return weights.shape[0] - 1 - jnp.argmax(weights.sum(1)[::-1] > 0)
@@ -302,14 +294,19 @@ def build(config: SimpleNamespace) -> Experiment:
     def evaluate(hparams, data, state: State):
         batch = pad(task.train(data, jax.random.key(7), jnp.int32(0)))
         carry = initial_carry(state.params)
-        gradient = estimator(hparams, jax.random.key(7))
         _, reference, _ = _sums(full, state.params, carry, batch)
-        chunks, first = _in_chunks(batch, k1), start(gradient, state.params)
-        _, estimate, _ = _summed(partial(_sums, gradient), state.params, first, chunks)
+        chunks = _in_chunks(batch, k1)
+
+        def estimate(key):
+            gradient = estimator(hparams, key)
+            return _summed(partial(_sums, gradient), state.params, start(gradient, state.params), chunks)[1]
+
+        draws = DRAWS if config.gradient in estimators.NOISY else 1
+        estimates = jax.lax.map(estimate, jax.random.split(jax.random.key(7), draws))
         by_step = gradient_against_lag(cell, state.params, carry, batch.xs, partial(_last_loss, losses, batch))
         return {
             **_scores(task, cell, "validation", data, state.params),
-            **_quality(estimate, reference),
+            **quality.quality(estimates, reference),
             "carry_gradient": by_step[0] / by_step[_last_step(batch.weights)],
         }
 

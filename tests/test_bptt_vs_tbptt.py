@@ -7,7 +7,7 @@ import pytest
 
 from experiments import bptt_vs_tbptt as study
 from experiments.harness.experiment import define
-from experiments.shared import budgets, estimators, reach
+from experiments.shared import budgets, estimators, quality, reach, tasks
 from seqjax.train import Run, fit
 from tests.quick import few
 
@@ -28,7 +28,7 @@ def gradient(*flags):
     """What one update by gradient descent at rate 1 takes from the params, the params, and the batch."""
     config, program, hparams, state = built(*flags)
     after, _ = jax.jit(program.update)(hparams, program.data, state)
-    task = study._task(config)
+    task = tasks.make_task(config)
     batch = task.train(task.data, jax.random.split(state.key)[0], state.step)
     cell = study.model(config, task)
 
@@ -101,8 +101,31 @@ def test_every_gradient_trains_and_resumes(name, tmp_path):
         assert (a == b).all()
     for record in (records[-1], again[-1]):
         assert all(np.isfinite(record[metric]) for metric in study.QUALITY)
+    assert (records[-1]["cell_deviation"] > 0) == (name in estimators.NOISY)
     if name == "rtrl":
         assert records[-1]["cosine"] == pytest.approx(1, abs=1e-5)
+        assert records[-1]["cell_bias"] < 1e-3
+
+
+def test_bias_and_deviation_of_draws():
+    """Of Gaussian draws around a known mean, in two leaves; and of one draw."""
+    rng = np.random.default_rng(0)
+    reference = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[4.0]])}
+    offset = {"a": np.array([0.0, 1.5]), "b": np.array([[2.0]])}  # of norm 2.5, over 5
+    draws = {
+        name: jnp.asarray(np.asarray(leaf) + offset[name] + 2 * rng.normal(size=(20_000, *leaf.shape)), jnp.float32)
+        for name, leaf in reference.items()
+    }
+    bias, deviation = quality.bias_and_deviation(draws, reference)
+    assert float(bias) == pytest.approx(0.5, abs=0.01)
+    assert float(deviation) == pytest.approx(2 * 3**0.5 / 5, abs=0.01)
+    few = jax.tree.map(lambda leaf: leaf[:19992].reshape(2499, 8, *leaf.shape[1:]), draws)
+    squares = jax.vmap(lambda some: quality.bias_and_deviation(some, reference)[0] ** 2)(few)
+    assert float(squares.mean()) == pytest.approx(0.25, abs=0.03)  # 0.31 without the correction
+    bias, deviation = quality.bias_and_deviation(jax.tree.map(lambda leaf: leaf[:1], draws), reference)
+    first = np.concatenate([np.ravel(draws[name][0] - reference[name]) for name in draws])
+    assert float(bias) == pytest.approx(float(np.linalg.norm(first)) / 5, rel=1e-5)
+    assert float(deviation) == 0
 
 
 @pytest.mark.parametrize(

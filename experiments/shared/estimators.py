@@ -16,6 +16,9 @@ def _doubled(k1: int, k2: int) -> list[int]:
     return [k1 * 2**i for i in range(32) if k1 * 2**i < k2] + [k2]
 
 
+# Of which two estimates at the same params differ.
+NOISY = ("artbp", "uoro", "kf_rtrl")
+
 # Of the cell, the loss, k1, k2, and two keys: one is the same in a whole run, one differs for each sequence.
 GRADIENTS: dict[str, Callable[[Cell, Loss, int, int, Key, Key], Estimator]] = {
     "bptt": lambda cell, loss, k1, k2, fixed, noise: gradients.truncated_bptt(cell, loss, k1, k2),
