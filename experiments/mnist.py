@@ -22,7 +22,7 @@ Measured row by row: lstm has a test accuracy of 98.28 ± 0.42 % after three epo
 """
 
 import sys
-from functools import cache, partial
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from experiments.harness.experiment import Experiment, Hparams, without_data
 from experiments.harness.flags import training_flags
 from experiments.harness.report import Section, curve, groups, intervals, panels, save, separate
 from experiments.shared import confusion, layers, tasks
+from experiments.shared.tasks import digits
 from seqjax import cells, presets
 from seqjax.arrays import Array, Params, Tree
 from seqjax.core import Cell
@@ -74,20 +75,9 @@ TRACED_FLAGS = ("seed", "learning_rate")
 synthetic_data = without_data("digits")
 
 
-@cache  # read once per process, where a sweep builds many experiments
-def _parts(data_dir: str | None) -> dict[str, mnist.Digits]:
-    if data_dir is None:
-        print("no --data_dir: the digits are generated, and their numbers mean nothing", file=sys.stderr)
-        train, validation = mnist.split(mnist.generated(1200, seed=0), 200)
-        return {"train": train, "validation": validation, "test": mnist.generated(200, seed=1)}
-    parts = mnist.load(data_dir)
-    train, validation = mnist.split(parts["train"])
-    return {"train": train, "validation": validation, "test": parts["test"]}
-
-
-def _on_device(digits: mnist.Digits) -> tuple[Array, Array]:
+def _on_device(part: mnist.Digits) -> tuple[Array, Array]:
     """Pixels uint8 [N, 784] and labels int32 [N]."""
-    return jnp.asarray(digits.images.reshape(len(digits.labels), -1)), jnp.asarray(digits.labels)
+    return jnp.asarray(part.images.reshape(len(part.labels), -1)), jnp.asarray(part.labels)
 
 
 def sequences(pixels: Array, order: str) -> Array:
@@ -128,7 +118,7 @@ def network(config: SimpleNamespace) -> tuple[supervised.Init, supervised.Bind]:
 
 def build(config: SimpleNamespace) -> Experiment:
     """Cross-entropy of the digits; the best params have the lowest validation loss."""
-    parts = _parts(config.data_dir)
+    parts = digits.parts(config.data_dir)
     data, test = {name: _on_device(parts[name]) for name in ("train", "validation")}, _on_device(parts["test"])
     init, bind = network(config)
     count = len(data["train"][1])

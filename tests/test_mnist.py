@@ -9,6 +9,7 @@ from test_experiments import drawn, refused, run
 from experiments import mnist
 from experiments.harness import supervised
 from experiments.harness.experiment import define
+from experiments.shared import tasks
 from seqjax import cells
 from seqjax.data import mnist as digits
 from seqjax.train import read_arrays
@@ -21,9 +22,9 @@ def few_digits():
     train, validation = digits.split(digits.generated(300), 50)
     small = {"train": train, "validation": validation, "test": digits.generated(50, seed=1)}
     with pytest.MonkeyPatch.context() as patch:
-        load = mnist._parts
+        load = tasks.digits.parts
         patch.setattr(mnist, "_BATCH", 20)
-        patch.setattr(mnist, "_parts", lambda data_dir: small if data_dir is None else load(data_dir))
+        patch.setattr(tasks.digits, "parts", lambda data_dir: small if data_dir is None else load(data_dir))
         yield
 
 
@@ -105,7 +106,7 @@ def test_every_digit_is_measured_whatever_the_batch():
     found = program.evaluate(hparams, program.data, state)
     model = mnist.network(config)[1](hparams, state.params, None)
     losses, right = [], []
-    for image, label in zip(*mnist._parts(None)["validation"], strict=True):
+    for image, label in zip(*tasks.digits.parts(None)["validation"], strict=True):
         logits = np.asarray(model(image.astype(np.float32)[None] / 255)[0], np.float64)
         losses.append(np.log(np.exp(logits).sum()) - logits[label])
         right.append(logits.argmax() == label)

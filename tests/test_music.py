@@ -12,6 +12,7 @@ from test_experiments import drawn, refused, run
 
 from experiments import music
 from experiments.harness.experiment import define
+from experiments.shared import tasks
 from seqjax import cells
 from seqjax.data import music as rolls
 from seqjax.models.music import Chain, Independent, Nade, RollModel
@@ -138,7 +139,7 @@ def few_pieces(monkeypatch):
     monkeypatch.setitem(music.BORDERS, "jsb", (48,))
     small = {part: rolls.generated(count, seed) for seed, (part, count) in enumerate(PIECES.items())}
     small = {part: (*some[:-1], np.concatenate([some[-1], some[0], some[1]])) for part, some in small.items()}
-    monkeypatch.setattr(music, "_parts", lambda data_dir, name: small)
+    monkeypatch.setattr(tasks, "pieces", lambda data_dir, name: small)
     return small
 
 
@@ -239,6 +240,6 @@ def test_a_start_that_is_longer_than_a_piece_is_refused(few_pieces):
 
 
 def test_generated_pieces_are_said_to_be_generated(capsys):
-    parts = music._parts.__wrapped__(None, "jsb")
+    parts = tasks.pieces.__wrapped__(None, "jsb")
     assert {name: len(part) for name, part in parts.items()} == {"train": 64, "validation": 24, "test": 24}
     assert "the pieces are generated" in capsys.readouterr().err
