@@ -196,7 +196,7 @@ def mixture_quantile(means: Array, stds: Array, probability: Array | float) -> A
       >>> means, stds = jnp.array([[-1.0], [1.0]]), jnp.ones((2, 1))
       >>> ends = [seqjax.diagnostics.mixture_quantile(means, stds, p) for p in (0.05, 0.95)]
       >>> [round(end.item(), 2) for end in ends]
-      [-2.29, 2.29]
+      [-2.28, 2.28]
     """
     if means.ndim < 1:
         raise ValueError(f"means have shape {means.shape}, expected [S, ...]")
