@@ -170,19 +170,21 @@ def _best_rate(runs: list[Run]) -> list[Run]:
 def _gains(kind: str, runs: list[Run], rated: dict[str, list[Run]]) -> Section:
     """The test score against the rate, and at the best rate less that without dropout, seed by seed."""
     columns = [name for name in runs[0].result() if name.startswith("test_")]
-    score, none = columns[-1], rated.get("none", [])
+    score = columns[-1]
+    references = [name for name in ("none", "recurrent") if name in rated]
+    heads = [part for name in columns for part in (name, *(f"less {other}" for other in references))]
     figures, (gains, by_rate) = separate("gain", "rate")
-    table: list[list[Any]] = [["where", "rate", "runs", *(part for name in columns for part in (name, "difference"))]]
+    table: list[list[Any]] = [["where", "rate", "runs", *heads]]
     rows = {}
     for where, found in rated.items():
-        rate = None if where == "none" else found[0].flags["dropout"]
-        differences = paired(found, none if where != "none" else [], columns)
-        means = [mean([run.result()[name] for run in found]) for name in columns]
-        changes = [mean(values) if values else None for values in differences.values()]
-        pairs = zip(means, changes, strict=True)
-        table.append([where, rate, len(found), *(cell for pair in pairs for cell in pair)])
-        if differences[score]:
-            rows[f"{where}, {rate:g}"] = differences[score]
+        row: list[Any] = [where, None if where == "none" else found[0].flags["dropout"], len(found)]
+        differences = {other: paired(found, rated[other], columns) for other in references if other != where}
+        for name in columns:
+            row.append(mean([run.result()[name] for run in found]))
+            row += [mean(differences[other][name]) if other in differences else None for other in references]
+        table.append(row)
+        if "none" in differences:
+            rows[f"{where}, {row[1]:g}"] = differences["none"][score]
     interval_rows(gains, rows)
     gains.axvline(0, color="0.4", linewidth=1)
     gains.set_xlabel(f"{score.replace('_', ' ')} less that without dropout")
@@ -192,8 +194,9 @@ def _gains(kind: str, runs: list[Run], rated: dict[str, list[Run]]) -> Section:
         curve(by_rate, where.removeprefix("where="), sorted(by), values, index)
     by_rate.set(xlabel="rate of dropout", ylabel=score.replace("_", " "))
     text = (
-        "Each place at its rate of the lowest validation loss, and its learning rate likewise. A difference is that of "
-        "runs with the same seed, with dropout and without; below 0, dropout helps."
+        "Each place at its rate of the lowest validation loss, and its learning rate likewise. A difference is between "
+        "runs with the same seed: to those without dropout, and to those that drop the recurrent product, one mask per "
+        "sequence. Below 0, dropout helps."
     )
     return Section(f"Which place is worth what, {kind}", text, figures, table)
 

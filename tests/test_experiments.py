@@ -327,10 +327,12 @@ def test_the_report_on_dropout_compares_each_place_at_its_best_rate(task, tmp_pa
     gains, gap, masks = drawn(recurrent_dropout, finished)
     best = min(finished[1:], key=lambda run: run.result()["validation_loss"]).flags["dropout"]
     assert [row[:3] for row in gains.table] == [["where", "rate", "runs"], ["none", None, 1], ["recurrent", best, 1]]
+    assert gains.table[0][4:6] == ["less none", "less recurrent"]
     none, found = (row[3:] for row in gains.table[1:])
-    for own, change, reference in zip(found[::2], found[1::2], none[::2], strict=True):
+    for own, change, itself, reference in zip(found[::3], found[1::3], found[2::3], none[::3], strict=True):
         assert change.mean == pytest.approx(own.mean - reference.mean)
-    assert none[1::2] == [None] * (len(none) // 2)
+        assert itself is None
+    assert none[1::3] == [None] * (len(none) // 3)
     assert [len(gap.table), masks.title] == [3, "Masks"]
 
 

@@ -66,6 +66,40 @@ STUDIES = {
     ),
     "influence": Study("--experiment=influence", 2),
     "vanishing": Study("--experiment=vanishing --widen=1", 20, {"remedies": "remedies-accuracy"}),
+    "biases": Study(
+        "--experiment=initialization --lag=50 --steps=1500 --steps_per_call=250 --evaluate_every=250 "
+        "--sweep='task=adding,copy,permuted;forget_bias=0,1,2,chrono,uniform_gate;learning_rate=3e-3,1e-2;seed=0:5'",
+        20,
+        data=True,
+    ),
+    "matrices": Study(
+        "--experiment=initialization --model=rnn --steps=1500 --steps_per_call=250 --evaluate_every=250 "
+        "--sweep='task=rows,permuted,temperature;recurrent=orthogonal,identity,half_identity,glorot,he,uniform,critical,"
+        "np_rnn,sparse,radius_0.5,radius_0.9,radius_1.2,radius_1.5;learning_rate=1e-3,3e-3,1e-2;seed=0:5'",
+        40,
+        data=True,
+    ),
+    "dropout": Study(
+        "--experiment=recurrent_dropout --task=chorales --units=100 --batch_size=16 --steps=500 --steps_per_call=50 "
+        "--evaluate_every=50 --sweep='where=none,input,recurrent,both,per_gate,candidate,output,weights,zoneout,"
+        "per_step;dropout=0.2,0.4,0.6;learning_rate=3e-3,1e-2;seed=0:5'",
+        35,
+        data=True,
+    ),
+    "dropout_jena": Study(
+        "--experiment=recurrent_dropout --task=temperature --steps=600 --steps_per_call=100 --evaluate_every=200 "
+        "--sweep='where=none,input,recurrent,per_gate,output,zoneout,per_step;dropout=0.25,0.5;learning_rate=3e-3,1e-2;"
+        "seed=0:5'",
+        20,
+        data=True,
+    ),
+    "dropout_cells": Study(
+        "--experiment=recurrent_dropout --task=chorales --units=100 --batch_size=16 --steps=500 --steps_per_call=50 "
+        "--evaluate_every=50 --dropout=0.3 --sweep='model=rnn,gru;where=none,input,recurrent,output,per_step;"
+        "learning_rate=3e-3,1e-2;seed=0:5'",
+        10,
+        data=True,
+    ),
     "temperature": Study(
         "--experiment=temperature --steps=1638 --sweep='model=naive,dense,conv,lstm,dropout_lstm,stacked_gru,bilstm,"
         "min_gru,lru,zoneout_lstm;learning_rate=3e-3,1e-2;seed=0:5'",
