@@ -273,6 +273,8 @@ def _by_spread(series: Mapping[str, np.ndarray]) -> tuple[list[float], list[floa
 
 def _stretch(by_label: Mapping[str, Mapping[str, np.ndarray]]) -> "Figure":
     """Three weeks of forecasts with their central intervals, a panel per method."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
     figure, axes = panels(len(by_label), 1, width=8.5, height=1.7)
     for index, ((label, series), axis) in enumerate(zip(by_label.items(), axes[:, 0], strict=True)):
         time = series["time"]
@@ -284,8 +286,9 @@ def _stretch(by_label: Mapping[str, Mapping[str, np.ndarray]]) -> "Figure":
             axis.fill_between(time[shown], *ends, color=color, alpha=alpha, linewidth=0)
         axis.plot(time[shown], series["truth"][shown], color="black", linewidth=1)
         axis.set(title=label, ylabel="°C", xlim=(time[shown][0], time[shown][-1]))
-        if axis is not axes[-1, 0]:
-            axis.tick_params(axis="x", labelbottom=False)
+        axis.sharey(axes[0, 0])
+        axis.xaxis.set_major_formatter(ConciseDateFormatter(AutoDateLocator()))
+        axis.tick_params(axis="x", labelbottom=axis is axes[-1, 0])
     figure.set_label("stretch")
     return figure
 
@@ -295,7 +298,8 @@ SWEEP = f"method={','.join(METHODS)};learning_rate=3e-3,1e-2;seed=0:5"
 
 def report(runs: list[Run]) -> list[Section]:
     """Scores, calibration, whether a wide interval means a large error, and what the intervals look like."""
-    by_label = groups(runs, varying(runs, ("seed", "learning_rate")))
+    grouped = groups(runs, varying(runs, ("seed", "learning_rate")))
+    by_label = {label.removeprefix("method="): members for label, members in grouped.items()}
     found = {
         label: [read_arrays(run.directory / "forecasts.npz") for run in members] for label, members in by_label.items()
     }
@@ -307,7 +311,9 @@ def report(runs: list[Run]) -> list[Section]:
         shares = [np.asarray(forecasts.coverage(jnp.asarray(one["pit"]), jnp.array(LEVELS))) for one in members]
         curve(reliability, label, LEVELS, np.stack(shares, axis=1).tolist(), index)
         bins = [np.histogram(one["pit"], 10, (0, 1))[0] / one["pit"].size * 10 for one in members]
-        histogram.stairs(np.mean(bins, axis=0), np.linspace(0, 1, 11), color=COLORS[index % len(COLORS)], label=label)
+        histogram.stairs(
+            np.mean(bins, axis=0), np.linspace(0, 1, 11), baseline=None, color=COLORS[index % len(COLORS)], label=label
+        )
         stds, crps = np.swapaxes([_by_spread(one) for one in members], 0, 1)  # [2, runs, bins]
         curve(spread, label, stds.mean(0).tolist(), crps.T.tolist(), index)
         widest = max(widest, stds.max())
@@ -316,7 +322,7 @@ def report(runs: list[Run]) -> list[Section]:
     histogram.axhline(1, color="0.4", linestyle="--", linewidth=1)
     histogram.set(xlabel="PIT value", ylabel="density (dashed: calibrated)", xlim=(0, 1), ylim=(0, None))
     spread.plot([0, widest], [0, widest / np.sqrt(np.pi)], color="0.4", linestyle="--", linewidth=1)
-    spread.set(xlabel="predicted std, °C", ylabel="CRPS, °C (dashed: calibrated)", xlim=(0, None), ylim=(0, None))
+    spread.set(xlabel="predicted std, °C (dashed: calibrated)", ylabel="test CRPS, °C", xlim=(0, None), ylim=(0, None))
     names = dict.fromkeys(name for run in runs for name in run.result() if name.startswith("test_"))
     text = (
         f"{runs[0].result()['record']}\n\nThe CRPS of a forecast that is a number is its absolute error. Ensemble: of "
