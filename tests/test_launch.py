@@ -81,7 +81,7 @@ def test_sigterm_ends_the_children_and_leaves_the_sweep_resumable(tmp_path):
     assert err == "interrupted; the same command resumes\n"
     assert not processes_naming(tmp_path)
     runs = json.loads((tmp_path / "sweep.json").read_text())["runs"]
-    assert [run["status"] for run in runs] == ["pending"] * 3
+    assert [run["status"] for run in runs] == ["waiting"] * 3
 
 
 def test_runs_left_behind_by_a_killed_launcher_are_not_started_twice(tmp_path, capsys):

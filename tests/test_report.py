@@ -47,7 +47,7 @@ def sweep_directory(tmp_path_factory):
             ]
             result = {"final_loss": scale, "wall_seconds": 0.5, "steps_per_second": 10.0, "parameters": 3, "text": "x"}
             make_run(directory / name, {"model": model, "seed": seed, "steps": 30}, records, None if failed else result)
-            status, error = ("failed", "ValueError: <broken>") if failed else ("done", None)
+            status, error = ("failed", "ValueError: <broken>") if failed else ("finished", None)
             listed.append({"name": name, "flags": {"model": model, "seed": seed}, "status": status, "error": error})
     content = {
         "experiment": "experiments.toy",
@@ -62,7 +62,7 @@ def sweep_directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(sweep_directory):
     listed = json.loads((sweep_directory / "sweep.json").read_text())["runs"]
-    return [Run.read(sweep_directory / run["name"]) for run in listed if run["status"] == "done"]
+    return [Run.read(sweep_directory / run["name"]) for run in listed if run["status"] == "finished"]
 
 
 def test_runs_of_one_kind_that_read_other_data_are_named(tmp_path):
@@ -461,12 +461,12 @@ def test_an_error_in_the_experiments_report_is_named_and_the_rest_is_written(swe
 
 
 def test_a_sweep_without_finished_runs_has_a_report(tmp_path):
-    run = {"name": "seed=0", "flags": {"seed": 0}, "status": "pending", "error": None}
+    run = {"name": "seed=0", "flags": {"seed": 0}, "status": "waiting", "error": None}
     content = {"experiment": "experiments.toy", "axes": {"seed": [0]}, "fixed": {}, "runs": [run]}
     (tmp_path / "sweep.json").write_text(json.dumps(content))
     assert report.write(define(toy), tmp_path) is None
     page = Page((tmp_path / "report.html").read_text())
-    assert "Runs pending" in page.headings
+    assert "Runs waiting" in page.headings
 
 
 # ---- texts that anybody may have written
@@ -566,7 +566,7 @@ def test_a_table_in_markdown_keeps_its_columns():
 def test_runs_without_a_result_are_counted_where_their_seeds_are(runs):
     missing = [
         report.Missing({"model": "curve", "seed": 2}, "loss is inf at step 5"),
-        report.Missing({"model": "square", "seed": 0}, "pending"),
+        report.Missing({"model": "square", "seed": 0}, "waiting"),
         report.Missing({"model": "square", "seed": 1}, "failed"),
     ]
     header, line, curve, square = report.summary(runs, ["final_loss"], missing)
@@ -574,11 +574,11 @@ def test_runs_without_a_result_are_counted_where_their_seeds_are(runs):
     assert line[:3] == ["line", 3, None]
     assert curve[:3] == ["curve", "2 of 3", "loss is inf at step 5"]
     assert str(curve[3]) == "100"
-    assert square == ["square", "0 of 2", "pending (and 1 more)", None]
+    assert square == ["square", "0 of 2", "waiting (and 1 more)", None]
     assert report.summary([], missing=missing) == [
         ["model", "runs", "missing"],
         ["curve", "0 of 1", "loss is inf at step 5"],
-        ["square", "0 of 2", "pending (and 1 more)"],
+        ["square", "0 of 2", "waiting (and 1 more)"],
     ]
 
 

@@ -293,7 +293,7 @@ def test_a_sweep_leaves_its_files(finished):
     assert list(rows) == ["seed=0", "seed=1"]
     for seed, row in enumerate(rows.values()):
         result = Run.read(finished / f"seed={seed}").result()
-        assert (row["seed"], row["status"]) == (str(seed), "done")
+        assert (row["seed"], row["status"]) == (str(seed), "finished")
         assert float(row["final_loss"]) == result["final_loss"]
         assert result["parameters"] == 3
         assert "sample" not in row
@@ -305,9 +305,9 @@ def test_values_may_be_added_and_finished_runs_stay(finished, capsys):
     assert sweep.run(sweep.plan(define(toy), "seed=0:3", {"steps": 10}, finished)) == 0
     out = capsys.readouterr().out
     assert "2 of 3 runs are finished already" in out
-    assert "[1/1] seed=2 done" in out
+    assert "[1/1] seed=2 finished" in out
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert set(statuses(finished).values()) == {"done"}
+    assert set(statuses(finished).values()) == {"finished"}
     with pytest.raises(ValueError, match="holds a sweep with seed=2, which this one leaves out"):
         sweep.plan(define(toy), "seed=0:2", {"steps": 10}, finished)
 
@@ -376,7 +376,7 @@ def test_every_cut_of_a_sweeps_file_is_named(copied):
         {"runs": [1]},
         {"runs": [{"name": "seed=0"}]},
         {"runs": [{"name": "seed=0", "flags": {}, "status": "excellent", "error": None}]},
-        {"runs": [{"name": "seed=0", "flags": {}, "status": "done", "error": 4}]},
+        {"runs": [{"name": "seed=0", "flags": {}, "status": "finished", "error": 4}]},
         b"",
         b"[]",
         b"{}",
@@ -441,7 +441,7 @@ def test_one_damaged_member_is_named_and_the_others_are_shown(name, kept, copied
     assert {p: p.read_bytes() for p in path.parent.rglob("*") if p.is_file()} == before
     expected = str(Run.read(copied / "seed=1").result()["final_loss"])
     assert [row["final_loss"] for row in results(copied).values()] == ["", expected]
-    assert statuses(copied) == {"seed=0": "damaged", "seed=1": "done"}
+    assert statuses(copied) == {"seed=0": "damaged", "seed=1": "finished"}
 
 
 def test_a_damaged_member_is_in_the_report_and_the_cure_helps(copied, undrawn):
@@ -547,7 +547,7 @@ def fixed():
 def test_a_failed_run_takes_no_other_down_and_runs_again(tmp_path, capsys, fixed):
     plan = sweep.plan(define(toy), "fault=program,none,finish", fixed, tmp_path)
     assert sweep.run(plan) == 1
-    assert statuses(tmp_path) == {"fault=program": "failed", "fault=none": "done", "fault=finish": "failed"}
+    assert statuses(tmp_path) == {"fault=program": "failed", "fault=none": "finished", "fault=finish": "failed"}
     err = capsys.readouterr().err
     assert "FAILED   fault=program: ValueError: the program is\n" in err
     assert "FAILED   fault=finish: FileNotFoundError: nothing to finish with" in err
@@ -578,7 +578,7 @@ def test_vmap_equals_single_runs(tmp_path, fixed):
 def test_vmap_lane_that_diverges_fails_alone(tmp_path, fixed):
     plan = sweep.plan(define(toy), "learning_rate=0.001,1000", {**fixed, "model": "curve"}, tmp_path)
     assert sweep.run(plan, executors.vmap) == 1
-    assert list(statuses(tmp_path).values()) == ["done", "failed"]
+    assert list(statuses(tmp_path).values()) == ["finished", "failed"]
     [_, failed] = json.loads((tmp_path / "sweep.json").read_text())["runs"]
     assert "loss is" in failed["error"]
     assert "at step" in (plan.members[1].directory / "error.txt").read_text()
@@ -607,10 +607,10 @@ def test_a_run_without_a_result_is_a_failed_run(tmp_path, fixed, capsys):
         yield members[0], None
 
     assert sweep.run(sweep.plan(define(toy), "seed=0:2", fixed, tmp_path), careless) == 1
-    assert statuses(tmp_path) == {"seed=0": "failed", "seed=1": "pending"}
+    assert statuses(tmp_path) == {"seed=0": "failed", "seed=1": "waiting"}
     err = capsys.readouterr().err
     assert "FAILED   seed=0: it ended without a result" in err
-    assert "FAILED   seed=1: pending" in err
+    assert "FAILED   seed=1: waiting" in err
 
 
 def test_vmap_reports_an_error_of_the_whole_program(tmp_path, fixed):
@@ -622,7 +622,7 @@ def test_vmap_reports_an_error_of_the_whole_program(tmp_path, fixed):
 def test_local_processes(tmp_path, capsys, fixed):
     plan = sweep.plan(define(toy), "fault=none,kill,program", fixed, tmp_path)
     assert sweep.run(plan, functools.partial(executors.local, processes=3)) == 1
-    assert statuses(tmp_path) == {"fault=none": "done", "fault=kill": "failed", "fault=program": "failed"}
+    assert statuses(tmp_path) == {"fault=none": "finished", "fault=kill": "failed", "fault=program": "failed"}
     err = capsys.readouterr().err
     assert "FAILED   fault=kill: killed by SIGKILL" in err
     assert "FAILED   fault=program: ValueError: the program is" in err
@@ -647,7 +647,7 @@ def test_submitit(tmp_path, monkeypatch, fixed):
     executor = functools.partial(executors.slurm, processes=2, minutes=1, cluster="local")
     assert sweep.run(plan, executor) == 1
     [done, failed] = json.loads((tmp_path / "sweep.json").read_text())["runs"]
-    assert (done["status"], failed["status"]) == ("done", "failed")
+    assert (done["status"], failed["status"]) == ("finished", "failed")
     assert "the program is" in failed["error"]
 
 

@@ -7,32 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.harness import ending
 from experiments.harness.texts import visible
 from seqjax.train.run import Run, write_atomic
-from seqjax.train.strict_json import decode, encode
+from seqjax.train.strict_json import encode
+from seqjax.train.sweep import Entry, look, read_sweep
 
 if TYPE_CHECKING:
     from experiments.harness.executors import Member
-
-
-class Entry(NamedTuple):
-    """What became of a run.
-
-    Attributes:
-        status: "done"; "pending", it has not ended; "failed"; "damaged", its files cannot be read and are left alone.
-        error: why it is not done, in one line, where that is known.
-        run: if it is done.
-        numbers: its measurements, for the table.
-    """
-
-    status: str
-    error: str | None = None
-    run: Run | None = None
-    numbers: Mapping[str, Any] = {}
-
-
-STATUSES = ("done", "pending", "failed", "damaged")
 
 
 class Missing(NamedTuple):
@@ -58,21 +39,21 @@ class Ledger:
 
     def waiting(self) -> "list[Member]":
         """Returns the runs that are to be trained."""
-        return [member for member in self._members if self.entries[member.name].status == "pending"]
+        return [member for member in self._members if self.entries[member.name].status == "waiting"]
 
     def runs(self) -> list[Run]:
         """Returns the finished runs."""
-        return [entry.run for entry in self.entries.values() if entry.run]
+        return [entry.run for entry in self.entries.values() if entry.run and entry.status == "finished"]
 
     def missing(self) -> list[Missing]:
         """Returns the runs without a result."""
         found = [(member, self.entries[member.name]) for member in self._members]
-        return [Missing(m.point, entry.error or entry.status) for m, entry in found if not entry.run]
+        return [Missing(m.point, entry.error or entry.status) for m, entry in found if entry.status != "finished"]
 
     def settle(self, member: "Member", error: str | None) -> None:
         """Enters how a run ended: with an error, or with what its directory holds."""
         entry = look(member.directory)
-        if entry.status == "pending":
+        if entry.status == "waiting":
             entry = Entry("failed", error or "it ended without a result")
         self.entries[member.name] = entry._replace(error=error or entry.error)
 
@@ -85,10 +66,13 @@ class Ledger:
         runs, rows = [], []
         config: dict[str, Any] = {}
         for member in self._members:
-            status, error, run, numbers = self.entries[member.name]
+            status, error, run, result = self.entries[member.name]
+            numbers: dict[str, Any] = _numbers(result)
+            if "generated" in result:
+                numbers["generated"] = result["generated"]
             runs.append({"name": member.name, "flags": member.point, "status": status, "error": error})
             rows.append({"run": member.name, "status": status, "reason": error, **member.point, **numbers})
-            config = run.config if run else config
+            config = run.config if run and status == "finished" else config
         made = {"versions": config.get("versions"), "commit": config.get("commit")}
         self._replace("sweep.json", encode({**self._header, **made, "runs": runs}, indent=2) + "\n")
         table = io.StringIO()
@@ -106,7 +90,11 @@ class Ledger:
 
 def measured(run: Run) -> dict[str, float]:
     """Returns the numbers in the result of a finished run."""
-    return {k: v for k, v in run.result().items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return _numbers(run.result())
+
+
+def _numbers(result: Mapping[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in result.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 def read(directory: Path) -> dict[str, Any] | None:
@@ -115,53 +103,7 @@ def read(directory: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: it is damaged.
     """
-    path = directory / "sweep.json"
-    if not path.exists():
-        return None
     try:
-        content = decode(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
-    except (ValueError, RecursionError):
-        content = None
-    if not _is_of_a_sweep(content):
-        raise ValueError(
-            f"{path} is damaged: expected an object with experiment, axes, fixed and runs; remove it, and the same "
-            "command writes it again (finished runs are kept)"
-        )
-    return content
-
-
-def _is_of_a_sweep(content: Any) -> bool:
-    def has(value: Any, **types: type | tuple[type, ...]) -> bool:
-        return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in types.items())
-
-    return (
-        has(content, experiment=str, axes=dict, fixed=dict, runs=list)
-        and all(isinstance(values, list) for values in content["axes"].values())
-        and all(has(run, name=str, flags=dict, status=str, error=(str, type(None))) for run in content["runs"])
-        and all(run["status"] in STATUSES for run in content["runs"])
-    )
-
-
-def look(directory: Path) -> Entry:
-    """Returns what a run directory holds: a run that is done, pending (also if it does not exist) or damaged."""
-    try:
-        run = Run.read(directory)
-        if not run.finished:
-            return Entry("pending")
-        numbers = measured(run)
-        origin = run.result().get("generated")
-        _check_whole(run)
+        return read_sweep(directory)
     except FileNotFoundError:
-        return Entry("pending")
-    except OSError as error:
-        return Entry("damaged", ending.sentence(error))
-    except (ValueError, RecursionError) as error:
-        return Entry("damaged", f"{ending.sentence(error)}; remove {directory}, and the same command trains it again")
-    return Entry("done", None, run, {**numbers, "generated": origin} if origin else numbers)
-
-
-def _check_whole(run: Run) -> None:
-    absent = [name for name in ("versions", "commit", "device") if name not in run.config]
-    if absent:
-        raise ValueError(f"{run.directory / 'config.json'}: expected {', '.join(absent)}, found {sorted(run.config)}")
-    run.records()
+        return None

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.harness import comparison, ending, ledger, page, plots, tuning
+from experiments.harness import comparison, ending, page, plots, tuning
 from experiments.harness.comparison import groups, mean, varying, varying_flags
 from experiments.harness.experiment import Definition
 from experiments.harness.ledger import Missing, measured
@@ -21,6 +21,7 @@ from experiments.harness.plots import COLORS, DASHES, curve, intervals, panels, 
 from experiments.harness.texts import shortened
 from seqjax.train.run import Run, write_atomic
 from seqjax.train.strict_json import encode
+from seqjax.train.sweep import read_sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -192,19 +193,18 @@ def write(definition: Definition, directory: str | Path) -> str | None:
     Returns what could not be made, in one line, or None; the page leaves it out and mentions it.
 
     Raises:
-        FileNotFoundError: there is no sweep.json.
+        FileNotFoundError, NotADirectoryError: there is no sweep.json.
         ValueError: sweep.json or the files of a run are damaged.
         OSError: the files cannot be written.
     """
     directory = Path(directory)
-    sweep = ledger.read(directory)
-    if sweep is None:
-        raise FileNotFoundError(f"{directory} holds no sweep: {directory / 'sweep.json'} is missing")
-    runs = [Run.read(directory / run["name"]) for run in sweep["runs"] if run["status"] == "done"]
-    missing = [Missing(run["flags"], run["error"] or run["status"]) for run in sweep["runs"] if run["status"] != "done"]
+    sweep = read_sweep(directory)
+    runs = [Run.read(directory / run["name"]) for run in sweep["runs"] if run["status"] == "finished"]
+    others = [run for run in sweep["runs"] if run["status"] != "finished"]
+    missing = [Missing(run["flags"], run["error"] or run["status"]) for run in others]
     methods = comparison.methods(runs, missing)
     compared = [run for method in methods for run in method.runs] or runs
-    results, *others = _generic_sections(runs, missing, compared)
+    results, *more = _generic_sections(runs, missing, compared)
     own, problems = [], []
     if runs:
         try:
@@ -212,8 +212,8 @@ def write(definition: Definition, directory: str | Path) -> str | None:
         except Exception as error:
             # The runs cost hours, and their tables do not depend on the experiment's own section.
             problems.append(_reported(error))
-            others.append(Section("Error in the experiment's report", problems[-1]))
-    sections = [*tuning.sections(methods), results, *tuning.differences(compared), *own, *others]
+            more.append(Section("Error in the experiment's report", problems[-1]))
+    sections = [*tuning.sections(methods), results, *tuning.differences(compared), *own, *more]
     notices = [generated(runs), mixed_data(runs, definition.traced_flags)]
     if notices[1]:
         print(f"WARNING  {notices[1]}", file=sys.stderr)
@@ -276,7 +276,7 @@ def _generic_sections(
 def _failures(sweep: Mapping[str, Any]) -> list[Section]:
     tables = []
     again = "The same command runs them again."
-    texts = {"failed": again, "pending": again, "damaged": "Their files cannot be read, and are left as they are."}
+    texts = {"failed": again, "waiting": again, "damaged": "Their files cannot be read, and are left as they are."}
     for status, text in texts.items():
         rows = [[run["name"], run["error"]] for run in sweep["runs"] if run["status"] == status]
         if rows:

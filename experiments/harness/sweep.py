@@ -316,12 +316,12 @@ def _close(plan: Plan, found: Ledger, problem: str | None) -> int:
     print("\n" + report.text_table(report.summary(found.runs(), missing=found.missing())))
     print(f"\nreport   {plan.directory / 'report.html'}\nfigures  {plan.directory / 'figures'}")
     for name, (status, error, *_) in found.entries.items():
-        if error or status != "done":
+        if error or status != "finished":
             kind = "DAMAGED" if status == "damaged" else "FAILED"
             print(f"{kind:9}{name}: {visible(error or status)}", file=sys.stderr)
     if problem:
         print(f"WARNING  the report is not whole, the next launch writes it again: {visible(problem)}", file=sys.stderr)
-    return 1 if any(error or status != "done" for status, error, *_ in found.entries.values()) else 0
+    return 1 if any(error or status != "finished" for status, error, *_ in found.entries.values()) else 0
 
 
 def _train(plan: Plan, waiting: Sequence[Member], executor: Callable, found: Ledger) -> None:
@@ -332,7 +332,7 @@ def _train(plan: Plan, waiting: Sequence[Member], executor: Callable, found: Led
             found.settle(member, error)
             left = (time.monotonic() - start) / done * (total - done)
             error = found.entries[member.name].error
-            outcome = f"failed: {visible(error)}" if error else "done"
+            outcome = f"failed: {visible(error)}" if error else "finished"
             remaining = f" (about {left:.0f} s left)" if done < total else ""
             bar.update()
             bar.write(f"[{done}/{total}] {member.name} {outcome}{remaining}", file=sys.stdout)

@@ -1,4 +1,4 @@
-"""Training: one loop, its checkpoints, the files of a run, its trained params, and statistics over seeds."""
+"""Training: one loop, its checkpoints, the files of a run and of a sweep, trained params, and statistics over seeds."""
 
 from seqjax.extras import needed
 
@@ -9,6 +9,7 @@ with needed("train", by=__name__):
     from seqjax.train.metrics import mean_and_interval
     from seqjax.train.program import Best, Program, State, initial_state
     from seqjax.train.run import Run
+    from seqjax.train.sweep import load_sweep
 
 __all__ = [
     "Best",
@@ -22,6 +23,7 @@ __all__ = [
     "fit",
     "fit_lanes",
     "initial_state",
+    "load_sweep",
     "mean_and_interval",
     "read_arrays",
     "write_arrays",
