@@ -40,7 +40,7 @@ from seqjax.train import Run, State, read_arrays, write_arrays
 from seqjax.unrolling import unroll
 
 FLAGS = training_flags(
-    steps=6000, steps_per_call=200, evaluate_every=1000, checkpoint_every=2000, batch_size=128, learning_rate=3e-3,
+    steps=6000, steps_per_call=250, evaluate_every=500, checkpoint_every=2000, batch_size=128, learning_rate=3e-3,
     schedule="cosine", clip_norm=1.0,
 )  # fmt: skip
 CELLS = {"rnn": cells.rnn, "gru": cells.gru, "lstm": cells.lstm}
