@@ -9,6 +9,8 @@ A sweep is a product of axes: ";" between axes, "," between values, and a:b for 
 before the first run starts. The same command again resumes: finished runs are kept, failed ones are run again.
 
 A sweep over --learning_rate is a grid: the report compares each method at its own best rate, by the validation score.
+With --points=N, an axis may be a range: learning_rate=1e-4..1e-1:log;dropout=0..0.6 is searched at N points, which
+--sampler chooses, and each method is compared at its own best point. A larger N continues the search.
 
 A single run is `python -m experiments.NAME`.
 """
@@ -27,7 +29,7 @@ import experiments  # first, for it names a package that is missing
 # isort: split
 from absl import flags
 
-from experiments.harness import command, ending, executors, sweep
+from experiments.harness import command, ending, executors, search, sweep
 from experiments.harness.comparison import RATE
 from experiments.harness.experiment import ATTRIBUTES, Definition, define
 from experiments.harness.flags import given_flags
@@ -47,6 +49,11 @@ flags.DEFINE_enum(
     flag_values=FLAGS,
 )
 flags.DEFINE_integer("processes", 2, "Runs at the same time (local, slurm).", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("points", 0, "Points of the ranges a..b of --sweep.", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_enum(
+    "sampler", search.SAMPLERS[0], list(search.SAMPLERS), "halton: evenly spread points; random: independent ones.",
+    flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_integer(
     "widen", 0, "Times to extend the grid of --learning_rate, while a method has its best rate at an end; 0: never.",
     lower_bound=0, flag_values=FLAGS,
@@ -116,7 +123,8 @@ def _main(argv: Sequence[str]) -> int:
     definition = experiment(options.experiment)
     executor = _executor(options)
     fixed = given_flags(definition.flags, rest, beside=list(FLAGS))
-    plan = sweep.plan(definition, options.sweep, fixed, options.workdir, widen=options.widen > 0)
+    searched = search.Search(options.points, options.sampler)
+    plan = sweep.plan(definition, options.sweep, fixed, options.workdir, widen=options.widen > 0, search=searched)
     if options.executor == "vmap" and any(member.config.patience for member in plan.members):
         raise ValueError("--patience: the lanes of --executor=vmap cannot stop early; take debug or local")
     code = sweep.run(plan, executor)

@@ -48,11 +48,12 @@ def grid(tmp_path):
 def test_each_method_has_its_own_rate(grid):
     bptt, rtrl, uoro = comparison.methods(*grid)
     assert [method.label for method in (bptt, rtrl, uoro)] == ["gradient=bptt", "gradient=rtrl", "gradient=uoro"]
-    assert (bptt.rate, bptt.edge, bptt.flags) == (0.01, None, {"gradient": "bptt"})
+    assert (bptt.point, bptt.edges, bptt.flags) == ((0.01,), {}, {"gradient": "bptt"})
     assert [run.flags["seed"] for run in bptt.runs] == [0, 1, 2]
     # A lower score does not count where a seed failed; where each rate lost one, the fewest.
-    assert (rtrl.rate, rtrl.edge) == (0.001, "lowest")
-    assert (uoro.rate, uoro.edge, uoro.failed) == (0.001, "lowest", {0.001: 1, 0.01: 2, 0.1: 3})
+    assert (rtrl.point, rtrl.edges) == ((0.001,), {"learning_rate": "lowest"})
+    assert (uoro.point, uoro.edges) == ((0.001,), {"learning_rate": "lowest"})
+    assert uoro.failed == {(0.001,): 1, (0.01,): 2, (0.1,): 3}
     assert comparison.wider([bptt]) == []
     assert comparison.wider([bptt, rtrl]) == [1e-4]
     assert comparison.wider([dataclasses.replace(rtrl, failed=dict.fromkeys(rtrl.failed, 0))]) == [1.0]
@@ -242,5 +243,5 @@ def test_a_text_among_the_results_is_not_compared(grid):
 
 
 def test_rates_are_rounded_and_a_method_of_one_rate_has_no_edge():
-    assert Method("", {}, {0.01: []}, {0.01: 0}).edge is None
+    assert Method("", {}, ("learning_rate",), {(0.01,): []}, {(0.01,): 0}).edges == {}
     assert math.isclose(comparison._rounded(1e-2**2 / 3e-3), 0.033)

@@ -1,12 +1,14 @@
 """Which runs are compared: groups over seeds, each method at its own best learning rate, paired differences.
 
-Runs that agree in all flags but --seed and --learning_rate are one method, and its learning rates are a grid. Its rate
-is the one whose mean validation score is best, so that no method is judged at a rate that suits another.
+Runs that agree in all flags but --seed and those that are tuned are one method. Tuned are --learning_rate, whose values
+are a grid, and the flags of a search. A method is judged at the point, the values of its tuned flags, whose mean
+validation score is best, so that none is judged at a learning rate that suits another.
 """
 
 import dataclasses
 import itertools
 import math
+import types
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -16,9 +18,12 @@ import numpy as np
 from experiments.harness import plots
 from experiments.harness.ledger import Missing, measured
 from experiments.harness.page import Mean
+from experiments.harness.search import Range
 from seqjax.train.run import Run
 
 RATE = "learning_rate"
+# The values of the tuned flags.
+Point = tuple[float, ...]
 
 
 def mean(values: Sequence[float]) -> Mean:
@@ -94,47 +99,58 @@ def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, f
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Runs that differ in --learning_rate and --seed only.
+    """Runs that differ in tuned flags and --seed only.
 
     Attributes:
         label: its flags that differ from those of other methods.
         flags: the same, by name.
-        grid: by learning rate, ascending: the finished runs.
-        failed: by learning rate: how many runs have no result.
+        tuned: the names of the tuned flags.
+        grid: by point, a value for each tuned flag, ascending: the finished runs.
+        failed: by point: how many runs have no result.
+        ranges: of a search, by tuned flag.
     """
 
     label: str
     flags: dict[str, Any]
-    grid: dict[float, list[Run]]
-    failed: dict[float, int]
+    tuned: tuple[str, ...]
+    grid: dict[Point, list[Run]]
+    failed: dict[Point, int]
+    ranges: Mapping[str, Range] = dataclasses.field(default_factory=dict)
 
     @cached_property
-    def scores(self) -> dict[float, list[float]]:
-        """By learning rate the validation score of each finished run; lower is better."""
-        return {rate: [validation(run) for run in runs] for rate, runs in self.grid.items()}
+    def scores(self) -> dict[Point, list[float]]:
+        """By point the validation score of each finished run; lower is better."""
+        return {point: [validation(run) for run in runs] for point, runs in self.grid.items()}
 
     @cached_property
-    def rate(self) -> float:
-        """The rate with the lowest mean validation score, among those at which the fewest runs failed."""
+    def point(self) -> Point:
+        """The point with the lowest mean validation score, among those at which the fewest runs failed."""
 
-        def order(rate: float) -> tuple[bool, int, float]:
-            scores = self.scores[rate]
-            return not scores, self.failed[rate], math.fsum(scores) / max(1, len(scores))
+        def order(point: Point) -> tuple[bool, int, float]:
+            scores = self.scores[point]
+            return not scores, self.failed[point], math.fsum(scores) / max(1, len(scores))
 
         return min(self.grid, key=order)
 
     @property
     def runs(self) -> list[Run]:
-        """The finished runs at that rate."""
-        return self.grid[self.rate]
+        """The finished runs at that point."""
+        return self.grid[self.point]
 
     @property
-    def edge(self) -> str | None:
-        """ "lowest" or "highest", where the rate is at that end of the grid, else None: a better one may lie beyond."""
-        rates = list(self.grid)
-        if len(rates) < 2 or not self.runs:
-            return None
-        return {rates[0]: "lowest", rates[-1]: "highest"}.get(self.rate)
+    def edges(self) -> dict[str, str]:
+        """By tuned flag "lowest" or "highest", where the point is at that end of its grid or range: a better value may
+        lie beyond.
+        """
+        if not self.runs:
+            return {}
+        found = {}
+        for index, (name, value) in enumerate(zip(self.tuned, self.point, strict=True)):
+            if name in self.ranges:
+                found[name] = self.ranges[name].near_end(value)
+            elif len(values := sorted({point[index] for point in self.grid})) > 1:
+                found[name] = {values[0]: "lowest", values[-1]: "highest"}.get(value)
+        return {name: end for name, end in found.items() if end}
 
 
 def validation(run: Run) -> float:
@@ -143,23 +159,33 @@ def validation(run: Run) -> float:
     return result[f"validation_{result['monitor']}"]
 
 
-def methods(runs: Sequence[Run], missing: Sequence[Missing] = ()) -> list[Method]:
-    """Returns the methods of a sweep over --learning_rate; none where only one rate was tried, or nothing monitored."""
+def methods(
+    runs: Sequence[Run], missing: Sequence[Missing] = (), ranges: Mapping[str, Range] = types.MappingProxyType({})
+) -> list[Method]:
+    """Returns the methods of a sweep; none where no flag was tuned, or nothing monitored.
+
+    Args:
+        runs: the finished runs.
+        missing: the others.
+        ranges: of the flags that were searched.
+    """
     if not runs or not all("monitor" in run.result() for run in runs):
         return []
     # Runs of one sweep differ in nothing but what is swept.
     absent = [{**runs[0].flags, **one.flags} for one in missing]
     flags = [run.flags for run in runs] + absent
-    if RATE not in varying_flags(flags):
+    tuned = (*ranges, *({RATE} & {*varying_flags(flags)} - {*ranges}))
+    if not tuned:
         return []
-    by = varying_flags(flags, ("seed", RATE))
+    by = varying_flags(flags, ("seed", *tuned))
     found: dict[str, Method] = {}
 
     def enter(given: Mapping[str, Any], run: Run | None) -> None:
         name = label(given, by)
-        method = found.setdefault(name, Method(name, {one: given.get(one) for one in by}, {}, {}))
-        method.grid.setdefault(given[RATE], []).extend([run] if run else [])
-        method.failed[given[RATE]] = method.failed.get(given[RATE], 0) + (run is None)
+        point = tuple(given[one] for one in tuned)
+        method = found.setdefault(name, Method(name, {one: given.get(one) for one in by}, tuned, {}, {}, ranges))
+        method.grid.setdefault(point, []).extend([run] if run else [])
+        method.failed[point] = method.failed.get(point, 0) + (run is None)
 
     for run in runs:
         enter(run.flags, run)
@@ -173,14 +199,17 @@ def wider(found: Sequence[Method]) -> list[float]:
 
     A step is the ratio of the last two rates at that end.
     """
-    added = set()
+    added, tried = set(), set()
     for method in found:
-        rates = list(method.grid)
-        if method.edge == "lowest":
+        index = method.tuned.index(RATE)
+        rates = sorted({point[index] for point in method.grid})
+        tried.update(rates)
+        end = method.edges.get(RATE)
+        if end == "lowest":
             added.add(_rounded(rates[0] ** 2 / rates[1]))
-        elif method.edge == "highest":
+        elif end == "highest":
             added.add(_rounded(rates[-1] ** 2 / rates[-2]))
-    return sorted(added - {rate for method in found for rate in method.grid})
+    return sorted(added - tried)
 
 
 def _rounded(rate: float) -> float:

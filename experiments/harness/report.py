@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.harness import comparison, ending, page, plots, tuning
+from experiments.harness import comparison, ending, page, plots, search, tuning
 from experiments.harness.comparison import groups, mean, varying, varying_flags
 from experiments.harness.experiment import Definition
 from experiments.harness.ledger import Missing, measured
@@ -202,7 +202,7 @@ def write(definition: Definition, directory: str | Path) -> str | None:
     runs = [Run.read(directory / run["name"]) for run in sweep["runs"] if run["status"] == "finished"]
     others = [run for run in sweep["runs"] if run["status"] != "finished"]
     missing = [Missing(run["flags"], run["error"] or run["status"]) for run in others]
-    methods = comparison.methods(runs, missing)
+    methods = comparison.methods(runs, missing, search.written(sweep["axes"], definition.flags))
     compared = [run for method in methods for run in method.runs] or runs
     results, *more = _generic_sections(runs, missing, compared)
     own, problems = [], []
@@ -213,7 +213,13 @@ def write(definition: Definition, directory: str | Path) -> str | None:
             # The runs cost hours, and their tables do not depend on the experiment's own section.
             problems.append(_reported(error))
             more.append(Section("Error in the experiment's report", problems[-1]))
-    sections = [*tuning.sections(methods), results, *tuning.differences(compared), *own, *more]
+    sections = [
+        *tuning.sections(methods),
+        results,
+        *tuning.differences(compared, methods[0].tuned if methods else (comparison.RATE,)),
+        *own,
+        *more,
+    ]
     notices = [generated(runs), mixed_data(runs, definition.traced_flags)]
     if notices[1]:
         print(f"WARNING  {notices[1]}", file=sys.stderr)
@@ -288,7 +294,8 @@ def command(sweep: Mapping[str, Any], directory: Path) -> str:
     """Returns the command that reproduces a sweep, from the content of its sweep.json."""
     axes = ";".join(f"{name}={','.join(map(str, values))}" for name, values in sweep["axes"].items())
     experiment = sweep["experiment"].removeprefix("experiments.")
-    flags = {"experiment": experiment, "sweep": axes, "workdir": directory, **sweep["fixed"]}
+    searched = sweep.get("search", {})
+    flags = {"experiment": experiment, "sweep": axes, **searched, "workdir": directory, **sweep["fixed"]}
     return " ".join(["python launch.py", *(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())])
 
 

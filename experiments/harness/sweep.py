@@ -2,6 +2,7 @@
 
 The algebra: `model=lstm,gru;seed=0:3` is the product of its axes: `;` between axes, `,` between values, and `a:b` for
 the integers a, ..., b - 1 where the flag is an integer. The values of other flags may hold `:` (truncation=4:16).
+`a..b` and `a..b:log` are ranges, from which points are drawn: see `search`.
 
 A sweep directory holds one directory a run, named by its swept values, and sweep.json, results.csv, report.html.
 """
@@ -28,6 +29,9 @@ from experiments.harness.experiment import Definition
 from experiments.harness.flags import UNRECORDED, recorded, unknown_flag
 from experiments.harness.ledger import Ledger
 from experiments.harness.runs import default_directory
+from experiments.harness.search import NO_SEARCH, Range, Search
+from experiments.harness.search import parse as parse_range
+from experiments.harness.search import points as points_of
 from experiments.harness.texts import file_name, shortened, visible
 from seqjax.train.lock import InUse, Lock
 from seqjax.train.run import Run
@@ -42,7 +46,7 @@ class Plan(NamedTuple):
 
     Attributes:
         definition: the experiment.
-        axes: for each swept flag its values.
+        axes: for each swept flag its values, or the one `Range` that they are drawn from.
         fixed: flags with one value for all runs.
         members: the runs.
         directory: the sweep directory.
@@ -55,17 +59,19 @@ class Plan(NamedTuple):
     members: list[Member]
     directory: Path
     widened: int = 0
+    search: Search = NO_SEARCH
 
 
 def parse(text: str, flags: FlagValues) -> dict[str, list[Any]]:
-    """Returns the axes of a sweep: for each flag its values, of the flag's type. The empty text has no axes.
+    """Returns the axes of a sweep: for each flag its values, of the flag's type, or one `Range`. The empty text has no
+    axes.
 
     Raises:
         ValueError: no "name=values", an unknown flag, a repeated one, one that does not affect
             the result, no values, a repeated value, an empty range, a value that the flag refuses, or more than
             `MOST_RUNS` runs, which is seen before any range is expanded.
     """
-    items: dict[str, list[str | range]] = {}
+    items: dict[str, list[str | range | Range]] = {}
     for axis in filter(str.strip, text.split(";")):
         name, equals, values = (part.strip() for part in axis.partition("="))
         about = f"sweep axis {shortened(axis.strip())!r}"
@@ -78,6 +84,8 @@ def parse(text: str, flags: FlagValues) -> dict[str, list[Any]]:
         if name in items:
             raise ValueError(f"{about}: --{name} has an axis already; give all its values in one")
         items[name] = [_range_or_value(name, item.strip(), flags) for item in values.split(",")]
+        if len(items[name]) > 1 and any(isinstance(item, Range) for item in items[name]):
+            raise ValueError(f"{about}: give one range a..b, or values")
     runs = math.prod(sum(map(_count, axis)) for axis in items.values())
     if runs > MOST_RUNS:
         number = f"{runs:,}" if runs < 10**15 else "more than 10^15"
@@ -94,9 +102,11 @@ def parse(text: str, flags: FlagValues) -> dict[str, list[Any]]:
     return axes
 
 
-def _range_or_value(name: str, item: str, flags: FlagValues) -> str | range:
+def _range_or_value(name: str, item: str, flags: FlagValues) -> str | range | Range:
     if not item:
         raise ValueError(f"sweep axis {name}: an empty value; expected {name}=value,value,...")
+    if found := parse_range(name, item, flags):
+        return found
     bounds = re.fullmatch(r"(-?\d{1,1000}):(-?\d{1,1000})", item)
     if flags[name].flag_type() != "int" or not bounds:
         return item
@@ -105,11 +115,13 @@ def _range_or_value(name: str, item: str, flags: FlagValues) -> str | range:
     return values
 
 
-def _count(item: str | range) -> int:
+def _count(item: str | range | Range) -> int:
     return item.stop - item.start if isinstance(item, range) else 1  # len() of a range ends at 2^63
 
 
-def _values(name: str, item: str | range, flags: FlagValues) -> list[Any]:
+def _values(name: str, item: str | range | Range, flags: FlagValues) -> list[Any]:
+    if isinstance(item, Range):
+        return [item]
     parser = flags[name].parser
     given = shortened(f"{item.start}:{item.stop}" if isinstance(item, range) else item)
     try:
@@ -120,9 +132,28 @@ def _values(name: str, item: str | range, flags: FlagValues) -> list[Any]:
         raise ValueError(f"sweep axis {name}: {given!r}: {reason}") from None
 
 
-def expand(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Returns the product of the axes, the last axis fastest: one dict of flag to value for each run."""
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+def expand(axes: Mapping[str, Sequence[Any]], search: Search = NO_SEARCH) -> list[dict[str, Any]]:
+    """Returns one dict of flag to value for each run: the product of the axes, the last axis fastest, where the ranges
+    are one axis, of their points.
+
+    Raises:
+        ValueError: as `points_of`.
+    """
+    ranges = ranged(axes)
+    drawn = points_of(list(ranges.values()), search.points, search.sampler) if ranges else []
+    lists: list[list[dict[str, Any]]] = []
+    for name, values in axes.items():
+        if name not in ranges:
+            lists.append([{name: value} for value in values])
+        elif name == next(iter(ranges)):
+            lists.append([dict(zip(ranges, point, strict=True)) for point in drawn])
+    found = ({name: value for part in parts for name, value in part.items()} for parts in itertools.product(*lists))
+    return [{name: point[name] for name in axes} for point in found]
+
+
+def ranged(axes: Mapping[str, Sequence[Any]]) -> dict[str, Range]:
+    """Returns the axes that are ranges."""
+    return {name: values[0] for name, values in axes.items() if values and isinstance(values[0], Range)}
 
 
 def run_name(point: Mapping[str, Any]) -> str:
@@ -159,6 +190,7 @@ def plan(
     directory: str | Path | None,
     *,
     widen: bool = False,
+    search: Search = NO_SEARCH,
 ) -> Plan:
     """Returns the checked plan of a sweep; writes nothing.
 
@@ -168,10 +200,12 @@ def plan(
         fixed: flags with one value for all runs.
         directory: the sweep directory; None for runs/NAME/<hash of the sweep>.
         widen: whether learning rates by which an earlier launch extended the grid belong to it.
+        search: of the ranges of the sweep.
 
     Raises:
         ValueError: `parse`'s; a flag both fixed and swept; a run's flags that the experiment refuses; a directory
-            that holds another sweep, or a run of this one with other flags; `widen` without a grid.
+            that holds another sweep, or a run of this one with other flags; `widen` without a grid; ranges without
+            a number of points, or the other way around.
     """
     fixed = {name: value for name, value in fixed.items() if name != "workdir"}
     axes = parse(definition.sweep if text is None else text, definition.flags)
@@ -181,11 +215,21 @@ def plan(
         if name in fixed:
             given = ",".join(map(str, axes[name]))
             raise ValueError(f"--{name} is both fixed ({fixed[name]}) and swept ({given}); give one of them")
+    ranges = ranged(axes)
+    if bool(ranges) != bool(search.points):
+        have, need = ("ranges", "--points=N points of them") if ranges else ("no range a..b", "one, or no --points")
+        raise ValueError(f"the sweep has {have}: expected {need}")
+    runs = search.points * math.prod(len(values) for name, values in axes.items() if name not in ranges)
+    if runs > MOST_RUNS:
+        raise ValueError(f"the sweep has {runs:,} runs, expected at most {MOST_RUNS:,}; take fewer --points")
     named = {name: value for name, value in fixed.items() if name not in UNRECORDED}
-    default = default_directory(definition.name, "sweep", axes, named)
+    written = {name: list(map(str, values)) if name in ranges else values for name, values in axes.items()}
+    default = default_directory(definition.name, "sweep", written, named)
     directory = place(default if directory is None else directory)
     if not widen:
-        return _checked(Plan(definition, axes, fixed, [], directory))
+        return _checked(Plan(definition, axes, fixed, [], directory, search=search))
+    if RATE in ranges:
+        raise ValueError(f"--widen extends a grid of learning rates, and {RATE} is searched; give a wider range")
     given = axes.get(RATE, [])
     if len(given) < 2:
         raise ValueError(
@@ -195,7 +239,7 @@ def plan(
     found = (ledger.read(directory) or {"axes": {}})["axes"].get(RATE, [])
     rates = sorted({*given, *found})
     beyond = max(sum(rate < min(given) for rate in rates), sum(rate > max(given) for rate in rates))
-    return _checked(Plan(definition, {**axes, RATE: rates}, fixed, [], directory, beyond))
+    return _checked(Plan(definition, {**axes, RATE: rates}, fixed, [], directory, beyond, search))
 
 
 def wider(plan: Plan) -> Plan | None:
@@ -203,7 +247,7 @@ def wider(plan: Plan) -> Plan | None:
     method has.
     """
     found = Ledger(_header(plan), plan.members, plan.directory)
-    rates = comparison.wider(comparison.methods(found.runs(), found.missing()))
+    rates = comparison.wider(comparison.methods(found.runs(), found.missing(), ranged(plan.axes)))
     if not rates:
         return None
     axes = {**plan.axes, RATE: sorted([*plan.axes[RATE], *rates])}
@@ -214,7 +258,7 @@ def _checked(plan: Plan) -> Plan:
     """The plan with its members."""
     definition, axes, fixed, directory = plan.definition, plan.axes, plan.fixed, plan.directory
     members = []
-    for point in expand(axes):
+    for point in expand(axes, plan.search):
         flags, name = {**fixed, **point}, run_name(point)
         try:
             config = definition.parse(flags)
@@ -249,6 +293,12 @@ def _check_same_sweep(directory: Path, found: Mapping[str, Any], given: Mapping[
                 f"{directory} holds a sweep with {name}={shortened(','.join(missing))}, which this one leaves "
                 "out; values may be added to a sweep, not dropped"
             )
+    there, here = (header.get("search", {"points": 0, "sampler": None}) for header in (found, given))
+    if there["sampler"] != here["sampler"] or there["points"] > here["points"]:
+        raise ValueError(
+            f"{directory} holds a search of {there['points']} points by --sampler={there['sampler']}, not of "
+            f"{here['points']} by {here['sampler']}; points may be added to a search, not dropped"
+        )
 
 
 def _check_flags(member: Member) -> None:
@@ -262,7 +312,10 @@ def _check_flags(member: Member) -> None:
 
 def _header(plan: Plan) -> dict[str, Any]:
     fixed = {name: value for name, value in plan.fixed.items() if name not in UNRECORDED}
-    return {"experiment": plan.definition.name, "axes": plan.axes, "fixed": fixed}
+    ranges = ranged(plan.axes)
+    axes = {name: list(map(str, values)) if name in ranges else values for name, values in plan.axes.items()}
+    searched = {"search": plan.search._asdict()} if ranges else {}
+    return {"experiment": plan.definition.name, "axes": axes, "fixed": fixed, **searched}
 
 
 def run(plan: Plan, executor: Callable[..., executors.Outcomes] = executors.debug) -> int:
