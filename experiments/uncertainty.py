@@ -16,7 +16,8 @@ Scores: CRPS (Gneiting & Raftery 2007), likelihood, coverage and width of centra
     python -m experiments.uncertainty --method=mc_dropout --data_dir=DIR
     python launch.py --experiment=uncertainty --data_dir=DIR        all methods
 
-What was measured: (docs/results.md).
+Measured: the CRPS is 1.79 ± 0.02 °C with a constant std, 1.80 ± 0.01 with dropout, 2.03 ± 0.03 with mc_alone, whose
+90 % intervals hold 49 % of the truth (docs/results.md).
 """
 
 import sys
@@ -277,6 +278,8 @@ def _stretch(by_label: Mapping[str, Mapping[str, np.ndarray]]) -> "Figure":
 
     figure, axes = panels(len(by_label), 1, width=8.5, height=1.7)
     for index, ((label, series), axis) in enumerate(zip(by_label.items(), axes[:, 0], strict=True)):
+        if index:
+            axis.sharey(axes[0, 0])
         time = series["time"]
         begin = time[len(time) // 2]
         shown = (time >= begin) & (time < begin + np.timedelta64(21, "D"))
@@ -286,7 +289,6 @@ def _stretch(by_label: Mapping[str, Mapping[str, np.ndarray]]) -> "Figure":
             axis.fill_between(time[shown], *ends, color=color, alpha=alpha, linewidth=0)
         axis.plot(time[shown], series["truth"][shown], color="black", linewidth=1)
         axis.set(title=label, ylabel="°C", xlim=(time[shown][0], time[shown][-1]))
-        axis.sharey(axes[0, 0])
         axis.xaxis.set_major_formatter(ConciseDateFormatter(AutoDateLocator()))
         axis.tick_params(axis="x", labelbottom=axis is axes[-1, 0])
     figure.set_label("stretch")
