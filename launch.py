@@ -12,6 +12,11 @@ A sweep over --learning_rate is a grid: the report compares each method at its o
 With --points=N, an axis may be a range: learning_rate=1e-4..1e-1:log;dropout=0..0.6 is searched at N points, which
 --sampler chooses, and each method is compared at its own best point. A larger N continues the search.
 
+Without starting anything, beside a sweep that runs as well as after it:
+
+    python launch.py --status=DIR         how many runs are finished, failed (and why), running (and how far), waiting
+    python launch.py --watch=DIR          the same, until no run is left
+
 A single run is `python -m experiments.NAME`.
 """
 
@@ -29,7 +34,7 @@ import experiments  # first, for it names a package that is missing
 # isort: split
 from absl import flags
 
-from experiments.harness import command, ending, executors, search, sweep
+from experiments.harness import command, ending, executors, progress, search, sweep
 from experiments.harness.comparison import RATE
 from experiments.harness.experiment import ATTRIBUTES, Definition, define
 from experiments.harness.flags import given_flags
@@ -61,6 +66,11 @@ flags.DEFINE_integer(
 flags.DEFINE_string("workdir", None, "Directory of the sweep (default: runs/NAME/<hash>).", flag_values=FLAGS)
 flags.DEFINE_string("slurm_partition", None, "Partition of the cluster.", flag_values=FLAGS)
 flags.DEFINE_integer("slurm_minutes", 60, "Time limit of a job.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("status", None, "Print how far the sweep in this directory is.", flag_values=FLAGS)
+flags.DEFINE_string("watch", None, "Show how far the sweep in this directory is, until it ends.", flag_values=FLAGS)
+
+# What shows a sweep and starts nothing: by flag, a function of its value that returns the exit code.
+VIEWS = {"status": progress.status, "watch": progress.watch}
 
 
 def experiment(name: str) -> Definition:
@@ -99,7 +109,11 @@ def _exists(name: str) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command line and returns the exit code: 0, 1 where a run failed, 2 for bad flags, `ending.exit_code`."""
+    """Runs the command line and returns the exit code.
+
+    0; 1 where a run failed, for --status and --watch where one is not finished; 2 for bad flags; else as
+    `ending.exit_code`.
+    """
     return ending.exit_code("launch.py", lambda: _main(argv))
 
 
@@ -120,6 +134,8 @@ def _main(argv: Sequence[str]) -> int:
         else:
             print(f"The sweep that {options.experiment} proposes is {definition.sweep!r}.")
         return 0
+    if asked := [name for name in VIEWS if options[name].present]:
+        return _view(asked[0], options, rest)
     definition = experiment(options.experiment)
     executor = _executor(options)
     fixed = given_flags(definition.flags, rest, beside=list(FLAGS))
@@ -134,6 +150,16 @@ def _main(argv: Sequence[str]) -> int:
         plan = wider
         code = sweep.run(plan, executor)
     return code
+
+
+def _view(name: str, options: flags.FlagValues, rest: Sequence[str]) -> int:
+    others = [f"--{other}" for other in FLAGS if options[other].present and other != name] + list(rest)
+    if others:
+        raise ValueError(f"--{name} shows a sweep and starts nothing: leave out {shortened(' '.join(others))}")
+    value = options[name].value
+    if not value:
+        raise ValueError(f"--{name} is empty; expected the directory of a sweep")
+    return VIEWS[name](value)
 
 
 def _executor(options: flags.FlagValues) -> Callable[..., executors.Outcomes]:

@@ -16,6 +16,7 @@ import pytest
 from seqjax.train import InUse, Run
 from seqjax.train import lock as lock_module
 from seqjax.train.lock import Lock
+from seqjax.train.lock import holder as holder_of
 
 ROOT = Path(__file__).parents[1]
 HOLD = """
@@ -290,3 +291,35 @@ def test_a_run_whose_directory_was_replaced_does_not_write_a_checkpoint(tmp_path
     Run.open(tmp_path / "run", {"seed": 1})
     with pytest.raises(InUse):
         run.mark()
+
+
+def test_who_holds_a_lock_is_seen_from_outside(tmp_path, holder):
+    before = (tmp_path / ".lock").stat().st_mtime_ns
+    assert holder_of(tmp_path) == owner(tmp_path)
+    assert holder_of(tmp_path)["process"] == holder.pid
+    holder.kill()
+    holder.wait()
+    assert holder_of(tmp_path) is None
+    assert (owner(tmp_path)["process"], (tmp_path / ".lock").stat().st_mtime_ns) == (holder.pid, before)
+
+
+def test_looking_for_a_holder_takes_and_creates_nothing(tmp_path):
+    assert holder_of(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+    held = Lock.take(tmp_path)
+    assert holder_of(str(tmp_path))["process"] == os.getpid()
+    held.release()
+    assert holder_of(tmp_path) is None
+    Lock.take(tmp_path, wait=0).release()
+
+
+def test_another_host_holds_a_lock_for_as_long_as_it_touches_it(tmp_path, monkeypatch):
+    leave(tmp_path)
+    assert holder_of(tmp_path) == owner(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
+    assert holder_of(tmp_path)["host"] == "elsewhere"
+    os.utime(tmp_path / ".lock", (0, 0))
+    assert holder_of(tmp_path) is None
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        holder_of(tmp_path)

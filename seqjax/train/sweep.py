@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 from seqjax.train.run import Run
 from seqjax.train.strict_json import decode
 
-__all__ = ["STATUSES", "Entry", "entry_of", "load_sweep", "look", "read_sweep"]
+__all__ = ["Entry", "entry_of", "load_sweep", "look", "read_sweep"]
 
-# What may become of a run; `Entry` explains them.
-STATUSES = ("finished", "waiting", "failed", "damaged")
+_STATUSES = ("finished", "waiting", "failed", "damaged")
 _BEFORE = {"done": "finished", "pending": "waiting"}  # the names of 0.1
 _HEADS = ("run", "status", "reason")
 
@@ -122,7 +121,7 @@ def _is_of_a_sweep(content: Any) -> bool:
         has(content, experiment=str, axes=dict, fixed=dict, runs=list)
         and all(isinstance(values, list) for values in content["axes"].values())
         and all(has(run, name=str, flags=dict, status=str, error=(str, type(None))) for run in content["runs"])
-        and all(run["status"] in (*STATUSES, *_BEFORE) for run in content["runs"])
+        and all(run["status"] in (*_STATUSES, *_BEFORE) for run in content["runs"])
     )
 
 
