@@ -100,6 +100,12 @@ STUDIES = {
         10,
         data=True,
     ),
+    "uncertainty": Study(
+        "--experiment=uncertainty --steps=819 --batch_size=128 --checkpoint_every=0",
+        15,
+        {"coverage": "predictive-distributions-reliability"},
+        data=True,
+    ),
     "temperature": Study(
         "--experiment=temperature --steps=1638 --sweep='model=naive,dense,conv,lstm,dropout_lstm,stacked_gru,bilstm,"
         "min_gru,lru,zoneout_lstm;learning_rate=3e-3,1e-2;seed=0:5'",
