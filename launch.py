@@ -16,6 +16,8 @@ Without starting anything, beside a sweep that runs as well as after it:
 
     python launch.py --status=DIR         how many runs are finished, failed (and why), running (and how far), waiting
     python launch.py --watch=DIR          the same, until no run is left
+    python launch.py --best=DIR           the best run of each method: its scores, directory and command
+    python launch.py --compare=DIR1,DIR2  two sweeps of one experiment, by method, in differences paired by seed
 
 A single run is `python -m experiments.NAME`.
 """
@@ -34,7 +36,7 @@ import experiments  # first, for it names a package that is missing
 # isort: split
 from absl import flags
 
-from experiments.harness import command, ending, executors, progress, search, sweep
+from experiments.harness import command, ending, executors, findings, progress, search, sweep
 from experiments.harness.comparison import RATE
 from experiments.harness.experiment import ATTRIBUTES, Definition, define
 from experiments.harness.flags import given_flags
@@ -68,9 +70,11 @@ flags.DEFINE_string("slurm_partition", None, "Partition of the cluster.", flag_v
 flags.DEFINE_integer("slurm_minutes", 60, "Time limit of a job.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string("status", None, "Print how far the sweep in this directory is.", flag_values=FLAGS)
 flags.DEFINE_string("watch", None, "Show how far the sweep in this directory is, until it ends.", flag_values=FLAGS)
+flags.DEFINE_string("best", None, "Print the best run of each method in this sweep directory.", flag_values=FLAGS)
+flags.DEFINE_string("compare", None, "Print how the second of two sweeps, DIR1,DIR2, differs.", flag_values=FLAGS)
 
 # What shows a sweep and starts nothing: by flag, a function of its value that returns the exit code.
-VIEWS = {"status": progress.status, "watch": progress.watch}
+VIEWS = {"status": progress.status, "watch": progress.watch, "best": findings.best, "compare": findings.compare}
 
 
 def experiment(name: str) -> Definition:

@@ -45,14 +45,14 @@ class Snapshot(NamedTuple):
     """A sweep at one moment.
 
     Attributes:
-        experiment: its name.
+        sweep: the content of sweep.json.
         directory: the sweep directory.
         entries: what became of each run, by name; status "running" for those that a process writes to.
         training: how far each of these is.
         holders: who holds the lock of the sweep, under "", and of each running run; None if it is free.
     """
 
-    experiment: str
+    sweep: dict[str, Any]
     directory: Path
     entries: dict[str, Entry]
     training: dict[str, Training]
@@ -75,7 +75,7 @@ class Snapshot(NamedTuple):
         counts = ", ".join(f"{statuses.count(kind):,} {kind}" for kind in kinds)
         by = _words(self.holders[""])
         lines = [
-            visible(f"{self.experiment} in {self.directory}"),
+            visible(f"{self.sweep['experiment']} in {self.directory}"),
             f"{len(statuses):,} runs: {counts}",
             f"launched by {by}" if by else "no launcher is at work",
         ]
@@ -128,7 +128,7 @@ def snapshot(directory: str | Path, before: Snapshot | None = None) -> Snapshot:
                 entries[name], holders[name] = entry._replace(status="running"), found
     except OSError as error:
         raise ValueError(f"{error.filename}: {error.strerror}" if error.strerror else str(error)) from error
-    return Snapshot(sweep["experiment"], directory, entries, training, holders)
+    return Snapshot(sweep, directory, entries, training, holders)
 
 
 def _training(run: Run) -> Training:
