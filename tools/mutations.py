@@ -791,6 +791,35 @@ MUTATIONS = [
         "range(int(bounds[1]), int(bounds[2]) + 1)",
         "tests/test_sweep.py::test_ranges_are_half_open_and_only_for_integers",
     ),
+    # A sweep seen from outside
+    Mutation(
+        "a sweep from outside: the lock that a killed process left counts as held",
+        "seqjax/train/lock.py",
+        'elsewhere = found and not (local and found.get("host") == socket.gethostname())',
+        "elsewhere = found",
+        "tests/test_train_lock.py::test_who_holds_a_lock_is_seen_from_outside",
+    ),
+    Mutation(
+        "a sweep from outside: a run that could not say why it failed waits",
+        "seqjax/train/sweep.py",
+        'if listed["status"] == "failed":',
+        "if False:",
+        "tests/test_train_sweep.py::test_a_row_for_each_run_and_a_column_for_each_scalar",
+    ),
+    Mutation(
+        "a sweep from outside: the time left is that of all steps",
+        "experiments/harness/progress.py",
+        "left = (steps - step) / rate",
+        "left = steps / rate",
+        "tests/test_progress.py::test_counts_reasons_and_the_runs_that_are_running",
+    ),
+    Mutation(
+        "a sweep from outside: the best run is the worst",
+        "experiments/harness/findings.py",
+        "min(runs, key=validation)",
+        "max(runs, key=validation)",
+        "tests/test_findings.py::test_the_best_run_of_each_method",
+    ),
     # Nothing is left out without a word
     Mutation(
         "buckets: a sequence that is too long is let in",
