@@ -167,6 +167,16 @@ def test_a_method_without_any_result_is_in_the_table(grid):
     assert row == ["uoro", None, 0, "8 of 8", None, None]
 
 
+def test_groups_at_one_rate_each_are_not_named_by_it(grid):
+    runs, _ = grid
+    assert set(comparison.groups(runs)) == {
+        f"gradient={run.flags['gradient']}, learning_rate={run.flags['learning_rate']}" for run in runs
+    }
+    best = [run for method in comparison.methods(*grid) for run in method.runs]
+    assert len({run.flags["learning_rate"] for run in best}) == 2
+    assert list(comparison.groups(best)) == ["gradient=bptt", "gradient=rtrl", "gradient=uoro"]
+
+
 AXES = "learning_rate=1e-3,3e-3;seed=0:3"
 
 

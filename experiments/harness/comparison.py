@@ -48,8 +48,18 @@ def label(flags: Mapping[str, Any], by: Sequence[str]) -> str:
 
 
 def groups(runs: Sequence[Run], by: Sequence[str] | None = None) -> dict[str, list[Run]]:
-    """Returns the runs that agree in the flags `by` (default: all that vary but the seed), under a label of them."""
-    by = varying(runs) if by is None else by
+    """Returns the runs that agree in the flags `by`, under a label of them.
+
+    By default these are all that vary but the seed, and but the learning rate where the others determine it: where each
+    method is at its own best rate.
+    """
+    if by is None:
+        by = varying(runs)
+        others, rates = [name for name in by if name != RATE], {}
+        for run in runs:
+            rates.setdefault(label(run.flags, others), set()).add(run.flags.get(RATE))
+        if all(len(found) == 1 for found in rates.values()):
+            by = others
     result: dict[str, list[Run]] = {}
     for run in runs:
         result.setdefault(label(run.flags, by), []).append(run)
