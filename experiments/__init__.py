@@ -3,7 +3,7 @@
 `python -m experiments.NAME` is one run, `python launch.py --experiment=NAME` a sweep.
 
 Studies of gradients, noise and initial weights:
-    bptt_vs_tbptt, influence, vanishing, recurrent_dropout, uncertainty, initialization
+    bptt_vs_tbptt, influence, vanishing, memory, recurrent_dropout, uncertainty, initialization
 Tasks:
     temperature, sentiment, language, translation, addition, music, speech, spotting, anomalies, series, mnist, ball,
     mackey_glass, direction, next_frame, captions

@@ -81,7 +81,7 @@ def drawn(module, runs):
 
 
 def test_a_flag_has_one_name_and_one_type_in_all_experiments():
-    assert len(NAMES) == 22
+    assert len(NAMES) == 23
     found = {name: define(import_module(f"experiments.{name}")).flags for name in NAMES}
     types: dict[str, set[str]] = {}
     for values in found.values():

@@ -416,7 +416,7 @@ def test_generated_data_are_said_at_every_table_figure_and_listing(sweep_directo
 
 def test_every_experiment_says_when_its_data_are_generated():
     # A simulation is the task, or a text is always there.
-    complete = {"addition", "ball", "mackey_glass", "vanishing", "influence"}
+    complete = {"addition", "ball", "mackey_glass", "vanishing", "influence", "memory"}
     folder = Path(experiments.__file__).parent
     names = [path.stem for path in folder.glob("*.py") if "\nSWEEP = " in path.read_text()]
     assert len(names) > 10
