@@ -4,9 +4,9 @@
     --order=pixels     784 steps of one pixel, row after row
     --order=permuted   the same in one random order, which is the same for all digits and runs
 
-The last 5,000 training digits choose the best params; the answer is read from the last output. Sources: Le et al.
-2015 (arXiv 1504.00941), which proposed the task and the IRNN; Tallec & Ollivier 2018 (arXiv 1804.11188) for the biases.
-A result has the largest Lyapunov exponent of one layer, before and after training.
+The last 5,000 training digits choose the best params; the answer is read from the last output. A result has the largest
+Lyapunov exponent of a single layer, before and after training. Sources: Le et al. 2015 (arXiv 1504.00941), for task and
+IRNN; Tallec & Ollivier 2018 (arXiv 1804.11188), for the biases.
 
     logistic, dense    logistic regression, and Dense(128, relu), on the picture
     rnn, lstm, gru     one layer; chrono_lstm: forget biases for dependencies as long as the sequence
@@ -16,9 +16,8 @@ A result has the largest Lyapunov exponent of one layer, before and after traini
     python -m experiments.mnist --order=rows --model=lstm --data_dir=DIR
     python launch.py --experiment=mnist --data_dir=DIR        every model, row by row
 
-DIR holds the four files of MNIST, or a folder mnist with them. Without --data_dir the digits are generated.
-
-Measured row by row: lstm has a test accuracy of 98.28 ± 0.42 % after three epochs (docs/results.md).
+DIR holds the four files of MNIST, or a folder mnist with them. Without --data_dir the digits are generated. Measured
+row by row: lstm has a test accuracy of 98.28 ± 0.42 % after three epochs (docs/results.md).
 """
 
 import sys

@@ -66,6 +66,7 @@ STUDIES = {
     ),
     "influence": Study("--experiment=influence", 2),
     "vanishing": Study("--experiment=vanishing --widen=1", 20, {"remedies": "remedies-accuracy"}),
+    "memory": Study("--experiment=memory", 25, {"gradient-by-cell": "reach-of-the-gradient"}),
     "biases": Study(
         "--experiment=initialization --lag=50 --steps=1500 --steps_per_call=250 --evaluate_every=250 "
         "--sweep='task=adding,copy,permuted;forget_bias=0,1,2,chrono,uniform_gate;learning_rate=3e-3,1e-2;seed=0:5'",
