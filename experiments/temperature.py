@@ -248,7 +248,7 @@ SWEEP = f"model={','.join(MODELS)};learning_rate=1e-3,3e-3,1e-2;seed=0:5"
 def report(runs: list[Run]) -> list[Section]:
     """The test error of each model beside the naive one, and by month."""
     figures, (table, monthly) = separate("error", "by-month")
-    by_label = groups(runs)
+    by_label = {label.removeprefix("model="): members for label, members in groups(runs).items()}
     intervals(table, by_label, "test_mae", (0, np.inf))
     for index, (label, members) in enumerate(by_label.items()):
         by_month = [_gain(read_arrays(run.directory / "forecasts.npz")) for run in members]

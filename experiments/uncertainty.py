@@ -36,7 +36,7 @@ from experiments.harness import command, supervised
 from experiments.harness.comparison import rank_correlation
 from experiments.harness.experiment import Experiment, Hparams, without_data
 from experiments.harness.flags import training_flags
-from experiments.harness.report import COLORS, Section, curve, groups, intervals, panels, separate, summary, varying
+from experiments.harness.report import COLORS, Section, curve, groups, intervals, panels, separate, summary
 from experiments.shared import tasks
 from seqjax import cells, regularizers
 from seqjax.arrays import Array, Key, Params
@@ -300,8 +300,7 @@ SWEEP = f"method={','.join(METHODS)};learning_rate=3e-3,1e-2;seed=0:5"
 
 def report(runs: list[Run]) -> list[Section]:
     """Scores, calibration, whether a wide interval means a large error, and what the intervals look like."""
-    grouped = groups(runs, varying(runs, ("seed", "learning_rate")))
-    by_label = {label.removeprefix("method="): members for label, members in grouped.items()}
+    by_label = {label.removeprefix("method="): members for label, members in groups(runs).items()}
     found = {
         label: [read_arrays(run.directory / "forecasts.npz") for run in members] for label, members in by_label.items()
     }

@@ -111,6 +111,7 @@ STUDIES = {
         "--experiment=temperature --steps=1638 --sweep='model=naive,dense,conv,lstm,dropout_lstm,stacked_gru,bilstm,"
         "min_gru,lru,zoneout_lstm;learning_rate=3e-3,1e-2;seed=0:5'",
         100,
+        {"jena": "forecasts-error"},
         data=True,
     ),
 }
