@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+import re
 import signal
 
 import jax
@@ -424,15 +425,16 @@ def test_refuses_the_checkpoints_of_other_numbers(trained):
 LANES = [numbers(seed=0), numbers(seed=1, learning_rate=0.2), numbers(seed=2, explode_at=14)]
 
 
-@pytest.fixture(scope="module", params=["cpu", "gpu"])
+@pytest.fixture(scope="module", params=[("cpu", 1), ("gpu", 1), ("cpu", 2), ("gpu", 8)], ids=str)
 def lanes(request, tmp_path_factory, trained):
-    """One lane after the other, and all at once."""
+    """One lane after the other, and all at once, on one device or divided over two, or three of eight."""
+    platform, count = request.param
     directory = tmp_path_factory.mktemp("lanes")
     runs = [open_run(directory, name) for name in "abc"]
     _, _, options = trained
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "platform", lambda tree: request.param)
-        return directory, runs, fit_lanes(PROGRAM, LANES, runs, **options)
+        patch.setattr(program, "platform", lambda tree: platform)
+        return directory, runs, fit_lanes(PROGRAM, LANES, runs, devices=jax.devices()[:count], **options)
 
 
 def test_a_lane_equals_its_single_run(lanes, trained, tmp_path):
@@ -512,12 +514,12 @@ def at_once(monkeypatch):
 
 def needed(count, steps_per_call=5):
     """Bytes of the program of so many lanes."""
-    calls = program.Calls(PROGRAM, lanes=True)
+    calls = program.Calls(PROGRAM, lanes=True, devices=jax.devices()[:1])
     return calls.needed_bytes([steps_per_call], numbers(), jax.jit(PROGRAM.init)(numbers()), count)
 
 
 def test_lanes_that_do_not_fit_are_trained_in_parts_by_one_program(tmp_path, at_once, capsys, monkeypatch):
-    options = {"steps": 10, "steps_per_call": 5, "evaluate_every": 5, "progress": False}
+    options = {"steps": 10, "steps_per_call": 5, "evaluate_every": 5, "progress": False, "devices": jax.devices()[:1]}
     hparams = [numbers(seed=seed, explode_at=7 * (seed == 3)) for seed in range(5)]
     whole = fit_lanes(PROGRAM, hparams, [open_run(tmp_path, f"whole {i}") for i in range(5)], **options)
     assert not capsys.readouterr().err
@@ -539,6 +541,36 @@ def test_lanes_that_do_not_fit_are_trained_in_parts_by_one_program(tmp_path, at_
     assert [int(result.state.step) for result in again] == [10, 10, 10]
 
 
+def test_parts_of_lanes_are_divided_over_devices(tmp_path, at_once, capsys):
+    """Seven lanes on three devices, of which each has room for one: three parts, the last one padded."""
+    options = {"steps": 10, "steps_per_call": 5, "evaluate_every": 5, "progress": False}
+    hparams = [numbers(seed=seed, explode_at=7 * (seed == 3)) for seed in range(7)]
+    runs = [open_run(tmp_path, f"part {i}") for i in range(7)]
+    parts = fit_lanes(PROGRAM, hparams, runs, **options, memory_bytes=needed(1), devices=jax.devices()[:3])
+    assert "they are trained in 3 parts of 3 lanes" in capsys.readouterr().err
+    assert [result.error for result in parts] == [None] * 3 + ["loss is nan at step 7"] + [None] * 3
+    for seed in (0, 6):
+        single = fit(PROGRAM, hparams[seed], open_run(tmp_path, f"single {seed}"), **options)
+        for a, b in zip(jax.tree.leaves(parts[seed].state), jax.tree.leaves(single.state), strict=True):
+            assert a.sharding.device_set == {jax.devices()[0]}
+            if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+                a, b = jax.random.key_data(a), jax.random.key_data(b)
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_devices_do_not_talk_to_each_other():
+    """There is no collective in the program of lanes on two devices."""
+    calls = program.Calls(PROGRAM, lanes=True, devices=jax.devices()[:2])
+    assert [calls.width(count) for count in (1, 2, 3, 5)] == [1, 2, 4, 6]
+    states = [jax.jit(PROGRAM.init)(numbers(seed=seed)) for seed in range(4)]
+    hparams, state = calls.joined([numbers(seed=seed) for seed in range(4)]), calls.joined(states)
+    text = calls.updates(5, hparams, state).as_text()
+    assert not [
+        line for line in text.splitlines() if re.search(r"all-(reduce|gather|to-all)|collective|send|recv", line)
+    ]
+    assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(state)} == {2}
+
+
 def counted(compile_one, compiled):
     def record(self, key, function, hparams, state):
         if key not in self._compiled:
@@ -550,9 +582,10 @@ def counted(compile_one, compiled):
 
 def test_parts_are_resumed_where_each_was(tmp_path, at_once):
     options = {"steps_per_call": 5, "checkpoint_every": 5, "progress": False}
+    one = {"devices": jax.devices()[:1]}
     hparams, runs = [numbers(seed=seed) for seed in range(3)], [open_run(tmp_path, name) for name in "abc"]
-    fit_lanes(PROGRAM, hparams[:2], runs[:2], steps=5, **options)
-    parts = fit_lanes(PROGRAM, hparams, runs, steps=10, **options, memory_bytes=needed(2))
+    fit_lanes(PROGRAM, hparams[:2], runs[:2], steps=5, **options, **one)
+    parts = fit_lanes(PROGRAM, hparams, runs, steps=10, **options, **one, memory_bytes=needed(2))
     for seed, part in enumerate(parts):
         single = fit(PROGRAM, numbers(seed=seed), open_run(tmp_path, f"single {seed}"), steps=10, **options)
         for a, b in zip(jax.tree.leaves(part.state.params), jax.tree.leaves(single.state.params), strict=True):

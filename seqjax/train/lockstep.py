@@ -33,12 +33,14 @@ class Lockstep:
           calls: its compiled calls.
           lanes: at least one, all at the same step.
           lengths: the numbers of updates that `update` will be called with.
-          width: lanes of the compiled program; if there are fewer, the last of them is repeated and not looked at.
+          width: lanes of the compiled program, as `calls.width` returns it; if there are fewer, the last of them is
+            repeated and not looked at.
         """
         self._program, self._calls, self._lanes = program, calls, lanes
         padded = [*lanes, *[lanes[-1]] * (width - len(lanes))]
         self._hparams = calls.joined([lane.hparams for lane in padded])
         self._state = calls.joined([lane.state for lane in padded])
+        self._data = calls.data(width)
         self.step = lanes[0].step
         self.shown: dict[str, float] = {}
         for length in lengths:
@@ -65,7 +67,7 @@ class Lockstep:
         """
         updates = self._calls.updates(length, self._hparams, self._state)
         called = time.perf_counter()
-        self._state, metrics, finite = updates(self._hparams, self._program.data, self._state)
+        self._state, metrics, finite = updates(self._hparams, self._data, self._state)
         metrics = {name: each.reshape(-1, length) for name, each in jax.device_get(metrics).items()}
         took = time.perf_counter() - called
         self.step += length
@@ -86,7 +88,7 @@ class Lockstep:
         if self._evaluation is None:
             return
         monitor = self._program.monitor
-        self._state, metrics = self._evaluation(self._hparams, self._program.data, self._state)
+        self._state, metrics = self._evaluation(self._hparams, self._data, self._state)
         metrics = {name: np.atleast_1d(values) for name, values in jax.device_get(metrics).items()}
         for i in self.healthy:
             if not np.isfinite(score := metrics[monitor][i]):

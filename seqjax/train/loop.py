@@ -124,6 +124,7 @@ def fit_lanes(
     patience: int = 0,
     progress: bool = True,
     memory_bytes: int | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> list[FitResult]:
     """Trains several runs that differ only in `hparams` as the lanes of one compiled program.
 
@@ -131,6 +132,16 @@ def fit_lanes(
     finite, ends with `FitResult.error` while the others are trained, and that times and memory are those of the lanes
     that were trained together. Each run has its own checkpoints, so any set of runs can be resumed together; those
     that are behind are trained first, until they have caught up.
+
+    The lanes are divided over devices, on which they are trained without communication.
+
+    Args:
+      program, steps, steps_per_call, evaluate_every, checkpoint_every, patience, progress: as of `fit`.
+      hparams: of each lane.
+      runs: of each lane.
+      memory_bytes: of a device; lanes that do not fit are trained in parts, one after the other. None for what JAX
+        knows of the device.
+      devices: over which the lanes are divided; None for those of this process.
 
     Raises:
       ValueError: the arguments are inconsistent; also for patience > 0, since the lanes take every step together.
@@ -142,7 +153,7 @@ def fit_lanes(
         raise ValueError(f"lanes are trained together and cannot stop early: patience must be 0, got {patience}")
     schedule = _Schedule(steps, steps_per_call, evaluate_every, checkpoint_every, patience)
     schedule.check(program)
-    loop = _Loop(program, schedule, lanes=True, memory_bytes=memory_bytes)
+    loop = _Loop(program, schedule, lanes=True, memory_bytes=memory_bytes, devices=devices)
     with contextlib.ExitStack() as opened:
         return loop.train(loop.restore(hparams, runs, opened), progress)
 
@@ -193,10 +204,18 @@ class _Schedule(NamedTuple):
 class _Loop:
     """The calls of some runs, one after the other, and their results."""
 
-    def __init__(self, program: Program, schedule: _Schedule, *, lanes: bool, memory_bytes: int | None = None):
+    def __init__(
+        self,
+        program: Program,
+        schedule: _Schedule,
+        *,
+        lanes: bool,
+        memory_bytes: int | None = None,
+        devices: Sequence[Any] | None = None,
+    ):
         self.program, self.schedule, self.lanes, self.memory_bytes = program, schedule, lanes, memory_bytes
         self.width = 0  # lanes of the compiled program once they have been split, so that all parts share it
-        self.calls = Calls(program, lanes=lanes)
+        self.calls = Calls(program, lanes=lanes, devices=devices)
         parts = {"": program.data, "held out ": program.held_out}
         self.data = {part + path: one for part, tree in parts.items() for path, one in fingerprints(tree).items()}
         self.data_hash = hashlib.blake2b(encode(self.data).encode(), digest_size=8).hexdigest()
@@ -260,7 +279,7 @@ class _Loop:
         together.split()
 
     def at_once(self, lanes: Sequence[Lane], lengths: set[int]) -> int:
-        """The number of lanes of one program: all, or the part that fits into memory.
+        """The number of lanes of one program, as `Calls.width` has it: for all, or for those that fit into memory.
 
         Raises:
           MemoryError: for a lane that does not fit alone.
@@ -268,30 +287,33 @@ class _Loop:
         if self.width:
             return self.width
         limit = _memory_limit(lanes[0].state) if self.memory_bytes is None else self.memory_bytes
+        whole = self.calls.width(len(lanes))
         if limit is None:
-            return len(lanes)
-        count, needed = len(lanes), self._needed(lanes, lengths, len(lanes))
+            return whole
+        devices = min(whole, len(self.calls.devices))
+        # Of each device: its lanes, and the memory that they need.
+        each = most = whole // devices
+        needed = first = self._needed(lanes, lengths, whole)
         shared = sum(leaf.nbytes for leaf in jax.tree.leaves(self.program.data))
-        whole, together = needed, count
         while needed > limit:
-            if count == 1:
+            if each == 1:
                 raise MemoryError(
                     f"one lane needs {needed:,} bytes and {limit:,} are available: take smaller batches or models, "
                     "or fewer steps per call"
                 )
             share = max(limit - shared, 0) / max(needed - shared, 1)
-            parts = -(-together // max(1, min(count - 1, int(count * share))))
-            count = -(-together // parts)
-            needed = self._needed(lanes, lengths, count)
-        if count < together:
-            self.width = count
-            parts = -(-together // count)
+            parts = -(-most // max(1, min(each - 1, int(each * share))))
+            each = -(-most // parts)
+            needed = self._needed(lanes, lengths, each * devices)
+        if each < most:
+            self.width = each * devices
+            where = f" of each of {devices} devices" if devices > 1 else ""
             print(
-                f"{together} lanes need {whole:,} bytes and {limit:,} are available: they are trained in {parts} parts "
-                f"of {count} lanes, one after the other",
+                f"{len(lanes)} lanes need {first:,} bytes{where} and {limit:,} are available: they are trained in "
+                f"{-(-len(lanes) // self.width)} parts of {self.width} lanes, one after the other",
                 file=sys.stderr,
             )
-        return count
+        return each * devices
 
     def _needed(self, lanes: Sequence[Lane], lengths: set[int], count: int) -> int:
         return self.calls.needed_bytes(lengths, lanes[0].hparams, lanes[0].state, count)

@@ -6,12 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from seqjax.train.finite import finite_leaves
 
 __all__ = ["Best", "Calls", "Program", "State", "finite", "initial_state"]
 
 PyTree = Any
+_LANES = "lanes"  # the axis of a mesh
 HParams = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -84,20 +87,30 @@ def finite(state: State) -> Metrics:
 class Calls:
     """The compiled calls of a program, each compiled when it is first needed, for a state or for lanes of states.
 
-    An accelerator takes every step of all lanes at once (`jax.vmap`). A CPU takes a whole call of one lane after the
-    other (`lax.map`): its cores are busy with one lane already, and the memory of one lane stays in their caches.
+    Lanes are divided over the devices of this process, each of which trains its own without the others. An accelerator
+    takes every step of its lanes at once (`jax.vmap`). A CPU takes a whole call of one lane after the other
+    (`lax.map`): its cores are busy with one lane already, and the memory of one lane stays in their caches.
 
     Attributes:
+      devices: over which lanes are divided.
       compile_seconds: spent on compilation so far.
       memory_bytes: temporary memory of the updates that were compiled last; None where XLA does not report it.
     """
 
-    def __init__(self, program: Program, *, lanes: bool):
-        """`lanes`: whether hparams, states and metrics have a leading axis of lanes."""
+    def __init__(self, program: Program, *, lanes: bool, devices: Sequence[Any] | None = None):
+        """Takes the program.
+
+        Args:
+          program: what is trained.
+          lanes: whether hparams, states and metrics have a leading axis of lanes.
+          devices: over which lanes are divided; None for those of this process, or the default device where one is set.
+        """
         self.compile_seconds = 0.0
         self.memory_bytes: int | None = None
+        self.devices = list(devices or _local_devices()) if lanes else _local_devices()[:1]
         self._program = program
         self._lanes = lanes
+        self._data: dict[int, PyTree] = {}
         self._compiled: dict[tuple, jax.stages.Compiled] = {}
 
     def updates(self, length: int, hparams: HParams, state: State) -> jax.stages.Compiled:
@@ -116,18 +129,39 @@ class Calls:
         function = _evaluation(self._program.evaluate, self._program.monitor)
         return self._compile(("evaluate", *_shape(hparams)), function, hparams, state)
 
+    def width(self, lanes: int) -> int:
+        """The lanes of the program that trains so many: each device has the same number."""
+        devices = min(lanes, len(self.devices))
+        return -(-lanes // devices) * devices
+
+    def data(self, width: int) -> PyTree:
+        """The data of the program, on each device of a program of so many lanes."""
+        if not self._lanes:
+            return self._program.data
+        devices = min(width, len(self.devices))
+        if devices not in self._data:
+            self._data[devices] = jax.device_put(self._program.data, NamedSharding(self._mesh(width), P()))
+        return self._data[devices]
+
     def joined(self, lanes: Sequence[PyTree]) -> PyTree:
-        """The trees of lanes, equal in structure, as one with a leading axis; without lanes, the one there is."""
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes) if self._lanes else lanes[0]
+        """The trees of lanes, equal in structure, as one with a leading axis; without lanes, the one there is.
+
+        The number of lanes is one that `width` returns.
+        """
+        if not self._lanes:
+            return lanes[0]
+        together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
+        return jax.device_put(together, self._sharding(len(lanes)))
 
     def needed_bytes(self, lengths: Iterable[int], hparams: HParams, state: State, lanes: int) -> int:
-        """Memory that the calls of so many lanes need, like this one: arguments, results and temporary arrays.
-
-        0 where XLA does not report it.
+        """Memory of a device that the calls of so many lanes need, like this one: arguments, results and temporary
+        arrays. 0 where XLA does not report it.
         """
+        width = self.width(lanes)
+        sharding = self._sharding(width)
 
         def shapes(leaf):
-            return jax.ShapeDtypeStruct((lanes, *jnp.shape(leaf)), leaf.dtype, sharding=leaf.sharding)
+            return jax.ShapeDtypeStruct((width, *jnp.shape(leaf)), leaf.dtype, sharding=sharding)
 
         hparams, state = jax.tree.map(shapes, (jax.tree.map(jnp.asarray, hparams), state))
         compiled = [*(self.updates(length, hparams, state) for length in lengths), self.evaluation(hparams, state)]
@@ -140,18 +174,41 @@ class Calls:
         )
 
     def split(self, joined: PyTree, count: int) -> list[PyTree]:
-        """The inverse of `joined`, for the first `count` lanes."""
-        return [jax.tree.map(lambda leaf, i=i: leaf[i], joined) for i in range(count)] if self._lanes else [joined]
+        """The inverse of `joined`, for the first `count` lanes, each on the first device."""
+        if not self._lanes:
+            return [joined]
+        lanes = [jax.tree.map(lambda leaf, i=i: leaf[i], joined) for i in range(count)]
+        return jax.device_put(lanes, self.devices[0])
+
+    def _mesh(self, width: int) -> Mesh:
+        devices = self.devices[: min(width, len(self.devices))]
+        return jax.make_mesh((len(devices),), (_LANES,), axis_types=(AxisType.Auto,), devices=devices)
+
+    def _sharding(self, width: int) -> NamedSharding:
+        """How an axis of lanes is divided over the devices."""
+        return NamedSharding(self._mesh(width), P(_LANES))
 
     def _compile(self, key: tuple, function: Callable, hparams: HParams, state: State) -> jax.stages.Compiled:
         if key not in self._compiled:
             began = time.perf_counter()
-            each = _each_lane(function, platform(state)) if self._lanes else function
+            [width] = _shape(hparams) or (1,)
+            each = function
+            if self._lanes:
+                each = _each_lane(function, platform(state))
+            if self._lanes and self._mesh(width).size > 1:
+                # By hand, for XLA cannot divide kernels; nothing depends on what another device computes.
+                specs = {"in_specs": (P(_LANES), P(), P(_LANES)), "out_specs": P(_LANES), "check_vma": False}
+                each = jax.shard_map(each, mesh=self._mesh(width), **specs)
             # Ahead of time, so that compilation is timed apart; the memory of the state is reused for the new one.
-            lowered = jax.jit(each, donate_argnums=2).lower(hparams, self._program.data, state)
+            lowered = jax.jit(each, donate_argnums=2).lower(hparams, self.data(width), state)
             self._compiled[key] = lowered.compile()
             self.compile_seconds += time.perf_counter() - began
         return self._compiled[key]
+
+
+def _local_devices() -> list[Any]:
+    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    return [default] if isinstance(default, jax.Device) else jax.local_devices()
 
 
 def _shape(hparams: HParams) -> tuple[int, ...]:
