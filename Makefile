@@ -81,7 +81,7 @@ test-compile: .venv/installed-dev
 
 # The versions that the tests last ran with, from an environment with every extra; without addresses.
 constraints: .venv/installed-dev
-	$(BIN)/pip install -q -e '.[bench,dev]'
+	$(BIN)/pip install -q -e '.[bench,dev,mlflow,wandb]'
 	$(BIN)/pip list --format=freeze --exclude-editable | grep -v -i -E '^(pip|setuptools|torch|nvidia|triton)' > constraints.txt
 
 .venv/bin/python:

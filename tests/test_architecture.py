@@ -154,6 +154,9 @@ def test_no_name_is_both_a_module_and_something_else():
         ("absl", ("experiments/", "launch.py")),
         ("submitit", ("launch.py", "experiments/")),
         ("tensorflow_datasets", ("seqjax/data/",)),
+        ("tensorboardX", ("seqjax/train/sinks.py",)),
+        ("wandb", ("seqjax/train/sinks.py",)),
+        ("mlflow", ("seqjax/train/sinks.py",)),
     ],
 )
 def test_a_package_is_known_only_in_its_rooms(package, rooms):

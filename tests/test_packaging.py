@@ -29,9 +29,11 @@ PARTS = {
 IMPORTED_AS = {
     "absl-py": "absl",
     "dm-haiku": "haiku",
+    "mlflow-skinny": "mlflow",
     "orbax-checkpoint": "orbax",
     "pystemmer": "Stemmer",
     "pyyaml": "yaml",
+    "tensorboardx": "tensorboardX",
 }
 NOT_IMPORTED = {
     "array-record": "tensorflow_datasets reads and writes with it",

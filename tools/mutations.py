@@ -666,6 +666,27 @@ MUTATIONS = [
         "tests/test_train_run.py::test_records_that_are_missing_or_were_changed_are_refused[changed]",
     ),
     Mutation(
+        "mirror: a resume does not write the sink anew",
+        "seqjax/train/run.py",
+        "        if self._mirror:\n            self._mirror.close()\n\n    def save_params",
+        "\n    def save_params",
+        "tests/test_train_sinks.py::test_a_sink_is_told_everything_once_and_of_a_resume_only_what_is_left",
+    ),
+    Mutation(
+        "mirror: a sink that failed is told again",
+        "seqjax/train/mirror.py",
+        "self._sink, None, True",
+        "self._sink, None, False",
+        "tests/test_train_sinks.py::test_a_sink_that_fails_is_reported_once_and_the_run_goes_on[log]",
+    ),
+    Mutation(
+        "TensorBoard: one that is running keeps what a resume dropped",
+        "seqjax/train/sinks.py",
+        'self._write(session_log={"status": "START"})',
+        "pass",
+        "tests/test_train_sinks.py::test_tensorboard_shows_every_number_once_after_a_resume",
+    ),
+    Mutation(
         "resume: other data is not noticed",
         "seqjax/train/lane.py",
         '"data": data}',

@@ -11,9 +11,11 @@ from absl import flags as absl_flags
 from absl.flags import FlagValues
 
 from experiments.harness.optimizer import is_usable
+from seqjax.train.sinks import SINKS, check_installed
 
-# Where a run is stored, how much it prints and how fast it starts: these do not affect its result and are not recorded.
-UNRECORDED = ("workdir", "progress", "compilation_cache")
+# Where a run is stored and shown, how much it prints and how fast it starts: these do not affect its result and are not
+# recorded.
+UNRECORDED = ("workdir", "progress", "compilation_cache", "log_to")
 
 
 def training_flags(**defaults: Any) -> FlagValues:
@@ -44,6 +46,8 @@ def training_flags(**defaults: Any) -> FlagValues:
     absl_flags.DEFINE_string("data_dir", None, "Directory of the data sets.", **own)
     absl_flags.DEFINE_boolean("progress", True, "Show a progress bar on a terminal.", **own)
     absl_flags.DEFINE_boolean("compilation_cache", True, "Keep compiled programs in ~/.cache/seqjax/jax.", **own)
+    log_to = "Where training is shown too, by files in the directory of the run."
+    absl_flags.DEFINE_enum("log_to", None, list(SINKS), log_to, **own)
 
     # Before the validators, which would check the first of two defaults that are only valid together.
     for name, value in defaults.items():
@@ -51,6 +55,7 @@ def training_flags(**defaults: Any) -> FlagValues:
 
     absl_flags.register_validator("learning_rate", lambda rate: rate > 0, "must be positive", flag_values=values)
     absl_flags.register_validator("optimizer", is_usable, flag_values=values)
+    absl_flags.register_validator("log_to", _is_installed, flag_values=values)
     for every in ("evaluate_every", "checkpoint_every"):
         absl_flags.register_multi_flags_validator(
             (every, "steps_per_call"),
@@ -71,6 +76,15 @@ def training_flags(**defaults: Any) -> FlagValues:
         flag_values=values,
     )
     return values
+
+
+def _is_installed(log_to: str | None) -> bool:
+    if log_to is not None:
+        try:
+            check_installed(SINKS[log_to])
+        except ModuleNotFoundError as error:
+            raise absl_flags.ValidationError(str(error)) from None
+    return True
 
 
 def parse(flags: FlagValues, given: Sequence[str] | Mapping[str, Any]) -> SimpleNamespace:

@@ -22,6 +22,7 @@ from experiments.harness.precision import narrowed
 from seqjax.solvers.native.build import user_cache
 from seqjax.train import InUse, Run, loop
 from seqjax.train.loop import FitResult
+from seqjax.train.sinks import SINKS
 
 
 def default_directory(name: str, *what: Any) -> Path:
@@ -66,6 +67,7 @@ def run_one(
     with contextlib.closing(Run.open(directory, recorded(config), wait=wait)) as run:
         if run.finished:
             return run.result()
+        _mirror(config, run)
         try:
             experiment = _build(definition, config)
             hparams = definition.hparams(config)
@@ -90,6 +92,7 @@ def run_lanes(
         for lane, (directory, config) in enumerate(zip(directories, configs, strict=True)):
             try:
                 runs[lane] = opened.enter_context(contextlib.closing(Run.open(directory, recorded(config))))
+                _mirror(config, runs[lane])
             except (ValueError, InUse) as error:
                 errors[lane] = ending.summary(error)
         if not runs:
@@ -114,6 +117,11 @@ def run_lanes(
                 _keep_error(run, message)
                 errors[lane] = message.splitlines()[0]
     return errors
+
+
+def _mirror(config: SimpleNamespace, run: Run) -> None:
+    if config.log_to is not None:
+        run.mirror(SINKS[config.log_to])
 
 
 def _build(definition: Definition, config: SimpleNamespace) -> Experiment:

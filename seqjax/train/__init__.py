@@ -7,19 +7,25 @@ with needed("train", by=__name__):
     from seqjax.train.lock import InUse
     from seqjax.train.loop import FitResult, NonFiniteLoss, Preempted, fit, fit_lanes
     from seqjax.train.metrics import mean_and_interval
+    from seqjax.train.mirror import Sink
     from seqjax.train.program import Best, Program, State, initial_state
     from seqjax.train.run import Run
+    from seqjax.train.sinks import MLflow, TensorBoard, WandB
     from seqjax.train.sweep import load_sweep
 
 __all__ = [
     "Best",
     "FitResult",
     "InUse",
+    "MLflow",
     "NonFiniteLoss",
     "Preempted",
     "Program",
     "Run",
+    "Sink",
     "State",
+    "TensorBoard",
+    "WandB",
     "fit",
     "fit_lanes",
     "initial_state",

@@ -15,6 +15,7 @@ from seqjax.train.differences import differences
 from seqjax.train.environment import describe, environment
 from seqjax.train.finite import not_finite
 from seqjax.train.lock import Lock
+from seqjax.train.mirror import Mirror, Opener, Sink
 from seqjax.train.params import read_params, write_params
 from seqjax.train.strict_json import decode, encode
 
@@ -34,6 +35,7 @@ class Run:
         params.npz     the trained params (`params`), once training has ended
         .lock          the process that writes to the run
         checkpoints/   figures/
+        tensorboard/   wandb/   mlflow/   what a sink shows (`mirror`)
 
     Every file but metrics.jsonl is replaced atomically. That one is appended to. A checkpoint holds its `mark`, and
     `rewind` drops what a killed process wrote after that, an incomplete line included.
@@ -71,6 +73,7 @@ class Run:
         self._result = self.directory / "result.json"
         self._error = self.directory / "error.txt"
         self._params = self.directory / "params.npz"
+        self._mirror: Mirror | None = None
         self._lock: Lock | None = None
         self._release: Callable[[], Any] = lambda: None
 
@@ -167,9 +170,44 @@ class Run:
 
     def close(self) -> None:
         """Closes the run, so that other processes can write to it."""
+        if self._mirror:
+            self._mirror.close()
         if self._lock:
             self._release()
             self._lock = None
+
+    def mirror(self, opener: Opener) -> None:
+        """Shows the run in a sink as well: its records so far, each that is logged from now on, and the result.
+
+        metrics.jsonl and result.json are written first, and the sink never has anything else: where a resume drops
+        records, it is written anew. If it fails, that is a warning on stderr, and the run goes on without it.
+
+            >>> import tempfile
+            >>> from seqjax.train import Run, TensorBoard
+            >>> with tempfile.TemporaryDirectory() as directory:
+            ...     run = Run.open(directory, {"units": 2})
+            ...     run.mirror(TensorBoard)  # before `fit`; then: tensorboard --logdir=DIRECTORY
+            ...     run.close()
+
+        Args:
+          opener: `TensorBoard`, `WandB`, `MLflow`, or any function of directory and flags that returns a `Sink`.
+
+        Raises:
+          ValueError: the run is not open to be written.
+        """
+        self._check_open()
+        self._mirror = Mirror(opener, self.directory, self.flags)
+
+    def show(self, sink: Sink) -> None:
+        """Shows a sink the run as it is: its records and, if it is finished, its result.
+
+        Raises:
+          ValueError: as `records`; also what the sink raises.
+        """
+        for record in self.records():
+            sink.log(record)
+        if self.finished:
+            sink.finish(self.result())
 
     def log(self, record: dict) -> None:
         """Appends one record to metrics.jsonl.
@@ -183,6 +221,8 @@ class Run:
         line = encode(record) + "\n"
         with named_errors(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
             file.write(line)
+        if self._mirror:
+            self._mirror.tell(lambda sink: sink.log(decode(line)), self.show)
 
     def records(self) -> list[dict]:
         """All records, oldest first; a last line that is still being written is left out.
@@ -237,6 +277,8 @@ class Run:
             )
         if content != b"".join(kept):
             write_atomic(self._metrics, b"".join(kept))
+        if self._mirror:
+            self._mirror.close()
 
     def save_params(self, params: Params) -> None:
         """Writes the trained params to params.npz, in place of those that were there.
@@ -293,6 +335,8 @@ class Run:
         if bad := [f"{name} is {value}" for name, value in not_finite(result)]:
             raise FloatingPointError(f"the result of {self.directory} is not finite: {', '.join(bad)}")
         write_atomic(self._result, _json({**result, "records": mark}))
+        if self._mirror:
+            self._mirror.tell(lambda sink: sink.finish(self.result()), self.show)
 
     @property
     def finished(self) -> bool:
