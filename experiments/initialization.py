@@ -33,6 +33,7 @@ from experiments.harness import command, supervised
 from experiments.harness.comparison import rank_correlation
 from experiments.harness.experiment import Experiment
 from experiments.harness.flags import training_flags
+from experiments.harness.plots import named_points
 from experiments.harness.report import (
     COLORS,
     Section,
@@ -212,12 +213,12 @@ def _prediction(task: str, by_label: dict[str, list[Run]]) -> Section:
     score = _score(by_label)
     figures, axes = separate(*SIGNALS)
     table: list[list[Any]] = [["before the first update", "groups", "rank correlation", "95 % interval"]]
+    names = [label.replace("recurrent=", "").replace("forget_bias=", "bias ") for label in by_label]
     for axis, (name, title) in zip(axes, SIGNALS.items(), strict=True):
         xs, ys = means(name), means(score)
-        for index, (label, x, y) in enumerate(zip(by_label, xs, ys, strict=True)):
-            marker = "osD^"[index // len(COLORS) % 4]
-            axis.plot(x, y, marker, color=COLORS[index % len(COLORS)], label=label, markersize=5)
-        axis.set(xlabel=title, ylabel=score.replace("_", " "), yscale="log" if min(ys) > 0 else "linear")
+        log = "loss" in score and min(ys) > 0
+        axis.set(xlabel=title, ylabel=score.replace("_", " "), yscale="log" if log else "linear")
+        named_points(axis, names, xs, ys)
         r, low, high = rank_correlation(xs, ys)
         table.append([title, len(xs), r, None if math.isnan(r) else f"{low:.2f} to {high:.2f}"])
     text = (

@@ -29,6 +29,7 @@ from experiments.harness import command, supervised
 from experiments.harness.comparison import rank_correlation
 from experiments.harness.experiment import Experiment
 from experiments.harness.flags import training_flags
+from experiments.harness.plots import spread
 from experiments.harness.report import COLORS, Mean, Section, groups, mean, panels, varying
 from experiments.harness.task import Task
 from experiments.shared import tasks
@@ -204,14 +205,6 @@ def labelled_points(axis: "Axes", names: Sequence[str], xs: Sequence[float], ys:
             line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0, "relpos": (side < 0, 0.5)}
             axis.annotate(name, (x, y), (column, place), ha=align, va="center", fontsize=8, arrowprops=line)
     axis.set(xlim=(-0.5, 1.7), ylim=(low - gap, high + gap), xticks=(0, 0.25, 0.5, 0.75, 1))
-
-
-def spread(ys: Sequence[float], gap: float, high: float) -> np.ndarray:
-    """The places nearest to ascending ys, in least squares, that are at least `gap` apart, all up to `high`."""
-    from scipy.optimize import isotonic_regression
-
-    steps = gap * np.arange(len(ys))
-    return np.minimum(isotonic_regression(np.subtract(ys, steps)).x, high - steps[-1:]) + steps
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import memory
+from experiments.harness import plots
 from experiments.harness.experiment import define
 from experiments.harness.report import panels
 from experiments.shared import tasks
@@ -99,9 +100,9 @@ def test_the_report_sorts_the_cells_and_separates_what_else_is_swept(tmp_path):
 
 
 def test_the_labels_of_points_keep_a_distance():
-    np.testing.assert_allclose(memory.spread([1.0, 1.0, 5.0], 1.0, 9.0), [0.5, 1.5, 5.0])
-    np.testing.assert_allclose(memory.spread([4.0, 5.0, 5.0], 1.0, 5.0), [3.0, 4.0, 5.0])
-    assert not memory.spread([], 1.0, 5.0).size
+    np.testing.assert_allclose(plots.spread([1.0, 1.0, 5.0], 1.0, 9.0), [0.5, 1.5, 5.0])
+    np.testing.assert_allclose(plots.spread([4.0, 5.0, 5.0], 1.0, 5.0), [3.0, 4.0, 5.0])
+    assert not plots.spread([], 1.0, 5.0).size
     _, axes = panels()
     memory.labelled_points(axes[0, 0], ["a", "b", "c"], [0.1, 1.0, 1.0], [-3.0, 0.0, 0.0])
     places = {text.get_text(): text.xyann for text in axes[0, 0].texts}

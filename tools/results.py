@@ -74,10 +74,11 @@ STUDIES = {
         data=True,
     ),
     "matrices": Study(
-        "--experiment=initialization --model=rnn --steps=1500 --steps_per_call=250 --evaluate_every=250 "
-        "--sweep='task=rows,permuted,temperature;recurrent=orthogonal,identity,half_identity,glorot,he,uniform,critical,"
-        "np_rnn,sparse,radius_0.5,radius_0.9,radius_1.2,radius_1.5;learning_rate=1e-3,3e-3,1e-2;seed=0:5'",
-        40,
+        "--experiment=initialization --task=rows --model=rnn --steps=1500 --steps_per_call=250 --evaluate_every=250 "
+        "--sweep='recurrent=orthogonal,identity,half_identity,glorot,he,uniform,critical,np_rnn,sparse,radius_0.5,"
+        "radius_0.9,radius_1.2,radius_1.5;learning_rate=1e-3,3e-3,1e-2;seed=0:5'",
+        15,
+        {"initialization": "prediction-rows-first_gradient_log10"},
         data=True,
     ),
     "dropout": Study(

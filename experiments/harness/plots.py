@@ -287,6 +287,29 @@ def _themed(svg: str) -> str:
     return head + _SVG_STYLE + tag + rest.replace("#000000", "currentColor")
 
 
+def named_points(axes: "Axes", names: Sequence[str], xs: Sequence[float], ys: Sequence[float]) -> None:
+    """Draws points, and their names in a column beside the axes; the scales of these have to be set before."""
+    for index, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        axes.plot(x, y, "o", color=COLORS[index % len(COLORS)], markersize=5)
+    axes.autoscale_view()
+    points = np.column_stack([xs, ys])
+    heights = axes.transAxes.inverted().transform(axes.transData.transform(points))[:, 1]
+    ranked = sorted(zip(heights, names, xs, ys, strict=True))
+    places = spread([height for height, *_ in ranked], min(0.08, 1 / len(names)), 1)
+    for place, (_, name, x, y) in zip(places, ranked, strict=True):
+        line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0, "relpos": (0, 0.5)}
+        to = {"xytext": (1.06, place), "textcoords": "axes fraction", "arrowprops": line}
+        axes.annotate(drawable(name), (x, y), va="center", fontsize=8, **to)
+
+
+def spread(ys: Sequence[float], gap: float, high: float) -> np.ndarray:
+    """The places nearest to ascending ys, in least squares, that are at least `gap` apart, all up to `high`."""
+    from scipy.optimize import isotonic_regression
+
+    steps = gap * np.arange(len(ys))
+    return np.minimum(isotonic_regression(np.subtract(ys, steps)).x, high - steps[-1:]) + steps
+
+
 def run_lines(
     axes: "Axes", label: str, xs: Sequence[Sequence[float]], ys: Sequence[Sequence[float]], index: int
 ) -> None:
