@@ -14,7 +14,7 @@ all runs, occurs in training.
     python -m experiments.addition --model=lstm
     python launch.py --experiment=addition                 all models, three learning rates, five seeds
 
-What was measured is on the page of results (docs/results.md).
+Measured: lstm gives 99.4 ± 0.6 % of the answers right (docs/results.md).
 """
 
 import sys
