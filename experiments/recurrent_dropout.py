@@ -13,8 +13,8 @@ that nothing can be memorized.
     python -m experiments.recurrent_dropout --where=recurrent --dropout=0.25 --data_dir=DIR
     python launch.py --experiment=recurrent_dropout --data_dir=DIR
 
-Measured on the hourly record: the gap between validation and training loss is 0.035 without dropout, -0.005 with one
-mask per sequence, 0.028 with a mask per step (docs/results.md).
+Measured on chorales, at the best rates: one mask per sequence lowers the test loss of an LSTM by 0.20 ± 0.06 nats per
+step, a mask per step by 0.03 ± 0.05 (docs/results.md).
 """
 
 import sys

@@ -82,10 +82,11 @@ STUDIES = {
         data=True,
     ),
     "dropout": Study(
-        "--experiment=recurrent_dropout --task=chorales --units=100 --batch_size=16 --steps=500 --steps_per_call=50 "
-        "--evaluate_every=50 --sweep='where=none,input,recurrent,both,per_gate,candidate,output,weights,zoneout,"
-        "per_step;dropout=0.2,0.4,0.6;learning_rate=3e-3,1e-2;seed=0:5'",
-        35,
+        "--experiment=recurrent_dropout --task=chorales --units=128 --batch_size=8 --steps=1000 --steps_per_call=100 "
+        "--evaluate_every=100 --sweep='where=none,recurrent,per_step,output,input,zoneout,per_gate,weights;"
+        "dropout=0.25,0.5;learning_rate=3e-3,1e-2;seed=0:5'",
+        40,
+        {"dropout": "which-place-is-worth-what-task-chorales-model-lstm-gain"},
         data=True,
     ),
     "dropout_jena": Study(
@@ -96,10 +97,10 @@ STUDIES = {
         data=True,
     ),
     "dropout_cells": Study(
-        "--experiment=recurrent_dropout --task=chorales --units=100 --batch_size=16 --steps=500 --steps_per_call=50 "
-        "--evaluate_every=50 --dropout=0.3 --sweep='model=rnn,gru;where=none,input,recurrent,output,per_step;"
+        "--experiment=recurrent_dropout --task=chorales --units=128 --batch_size=8 --steps=1000 --steps_per_call=100 "
+        "--evaluate_every=100 --sweep='model=rnn,gru;where=none,recurrent,per_step,output;dropout=0.25,0.5;"
         "learning_rate=3e-3,1e-2;seed=0:5'",
-        10,
+        25,
         data=True,
     ),
     "uncertainty": Study(
