@@ -177,8 +177,9 @@ class Calls:
         """The inverse of `joined`, for the first `count` lanes, each on the first device."""
         if not self._lanes:
             return [joined]
-        lanes = [jax.tree.map(lambda leaf, i=i: leaf[i], joined) for i in range(count)]
-        return jax.device_put(lanes, self.devices[0])
+        # Copied before it is indexed, which devices would do together: on a busy CPU one may wait for others in vain.
+        here = jax.device_put(joined, self.devices[0])
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], here) for i in range(count)]
 
     def _mesh(self, width: int) -> Mesh:
         devices = self.devices[: min(width, len(self.devices))]
