@@ -224,6 +224,7 @@ def test_mixed_precision_keeps_params_and_scores_in_float32(method):
     assert {leaf.dtype.name for leaf in jax.tree.leaves((after.params, metrics, scores))} == {"float32"}
 
 
+@pytest.mark.slow
 def test_rates_of_dropout_are_lanes(finished, tmp_path):
     arguments = ["--method=mc_dropout", *SMALL, *SHORT]
     sweep = "--sweep=dropout=0.1,0.5;recurrent_dropout=0.0,0.25;seed=0"
