@@ -141,7 +141,7 @@ def fit_lanes(
       runs: of each lane.
       memory_bytes: of a device; lanes that do not fit are trained in parts, one after the other. None for what JAX
         knows of the device.
-      devices: over which the lanes are divided; None for those of this process.
+      devices: over which the lanes are divided; None for the accelerators of this process, or for its CPU.
 
     Raises:
       ValueError: the arguments are inconsistent; also for patience > 0, since the lanes take every step together.

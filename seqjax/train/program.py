@@ -87,7 +87,7 @@ def finite(state: State) -> Metrics:
 class Calls:
     """The compiled calls of a program, each compiled when it is first needed, for a state or for lanes of states.
 
-    Lanes are divided over the devices of this process, each of which trains its own without the others. An accelerator
+    Lanes are divided over the accelerators of this process, each of which trains its own without the others. One
     takes every step of its lanes at once (`jax.vmap`). A CPU takes a whole call of one lane after the other
     (`lax.map`): its cores are busy with one lane already, and the memory of one lane stays in their caches.
 
@@ -103,11 +103,11 @@ class Calls:
         Args:
           program: what is trained.
           lanes: whether hparams, states and metrics have a leading axis of lanes.
-          devices: over which lanes are divided; None for those of this process, or the default device where one is set.
+          devices: over which lanes are divided; None for the accelerators of this process, or for its CPU.
         """
         self.compile_seconds = 0.0
         self.memory_bytes: int | None = None
-        self.devices = list(devices or _local_devices()) if lanes else _local_devices()[:1]
+        self.devices = list(devices or _accelerators()) if lanes else _accelerators()[:1]
         self._program = program
         self._lanes = lanes
         self._data: dict[int, PyTree] = {}
@@ -207,9 +207,11 @@ class Calls:
         return self._compiled[key]
 
 
-def _local_devices() -> list[Any]:
+def _accelerators() -> list[Any]:
+    """The devices of this process; of a CPU, whose devices share its cores, or where a default is set, one."""
     default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-    return [default] if isinstance(default, jax.Device) else jax.local_devices()
+    devices = [default] if isinstance(default, jax.Device) else jax.local_devices()
+    return devices[:1] if devices[0].platform == "cpu" else devices
 
 
 def _shape(hparams: HParams) -> tuple[int, ...]:
