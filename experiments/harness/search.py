@@ -52,7 +52,7 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         """The text that `parse` takes."""
-        ends = (f"{int(end) if self.integer else end:g}" for end in (self.low, self.high))
+        ends = (str(int(end) if self.integer else end) for end in (self.low, self.high))
         return "..".join(ends) + (":log" if self.log else "")
 
     def at(self, quantile: float) -> float | int:
@@ -78,8 +78,8 @@ def parse(name: str, text: str, flags: FlagValues) -> Range | None:
     """Returns the range that a text stands for; None for a text that is none.
 
     Raises:
-        ValueError: a flag that is no number, ends in the wrong order, of which one is no integer or is refused by the
-            flag, or that are not positive on a logarithmic scale.
+        ValueError: a flag that is no number, ends in the wrong order, of which one is infinite, no integer or refused
+            by the flag, or that are not positive on a logarithmic scale.
     """
     found = re.fullmatch(rf"({_NUMBER})\.\.({_NUMBER})(:log)?", text)
     if not found:
@@ -93,6 +93,8 @@ def parse(name: str, text: str, flags: FlagValues) -> Range | None:
         low, high = (number(end) for end in found.groups()[:2])
     except ValueError as error:
         raise ValueError(f"{about}: {shortened(str(error), 200)}") from None
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{about}: expected finite ends")
     if low >= high:
         raise ValueError(f"{about}: expected its lower end first")
     if found[3] and low <= 0:

@@ -223,8 +223,7 @@ def plan(
     if runs > MOST_RUNS:
         raise ValueError(f"the sweep has {runs:,} runs, expected at most {MOST_RUNS:,}; take fewer --points")
     named = {name: value for name, value in fixed.items() if name not in UNRECORDED}
-    written = {name: list(map(str, values)) if name in ranges else values for name, values in axes.items()}
-    default = default_directory(definition.name, "sweep", written, named)
+    default = default_directory(definition.name, "sweep", _texts(axes), named)
     directory = place(default if directory is None else directory)
     if not widen:
         return _checked(Plan(definition, axes, fixed, [], directory, search=search))
@@ -312,10 +311,13 @@ def _check_flags(member: Member) -> None:
 
 def _header(plan: Plan) -> dict[str, Any]:
     fixed = {name: value for name, value in plan.fixed.items() if name not in UNRECORDED}
-    ranges = ranged(plan.axes)
-    axes = {name: list(map(str, values)) if name in ranges else values for name, values in plan.axes.items()}
-    searched = {"search": plan.search._asdict()} if ranges else {}
-    return {"experiment": plan.definition.name, "axes": axes, "fixed": fixed, **searched}
+    searched = {"search": plan.search._asdict()} if ranged(plan.axes) else {}
+    return {"experiment": plan.definition.name, "axes": _texts(plan.axes), "fixed": fixed, **searched}
+
+
+def _texts(axes: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """The axes with their ranges as texts, as sweep.json has them."""
+    return {**axes, **{name: [str(one)] for name, one in ranged(axes).items()}}
 
 
 def run(plan: Plan, executor: Callable[..., executors.Outcomes] = executors.debug) -> int:
