@@ -215,7 +215,7 @@ def build(config: SimpleNamespace) -> Experiment:
     task = tasks.make_task(config)
     cell = model(config, task)
     drawn = jax.eval_shape(task.train, task.data, jax.random.key(0), jnp.int32(0))
-    length = tasks.steps(task)
+    length = len(drawn.xs)
     k1, k2 = _chunks(config, length)
     if task.continues and length % k1:
         raise ValueError(f"--length={length} of a text must be a multiple of k1 = {k1} (--truncation)")

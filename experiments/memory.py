@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ from experiments.harness import command, supervised
 from experiments.harness.comparison import rank_correlation
 from experiments.harness.experiment import Experiment
 from experiments.harness.flags import training_flags
-from experiments.harness.plots import spread
-from experiments.harness.report import COLORS, Mean, Section, groups, mean, panels, varying
+from experiments.harness.plots import named_points
+from experiments.harness.report import Mean, Section, groups, mean, panels, varying
 from experiments.harness.task import Task
 from experiments.shared import tasks
 from seqjax import cells
@@ -39,9 +39,6 @@ from seqjax.core import Cell, batch_shape
 from seqjax.diagnostics import gradient_against_lag
 from seqjax.train import Run, read_arrays, write_arrays
 from seqjax.wrappers import with_embedding, with_head
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 FLAGS = training_flags(steps=300, steps_per_call=100, evaluate_every=100, batch_size=32, learning_rate=3e-3)
 # All are `units` wide; where the memory is a matrix, the carry has units^2 / 2 numbers.
@@ -181,8 +178,8 @@ def _prediction(title: str, rows: Sequence[Row]) -> Section:
     accuracies = [row.accuracy for row in rows]
     by_signal = {name: [row.results[name].mean for row in rows] for name in SIGNALS}
     figure, axes = panels(width=6.4, height=6.0)
-    labelled_points(axes[0, 0], [row.cell for row in rows], accuracies, by_signal["first_gradient_log10"])
     axes[0, 0].set(xlabel="test accuracy", ylabel="gradient at the longest lag before training, log10")
+    named_points(axes[0, 0], [row.cell for row in rows], accuracies, by_signal["first_gradient_log10"])
     table: list[list[Any]] = [["", "cells", "rank correlation with accuracy", "95 % interval"]]
     for name, values in by_signal.items():
         r, low, high = rank_correlation(values, accuracies)
@@ -192,19 +189,6 @@ def _prediction(title: str, rows: Sequence[Row]) -> Section:
         "digits, with the interval of Bonett & Wright (2000)."
     )
     return Section(title, text, [figure], table)
-
-
-def labelled_points(axis: "Axes", names: Sequence[str], xs: Sequence[float], ys: Sequence[float]) -> None:
-    """Draws points with x in [0, 1], named in a column at the right where x is almost 1, else at the left."""
-    low, high = min(ys), max(ys)
-    gap = max(high - low, 1.0) / 34
-    axis.plot(xs, ys, "o", color=COLORS[0], markersize=4)
-    for column, side, align in ((-0.05, -1, "right"), (1.2, 1, "left")):
-        found = sorted((y, x, name) for name, x, y in zip(names, xs, ys, strict=True) if (x > 0.95) == (side > 0))
-        for place, (y, x, name) in zip(spread([y for y, _, _ in found], gap, high), found, strict=True):
-            line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0, "relpos": (side < 0, 0.5)}
-            axis.annotate(name, (x, y), (column, place), ha=align, va="center", fontsize=8, arrowprops=line)
-    axis.set(xlim=(-0.5, 1.7), ylim=(low - gap, high + gap), xticks=(0, 0.25, 0.5, 0.75, 1))
 
 
 if __name__ == "__main__":

@@ -104,11 +104,13 @@ def test_the_labels_of_points_keep_a_distance():
     np.testing.assert_allclose(plots.spread([4.0, 5.0, 5.0], 1.0, 5.0), [3.0, 4.0, 5.0])
     assert not plots.spread([], 1.0, 5.0).size
     _, axes = panels()
-    memory.labelled_points(axes[0, 0], ["a", "b", "c"], [0.1, 1.0, 1.0], [-3.0, 0.0, 0.0])
-    places = {text.get_text(): text.xyann for text in axes[0, 0].texts}
-    assert places["a"] == (-0.05, -3.0)
-    assert places["b"][0] == places["c"][0] == 1.2
-    assert abs(places["b"][1] - places["c"][1]) == pytest.approx(3 / 34)
+    plots.named_points(axes[0, 0], ["a", "b", "c"], [0.1, 1.0, 1.0], [-3.0, 0.0, 0.0])
+    named = {text.get_text(): (text.xy, text.xyann) for text in axes[0, 0].texts}
+    assert {name: point for name, (point, _) in named.items()} == {"a": (0.1, -3), "b": (1, 0), "c": (1, 0)}
+    places = {name: place for name, (_, place) in named.items()}
+    assert places["a"][0] == places["b"][0] == places["c"][0] == 1.06
+    assert places["a"][1] < min(places["b"][1], places["c"][1])
+    assert abs(places["b"][1] - places["c"][1]) == pytest.approx(0.08)
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def _themed(svg: str) -> str:
 def named_points(axes: "Axes", names: Sequence[str], xs: Sequence[float], ys: Sequence[float]) -> None:
     """Draws points, and their names in a column beside the axes; the scales of these have to be set before."""
     for index, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        axes.plot(x, y, "o", color=COLORS[index % len(COLORS)], markersize=5)
+        axes.plot(x, y, "o", color=COLORS[index % len(COLORS)], markersize=5, clip_on=False)
     axes.autoscale_view()
     points = np.column_stack([xs, ys])
     heights = axes.transAxes.inverted().transform(axes.transData.transform(points))[:, 1]
