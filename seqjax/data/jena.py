@@ -60,7 +60,8 @@ def load(path: str | os.PathLike[str], *, columns: Sequence[str] | None = None, 
 
     Files: `jena_climate_2009_2016.csv` and its zip; the station's own `mpi_roof*.csv` or zips (Latin-1); the 2020 file
     of the forecasting benchmarks (Autoformer and later; its `OT` is CO2), plain or zipped; the hourly npz (X, dates,
-    cols). A directory is searched for `jena_files.FILES` in that order; several files of the station form one record.
+    cols). A directory, and then its folder `jena`, is searched for `jena_files.FILES` in that order; several files of
+    the station form one record.
 
     Cleaning: rows are sorted by time; of rows with the same time, the first is kept; cells marked -9999 become 0 in
     the two wind speeds (as in the literature), and elsewhere the last value before them (at the very start, the next

@@ -87,9 +87,9 @@ def finite(state: State) -> Metrics:
 class Calls:
     """The compiled calls of a program, each compiled when it is first needed, for a state or for lanes of states.
 
-    Lanes are divided over the accelerators of this process, each of which trains its own without the others. One
-    takes every step of its lanes at once (`jax.vmap`). A CPU takes a whole call of one lane after the other
-    (`lax.map`): its cores are busy with one lane already, and the memory of one lane stays in their caches.
+    Lanes are divided over the accelerators of this process, each of which trains its own without the others, and takes
+    every step of them at once (`jax.vmap`). A CPU takes a whole call of one lane after the other (`lax.map`): its cores
+    are busy with one lane already, and the memory of one lane stays in their caches.
 
     Attributes:
       devices: over which lanes are divided.
